@@ -1,0 +1,123 @@
+"""Every field once, with its published value and unit; the other configs only override.
+
+The values of `base()` are those of the published grid + BERT recipe on COCO (VSE∞,
+CVPR 2021). A field that is None by default is a typed placeholder.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base() -> ConfigDict:
+    """Returns the full, locked config: an unknown field or a wrong type is an error."""
+    c = ConfigDict()
+    c.seed = 0
+    c.batch_size = 128  # pairs per step over all devices and hosts
+    c.num_epochs = 25
+    c.max_steps = placeholder(int)  # stop after this many steps; None: by epochs
+    c.log_every = 10  # steps between lines of metrics.jsonl
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices per axis; -1: all the rest
+    c.compute_dtype = "float32"  # of the towers; parameters and loss stay float32
+    c.matmul_precision = "highest"  # 'highest' float32, 'high' TF32/bf16x3, 'default'
+    c.embed_dim = 1024
+
+    c.data = ConfigDict()
+    c.data.name = "coco"  # coco | f30k | openmoji | any: decides the image folder
+    c.data.root = "data/coco"  # the folder that holds precomp/
+    c.data.format = "folder"  # the published on-disk layout
+    c.data.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures
+    c.data.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
+    c.data.train_split = "train"
+    c.data.dev_split = "dev"
+    c.data.distinct_images = False  # no picture twice in a batch (five passes an epoch)
+    c.data.on_bad_image = "error"  # error | skip (another pair of the split stands in)
+    c.data.workers = "auto"  # threads | processes | auto (what suits the core count)
+    c.data.num_workers = 0  # 0: one per core, at most 16
+    c.data.max_tokens = 512  # longer captions are cut, [SEP] kept
+    c.data.token_buckets = (16, 32, 64, 128, 512)  # padded caption lengths
+
+    c.image = ConfigDict()
+    c.image.kind = "grid"  # grid (CNN cells) | region (precomputed features)
+    c.image.pool = "gpo"
+    c.image.normalise = True  # False: the original's --no_imgnorm
+    c.image.weights = placeholder(str)  # converted backbone folder (pretrained CNN)
+    c.image.size = 512  # px, both sides; 256 × input_scale_factor
+    c.image.pixels = "detector"  # detector (BGR − means) | imagenet (RGB standardised)
+    c.image.crop_min = 0.6  # training crop: ratio ~ U(crop_min, 1) of both sides
+    c.image.flip = 0.5  # probability of the training mirror
+    c.image.drop = 0.2  # size augmentation: share of the set that may be dropped
+    c.image.feature_dim = 2048  # region features
+    c.image.max_regions = 36  # static set size of region features
+    c.image.backbone = ConfigDict()
+    c.image.backbone.block = "v1"  # v1 (stride on first 1×1) | torchvision | basic
+    c.image.backbone.stem = "conv7"  # conv7 (7×7/2 + max pool) | patch (patch × patch)
+    c.image.backbone.patch = 4  # px; stem 'patch' only
+    c.image.backbone.layers = (3, 4, 23, 3)  # blocks per stage
+    c.image.backbone.width = 64  # channels of the stem and of the first stage
+    c.image.backbone.groups = 1  # ResNeXt-101 32×8d: 32
+    c.image.backbone.group_width = 64  # channels per group at width 64; ResNeXt: 8
+    c.image.backbone.batch_norm = "frozen"  # frozen (running statistics) | train
+
+    c.text = ConfigDict()
+    c.text.kind = "bert"
+    c.text.pool = "gpo"
+    c.text.normalise = True  # False: the original's --no_txtnorm
+    c.text.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
+    c.text.vocab = placeholder(str)  # vocab.txt; None: weights folder, <root>/../vocab
+    c.text.vocab_size = 30522
+    c.text.hidden = 768
+    c.text.layers = 12
+    c.text.heads = 12
+    c.text.ffn = 3072
+    c.text.max_positions = 512
+    c.text.dropout = 0.1  # inside BERT, as in its pretraining
+    c.text.augment = 0.2  # probability that a training word is masked/replaced/removed
+    c.text.cache_features = False  # frozen BERT: its token features are computed once
+
+    c.loss = ConfigDict()
+    c.loss.margin = 0.2
+    c.loss.vse_mean_warmup_epochs = 1  # all negatives first, then only the hardest
+    c.loss.ramp_epoch = 1  # loss × (step in epoch / steps) in this epoch; -1: never
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw (β 0.9/0.999, ε 1e-8) | sgd (momentum 0.9)
+    c.optimizer.learning_rate = 5e-4
+    c.optimizer.lr_update = 15  # epoch at whose start the rate drops to a tenth
+    c.optimizer.weight_decay = 1e-4  # decoupled for adamw
+    c.optimizer.weight_decay_on = ".*"  # regex of the parameters that decay
+    c.optimizer.nesterov = False  # sgd only
+    c.optimizer.clip = 2.0  # global gradient norm over the open parameters
+    c.optimizer.rules = grid_rules()
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = placeholder(int)  # also within an epoch; None: at its end
+
+    c.eval = ConfigDict()
+    c.eval.split = "test"
+    c.eval.batch_size = 128
+    c.eval.ensemble = placeholder(str)  # workdirs, comma-separated
+    return c.lock()
+
+
+def grid_rules(embedding_warmup=1, backbone_warmup=0, backbone=0.01, bert=0.1):
+    """Parameter groups of grid models: (regex, learning-rate factor, opening epoch).
+
+    The first rule that matches a parameter's path decides; every parameter must match.
+    A group gets no update at all before its opening epoch; epoch -1 means never. The
+    CNN opens from the top: layer4, layer3, layer2, then the rest with the stem, each
+    `backbone_warmup` epochs after the one before (REFERENCE: grid mode schedule).
+    """
+    e, w = embedding_warmup, backbone_warmup
+    return (
+        ("^image/backbone/layer4/", backbone, e),
+        ("^image/backbone/layer3/", backbone, e + w),
+        ("^image/backbone/layer2/", backbone, e + 2 * w),
+        ("^image/backbone/", backbone, e + 3 * w),
+        ("^text/bert/", bert, 0),
+        (".*", 1.0, 0),
+    )
+
+
+def region_rules(bert=0.1):
+    """Parameter groups of region models (see `grid_rules`)."""
+    return (("^text/bert/", bert, 0), (".*", 1.0, 0))

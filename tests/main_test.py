@@ -1,0 +1,260 @@
+"""main.py as a user runs it: train, resume after kills, eval, embed, bad input."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vse_jax.metric_writer import read_metrics
+
+MAIN = [sys.executable, "main.py"]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Quick compiles, kept from run to run; one device."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "PYTHONWARNINGS": "error",
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_args(tiny_root):
+    return [f"--config=tests/tiny.py:{tiny_root}", "--config.checkpoint.every_steps=7"]
+
+
+def start(args, environment, **kwargs):
+    return subprocess.Popen(
+        [*MAIN, *args],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def run(args, environment, code=0, **kwargs):
+    process = start(args, environment, **kwargs)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, f"{out}\n{err}"
+    return out, err
+
+
+def one_line_error(args, environment, **kwargs):
+    """Runs something that must fail as bad input does; returns the line."""
+    _, err = run(args, environment, code=1, **kwargs)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert lines[0] == err.strip().splitlines()[-1], err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_args, environment, tmp_path_factory):
+    """A workdir that was trained without interruption, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    out, err = run([*tiny_args, f"--workdir={workdir}"], environment)
+    return workdir, out, err
+
+
+def parameters(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint, read without the project's code."""
+    import orbax.checkpoint as ocp
+
+    (step,) = (workdir / "checkpoints" / "last").glob("[0-9]*")
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(step.absolute() / "model")
+    import jax
+
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    workdir, out, _ = trained
+    metrics = json.loads((workdir / "eval_test.json").read_text())
+    assert (metrics["images"], metrics["captions"]) == (32, 160)
+    assert metrics["rsum"] == pytest.approx(
+        sum(metrics[d][k] for d in ("i2t", "t2i") for k in ("r1", "r5", "r10"))
+    )
+    rows = read_metrics(workdir)
+    losses = [row["step"] for row in rows if "train/loss" in row]
+    assert losses == list(range(1, 61))  # 96 × 5 pairs, batches of 16, two epochs
+    assert [row["step"] for row in rows if "eval/dev/rsum" in row] == [30, 60]
+    for name in ("train/lr", "train/grad_norm", "perf/images_per_s", "perf/data_wait"):
+        assert any(name in row for row in rows), name
+    for picture in ("retrieval.png", "curves.png"):
+        assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
+    assert f"{metrics['rsum']:.1f}" in out
+
+
+def test_eval_and_embed_need_only_the_workdir(trained, environment):
+    workdir, _, _ = trained
+    before = json.loads((workdir / "eval_test.json").read_text())
+    (workdir / "eval_test.json").unlink()
+    run([f"--workdir={workdir}", "--mode=eval"], environment)
+    assert json.loads((workdir / "eval_test.json").read_text()) == before
+
+    args = [f"--workdir={workdir}", "--mode=embed", "--config.eval.split=dev"]
+    run(args, environment)
+    run([*args[:1], "--mode=eval", args[2]], environment)
+    folder = workdir / "embeddings" / "dev"
+    images = np.load(folder / "images.npy")
+    captions = np.load(folder / "captions.npy")
+    assert images.shape == (32, 32)
+    assert captions.shape == (160, 32)
+    assert len((folder / "image_ids.txt").read_text().splitlines()) == 32
+    # The embeddings are the ones that eval ranked.
+    from vse_jax.metrics.ranking import retrieval_metrics
+
+    assert retrieval_metrics(images, captions, 5) == json.loads(
+        (workdir / "eval_dev.json").read_text()
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    """True as soon as `condition()` holds; False when the process ends first."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_a_killed_run_ends_with_the_same_bits(trained, tiny_args, environment, tmp_path):
+    workdir = tmp_path / "killed"
+    args = [*tiny_args, f"--workdir={workdir}"]
+    last = workdir / "checkpoints" / "last"
+
+    # First kill: in the middle of an epoch, after a checkpoint.
+    process = start(args, environment)
+    assert wait_for(lambda: (last / "14").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    # Second kill: while a checkpoint is being written.
+    def writing():
+        return any("tmp" in path.name for path in last.glob("*"))
+
+    leftovers = {path.name for path in last.glob("*tmp*")}
+    process = start(args, environment)
+    assert wait_for(
+        lambda: {path.name for path in last.glob("*tmp*")} - leftovers, process
+    )
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    _, err = run(args, environment)
+    assert "resumed from step" in err
+    assert not writing()
+    expected = parameters(trained[0])
+    found = parameters(workdir)
+    assert expected.keys() == found.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+    def scalars(folder):
+        return [
+            (row["step"], row["train/loss"])
+            for row in read_metrics(folder)
+            if "train/loss" in row
+        ]
+
+    assert scalars(workdir) == scalars(trained[0])
+    assert (workdir / "eval_test.json").read_text() == (
+        trained[0] / "eval_test.json"
+    ).read_text()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(trained, environment, tmp_path):
+    workdir = tmp_path / "full"
+    shutil.copytree(trained[0], workdir)
+
+    def small_files():  # files may not grow past 64 kB: writing fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+
+    args = [f"--workdir={workdir}", "--config.num_epochs=3"]
+    line = one_line_error(args, environment, preexec_fn=small_files)
+    assert "could not save" in line
+    run([f"--workdir={workdir}", "--mode=eval"], environment)
+    _, err = run(args, environment)
+    assert "resumed from step 60" in err
+
+
+def test_a_nan_loss_stops_and_names_the_step(trained, environment, tmp_path):
+    workdir = tmp_path / "nan"
+    args = [
+        f"--config=configs/saved.py:{trained[0]}",
+        f"--workdir={workdir}",
+        "--config.optimizer.learning_rate=1e30",
+    ]
+    assert "at step " in one_line_error(args, environment)
+    assert not list((workdir / "checkpoints" / "last").glob("[0-9]*"))
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(trained, environment):
+    nowhere = {**environment, "JAX_COMPILATION_CACHE_DIR": "/proc/nowhere"}
+    nowhere["PYTHONWARNINGS"] = "default"
+    run([f"--workdir={trained[0]}", "--mode=eval"], nowhere)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (["--config.nope=3"], "--config.nope=3: no such config field"),
+        (["--config.image.nope=3"], "--config.image.nope=3: no such config field"),
+        (["--config.batch_size=many"], "--config.batch_size=many"),
+        (["--config=configs/absent.py"], "configs/absent.py"),
+        (["--config.data.root=/absent"], "/absent"),
+        (["--config.data.dev_split=absent"], "absent_ids.txt"),
+        (["--config.eval.split=absent"], "absent_ids.txt"),
+        (["--config.data.workers=elves"], "config.data.workers"),
+        (["--config.image.pool=elves"], "pool"),
+        (["--config.image.kind=elves"], "config.image.kind"),
+        (["--config.optimizer.name=elves"], "config.optimizer.name"),
+        (["--config.matmul_precision=elves"], "config.matmul_precision"),
+        (["--config.mesh.data=3"], "config.mesh"),
+        (["--config.batch_size=1000"], "config.batch_size"),
+        (["--config.text.vocab_size=7"], "config.text.vocab_size"),
+        (["--config.text.weights=/absent"], "/absent"),
+        (["--config.image.weights=/absent"], "/absent"),
+        (["--mode=fly"], "--mode=fly"),
+        (["--workdir=/proc/absent"], "/proc/absent"),
+    ],
+)
+def test_bad_input_is_one_line(change, names, tiny_args, environment, tmp_path):
+    args = [*tiny_args, f"--workdir={tmp_path / 'run'}", *change]
+    assert names in one_line_error(args, environment)
+
+
+def test_a_workdir_of_another_config_names_the_fields(trained, environment):
+    args = [
+        f"--workdir={trained[0]}",
+        "--config.embed_dim=64",
+        "--config.loss.margin=0.1",
+    ]
+    line = one_line_error(args, environment)
+    assert "embed_dim (32 there, 64 here), loss.margin (0.2 there, 0.1 here)" in line
+    line = one_line_error([*args[:2], "--mode=eval"], environment)
+    assert "another model's checkpoint" in line
+
+
+def test_a_workdir_without_a_run(environment, tmp_path):
+    line = one_line_error([f"--workdir={tmp_path}", "--mode=eval"], environment)
+    assert "no saved config" in line

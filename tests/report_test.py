@@ -1,0 +1,150 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from vse_jax.data.images import load_image
+from vse_jax.data.layout import Split
+from vse_jax.errors import InputError
+from vse_jax.optimizer import Schedule
+from vse_jax.search.report import (
+    _GREEN,
+    _fitting,
+    _font,
+    _wrap,
+    curves_picture,
+    format_table,
+    retrieval_picture,
+)
+
+DIRECTION = {"r1": 45.25, "r5": 80.0, "r10": 100.0, "medr": 2.0, "meanr": 3.456}
+METRICS = {
+    "images": 5000,
+    "captions": 25000,
+    "i2t": DIRECTION,
+    "t2i": DIRECTION,
+    "rsum": 450.5,
+}
+
+
+@pytest.fixture
+def split(tmp_path) -> Split:
+    """Twenty pictures of one grey level each, two captions a picture."""
+    paths = [tmp_path / f"{k}.png" for k in range(20)]
+    for k, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (10 * k, 10 * k, 10 * k)).save(path)
+    captions = [f"grey number {k // 2}, sentence {k % 2}" for k in range(40)]
+    ids = [str(k) for k in range(20)]
+    return Split("test", tmp_path, ids, captions, 2, paths, None)
+
+
+def green_frames(path) -> int:
+    """Number of green frames in a retrieval picture, from their horizontal edges."""
+    green = (load_image(path) == ImageColor.getrgb(_GREEN)).all(axis=2)
+    frame = 134  # px, a tile with its frame on both sides
+    edges = np.lib.stride_tricks.sliding_window_view(green, frame, axis=1).all(axis=2)
+    return int(edges.sum()) // 10  # an edge is 5 px thick; each frame has two
+
+
+def test_table():
+    assert format_table(METRICS, "coco testall").splitlines() == [
+        "coco testall: 5,000 images, 25,000 captions",
+        "                           R@1     R@5    R@10   median     mean",
+        "  image to caption        45.2    80.0   100.0      2.0      3.5",
+        "  caption to image        45.2    80.0   100.0      2.0      3.5",
+        "  rsum                   450.5",
+    ]
+
+
+def test_table_of_folds():
+    fold = METRICS | {"images": 1000, "rsum": 500.0}
+    lines = format_table(METRICS | {"fold5": fold}, "coco testall").splitlines()
+    assert lines[5] == "mean of 5 folds of 1,000 images"
+    assert lines[8].split() == ["rsum", "500.0"]
+
+
+def test_every_right_picture_among_the_first_five_is_framed(split, tmp_path):
+    images = np.eye(20, dtype=np.float32)
+    captions = np.repeat(images, 2, axis=0)
+    retrieval_picture(tmp_path / "r.png", split, images, captions)
+    assert green_frames(tmp_path / "r.png") == 12
+    assert load_image(tmp_path / "r.png").shape[1] > 1200
+
+    retrieval_picture(tmp_path / "r.png", split, images, -captions)
+    assert green_frames(tmp_path / "r.png") == 0
+
+
+def test_ties_are_drawn_as_they_count(split, tmp_path):
+    collapsed = np.ones((20, 3), np.float32), np.ones((40, 3), np.float32)
+    retrieval_picture(tmp_path / "r.png", split, *collapsed)
+    assert green_frames(tmp_path / "r.png") == 0
+
+
+def test_a_data_set_without_pictures_and_one_with_a_broken_file(split, tmp_path):
+    images = np.eye(20, dtype=np.float32)
+    captions = np.repeat(images, 2, axis=0)
+    retrieval_picture(
+        tmp_path / "ids.png", replace(split, image_paths=None), images, captions
+    )
+    split.image_paths[0].write_bytes(b"not a picture")
+    retrieval_picture(tmp_path / "broken.png", split, images, captions)
+    assert green_frames(tmp_path / "ids.png") == green_frames(tmp_path / "broken.png")
+
+
+def test_a_split_smaller_than_the_page(split, tmp_path):
+    few = replace(split, image_ids=["0", "1"], captions=["a", "", "b", "c"])
+    images = np.eye(2, dtype=np.float32)
+    retrieval_picture(tmp_path / "r.png", few, images, np.repeat(images, 2, axis=0))
+    assert green_frames(tmp_path / "r.png") == 2
+
+
+def test_wrapping():
+    font = _font(18)
+    text = "a sentence of several words that is longer than one line of its column"
+    lines = _wrap(text, font, 200, 9)
+    assert " ".join(lines) == text
+    assert all(font.getlength(line) <= 200 for line in lines)
+
+    cut = _wrap(text, font, 200, 2)
+    assert len(cut) == 2
+    assert cut[0] == lines[0]
+    assert cut[1].endswith("…")
+    assert font.getlength(cut[1]) <= 200
+
+    word = "0123456789" * 5
+    assert "".join(_wrap(word, font, 100, 9)) == word
+    assert _wrap("", font, 100, 2) == [""]
+    assert _fitting("abc", font, 1) == "a"
+
+
+SCHEDULE = Schedule(
+    steps_per_epoch=10,
+    ramp_steps=11,
+    learning_rate=1e-3,
+    lr_update=2,
+    vse_mean_warmup_epochs=1,
+    ramp_epoch=1,
+)
+
+
+@pytest.mark.parametrize("loss", [3.0, None, 0.0])
+def test_curves(tmp_path, loss):
+    rows = [{"step": step, "train/loss": loss} for step in range(1, 41)]
+    rows += [{"step": 10 * k, "eval/dev/rsum": 100.0 + k} for k in (1, 2, 3, 4)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    curves_picture(tmp_path, SCHEDULE)
+    assert load_image(tmp_path / "curves.png").shape[1] > 1200
+
+
+def test_curves_of_a_run_without_validation(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    curves_picture(tmp_path, SCHEDULE)
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_curves_without_metrics_name_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        curves_picture(tmp_path, SCHEDULE)

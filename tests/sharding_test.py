@@ -1,0 +1,43 @@
+"""The mesh and the rule that places parameters on it."""
+
+import jax
+import pytest
+
+from configs import common
+from vse_jax.errors import InputError
+from vse_jax.sharding import make_mesh, state_sharding
+
+
+def config(batch_size=128, **mesh):
+    c = common.base()
+    c.batch_size = batch_size
+    c.mesh.update(mesh)
+    return c
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(make_mesh(config(fsdp=2)).shape) == {"data": 4, "fsdp": 2}
+    assert dict(make_mesh(config(data=1, fsdp=-1)).shape) == {"data": 1, "fsdp": 8}
+
+
+@pytest.mark.parametrize("mesh", [{"data": 3}, {"data": 4, "fsdp": 4}, {"data": 0}])
+def test_a_mesh_that_does_not_multiply_to_the_devices(mesh):
+    with pytest.raises(InputError, match=r"config\.mesh: .* the 8 devices"):
+        make_mesh(config(**mesh))
+
+
+def test_a_batch_that_does_not_divide_by_the_devices():
+    with pytest.raises(InputError, match=r"config\.batch_size: 100 .* 8 devices"):
+        make_mesh(config(batch_size=100))
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    tree = {
+        "kernel": jax.ShapeDtypeStruct((768, 3072), "float32"),
+        "odd": jax.ShapeDtypeStruct((70001, 2), "float32"),
+        "small": jax.ShapeDtypeStruct((64, 64), "float32"),
+    }
+    specs = jax.tree.map(
+        lambda s: tuple(s.spec), state_sharding(make_mesh(config(fsdp=2)), tree)
+    )
+    assert specs == {"kernel": (None, "fsdp"), "odd": (None, "fsdp"), "small": ()}

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax.ops.sorted_pool import sorted_pool
+
+SIZES = [9, 80]  # one for each way to sort
+
+
+def sets(size, seed=0, batch=4, features=6):
+    """Integer-valued features, so that there are ties; masks with holes."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-3, 4, (batch, size, features)).astype(np.float32)
+    mask = rng.random((batch, size)) < 0.7
+    mask[0] = True
+    mask[1] = np.arange(size) == 2  # a single member
+    weights = rng.normal(size=(batch, size)).astype(np.float32)
+    return jnp.asarray(values), jnp.asarray(weights), jnp.asarray(mask)
+
+
+def by_definition(values, weights, mask):
+    """Each set and dimension on its own, differentiable."""
+    rows = []
+    for x, w, members in zip(values, weights, np.asarray(mask), strict=True):
+        x = x[np.flatnonzero(members)]
+        order = jnp.argsort(-x, axis=0, stable=True)
+        rows.append(w[: len(x)] @ jnp.take_along_axis(x, order, axis=0))
+    return jnp.stack(rows)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_values_and_gradients_are_those_of_a_sort(size):
+    values, weights, mask = sets(size)
+    cotangent = jax.random.normal(jax.random.key(0), (4, 6))
+
+    expected, vjp_expected = jax.vjp(
+        lambda x, w: by_definition(x, w, mask), values, weights
+    )
+    actual, vjp = jax.vjp(lambda x, w: sorted_pool(x, w, mask), values, weights)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    for gradient, wanted in zip(vjp(cotangent), vjp_expected(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_padding_may_hold_anything(size):
+    values, weights, mask = sets(size)
+    spoilt = jnp.where(mask[..., None], values, jnp.nan)
+
+    def total(x, w):
+        return jnp.square(sorted_pool(x, w, mask)).sum()
+
+    for a, b in zip(
+        jax.grad(total, (0, 1))(values, weights),
+        jax.grad(total, (0, 1))(spoilt, weights),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_nan_in_a_set_is_not_hidden(size):
+    values, weights, mask = sets(size)
+    assert np.isnan(sorted_pool(values.at[0, 3, 2].set(jnp.nan), weights, mask)[0, 2])

@@ -1,0 +1,152 @@
+"""The training step: equal on every mesh, exact about what is frozen."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from vse_jax.optimizer import Optimizer, Schedule, flatten
+from vse_jax.sharding import batch_sharding, make_mesh, put_batch
+from vse_jax.state import abstract_model, abstract_state, initial_state
+from vse_jax.train import compile_step, train_step
+
+
+def batch_of(config, seed=0):
+    rng = np.random.default_rng(seed)
+    b, size = config.batch_size, config.image.size
+    lengths = rng.integers(2, 17, b).astype(np.int32)
+    ids = rng.integers(5, 32, (b, 16)).astype(np.int32)
+    batch = {
+        "token_ids": np.where(np.arange(16) < lengths[:, None], ids, 0),
+        "token_lengths": lengths,
+    }
+    if config.image.kind == "grid":
+        images = rng.normal(size=(b, size, size, 3)).astype(np.float32)
+        return batch | {"images": images}
+    counts = rng.integers(1, config.image.max_regions + 1, b).astype(np.int32)
+    shape = (b, config.image.max_regions, config.image.feature_dim)
+    regions = rng.normal(size=shape).astype(np.float32)
+    regions *= (np.arange(shape[1]) < counts[:, None])[..., None]
+    return batch | {"regions": regions, "region_lengths": counts}
+
+
+def set_up(config, devices=1, steps_per_epoch=4):
+    mesh = make_mesh(config, jax.devices()[:devices])
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    abstract = abstract_state(config, optimizer, mesh)
+    schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
+    step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
+    return mesh, optimizer, initial_state(config, optimizer, mesh), step
+
+
+def region_config():
+    c = tiny.get_config()
+    c.image.kind = "region"
+    c.image.feature_dim = 24
+    c.image.max_regions = 9
+    return c
+
+
+@pytest.mark.parametrize("kind", ["grid", "region"])
+def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatch):
+    monkeypatch.setattr("vse_jax.sharding._SHARD_FROM", 256)  # shard toy kernels too
+    config = tiny.get_config() if kind == "grid" else region_config()
+    # One step of plain descent with rate 1: the change of a parameter is its gradient.
+    config.optimizer.update({"name": "sgd", "learning_rate": 1.0, "clip": 1e9})
+    config.optimizer.weight_decay = 0.0
+    results = []
+    for devices, fsdp in ((1, 1), (8, 2)):
+        config.mesh.fsdp = fsdp
+        mesh, optimizer, state, step = set_up(config, devices)
+        before = jax.device_get(flatten(state.params))
+        batch = put_batch(batch_of(config), batch_sharding(mesh))
+        kernel = state.params["text"]["bert"]["embeddings"]["word"]["embedding"]
+        assert kernel.is_fully_replicated == (fsdp == 1)
+        old = state
+        with jax.transfer_guard("disallow"):  # nothing goes through the host
+            state, metrics = step(state, batch, optimizer.open_groups(0))
+        assert jax.tree.leaves(old.params)[0].is_deleted()  # donated
+        after = jax.device_get(flatten(state.params))
+        gradients = {path: before[path] - after[path] for path in after}
+        results.append((jax.device_get(metrics), gradients, state.batch_stats))
+    one = results[0]
+    for metrics, gradients, stats in results[1:]:
+        np.testing.assert_allclose(metrics["loss"], one[0]["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], one[0]["grad_norm"], rtol=1e-4)
+        scale = max(np.abs(g).max() for g in one[1].values())
+        for path, gradient in gradients.items():
+            np.testing.assert_allclose(
+                gradient, one[1][path], rtol=1e-4, atol=1e-5 * scale, err_msg=path
+            )
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            jax.device_get(stats),
+            jax.device_get(one[2]),
+        )
+
+
+def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
+    config = tiny.get_config()
+    config.optimizer.rules = (
+        ("^image/backbone/layer2/", 1.0, 1),
+        ("^image/backbone/", 1.0, 2),
+        (".*", 1.0, 0),
+    )
+    mesh, optimizer, state, step = set_up(config, steps_per_epoch=2)
+    start = jax.device_get(flatten(state.params))
+    batch = put_batch(batch_of(config), batch_sharding(mesh))
+    counts = []
+    for number in range(6):
+        state, _ = step(state, batch, optimizer.open_groups(number // 2))
+        params = jax.device_get(flatten(state.params))
+        for path, x in params.items():
+            opens = 1 if "layer2" in path else 2 if "backbone" in path else 0
+            moved = not np.array_equal(x, start[path])
+            # The last linear layer's bias, for one, may move by exactly nothing; a
+            # kernel never does.
+            if number < 2 * opens:
+                assert not moved, (path, number)
+            elif path.endswith("kernel"):
+                assert moved, (path, number)
+        counts.append([int(state.opt_state[g][0].count) for g in "012"])
+    assert counts[-1] == [4, 2, 6]
+
+
+@pytest.mark.parametrize("name", ["coco_grid", "coco_region"])
+def test_a_full_size_step_of_the_published_recipes_traces(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    mesh = make_mesh(config)
+    state = abstract_state(config, optimizer, mesh)
+    schedule = Schedule.from_config(config, 4425, 4426)
+    b = config.batch_size
+
+    def of(shape, dtype=np.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch = {"token_ids": of((b, 32), np.int32), "token_lengths": of((b,), np.int32)}
+    if config.image.kind == "grid":
+        batch["images"] = of((b, config.image.size, config.image.size, 3))
+    else:
+        batch["regions"] = of((b, 36, 2048))
+        batch["region_lengths"] = of((b,), np.int32)
+    step = functools.partial(
+        train_step,
+        groups=optimizer.open_groups(1),
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=schedule,
+        margin=config.loss.margin,
+    )
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert metrics["loss"].shape == ()
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    millions = sum(x.size for x in jax.tree.leaves(model["params"])) / 1e6
+    # BERT-base without its pooler, the linear layers, GPO, and ResNet-101 or the MLP.
+    assert millions == pytest.approx({"coco_grid": 154.3, "coco_region": 113.4}[name], 0.01)

@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from tests import tiny
+from vse_jax.errors import InputError
+from vse_jax.models.vse import VSE, l2_normalise
+
+
+def grid_batch(size=4):
+    keys = jax.random.split(jax.random.key(0))
+    return {
+        "images": jax.random.normal(keys[0], (size, tiny.SIZE, tiny.SIZE, 3)),
+        "token_ids": jax.random.randint(keys[1], (size, 16), 0, 32),
+        "token_lengths": jnp.arange(size) % 16 + 1,
+    }
+
+
+def test_embeddings_have_unit_length_unless_told_otherwise():
+    config = tiny.get_config()
+    for embedding in VSE(config, rngs=nnx.Rngs(0))(grid_batch()):
+        assert embedding.shape == (4, config.embed_dim)
+        np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=1), 1, atol=1e-5)
+    config.image.normalise = config.text.normalise = False
+    for embedding in VSE(config, rngs=nnx.Rngs(0))(grid_batch()):
+        assert abs(jnp.linalg.norm(embedding, axis=1) - 1).max() > 0.01
+
+
+def test_a_zero_vector_has_a_finite_gradient():
+    x = jnp.zeros((2, 3)).at[0, 0].set(2.0)
+    gradient = jax.jacobian(l2_normalise)(x)
+    assert np.isfinite(gradient).all()
+
+
+def test_low_precision_towers_embed_in_float32():
+    config = tiny.get_config()
+    full = VSE(config, rngs=nnx.Rngs(0))(grid_batch())
+    config.compute_dtype = "bfloat16"
+    model = VSE(config, rngs=nnx.Rngs(0))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(model))} == {jnp.float32.dtype}
+    for low, high in zip(model(grid_batch()), full, strict=True):
+        assert low.dtype == jnp.float32
+        np.testing.assert_allclose(low, high, atol=0.05)
+
+
+def test_caption_features_may_replace_the_tokens():
+    model = VSE(tiny.get_config(), rngs=nnx.Rngs(0))
+    batch = grid_batch()
+    stored = {
+        "token_features": model.caption_features(batch),
+        "token_lengths": batch["token_lengths"],
+    }
+    np.testing.assert_array_equal(
+        model.encode_captions(stored), model.encode_captions(batch)
+    )
+
+
+def test_the_model_holds_parameters_and_statistics_only():
+    model = VSE(tiny.get_config(), rngs=nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # all of it
+    rebuilt = nnx.merge(graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+    for a, b in zip(rebuilt(grid_batch()), model(grid_batch()), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["grid", "region"])
+def test_the_published_sizes_are_traced(kind):
+    config = common.base()
+    config.image.kind = kind
+    model = nnx.eval_shape(lambda: VSE(config, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    bert, gpo = 108_891_648, 2 * 2 * 3 * 32 * (32 + 1) + 32
+    towers = bert + 768 * 1024 + 1024 + 2048 * 1024 + 1024 + 2 * gpo
+    resnet101, mlp = 42_500_160, 2048 * 512 + 512 + 2 * 512 + 512 * 1024 + 1024
+    assert count == towers + (resnet101 if kind == "grid" else mlp)
+
+
+def test_unknown_choices_name_their_field():
+    for part, field in (("image", "kind"), ("text", "kind"), ("text", "pool")):
+        config = tiny.get_config()
+        config[part][field] = "nonsense"
+        with pytest.raises(InputError, match="nonsense"):
+            VSE(config, rngs=nnx.Rngs(0))

@@ -1,0 +1,164 @@
+"""Checkpoints of a run: `last` to go on from, `best` to evaluate. Orbax lives here.
+
+    W/checkpoints/last/<step>/{model,optimizer,data}   everything a restart needs
+    W/checkpoints/best/<step>/{model,data}             the best dev rsum so far
+
+A checkpoint appears under its name only when it is whole (Orbax renames it), and an old
+one goes only after the new one has come: a run killed at any moment, or a disk that
+fills up, leaves a usable one.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from absl import logging
+
+from vse_jax.errors import InputError
+from vse_jax.optimizer import flatten
+
+
+class Checkpoints:
+    """The `last` and `best` checkpoints below `workdir`.
+
+    Args:
+        workdir: the run's folder; created when missing.
+    """
+
+    def __init__(self, workdir: Path):
+        self._folder = (Path(workdir) / "checkpoints").absolute()
+        self._last = _manager(self._folder / "last", ("model", "optimizer"))
+        self._best = _manager(self._folder / "best", ("model",))
+
+    def last_step(self) -> int | None:
+        return self._last.latest_step()
+
+    def best_step(self) -> int | None:
+        return self._best.latest_step()
+
+    def save_last(self, step: int, model, optimizer, data: dict) -> None:
+        """Starts writing; `model` and `optimizer` may be donated once this returns.
+
+        Args:
+            step: number of finished steps.
+            model: {"params", "batch_stats"}.
+            optimizer: what else the train state holds.
+            data: JSON-able progress of the run.
+
+        Raises:
+            InputError: this or the previous save could not be written.
+        """
+        with self._errors_named("last"):
+            self._last.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    data=ocp.args.JsonSave(data),
+                ),
+            )
+
+    def save_best(self, step: int, model, data: dict) -> None:
+        """As `save_last`, without what only training needs."""
+        with self._errors_named("best"):
+            self._best.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model), data=ocp.args.JsonSave(data)
+                ),
+            )
+
+    def restore_last(self, model, optimizer):
+        """(model, optimizer, data) of the last checkpoint.
+
+        The arguments are abstract trees with shardings: restoring without a target
+        would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
+        """
+        step = self._last.latest_step()
+        self._check_fits(self._last, step, model)
+        restored = self._last.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(model),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["model"], restored["optimizer"], restored["data"]
+
+    def restore_best(self, model):
+        """(model, data) of the best checkpoint.
+
+        Raises:
+            InputError: there is none, or it is of another model.
+        """
+        step = self._best.latest_step()
+        if step is None:
+            raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
+        self._check_fits(self._best, step, model)
+        restored = self._best.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(model), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["model"], restored["data"]
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        with self._errors_named("last"):
+            self._last.wait_until_finished()
+        with self._errors_named("best"):
+            self._best.wait_until_finished()
+
+    def close(self) -> None:
+        self._last.close()
+        self._best.close()
+
+    @contextlib.contextmanager
+    def _errors_named(self, name: str) -> Iterator[None]:
+        """Full disk, no permission, …: one line; the earlier checkpoint is untouched."""
+        try:
+            yield
+        except Exception as error:
+            logging.debug("save failed", exc_info=True)
+            raise InputError(
+                f"{self._folder / name}: could not save ({_first_line(error)}); "
+                f"the last good checkpoint there stays usable"
+            ) from error
+
+    def _check_fits(self, manager: ocp.CheckpointManager, step: int, target) -> None:
+        """Raises InputError that names how the stored model differs from `target`."""
+        stored = manager.item_metadata(step)["model"]
+        there = {path: leaf.shape for path, leaf in flatten(stored).items()}
+        here = {path: leaf.shape for path, leaf in flatten(target).items()}
+        differing = [
+            f"{path} ({there.get(path, 'missing')} there, {here.get(path, 'missing')} here)"
+            for path in sorted(there.keys() | here.keys())
+            if there.get(path) != here.get(path)
+        ]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise InputError(
+                f"{manager.directory / str(step)}: another model's checkpoint: "
+                + ", ".join(differing[:3])
+                + more
+            )
+
+
+def _manager(folder: Path, trees: tuple[str, ...]) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder,
+        item_handlers={name: ocp.StandardCheckpointHandler() for name in trees}
+        | {"data": ocp.JsonCheckpointHandler()},
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            cleanup_tmp_directories=True,  # what a killed run left half-written
+        ),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,261 @@
+"""PyTorch state-dict keys ⇄ our parameter paths, as tables.
+
+A table is a list of rules; a rule names one family of tensors on both sides, with
+`{i}`-style fields for the layer numbers they share. The same table serves both ways.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vse_jax.errors import InputError
+
+# Axis orders that turn a PyTorch tensor into ours.
+_SAME = None
+_DENSE = (1, 0)  # [out, in] → [in, out]
+_CONV = (2, 3, 1, 0)  # [out, in, height, width] → [height, width, in, out]
+
+
+class Rule(NamedTuple):
+    """`key` and `path` name the same tensor; `axes` takes it from PyTorch to us."""
+
+    key: str
+    path: str
+    axes: tuple[int, ...] | None = _SAME
+
+    def key_for(self, path: str) -> str | None:
+        """Returns the PyTorch key of our `path`, or None if the rule is not for it."""
+        pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(self.path))
+        match = re.fullmatch(pattern, path)
+        return match and self.key.format(**match.groupdict())
+
+    def from_torch(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns the tensor in our axis order."""
+        return tensor if self.axes is None else np.transpose(tensor, self.axes)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Returns the array in PyTorch's axis order."""
+        return (
+            array if self.axes is None else np.transpose(array, np.argsort(self.axes))
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rules of one model part, and the keys that it knows but has no use for."""
+
+    rules: tuple[Rule, ...]
+    dropped: tuple[str, ...] = ()  # regular expressions, matched against whole keys
+
+    def __add__(self, other: "Table") -> "Table":
+        return Table(self.rules + other.rules, self.dropped + other.dropped)
+
+    def under(self, key: str, path: str) -> "Table":
+        """Returns the table with a prefix before every key and path."""
+        rules = (Rule(key + r.key, path + r.path, r.axes) for r in self.rules)
+        return Table(tuple(rules), tuple(re.escape(key) + d for d in self.dropped))
+
+    def rule_for(self, path: str) -> tuple[Rule, str]:
+        """Returns the one rule for our `path`, and the PyTorch key it gives.
+
+        Raises:
+          KeyError: no rule or several: the table does not fit the model.
+        """
+        found = [(rule, key) for rule in self.rules if (key := rule.key_for(path))]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} conversion rules for {path}")
+        return found[0]
+
+
+def _dense(key, path, bias=True):
+    rules = [Rule(f"{key}.weight", f"{path}/kernel", _DENSE)]
+    if bias:
+        rules.append(Rule(f"{key}.bias", f"{path}/bias"))
+    return Table(tuple(rules))
+
+
+def _norm(key, path):
+    names = (("weight", "scale"), ("bias", "bias"))
+    return Table(tuple(Rule(f"{key}.{k}", f"{path}/{p}") for k, p in names))
+
+
+def _batch_norm(key, path):
+    names = (("running_mean", "mean"), ("running_var", "var"))
+    statistics = tuple(Rule(f"{key}.{k}", f"{path}/{p}") for k, p in names)
+    return _norm(key, path) + Table(statistics)
+
+
+def _conv(key, path):
+    return Table((Rule(f"{key}.weight", f"{path}/kernel", _CONV),))
+
+
+def _embedding(key, path):
+    return Table((Rule(f"{key}.weight", f"{path}/embedding"),))
+
+
+def _gru(key, path, layer=0):
+    """One layer of torch.nn.GRU, both directions."""
+    rules = []
+    for direction, suffix in (("forward", ""), ("backward", "_reverse")):
+        for ours, theirs in (("input", "ih"), ("hidden", "hh")):
+            end = f"{theirs}_l{layer}{suffix}"
+            start = f"{path}/{direction}/{ours}"
+            rules.append(Rule(f"{key}.weight_{end}", f"{start}_kernel", _DENSE))
+            rules.append(Rule(f"{key}.bias_{end}", f"{start}_bias"))
+    return Table(tuple(rules))
+
+
+GPO = _gru("gru", "gru") + _dense("linear", "linear", bias=False)
+
+_COUNTERS = Table((), (r".*\.num_batches_tracked",))  # nothing depends on them
+
+
+# A residual block of either kind; basic blocks have no third convolution.
+_BLOCK = (
+    _conv("conv1", "conv1")
+    + _batch_norm("bn1", "bn1")
+    + _conv("conv2", "conv2")
+    + _batch_norm("bn2", "bn2")
+    + _conv("conv3", "conv3")
+    + _batch_norm("bn3", "bn3")
+    + _conv("downsample.0", "downsample/conv")
+    + _batch_norm("downsample.1", "downsample/bn")
+)
+
+
+def _stage(key, path):
+    return _BLOCK.under(f"{key}.{{i}}.", f"{path}/{{i}}/")
+
+
+BACKBONE_TORCHVISION = (
+    _conv("conv1", "conv1")
+    + _batch_norm("bn1", "bn1")
+    + _stage("layer1", "layer1")
+    + _stage("layer2", "layer2")
+    + _stage("layer3", "layer3")
+    + _stage("layer4", "layer4")
+    + _COUNTERS
+    + Table((), (r"fc\.(weight|bias)",))  # the ImageNet classifier
+)
+
+# The official code keeps the CNN as nn.Sequential: numbers instead of names.
+BACKBONE_OFFICIAL = (
+    _conv("base.0", "conv1")
+    + _batch_norm("base.1", "bn1")
+    + _stage("base.4", "layer1")
+    + _stage("base.5", "layer2")
+    + _stage("base.6", "layer3")
+    + _stage("top.0", "layer4")
+    + _COUNTERS
+)
+
+REGION_TOWER = (
+    _dense("fc", "fc")
+    + _dense("mlp.layers.0", "mlp/hidden")
+    + _batch_norm("mlp.bns.0", "mlp/bn")
+    + _dense("mlp.layers.1", "mlp/output")
+    + GPO.under("gpool.", "gpool/")
+    + _COUNTERS
+    + Table((), (r"mlp\.bns\.1\.\w+",))  # in every checkpoint, used by none
+)
+
+GRID_TOWER = (
+    BACKBONE_OFFICIAL.under("backbone.", "backbone/")
+    + _dense("image_encoder.fc", "fc")
+    + GPO.under("image_encoder.gpool.", "gpool/")
+)
+
+
+_BERT_LAYER = (
+    _dense("attention.self.query", "attention/query")
+    + _dense("attention.self.key", "attention/key")
+    + _dense("attention.self.value", "attention/value")
+    + _dense("attention.output.dense", "attention/output")
+    + _norm("attention.output.LayerNorm", "attention_norm")
+    + _dense("intermediate.dense", "intermediate")
+    + _dense("output.dense", "output")
+    + _norm("output.LayerNorm", "output_norm")
+)
+
+# The pooler is in every checkpoint; retrieval has no use for it.
+BERT = (
+    _embedding("embeddings.word_embeddings", "embeddings/word")
+    + _embedding("embeddings.position_embeddings", "embeddings/position")
+    + _embedding("embeddings.token_type_embeddings", "embeddings/token_type")
+    + _norm("embeddings.LayerNorm", "embeddings/norm")
+    + _BERT_LAYER.under("encoder.layer.{i}.", "layers/{i}/")
+    + Table((), (r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)"))
+)
+
+BERT_TOWER = (
+    BERT.under("bert.", "bert/")
+    + _dense("linear", "linear")
+    + GPO.under("gpool.", "gpool/")
+)
+
+
+def from_torch(
+    tensors: Mapping[str, np.ndarray], table: Table, template: dict, source: str
+) -> dict:
+    """Returns the PyTorch tensors as a tree like `template`, in its types.
+
+    Args:
+      tensors: state dict; each of its tensors must be used or be on the table's list of
+        dropped keys.
+      table: for this model part.
+      template: nested dict whose leaves have a shape and a dtype (abstract arrays do).
+      source: the file's name, for the error.
+
+    Raises:
+      InputError: names every missing, unexpected and misshapen tensor.
+    """
+    problems = []
+    used = set()
+
+    def convert(path, leaf):
+        rule, key = table.rule_for(path)
+        used.add(key)
+        if key not in tensors:
+            problems.append(f"{key} is missing")
+            return leaf
+        expected = rule.to_torch(np.broadcast_to(0, leaf.shape)).shape
+        if tensors[key].shape != expected:
+            found = list(tensors[key].shape)
+            problems.append(f"{key} has shape {found}, expected {list(expected)}")
+            return leaf
+        return rule.from_torch(tensors[key]).astype(leaf.dtype)
+
+    tree = _map(convert, template)
+    for key in tensors:
+        if key not in used and not any(re.fullmatch(d, key) for d in table.dropped):
+            problems.append(f"{key} is unexpected")
+    if problems:
+        raise InputError(f"{source}: {'; '.join(problems)}")
+    return tree
+
+
+def to_torch(tree: dict, table: Table) -> dict[str, np.ndarray]:
+    """Returns our parameters and statistics as a PyTorch state dict.
+
+    The inverse of `from_torch`, without the dropped keys.
+    """
+    tensors = {}
+
+    def convert(path, leaf):
+        rule, key = table.rule_for(path)
+        tensors[key] = rule.to_torch(np.asarray(leaf))
+        return leaf
+
+    _map(convert, tree)
+    return tensors
+
+
+def _map(function, tree: Any, path: str = "") -> Any:
+    """Applies function(path, leaf) to the leaves of nested dicts."""
+    if not isinstance(tree, dict):
+        return function(path, tree)
+    start = f"{path}/" if path else ""
+    return {k: _map(function, v, f"{start}{k}") for k, v in tree.items()}

@@ -1,0 +1,120 @@
+"""Pretrained weights as start values: BERT and CNN backbones."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vse_jax.convert import keys
+from vse_jax.errors import InputError
+
+# Our config.text fields: their names in a Hugging Face config.json.
+_BERT_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+}
+# What models/bert.py builds; a field that is absent has the same meaning.
+_BERT_KIND = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+}
+
+
+def resolve_folder(name: str) -> Path:
+    """Returns the folder that a config field such as config.text.weights names.
+
+    Args:
+      name: a folder, or 'package:NAME/FOLDER' for one inside an installed package.
+
+    Raises:
+      InputError: there is no such package or folder.
+    """
+    if name.startswith("package:"):
+        package, _, folder = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(f"{name}: the package {package!r} is not installed")
+        path = Path(spec.submodule_search_locations[0]) / folder
+    else:
+        path = Path(name)
+    if not path.is_dir():
+        raise InputError(f"{name}: there is no folder {path}")
+    return path
+
+
+def bert_sizes(folder: Path) -> dict[str, int]:
+    """Returns the fields of config.text that a Hugging Face BERT folder decides.
+
+    Raises:
+      InputError: config.json is missing, broken or not that of a plain BERT.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from None
+    for field, expected in _BERT_KIND.items():
+        if config.get(field, expected) != expected:
+            raise InputError(f"{file}: {field} is {config[field]!r}, not {expected!r}")
+    missing = [field for field in _BERT_SIZES.values() if field not in config]
+    if missing:
+        raise InputError(f"{file}: no field {', '.join(missing)}")
+    return {ours: config[theirs] for ours, theirs in _BERT_SIZES.items()}
+
+
+def load_bert(folder: Path, template: dict) -> dict:
+    """Returns the parameters of `models.bert.Bert` from a Hugging Face folder.
+
+    Args:
+      folder: holds model.safetensors.
+      template: tree of the module's (abstract) parameters.
+
+    Raises:
+      InputError: the file cannot be read or does not fit the template.
+    """
+    file = folder / "model.safetensors"
+    tensors = {}
+    for key, tensor in _read_safetensors(file).items():
+        # bert-base-uncased was saved with its pretraining heads and under its first
+        # TensorFlow names; later models were not.
+        if key.startswith("cls."):
+            continue
+        key = key.removeprefix("bert.")
+        key = key.replace("LayerNorm.gamma", "LayerNorm.weight")
+        key = key.replace("LayerNorm.beta", "LayerNorm.bias")
+        tensors[key] = tensor
+    return keys.from_torch(tensors, keys.BERT, template, str(file))
+
+
+def load_backbone(folder: Path, template: dict) -> dict:
+    """Returns parameters and statistics of `models.resnet.ResNet` from a folder.
+
+    Args:
+      folder: holds backbone.safetensors, under the official or torchvision's keys.
+      template: tree of the module's (abstract) parameters and statistics.
+
+    Raises:
+      InputError: the file cannot be read or does not fit the template.
+    """
+    file = folder / "backbone.safetensors"
+    tensors = _read_safetensors(file)
+    official = any(key.startswith("base.") for key in tensors)
+    table = keys.BACKBONE_OFFICIAL if official else keys.BACKBONE_TORCHVISION
+    return keys.from_torch(tensors, table, template, str(file))
+
+
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file}: {error}") from None

@@ -1,0 +1,106 @@
+"""Pictures: decoding, training augmentation, resizing and normalisation."""
+
+import functools
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
+
+from vse_jax.errors import InputError
+
+# The data workers are the parallelism; a second pool inside OpenCV would only fight
+# them and XLA for the same cores.
+cv2.setNumThreads(0)
+
+_DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
+_IMAGENET_STD = np.array([0.229, 0.224, 0.225])
+
+
+def load_image(path: Path | str) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a picture of any mode to RGB, upright, transparency over white.
+
+    Raises:
+        InputError: no such file, or no whole, readable picture (names the file).
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(_to_rgb(image))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such picture") from None
+    except Exception as error:  # broken files make Pillow's decoders raise many types
+        reason = " ".join(str(error).replace(repr(str(path)), "it").split())
+        raise InputError(f"{path}: not a readable picture ({reason})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    # Phone photographs store a rotation instead of rotated pixels.
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode.startswith("I;16"):  # convert() would clip instead of scale
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def augment(
+    image: UInt8[np.ndarray, "height width 3"],
+    rng: np.random.Generator,
+    crop_min: float,
+    flip: float,
+) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+    """Training crop and mirror: a view of `image`.
+
+    One ratio r ~ U(crop_min, 1) gives both sides of the crop, int(r · side), at a
+    uniform place; mirrored with probability `flip`.
+    """
+    height, width = image.shape[:2]
+    ratio = rng.uniform(crop_min, 1.0)
+    crop_height, crop_width = max(1, int(height * ratio)), max(1, int(width * ratio))
+    top = rng.integers(max(1, height - crop_height))
+    left = rng.integers(max(1, width - crop_width))
+    image = image[top : top + crop_height, left : left + crop_width]
+    return image[:, ::-1] if rng.random() < flip else image
+
+
+def preprocess(
+    image: UInt8[np.ndarray, "height width 3"], size: int, pixels: str
+) -> Float32[np.ndarray, "{size} {size} 3"]:
+    """Resizes to size × size (aspect ratio not kept) and normalises.
+
+    `pixels`: 'detector' gives BGR minus the Caffe means; 'imagenet' gives RGB / 255,
+    standardised. The resize is bilinear and works on float32, before normalisation, as
+    in the original.
+    """
+    if pixels == "detector":
+        image = image[..., ::-1]
+    resized = cv2.resize(
+        np.ascontiguousarray(image, np.float32),
+        (size, size),
+        interpolation=cv2.INTER_LINEAR,
+    )
+    scale, shift = _scale_and_shift(pixels, size)
+    rows = resized.reshape(size, -1)
+    rows *= scale
+    rows += shift
+    return resized
+
+
+@functools.lru_cache(maxsize=4)
+def _scale_and_shift(pixels: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normalisation of one picture row, [size · 3] each.
+
+    NumPy broadcasts a whole row eight times faster than the three values of a pixel.
+    """
+    if pixels == "detector":
+        scale, shift = np.ones(3), -_DETECTOR_BGR_MEAN
+    else:
+        scale, shift = 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
+    return np.tile(scale, size).astype(np.float32), np.tile(shift, size).astype(
+        np.float32
+    )

@@ -1,0 +1,237 @@
+"""The published on-disk layout of a data set: read, checked, written.
+
+    <root>/precomp/{train,dev,test,…}_ids.txt   one image id a line
+                   {…}_caps.txt                 one caption a line, image by image
+                   {…}_ims.npy                  region features [images, K, F]
+    <root>/images/…                             (f30k: flickr30k-images/)
+    <root>/id_mapping.json                      {image id: path below the image folder}
+
+Every image of a split has the same number of captions (five in the published sets);
+caption i belongs to image i // captions_per_image. The published COCO lists repeat an
+image's id once for each of its captions; both ways of listing are read.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vse_jax.data.regions import MappedArray, open_regions
+from vse_jax.errors import InputError
+
+# The published dev lists are longer; validation has always used their beginning.
+DEV_CAPTIONS = 5000
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: image i owns captions[i * captions_per_image :][:captions_per_image].
+
+    `image_paths` is None where a region data set comes without its pictures; `regions`
+    (row i for image i) is None for grid models.
+    """
+
+    name: str
+    root: Path
+    image_ids: list[str]
+    captions: list[str]
+    captions_per_image: int
+    image_paths: list[Path] | None
+    regions: MappedArray | None
+
+
+def image_folder(name: str) -> str:
+    """Name of the picture folder of the data set `name` (config.data.name)."""
+    return "flickr30k-images" if name == "f30k" else "images"
+
+
+def read_split(config: ConfigDict, split: str) -> Split:
+    """Reads and checks a split of config.data.root.
+
+    Raises:
+        InputError: a missing file, text that is not UTF-8, numbers of images and
+            captions that do not fit, or an id without a picture (with
+            config.data.on_bad_image = 'skip', a picture file may be missing).
+    """
+    root = Path(config.data.root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such data root (config.data.root)")
+    ids_file = root / "precomp" / f"{split}_ids.txt"
+    captions_file = root / "precomp" / f"{split}_caps.txt"
+    captions = _some_lines(captions_file)
+    image_ids, repeats = _one_per_image(_some_lines(ids_file), ids_file)
+    per_image, rest = divmod(len(captions), len(image_ids))
+    if rest or per_image == 0 or repeats not in (1, per_image):
+        raise InputError(
+            f"{captions_file}: {len(captions)} captions do not divide by the "
+            f"{len(image_ids)} images of {ids_file.name}"
+            + (f", each listed {repeats} times" if repeats > 1 else "")
+        )
+    regions = None
+    if config.image.kind == "region":
+        regions = open_regions(
+            root / "precomp" / f"{split}_ims.npy",
+            images=len(image_ids),
+            captions_per_image=per_image,
+            max_regions=config.image.max_regions,
+            feature_dim=config.image.feature_dim,
+        )
+    if split == "dev":
+        image_ids = image_ids[: DEV_CAPTIONS // per_image]
+        captions = captions[: DEV_CAPTIONS // per_image * per_image]
+
+    mapping_file = root / "id_mapping.json"
+    paths = None
+    if regions is None or mapping_file.is_file():
+        folder = root / image_folder(config.data.name)
+        paths = _picture_paths(image_ids, ids_file, mapping_file, folder)
+    if regions is None and config.data.on_bad_image != "skip":
+        _check_pictures_exist(image_ids, paths or [], ids_file)
+    return Split(split, root, image_ids, captions, per_image, paths, regions)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The stripped lines of a UTF-8 text file.
+
+    Raises:
+        InputError: no such file, or a line that is not UTF-8 (names it).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-8") from None
+    # Not splitlines(): it would also split at U+2028 and its kin inside a caption.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.strip() for line in lines]
+
+
+def _some_lines(path: Path) -> list[str]:
+    lines = read_lines(path)
+    if not lines:
+        raise InputError(f"{path}: empty")
+    return lines
+
+
+def _one_per_image(lines: list[str], path: Path) -> tuple[list[str], int]:
+    """Collapses runs of an equal id: (ids, length of every run)."""
+    starts = [i for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
+    ids = [lines[i] for i in starts]
+    first_line: dict[str, int] = {}
+    for start, image_id in zip(starts, ids, strict=True):
+        if not image_id:
+            raise InputError(f"{path}, line {start + 1}: no image id")
+        if image_id in first_line:
+            raise InputError(
+                f"{path}, line {start + 1}: image id {image_id!r} is already on "
+                f"line {first_line[image_id]}"
+            )
+        first_line[image_id] = start + 1
+    repeats = starts[1] if len(starts) > 1 else len(lines)
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        if end - start != repeats:
+            raise InputError(
+                f"{path}, line {start + 1}: image id {lines[start]!r} is listed "
+                f"{end - start} times, the first one {repeats} times"
+            )
+    return ids, repeats
+
+
+def _picture_paths(
+    image_ids: list[str], ids_file: Path, mapping_file: Path, folder: Path
+) -> list[Path]:
+    try:
+        mapping = json.loads(mapping_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{mapping_file}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{mapping_file}: not JSON ({error})") from None
+    if not isinstance(mapping, dict):
+        raise InputError(f"{mapping_file}: not an object of image id: file path")
+    for image_id in image_ids:
+        if not isinstance(mapping.get(image_id), str):
+            raise InputError(
+                f"{ids_file}: image id {image_id!r} has no picture in {mapping_file}"
+            )
+    return [folder / mapping[image_id] for image_id in image_ids]
+
+
+def _check_pictures_exist(
+    image_ids: list[str], paths: list[Path], ids_file: Path
+) -> None:
+    # One listing a folder: asking for 113,287 COCO files one by one takes minutes on a
+    # network disk.
+    listed: dict[str, set[str]] = {}
+    for image_id, path in zip(image_ids, paths, strict=True):
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            try:
+                listed[folder] = set(os.listdir(folder))
+            except OSError as error:
+                raise InputError(f"{folder}: {error.strerror}") from None
+        if name not in listed[folder]:
+            raise InputError(
+                f"{path}: no such file, but {ids_file} lists image id {image_id!r}"
+            )
+
+
+def claim_root(root: Path, source: str) -> None:
+    """Marks `root` as made from `source`; call it before writing anything there.
+
+    Raises:
+        InputError: `root` already holds another data set.
+    """
+    marker = root / "prepared_from.txt"
+    owner = read_lines(marker)[0] if marker.is_file() else "somewhere else"
+    if owner != source and (marker.is_file() or (root / "precomp").exists()):
+        raise InputError(
+            f"{root}: already holds a data set made from {owner}, not from {source}; "
+            "name another config.data.root"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, f"{source}\n".encode())
+
+
+def write_root(
+    root: Path,
+    splits: Mapping[str, Iterable[tuple[str, list[str]]]],
+    mapping: Mapping[str, str],
+) -> None:
+    """Writes the lists of a data root whose pictures are already in their folder.
+
+    Args:
+        splits: split name → (image id, its captions) in order.
+        mapping: image id → path below the picture folder.
+    """
+    precomp = root / "precomp"
+    precomp.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        rows = list(rows)
+        ids = "".join(f"{image_id}\n" for image_id, _ in rows)
+        # A caption is a line: line breaks and runs of spaces inside it become a space.
+        captions = "".join(
+            f"{' '.join(caption.split())}\n" for _, many in rows for caption in many
+        )
+        write_atomically(precomp / f"{name}_ids.txt", ids.encode())
+        write_atomically(precomp / f"{name}_caps.txt", captions.encode())
+    text = json.dumps(dict(mapping), indent=0, ensure_ascii=False)
+    write_atomically(root / "id_mapping.json", f"{text}\n".encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, whenever the process may be killed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

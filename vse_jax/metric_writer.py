@@ -1,0 +1,114 @@
+"""Scalars of a run: the log, `metrics.jsonl` and TensorBoard."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import logging
+from tensorboardX import SummaryWriter
+
+from vse_jax.errors import InputError
+
+
+class MetricWriter:
+    """Writes scalars by step; safe to kill at any moment.
+
+    `metrics.jsonl` holds one object a line: "step" and the scalars; a value that is not
+    finite becomes null, which JSON has a word for. TensorBoard reads `tensorboard/`.
+
+    Args:
+        workdir: folder of the run.
+        active: False on all processes but one: nothing is written then.
+    """
+
+    def __init__(self, workdir: Path, active: bool = True):
+        self._workdir = workdir
+        self._active = active
+        self._path = workdir / "metrics.jsonl"
+        self._first_step = 0
+        self._tensorboard: SummaryWriter | None = None
+
+    def truncate_after(self, step: int) -> None:
+        """Forgets what was written after `step`; call it before the first `write`.
+
+        A resumed run repeats the steps since its checkpoint, and no step may be there
+        twice. TensorBoard is told to hide the events it already has.
+
+        Raises:
+            InputError: `metrics.jsonl` is damaged, or the disk is full.
+        """
+        if not self._active:
+            return
+        self._first_step = step + 1
+        if not self._path.exists():
+            return
+        kept = [row for row in read_metrics(self._workdir) if row["step"] <= step]
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            raise InputError(f"{temporary}: {error.strerror}") from error
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds the scalars of a step.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        if not self._active:
+            return
+        row = {"step": step} | {
+            name: float(value) if math.isfinite(value) else None
+            for name, value in scalars.items()
+        }
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in scalars.items())
+        logging.info("step %d: %s", step, shown)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+        except OSError as error:
+            raise InputError(f"{self._path}: {error.strerror}") from error
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(
+                str(self._workdir / "tensorboard"), purge_step=self._first_step
+            )
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Waits until TensorBoard's events are on disk too."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The rows of `metrics.jsonl`: {"step": int, name: number or None}, oldest first.
+
+    A last line that a killed process left unfinished is not read.
+
+    Raises:
+        InputError: no such file, or a line that is damaged (named).
+    """
+    path = workdir / "metrics.jsonl"
+    try:
+        *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            raise InputError(
+                f"{path}, line {number}: not an object with a step"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row) + "\n"

@@ -1,0 +1,147 @@
+"""BERT encoder (Devlin et al. 2019): token ids to contextual token vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+_NORM_EPSILON = 1e-12
+_TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
+_INIT = jax.nn.initializers.normal(0.02)
+
+
+class Bert(nnx.Module):
+    """Embeddings and a stack of post-norm transformer layers, without the pooler.
+
+    The tree mirrors PyTorch's names, so that conversion is a table (convert/keys.py).
+
+    Args:
+      vocab_size, hidden, layers, heads, ffn, max_positions: sizes as in config.text.
+      dropout: on embeddings, attention weights and both residual branches.
+      dtype: of the matrix products; normalisation statistics and softmax are float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        ffn: int,
+        max_positions: int,
+        dropout: float,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.embeddings = Embeddings(
+            vocab_size, hidden, max_positions, dropout, dtype=dtype, rngs=rngs
+        )
+        self.layers = nnx.List(
+            Layer(hidden, heads, ffn, dropout, dtype=dtype, rngs=rngs)
+            for _ in range(layers)
+        )
+
+    def __call__(
+        self,
+        token_ids: Int[Array, "b t"],
+        mask: Bool[Array, "b t"],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b t h"]:
+        """Returns the last layer's vectors.
+
+        Args:
+          token_ids: WordPiece ids, padded on the right.
+          mask: the real tokens; others are never attended to.
+          train: apply dropout, with the stream `dropout` of `rngs`.
+        """
+        x = self.embeddings(token_ids, train=train, rngs=rngs)
+        for layer in self.layers:
+            x = layer(x, mask, train=train, rngs=rngs)
+        return x
+
+
+class Embeddings(nnx.Module):
+    """Word + position + token-type embedding, normalised."""
+
+    def __init__(self, vocab_size, hidden, max_positions, dropout, *, dtype, rngs):
+        self.word = _embed(vocab_size, hidden, dtype, rngs)
+        self.position = _embed(max_positions, hidden, dtype, rngs)
+        self.token_type = _embed(_TOKEN_TYPES, hidden, dtype, rngs)
+        self.norm = _layer_norm(hidden, dtype, rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, token_ids, *, train, rngs):
+        x = self.word(token_ids)
+        x += self.position(jnp.arange(token_ids.shape[1]))
+        x += self.token_type(jnp.zeros(1, jnp.int32))
+        return self.dropout(self.norm(x), deterministic=not train, rngs=rngs)
+
+
+class Layer(nnx.Module):
+    """Self-attention and a two-layer perceptron, each with residual and norm after."""
+
+    def __init__(self, hidden, heads, ffn, dropout, *, dtype, rngs):
+        self.attention = Attention(hidden, heads, dropout, dtype=dtype, rngs=rngs)
+        self.attention_norm = _layer_norm(hidden, dtype, rngs)
+        self.intermediate = _linear(hidden, ffn, dtype, rngs)
+        self.output = _linear(ffn, hidden, dtype, rngs)
+        self.output_norm = _layer_norm(hidden, dtype, rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x, mask, *, train, rngs):
+        def dropout(y):
+            return self.dropout(y, deterministic=not train, rngs=rngs)
+
+        y = self.attention(x, mask, train=train, rngs=rngs)
+        x = self.attention_norm(x + dropout(y))
+        y = self.output(jax.nn.gelu(self.intermediate(x), approximate=False))
+        return self.output_norm(x + dropout(y))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, hidden, heads, dropout, *, dtype, rngs):
+        self.query = _linear(hidden, hidden, dtype, rngs)
+        self.key = _linear(hidden, hidden, dtype, rngs)
+        self.value = _linear(hidden, hidden, dtype, rngs)
+        self.output = _linear(hidden, hidden, dtype, rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.heads = heads
+
+    def __call__(self, x, mask, *, train, rngs):
+        def split_heads(y):
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        query, key = split_heads(self.query(x)), split_heads(self.key(x))
+        value = split_heads(self.value(x))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
+        scores = jnp.where(mask[:, None, None], scores * query.shape[-1] ** -0.5, -1e9)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        weights = self.dropout(weights, deterministic=not train, rngs=rngs)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return self.output(mixed.reshape(x.shape))
+
+
+def _linear(in_features, out_features, dtype, rngs):
+    return nnx.Linear(
+        in_features, out_features, kernel_init=_INIT, dtype=dtype, rngs=rngs
+    )
+
+
+def _embed(count, features, dtype, rngs):
+    return nnx.Embed(count, features, embedding_init=_INIT, dtype=dtype, rngs=rngs)
+
+
+def _layer_norm(features, dtype, rngs):
+    return nnx.LayerNorm(
+        features,
+        epsilon=_NORM_EPSILON,
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
+    )

@@ -1,0 +1,74 @@
+"""Generalized pooling operator (VSE∞, section 3): sort, then a learned weighted sum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vse_jax.models.gru import BiGRU
+from vse_jax.models.layers import linear
+from vse_jax.ops.sorted_pool import sorted_pool
+
+_TEMPERATURE = 0.1
+_MASKED_SCORE = -1e4
+
+
+class GPO(nnx.Module):
+    """Pools a set of vectors with weights generated from the set's size alone.
+
+    A small bidirectional GRU reads the positions 0 … n−1 of a set of n vectors and
+    gives each rank its weight; every dimension is sorted on its own and summed with
+    these. Average, max and K-max pooling are special cases. Runs in float32.
+
+    Args:
+      positions: size of the sinusoidal position encoding.
+      hidden: size of the GRU's state.
+    """
+
+    def __init__(self, positions: int = 32, hidden: int = 32, *, rngs: nnx.Rngs):
+        self.gru = BiGRU(positions, hidden, rngs=rngs)
+        dtype = np.dtype(np.float32)
+        self.linear = linear(hidden, 1, use_bias=False, dtype=dtype, rngs=rngs)
+        self.positions = positions
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        """Returns the pooled vectors, float32.
+
+        Args:
+          features: sets padded to k vectors; what padding holds has no effect.
+          mask: the members of each set, in any places; at least one.
+        """
+        weights = self.weights(mask.sum(axis=1), mask.shape[1])
+        return sorted_pool(features.astype(jnp.float32), weights, mask)
+
+    def weights(self, lengths: Int[Array, " b"], size: int) -> Float[Array, "b {size}"]:
+        """Returns the weight of each rank (largest value first) for sets of `lengths`.
+
+        The weights of a row sum to 1 and are 0 from its length on.
+        """
+        if len(lengths) <= size:
+            return self._generate(lengths, size)
+        # Fewer possible lengths than sets: generate each length's weights once.
+        table = self._generate(jnp.arange(1, size + 1), size)
+        return table[lengths - 1]
+
+    def _generate(self, lengths, size):
+        mask = jnp.arange(size) < lengths[:, None]
+        encoding = jnp.asarray(position_encoding(size, self.positions))
+        forward, backward = self.gru(
+            jnp.broadcast_to(encoding, (len(lengths), *encoding.shape)), mask
+        )
+        scores = self.linear((forward + backward) / 2)[..., 0]
+        scores = jnp.where(mask, scores, _MASKED_SCORE)
+        return jax.nn.softmax(scores / _TEMPERATURE, axis=-1)
+
+
+def position_encoding(count: int, features: int) -> Float[np.ndarray, "{count} f"]:
+    """Sines and cosines of the positions 0 … count−1, interleaved."""
+    frequencies = 10000.0 ** (-np.arange(0, features, 2) / features)
+    angles = np.arange(count)[:, None] * frequencies
+    encoding = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+    return encoding.reshape(count, features).astype(np.float32)

@@ -1,0 +1,123 @@
+"""Image towers: from pixels or region features to pooled vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
+
+from vse_jax.models.batch_norm import BatchNorm
+from vse_jax.models.layers import linear, symmetric_uniform
+from vse_jax.models.pooling import make_pool
+from vse_jax.models.resnet import ResNet
+
+# Share of the training images whose grid is never thinned (the official constant).
+_WHOLE_GRIDS = 0.2
+
+
+class GridEncoder(nnx.Module):
+    """CNN → linear → pooling over the cells of the last feature map."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        dtype = np.dtype(config.compute_dtype)
+        cnn = config.image.backbone
+        self.backbone = ResNet(
+            block=cnn.block,
+            stem=cnn.stem,
+            patch=cnn.patch,
+            layers=cnn.layers,
+            width=cnn.width,
+            groups=cnn.groups,
+            group_width=cnn.group_width,
+            frozen_norm=cnn.batch_norm == "frozen",
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.fc = _xavier_linear(self.backbone.channels, config.embed_dim, dtype, rngs)
+        self.gpool = make_pool(config.image.pool, rngs=rngs)
+        self.drop = config.image.drop
+
+    def __call__(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """Returns the pooled vectors of batch['images'] [b, h, w, 3], float32."""
+        grid = self.backbone(batch["images"], train=train)
+        cells = grid.reshape(grid.shape[0], -1, grid.shape[-1])
+        mask = jnp.ones(cells.shape[:2], bool)
+        if train and self.drop > 0:
+            assert rngs is not None
+            mask = _thin(rngs.size(), mask, self.drop)
+        return self.gpool(self.fc(cells), mask)
+
+
+class RegionEncoder(nnx.Module):
+    """Linear + residual perceptron on each region → pooling."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        dtype = np.dtype(config.compute_dtype)
+        features, embed = config.image.feature_dim, config.embed_dim
+        self.fc = _xavier_linear(features, embed, dtype, rngs)
+        self.mlp = MLP(features, embed // 2, embed, dtype=dtype, rngs=rngs)
+        self.gpool = make_pool(config.image.pool, rngs=rngs)
+
+    def __call__(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """Returns the pooled vectors of batch['regions'] [b, k, f], float32.
+
+        batch['region_lengths'] [b] holds the set sizes; what lies beyond has no effect.
+        """
+        lengths = batch["region_lengths"]
+        position = jnp.arange(batch["regions"].shape[1])
+        mask = position < lengths[:, None]
+        regions = jnp.where(mask[..., None], batch["regions"], 0)
+        # The official batch statistics count zero rows, up to the batch's longest set.
+        counted = jnp.broadcast_to(position < lengths.max(), mask.shape)
+        x = self.fc(regions) + self.mlp(regions, counted, train=train)
+        return self.gpool(x, mask)
+
+
+class MLP(nnx.Module):
+    """Linear → batch normalisation → ReLU → linear."""
+
+    def __init__(self, in_features, hidden, out_features, *, dtype, rngs):
+        self.hidden = linear(in_features, hidden, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(hidden)
+        self.output = linear(hidden, out_features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, counted, *, train):
+        x = self.bn(self.hidden(x), train=train, mask=counted)
+        return self.output(jax.nn.relu(x))
+
+
+def _xavier_linear(in_features, out_features, dtype, rngs):
+    bound = (6 / (in_features + out_features)) ** 0.5
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=symmetric_uniform(bound),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _thin(key: Array, mask: Bool[Array, "b k"], drop: float) -> Bool[Array, "b k"]:
+    """Drops cells from full masks: size augmentation (VSE∞, section 4.3).
+
+    An image draws u ~ U(0, 1); above `_WHOLE_GRIDS` each of its cells is dropped with
+    probability drop · u. The cell with the highest draw always stays.
+    """
+    image_key, cell_key = jax.random.split(key)
+    u = jax.random.uniform(image_key, (len(mask), 1))
+    threshold = jnp.where(u > _WHOLE_GRIDS, drop * u, 0)
+    draws = jax.random.uniform(cell_key, mask.shape)
+    return draws >= jnp.minimum(threshold, draws.max(axis=1, keepdims=True))

@@ -1,0 +1,214 @@
+"""ResNets as feature extractors: images to grids of vectors.
+
+Channels last. Kernels are [height, width, in, out].
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vse_jax.errors import InputError
+from vse_jax.models.batch_norm import BatchNorm
+
+_HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Start value of the last normalisation's scale in each residual branch. Small, so that
+# a block begins close to the identity: a CNN trained from scratch learns faster.
+_BRANCH_SCALE = 0.2
+
+
+class ResNet(nnx.Module):
+    """A ResNet without its classifier.
+
+    Args:
+      block: 'v1' (bottleneck with the stride on its first 1×1, as in Caffe),
+        'torchvision' (bottleneck with the stride on its 3×3) or 'basic' (two 3×3).
+      stem: 'conv7' (7×7, stride 2, then 3×3 max pool, stride 2) or 'patch'
+        (non-overlapping patches, no max pool).
+      patch: side of a patch, px.
+      layers: number of blocks in each stage; every stage but the first halves the grid.
+      width: channels of the stem and of the first stage's 3×3 convolutions.
+      groups: groups of the bottlenecks' 3×3 convolutions.
+      group_width: channels of one such group per 64 of `width`.
+      frozen_norm: batch normalisation keeps its running statistics.
+      dtype: of the activations.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: str,
+        stem: str,
+        patch: int,
+        layers: Sequence[int],
+        width: int,
+        groups: int,
+        group_width: int,
+        frozen_norm: bool,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if stem == "conv7":
+            self.conv1 = Conv(3, width, 7, stride=2, rngs=rngs)
+        elif stem == "patch":
+            self.conv1 = Conv(3, width, patch, stride=patch, rngs=rngs)
+        else:
+            raise InputError(f"config.image.backbone.stem: no stem {stem!r}")
+        if block not in ("v1", "torchvision", "basic"):
+            raise InputError(f"config.image.backbone.block: no block {block!r}")
+        self.bn1 = BatchNorm(width, frozen=frozen_norm)
+        self.pool = stem == "conv7"
+        self.ceil_pool = block == "v1"
+        self.dtype = dtype
+        self.stages = len(layers)
+
+        def make_block(in_channels, planes, stride) -> BasicBlock | Bottleneck:
+            if block == "basic":
+                return BasicBlock(
+                    in_channels, planes, stride, frozen_norm=frozen_norm, rngs=rngs
+                )
+            return Bottleneck(
+                in_channels,
+                planes * group_width // 64 * groups,
+                4 * planes,
+                stride,
+                groups=groups,
+                stride_first=block == "v1",
+                frozen_norm=frozen_norm,
+                rngs=rngs,
+            )
+
+        channels = width
+        for stage, count in enumerate(layers):
+            blocks = []
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(make_block(channels, width * 2**stage, stride))
+                channels = blocks[-1].channels
+            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+        self.channels = channels
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b gh gw c"]:
+        """Returns the last stage's feature map."""
+        x = self.conv1(images.astype(self.dtype))
+        x = jax.nn.relu(self.bn1(x, train=train))
+        if self.pool:
+            x = _max_pool(x, self.ceil_pool)
+        for stage in range(self.stages):
+            for block in getattr(self, f"layer{stage + 1}"):
+                x = block(x, train=train)
+        return x
+
+
+class Bottleneck(nnx.Module):
+    """1×1 → 3×3 → 1×1 with a residual connection."""
+
+    def __init__(
+        self,
+        in_channels,
+        inner,
+        channels,
+        stride,
+        *,
+        groups,
+        stride_first,
+        frozen_norm,
+        rngs,
+    ):
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = Conv(in_channels, inner, 1, stride=first, rngs=rngs)
+        self.bn1 = BatchNorm(inner, frozen=frozen_norm)
+        self.conv2 = Conv(inner, inner, 3, stride=second, groups=groups, rngs=rngs)
+        self.bn2 = BatchNorm(inner, frozen=frozen_norm)
+        self.conv3 = Conv(inner, channels, 1, rngs=rngs)
+        self.bn3 = BatchNorm(channels, frozen=frozen_norm, scale=_BRANCH_SCALE)
+        self.downsample = _downsample(in_channels, channels, stride, frozen_norm, rngs)
+        self.channels = channels
+
+    def __call__(self, x, *, train):
+        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        if self.downsample is not None:
+            x = self.downsample(x, train=train)
+        return jax.nn.relu(x + y)
+
+
+class BasicBlock(nnx.Module):
+    """3×3 → 3×3 with a residual connection."""
+
+    def __init__(self, in_channels, channels, stride, *, frozen_norm, rngs):
+        self.conv1 = Conv(in_channels, channels, 3, stride=stride, rngs=rngs)
+        self.bn1 = BatchNorm(channels, frozen=frozen_norm)
+        self.conv2 = Conv(channels, channels, 3, rngs=rngs)
+        self.bn2 = BatchNorm(channels, frozen=frozen_norm, scale=_BRANCH_SCALE)
+        self.downsample = _downsample(in_channels, channels, stride, frozen_norm, rngs)
+        self.channels = channels
+
+    def __call__(self, x, *, train):
+        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = self.bn2(self.conv2(y), train=train)
+        if self.downsample is not None:
+            x = self.downsample(x, train=train)
+        return jax.nn.relu(x + y)
+
+
+class Downsample(nnx.Module):
+    """Brings a block's input to its output's shape."""
+
+    def __init__(self, in_channels, channels, stride, *, frozen_norm, rngs):
+        self.conv = Conv(in_channels, channels, 1, stride=stride, rngs=rngs)
+        self.bn = BatchNorm(channels, frozen=frozen_norm)
+
+    def __call__(self, x, *, train):
+        return self.bn(self.conv(x), train=train)
+
+
+def _downsample(in_channels, channels, stride, frozen_norm, rngs):
+    if stride == 1 and in_channels == channels:
+        return None
+    return Downsample(in_channels, channels, stride, frozen_norm=frozen_norm, rngs=rngs)
+
+
+class Conv(nnx.Module):
+    """Square convolution without bias; output size = input size / stride, rounded up.
+
+    (Down for patches, stride == kernel size, where an incomplete patch is dropped.)
+    """
+
+    def __init__(self, in_channels, out_channels, size, *, stride=1, groups=1, rngs):
+        shape = (size, size, in_channels // groups, out_channels)
+        self.kernel = nnx.Param(_HE_NORMAL(rngs.params(), shape))
+        self.size, self.stride, self.groups = size, stride, groups
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b oh ow o"]:
+        kernel = self.kernel[...].astype(x.dtype)
+        # Both special cases are matrix products; on CPU their gradients are twice as
+        # fast as a convolution's.
+        if self.size == 1:
+            x = x[:, :: self.stride, :: self.stride]
+            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+        if self.size == self.stride:
+            b, h, w, c = x.shape
+            p, h, w = self.size, h // self.size, w // self.size
+            patches = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
+            return jnp.einsum("bhpwqi,pqio->bhwo", patches, kernel)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=[(self.size // 2, self.size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+
+def _max_pool(x, ceil):
+    """3×3 / 2: Caffe's (no padding, size rounded up) or torchvision's (padding 1)."""
+    padding = [(0, 1 - size % 2) if ceil else (1, 1) for size in x.shape[1:3]]
+    return nnx.max_pool(x, (3, 3), (2, 2), padding)

@@ -1,0 +1,100 @@
+"""The two-tower VSE∞ model (Chen et al., CVPR 2021)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from vse_jax.errors import InputError
+from vse_jax.models.image_encoder import GridEncoder, RegionEncoder
+from vse_jax.models.text_encoder import TextEncoder
+
+_IMAGE_TOWERS = {"grid": GridEncoder, "region": RegionEncoder}
+_TEXT_TOWERS = {"bert": TextEncoder}
+
+
+class VSE(nnx.Module):
+    """Maps images and captions into one space where the dot product is the similarity.
+
+    All parameters are `nnx.Param`, running statistics `nnx.BatchStat`; random numbers
+    come with the call (streams `dropout` and `size`), so there is no other state.
+
+    Args:
+      config: as built by configs/common.py.
+      rngs: stream `params` gives the start values.
+
+    Raises:
+      InputError: a config field names a tower, block or pooling that does not exist.
+    """
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        image_tower = _choose(_IMAGE_TOWERS, config.image.kind, "config.image.kind")
+        text_tower = _choose(_TEXT_TOWERS, config.text.kind, "config.text.kind")
+        self.image = image_tower(config, rngs=rngs)
+        self.text = text_tower(config, rngs=rngs)
+        self.normalise_images = config.image.normalise
+        self.normalise_captions = config.text.normalise
+
+    def __call__(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        """Returns the embeddings of a batch of pairs: images, captions."""
+        images = self.encode_images(batch, train=train, rngs=rngs)
+        return images, self.encode_captions(batch, train=train, rngs=rngs)
+
+    def encode_images(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """Returns image embeddings, float32, of unit length unless config says not to.
+
+        Args:
+          batch: 'images' [b, h, w, 3], preprocessed (grid), or 'regions' [b, k, f] and
+            'region_lengths' [b] (region).
+          train: augment the set's size, normalise by batch statistics and update them.
+          rngs: stream `size`, needed when a grid model trains.
+        """
+        pooled = self.image(batch, train=train, rngs=rngs)
+        return l2_normalise(pooled) if self.normalise_images else pooled
+
+    def encode_captions(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """Returns caption embeddings, float32, normalised like the images'.
+
+        Args:
+          batch: 'token_lengths' [b], and 'token_ids' [b, t] or 'token_features'
+            [b, t, h].
+          train: apply dropout.
+          rngs: stream `dropout`, needed when training from token ids.
+        """
+        pooled = self.text(batch, train=train, rngs=rngs)
+        return l2_normalise(pooled) if self.normalise_captions else pooled
+
+    def caption_features(self, batch: dict[str, Array]) -> Float[Array, "b t h"]:
+        """Returns what 'token_features' may hold in place of batch['token_ids']."""
+        return self.text.features(batch)
+
+
+def l2_normalise(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Divides each row by its Euclidean norm + 1e-8 (the official constant)."""
+    squares = jnp.square(x).sum(axis=-1, keepdims=True)
+    # Without a floor the root's gradient at a zero row is infinite, and the step NaN.
+    return x / (jnp.sqrt(jnp.maximum(squares, 1e-24)) + 1e-8)
+
+
+def _choose(towers, kind, field):
+    if kind not in towers:
+        raise InputError(f"{field}: {kind!r} is none of {', '.join(towers)}")
+    return towers[kind]

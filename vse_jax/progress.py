@@ -1,0 +1,59 @@
+"""Progress of anything that takes longer than about two seconds."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+_LINE_EVERY_S = 10.0  # without a terminal
+
+
+def progress(
+    items: Iterable[T],
+    description: str,
+    total: int | None = None,
+    unit: str = "it",
+    initial: int = 0,
+) -> Iterator[T]:
+    """Yields `items` and shows count, rate and time left on stderr.
+
+    A bar on a terminal; elsewhere (a log file, CI) a plain line every ten seconds and
+    one at the end, so that a log stays readable.
+    """
+    if total is None:
+        total = len(items) if hasattr(items, "__len__") else None
+    if sys.stderr.isatty():
+        yield from tqdm(
+            items, desc=description, total=total, unit=unit, initial=initial, leave=False
+        )
+        return
+    start = last = time.monotonic()
+    done = initial
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S:
+            last = now
+            _print_line(description, done, total, unit, (done - initial) / (now - start))
+    elapsed = time.monotonic() - start
+    if elapsed > 2.0:
+        rate = (done - initial) / elapsed
+        _print_line(description, done, total, unit, rate, f"done in {elapsed:.0f} s")
+
+
+def _print_line(
+    description: str, done: int, total: int | None, unit: str, rate: float, note=""
+) -> None:
+    of = f"/{total}" if total is not None else ""
+    if not note and total is not None and rate > 0:
+        note = f"{(total - done) / rate:.0f} s left"
+    tail = f", {note}" if note else ""
+    print(
+        f"{description}: {done}{of} {unit}, {rate:.3g} {unit}/s{tail}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,80 @@
+"""The device mesh (data, fsdp) and where every array lives on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from vse_jax.errors import InputError
+
+AXES = ("data", "fsdp")
+_SHARD_FROM = 2**16  # elements; smaller leaves are replicated: not worth a collective
+
+
+def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh of `devices` (default: all) by `config.mesh`; -1: all that are left.
+
+    Raises:
+        InputError: the axes do not multiply to the number of devices, or the batch
+            does not divide by it.
+    """
+    devices = devices or jax.devices()
+    count = len(devices)
+    shape = {axis: config.mesh[axis] for axis in AXES}
+    free = [axis for axis in AXES if shape[axis] == -1]
+    used = int(np.prod([n for n in shape.values() if n != -1]))
+    if len(free) == 1 and used > 0 and count % used == 0:
+        shape[free[0]] = count // used
+    if np.prod(list(shape.values())) != count or min(shape.values()) < 1:
+        raise InputError(
+            f"config.mesh: data={config.mesh.data} × fsdp={config.mesh.fsdp} does not "
+            f"multiply to the {count} devices"
+        )
+    if config.batch_size % count:
+        raise InputError(
+            f"config.batch_size: {config.batch_size} does not divide by the "
+            f"{count} devices"
+        )
+    # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
+    return jax.make_mesh(
+        tuple(shape.values()),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension over all devices: fsdp splits the batch as well."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def state_sharding(mesh: Mesh, tree):
+    """Sharding of every leaf: its largest dimension that fsdp divides is split.
+
+    A rule by shape needs no annotation in the models, and the optimizer's moments
+    follow their parameters because they have the same shapes.
+    """
+    n = mesh.shape["fsdp"]
+
+    def place(leaf) -> NamedSharding:
+        if n > 1 and leaf.size >= _SHARD_FROM:
+            for axis in np.argsort(leaf.shape, kind="stable")[::-1]:
+                if leaf.shape[axis] % n == 0:
+                    return NamedSharding(mesh, P(*[None] * int(axis), "fsdp"))
+        return replicated(mesh)
+
+    return jax.tree.map(place, tree)
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
+    """This process's share of a batch → global arrays."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

@@ -1,0 +1,127 @@
+"""The model as a graph definition plus plain dicts, and the state that training keeps.
+
+Plain dicts under `jax.jit` dispatch far faster than `nnx.jit` (28 × at 200 arrays), and
+a checkpoint of plain dicts does not depend on how NNX spells its state.
+"""
+
+from typing import Any
+
+import jax
+from absl import logging
+from flax import nnx, struct
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vse_jax.convert import pretrained
+from vse_jax.models.vse import VSE
+from vse_jax.optimizer import Optimizer
+from vse_jax.sharding import state_sharding
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a step reads and writes.
+
+    step: finished steps, int32 scalar. params, batch_stats: nested dicts of the model.
+    opt_state: per group of parameters. rng: typed key; a step folds its number in.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: dict[str, Any]
+    rng: jax.Array
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The part that evaluation needs."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def rest(self) -> dict[str, Any]:
+        """The part that only training needs."""
+        return {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """(graph definition, {"params", "batch_stats"}) of a VSE model."""
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, {
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(stats),
+    }
+
+
+def merge_model(graphdef: nnx.GraphDef, model: dict[str, Any]) -> VSE:
+    """Inverse of `split_model`."""
+    return nnx.merge(graphdef, model["params"], model["batch_stats"])
+
+
+def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """As `split_model` of the config's model, with shapes instead of arrays."""
+    return split_model(nnx.eval_shape(lambda: VSE(config, rngs=nnx.Rngs(0))))
+
+
+def with_sharding(mesh: Mesh, abstract):
+    """Shapes of a tree, each with the sharding that `state_sharding` gives it."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        state_sharding(mesh, abstract),
+    )
+
+
+def new_state(config: ConfigDict, optimizer: Optimizer) -> TrainState:
+    """The state before the first step, random weights from `config.seed`."""
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    _, model = split_model(VSE(config, rngs=nnx.Rngs(params=init_key)))
+    return TrainState(
+        step=jax.numpy.zeros((), jax.numpy.int32),
+        params=model["params"],
+        batch_stats=model["batch_stats"],
+        opt_state=optimizer.init(model["params"]),
+        rng=run_key,
+    )
+
+
+def abstract_state(config: ConfigDict, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of `new_state`."""
+    return with_sharding(mesh, jax.eval_shape(lambda: new_state(config, optimizer)))
+
+
+def initial_state(config: ConfigDict, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """`new_state` on the mesh, with the config's pretrained weights put in."""
+    abstract = abstract_state(config, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    state = jax.jit(lambda: new_state(config, optimizer), out_shardings=shardings)()
+    return load_pretrained(config, state)
+
+
+def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
+    """Replaces the towers' weights that `config.{text,image}.weights` name."""
+    params, stats = state.params, state.batch_stats
+    if config.text.kind == "bert" and config.text.weights is not None:
+        folder = pretrained.resolve_folder(config.text.weights)
+        bert = pretrained.load_bert(folder, params["text"]["bert"])
+        text = params["text"] | {"bert": _placed_like(bert, params["text"]["bert"])}
+        params = params | {"text": text}
+        logging.info("BERT weights from %s", folder)
+    if config.image.kind == "grid" and config.image.weights is not None:
+        folder = pretrained.resolve_folder(config.image.weights)
+        like = {
+            "params": params["image"]["backbone"],
+            "batch_stats": stats["image"]["backbone"],
+        }
+        loaded = _placed_like(pretrained.load_backbone(folder, like), like)
+        params = params | {
+            "image": params["image"] | {"backbone": loaded["params"]},
+        }
+        stats = stats | {
+            "image": stats["image"] | {"backbone": loaded["batch_stats"]},
+        }
+        logging.info("CNN weights from %s", folder)
+    return state.replace(params=params, batch_stats=stats)
+
+
+def _placed_like(arrays, like):
+    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), arrays, like)

@@ -1,0 +1,280 @@
+"""The training loop: one jitted step over the mesh, validation, checkpoints, resume."""
+
+import functools
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vse_jax.checkpoint import Checkpoints
+from vse_jax.config import check_same_run, save_config
+from vse_jax.data.captions import caption_tokens
+from vse_jax.data.layout import read_split
+from vse_jax.data.pipeline import TrainData
+from vse_jax.errors import InputError
+from vse_jax.evaluate import Evaluator, evaluate_best
+from vse_jax.losses import hinge_loss
+from vse_jax.metric_writer import MetricWriter
+from vse_jax.optimizer import Optimizer, Schedule, merge
+from vse_jax.progress import progress
+from vse_jax.search.report import curves_picture
+from vse_jax.sharding import batch_sharding, make_mesh, put_batch, replicated
+from vse_jax.state import (
+    TrainState,
+    abstract_model,
+    abstract_state,
+    initial_state,
+    merge_model,
+)
+from vse_jax.token_features import cached_token_features
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    groups: tuple[int, ...],
+    *,
+    graphdef: nnx.GraphDef,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    margin: float,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the global batch.
+
+    Args:
+        state: before the step.
+        batch: see `vse_jax.data.pipeline`; the first dimension is the global batch.
+        groups: parameter groups open in this epoch; static.
+        graphdef, optimizer, schedule, margin: what does not change during a run.
+
+    Returns:
+        The next state and scalars: loss (sum over the batch, paper Eq. 5, scaled in
+        the ramp epoch), grad_norm (before clipping), lr.
+    """
+    dropout, size = jax.random.split(jax.random.fold_in(state.rng, state.step))
+
+    def loss_fn(open_params):
+        params = merge(state.params, open_params)
+        model = merge_model(
+            graphdef, {"params": params, "batch_stats": state.batch_stats}
+        )
+        rngs = nnx.Rngs(dropout=dropout, size=size)
+        images, captions = model(batch, train=True, rngs=rngs)
+        loss = hinge_loss(images, captions, margin, schedule.hardest(state.step))
+        stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return loss * schedule.loss_scale(state.step), stats
+
+    open_params = optimizer.select(state.params, groups)
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(open_params)
+    rate = schedule.rate(state.step)
+    params, opt_state, norm = optimizer.update(
+        grads, state.opt_state, state.params, rate, groups
+    )
+    new = state.replace(
+        step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
+    )
+    return new, {"loss": loss, "grad_norm": norm, "lr": rate}
+
+
+def compile_step(config, graphdef, optimizer, schedule, mesh: Mesh, abstract):
+    """`train_step` jitted over the mesh: step(state, batch, groups), state donated."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(
+        functools.partial(
+            train_step,
+            graphdef=graphdef,
+            optimizer=optimizer,
+            schedule=schedule,
+            margin=config.loss.margin,
+        ),
+        static_argnums=2,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains in `workdir`, or goes on where it stopped, and ends with the test metrics.
+
+    Raises:
+        InputError: bad config or data, another config's workdir, NaN loss, full disk.
+    """
+    mesh = make_mesh(config)
+    checkpoints = _claim_workdir(config, workdir)
+
+    # Data: read everything that can be wrong before any time is spent on training.
+    split = read_split(config, config.data.train_split)
+    dev = read_split(config, config.data.dev_split)
+    read_split(config, config.eval.split)
+    tokens = caption_tokens(config, split.captions)
+
+    # Model and optimizer.
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    abstract = abstract_state(config, optimizer, mesh)
+    best_rsum = -1.0  # below any: the first validation is the best so far
+    if checkpoints.last_step() is None:
+        state = initial_state(config, optimizer, mesh)
+    else:
+        kept, rest, progress_made = checkpoints.restore_last(
+            abstract.model, abstract.rest
+        )
+        state = TrainState(**kept, **rest)
+        best_rsum = progress_made["best_rsum"]
+        logging.info("resumed from step %d", int(state.step))
+    evaluator = Evaluator(config, graphdef, mesh)
+    features = None
+    if config.text.cache_features:
+        features = cached_token_features(
+            evaluator, state.model, split, tokens, workdir / "cache"
+        )
+
+    # The loop. Its order is fixed: the checkpoint of a step is started before the next
+    # batch is drawn, so that what is saved is exactly what has been trained on.
+    data = TrainData(config, split, tokens, features)
+    schedule = Schedule.from_config(
+        config, data.steps_per_epoch, ramp_steps=data.pairs // config.batch_size + 1
+    )
+    total = config.num_epochs * schedule.steps_per_epoch
+    if config.max_steps is not None:
+        total = min(total, config.max_steps)
+    run_step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
+    step = int(state.step)
+    writer = MetricWriter(workdir, active=jax.process_index() == 0)
+    writer.truncate_after(step)
+    recorder = _Recorder(config, writer)
+    process = (jax.process_index(), jax.process_count())
+    with data.batches(step, *process) as batches:
+        while step < total:
+            epoch = schedule.epoch(step)
+            groups = optimizer.open_groups(epoch)
+            end = min(total, (epoch + 1) * schedule.steps_per_epoch)
+            for step in progress(
+                range(step + 1, end + 1),
+                f"epoch {epoch + 1}/{config.num_epochs}",
+                unit="step",
+            ):
+                batch = recorder.timed_next(batches)
+                batch = put_batch(batch, batch_sharding(mesh))
+                state, scalars = run_step(state, batch, groups)
+                recorder.add(step, scalars)
+                every = config.checkpoint.every_steps
+                if every and step % every == 0 and step < end:
+                    recorder.flush(step)
+                    _save_last(checkpoints, step, state, best_rsum)
+            recorder.flush(step)
+            metrics = evaluator.evaluate(state.model, dev)
+            writer.write(step, _scalars(f"eval/{dev.name}", metrics))
+            if metrics["rsum"] > best_rsum:
+                best_rsum = metrics["rsum"]
+                checkpoints.save_best(step, state.model, {"rsum": best_rsum})
+            _save_last(checkpoints, step, state, best_rsum)
+            recorder.restart_clock()
+    checkpoints.wait()
+    checkpoints.close()
+    writer.close()
+
+    if jax.process_index() == 0:
+        curves_picture(workdir, schedule)
+    evaluate_best(config, workdir)
+
+
+def _claim_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:
+    """The workdir's checkpoints, once it is sure that they are of this config."""
+    try:
+        checkpoints = Checkpoints(workdir)
+        saved = workdir / "config.json"
+        if checkpoints.last_step() is not None and saved.exists():
+            check_same_run(config, saved)
+        if jax.process_index() == 0:
+            save_config(config, saved)
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}") from error
+    return checkpoints
+
+
+def _save_last(checkpoints, step: int, state: TrainState, best_rsum: float) -> None:
+    checkpoints.save_last(step, state.model, state.rest, {"best_rsum": best_rsum})
+
+
+def _scalars(prefix: str, metrics: dict) -> dict[str, float]:
+    """{"i2t": {"r1": x}, "rsum": y} → {"prefix/i2t_r1": x, "prefix/rsum": y}."""
+    flat = {f"{prefix}/rsum": metrics["rsum"]}
+    for direction in ("i2t", "t2i"):
+        for name, value in metrics[direction].items():
+            flat[f"{prefix}/{direction}_{name}"] = value
+    return flat
+
+
+class _Recorder:
+    """Collects the steps' scalars on the device; writes one line every `log_every`."""
+
+    def __init__(self, config: ConfigDict, writer: MetricWriter):
+        self._config = config
+        self._writer = writer
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._compiled = False
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves what happened since the last line out of the rates."""
+        self._start = time.monotonic()
+        self._waited = 0.0
+
+    def timed_next(self, batches):
+        """The next batch; the time it takes is the step's wait for data."""
+        before = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - before
+        return batch
+
+    def add(self, step: int, scalars: dict[str, jax.Array]) -> None:
+        if self._pending:
+            # At most two steps in flight: queued batches would fill the memory.
+            self._pending[-1][1]["loss"].block_until_ready()
+        self._pending.append((step, scalars))
+        if not self._compiled:
+            self._compiled = True
+            scalars["loss"].block_until_ready()
+            seconds = time.monotonic() - self._start
+            logging.info("first step took %.1f s, compilation included", seconds)
+            self._writer.write(step, {"perf/first_step_s": seconds})
+        if step % self._config.log_every == 0:
+            self.flush(step)
+
+    def flush(self, step: int) -> None:
+        """Writes the means since the last line.
+
+        Raises:
+            InputError: a loss is NaN or infinite; names the first such step.
+        """
+        if not self._pending:
+            return
+        steps = [number for number, _ in self._pending]
+        rows = jax.device_get([scalars for _, scalars in self._pending])
+        for number, row in zip(steps, rows, strict=True):
+            if not math.isfinite(row["loss"]):
+                raise InputError(
+                    f"train/loss is {row['loss']} at step {number}; stopped, the last "
+                    "good checkpoint is kept (lower config.optimizer.learning_rate?)"
+                )
+        seconds = time.monotonic() - self._start
+        self._writer.write(
+            step,
+            {
+                "train/loss": float(np.mean([row["loss"] for row in rows])),
+                "train/grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
+                "train/lr": float(rows[-1]["lr"]),
+                "perf/images_per_s": len(rows) * self._config.batch_size / seconds,
+                "perf/data_wait": self._waited / seconds,
+            },
+        )
+        self._pending = []
+        self.restart_clock()
