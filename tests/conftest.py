@@ -6,6 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
+from jaxtyping import install_import_hook
 
 # Compile time dominates the suite; the models here are tiny, so -O0 code is fast enough.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -13,6 +14,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Saves compile time from the second local run on.
 jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# Shapes in signatures are checked at run time from here on.
+install_import_hook("vse_jax", "beartype.beartype")
 
 from pathlib import Path
 

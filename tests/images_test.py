@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vse_jax.data import images
 from vse_jax.data.images import augment, load_image, preprocess
 from vse_jax.errors import InputError
 
@@ -72,6 +73,15 @@ def test_photographs_are_turned_upright(tmp_path):
     image.save(tmp_path / "photo.jpg", exif=exif)
 
     assert load_image(tmp_path / "photo.jpg").shape == (16, 8, 3)
+
+
+def test_damaged_notes_do_not_spoil_a_picture(tmp_path, monkeypatch):
+    def damaged(image, in_place):
+        raise TypeError("bad operand type")
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", damaged)
+    Image.new("RGB", (16, 8)).save(tmp_path / "photo.jpg")
+    assert load_image(tmp_path / "photo.jpg").shape == (8, 16, 3)
 
 
 def broken_files(folder: Path) -> dict[str, Path]:

@@ -51,18 +51,36 @@ def green_frames(path) -> int:
 def test_table():
     assert format_table(METRICS, "coco testall").splitlines() == [
         "coco testall: 5,000 images, 25,000 captions",
-        "                           R@1     R@5    R@10   median     mean",
-        "  image to caption        45.2    80.0   100.0      2.0      3.5",
-        "  caption to image        45.2    80.0   100.0      2.0      3.5",
+        "                           R@1     R@5    R@10  median    mean",
+        "  image to caption        45.2    80.0   100.0     2.0     3.5",
+        "  caption to image        45.2    80.0   100.0     2.0     3.5",
         "  rsum                   450.5",
     ]
 
 
-def test_table_of_folds():
-    fold = METRICS | {"images": 1000, "rsum": 500.0}
-    lines = format_table(METRICS | {"fold5": fold}, "coco testall").splitlines()
+def test_table_of_all_protocols():
+    recalls = {"r1": 44.4, "r5": 70.0, "r10": 80.0}
+    precisions = {"map_at_r": 30.8, "rprecision": 41.5, "r1": 70.1}
+    metrics = METRICS | {
+        "fold5": METRICS | {"images": 1000, "rsum": 500.0},
+        "cxc": dict.fromkeys(("i2t", "t2i", "i2i", "t2t"), recalls),
+        "eccv": {"i2t": precisions, "t2i": precisions},
+    }
+    lines = format_table(metrics, "coco testall").splitlines()
     assert lines[5] == "mean of 5 folds of 1,000 images"
-    assert lines[8].split() == ["rsum", "500.0"]
+    assert lines[9].split() == ["rsum", "500.0"]
+    assert lines[10:] == [
+        "Crisscrossed Captions",
+        "                           R@1     R@5    R@10",
+        "  image to caption        44.4    70.0    80.0",
+        "  caption to image        44.4    70.0    80.0",
+        "  image to image          44.4    70.0    80.0",
+        "  caption to caption      44.4    70.0    80.0",
+        "ECCV Caption",
+        "                           R@1   mAP@R     R-P",
+        "  image to caption        70.1    30.8    41.5",
+        "  caption to image        70.1    30.8    41.5",
+    ]
 
 
 def test_every_right_picture_among_the_first_five_is_framed(split, tmp_path):

@@ -79,9 +79,25 @@ def test_the_published_sizes_are_traced(kind):
     assert count == towers + (resnet101 if kind == "grid" else mlp)
 
 
-def test_unknown_choices_name_their_field():
-    for part, field in (("image", "kind"), ("text", "kind"), ("text", "pool")):
-        config = tiny.get_config()
-        config[part][field] = "nonsense"
-        with pytest.raises(InputError, match="nonsense"):
-            VSE(config, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image.kind", "nonsense"),
+        ("image.pool", "nonsense"),
+        ("image.backbone.batch_norm", "nonsense"),
+        ("text.kind", "nonsense"),
+        ("text.heads", 5),
+    ],
+)
+def test_an_impossible_choice_is_named(field, value):
+    config = tiny.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=rf"config.*{value}"):
+        VSE(config, rngs=nnx.Rngs(0))
+
+
+def test_captions_beyond_the_position_table_are_refused():
+    config = tiny.get_config()
+    config.text.max_positions = 8
+    with pytest.raises(InputError, match=r"max_positions: .* 16 tokens, more than 8"):
+        VSE(config, rngs=nnx.Rngs(0))(grid_batch())

@@ -8,6 +8,7 @@ learning-rate schedule (VSE∞, supplement 1; PyTorch's parameter groups).
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.errors import InputError
 
-Flat = dict[str, jax.Array]
+Flat = dict[str, Any]  # arrays, or their shapes
 
 
 def flatten(tree) -> Flat:

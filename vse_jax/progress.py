@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -23,11 +23,16 @@ def progress(
     A bar on a terminal; elsewhere (a log file, CI) a plain line every ten seconds and
     one at the end, so that a log stays readable.
     """
-    if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if sys.stderr.isatty():
         yield from tqdm(
-            items, desc=description, total=total, unit=unit, initial=initial, leave=False
+            items,
+            desc=description,
+            total=total,
+            unit=unit,
+            initial=initial,
+            leave=False,
         )
         return
     start = last = time.monotonic()
@@ -38,7 +43,9 @@ def progress(
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S:
             last = now
-            _print_line(description, done, total, unit, (done - initial) / (now - start))
+            _print_line(
+                description, done, total, unit, (done - initial) / (now - start)
+            )
     elapsed = time.monotonic() - start
     if elapsed > 2.0:
         rate = (done - initial) / elapsed

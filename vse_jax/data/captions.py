@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vse_jax.data.layout import read_lines
 from vse_jax.errors import InputError
 from vse_jax.progress import progress
 
-_CHUNK = 4096  # captions tokenised between two progress updates
+_CHUNK = 4096  # captions tokenised at once, by all cores
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def tokenize_captions(
     Raises:
         InputError: `vocab_file` is missing or is no BERT vocabulary.
     """
-    vocab = {token: i for i, token in enumerate(read_lines(vocab_file))}
+    lines = read_lines(vocab_file)
+    vocab = {token: i for i, token in enumerate(lines)}
     for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
         if token not in vocab:
             raise InputError(f"{vocab_file}: no token {token}: not a BERT vocabulary")
@@ -86,13 +88,15 @@ def tokenize_captions(
     words: list[int | None] = []
     offsets = [0]
     cut = 0
-    chunks = range(0, len(captions), _CHUNK)
-    for start in progress(chunks, "tokenising", unit=f"{_CHUNK} captions"):
-        for encoding in tokenizer.encode_batch(captions[start : start + _CHUNK]):
-            cut += len(encoding.ids) > max_tokens - 2
-            ids += (vocab["[CLS]"], *encoding.ids[: max_tokens - 2], vocab["[SEP]"])
-            words += (-1, *encoding.word_ids[: max_tokens - 2], -1)
-            offsets.append(len(ids))
+    encodings = itertools.chain.from_iterable(
+        tokenizer.encode_batch(captions[start : start + _CHUNK])
+        for start in range(0, len(captions), _CHUNK)
+    )
+    for encoding in progress(encodings, "tokenising", len(captions), "captions"):
+        cut += len(encoding.ids) > max_tokens - 2
+        ids += (vocab["[CLS]"], *encoding.ids[: max_tokens - 2], vocab["[SEP]"])
+        words += (-1, *encoding.word_ids[: max_tokens - 2], -1)
+        offsets.append(len(ids))
     if cut:
         logging.warning(
             "%d of %d captions have more than %d tokens; their ends are cut off",
@@ -105,7 +109,7 @@ def tokenize_captions(
         np.array(words, np.int16),
         np.array(offsets, np.int64),
         vocab["[MASK]"],
-        len(vocab),
+        len(lines),
     )
 
 

@@ -1,5 +1,6 @@
 """Pictures: decoding, training augmentation, resizing and normalisation."""
 
+import contextlib
 import functools
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from vse_jax.errors import InputError
 # The data workers are the parallelism; a second pool inside OpenCV would only fight
 # them and XLA for the same cores.
 cv2.setNumThreads(0)
+
+PIXELS = ("detector", "imagenet")  # values of config.image.pixels
 
 _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
@@ -37,8 +40,10 @@ def load_image(path: Path | str) -> UInt8[np.ndarray, "height width 3"]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    # Phone photographs store a rotation instead of rotated pixels.
-    ImageOps.exif_transpose(image, in_place=True)
+    # Phone photographs store a rotation instead of rotated pixels. What else their
+    # notes hold may be damaged without harm to the picture.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -77,12 +82,11 @@ def preprocess(
     standardised. The resize is bilinear and works on float32, before normalisation, as
     in the original.
     """
+    image = np.ascontiguousarray(image)  # a mirrored crop is not, and OpenCV needs it
     if pixels == "detector":
-        image = image[..., ::-1]
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     resized = cv2.resize(
-        np.ascontiguousarray(image, np.float32),
-        (size, size),
-        interpolation=cv2.INTER_LINEAR,
+        image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
     )
     scale, shift = _scale_and_shift(pixels, size)
     rows = resized.reshape(size, -1)
@@ -101,6 +105,5 @@ def _scale_and_shift(pixels: str, size: int) -> tuple[np.ndarray, np.ndarray]:
         scale, shift = np.ones(3), -_DETECTOR_BGR_MEAN
     else:
         scale, shift = 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
-    return np.tile(scale, size).astype(np.float32), np.tile(shift, size).astype(
-        np.float32
-    )
+    rows = np.tile([scale, shift], size).astype(np.float32)
+    return rows[0], rows[1]

@@ -13,17 +13,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax.data.captions import CaptionTokens, augment_words, bucket
-from vse_jax.data.images import augment, load_image, preprocess
+from vse_jax.data.images import PIXELS, augment, load_image, preprocess
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import MappedArray, drop_regions
+from vse_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises InputError unless the config's `field` holds one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{field}: {value!r} is none of {', '.join(choices)}")
 
 
 class ImageRows:
     """Reads the image part of a batch, a row at a time, in the workers."""
 
     def __init__(self, config: ConfigDict, split: Split):
+        check_choice("config.image.pixels", config.image.pixels, PIXELS)
+        check_choice(
+            "config.data.on_bad_image", config.data.on_bad_image, ("error", "skip")
+        )
         self.image = config.image
         self.skip = config.data.on_bad_image == "skip"
         self.paths = [os.fspath(path) for path in split.image_paths or ()]

@@ -1,20 +1,159 @@
-"""ECCV Caption: COCO retrieval with the missing matches of its 5K test set added.
+"""ECCV Caption: retrieval with the matches that COCO's 5K test set leaves out.
 
-Chun et al., ECCV 2022. The annotations and COCO's caption ids are those in the package
-`eccv_caption`; the metrics equal its own (in %), without its ranked lists of ids.
+Chun et al., ECCV 2022 (Plausible Match: Chun et al., CVPR 2021). The package
+`eccv_caption` holds the annotations and COCO's caption ids; the metrics here equal its
+own, in %, and need no ranked lists of ids.
 """
 
 import importlib.util
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from vse_jax.errors import InputError
 from vse_jax.metrics.positives import positions, read_object
 from vse_jax.metrics.ranking import check_finite
 
-_FILES = {"i2t": "image_to_caption.json", "t2i": "caption_to_image.json"}
+_DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
+
+
+def eccv_metrics(
+    images: Float[np.ndarray, "images dim"],
+    captions: Float[np.ndarray, "captions dim"],
+    image_ids: Sequence[str],
+    plausible: Path | None = None,
+    annotations: Path | None = None,
+) -> dict[str, dict[str, float]]:
+    """mAP@R, R-Precision and R@1 of ECCV Caption in %, both directions.
+
+    Args:
+        images, captions: embeddings of COCO's 5K test set in its published order.
+        image_ids: of the split; where they are COCO's own, their order is checked.
+        plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json,
+            which the package does not hold; adds "pmrp" (Plausible-Match R-Precision).
+        annotations: folder of the annotations; None: the one in the package.
+
+    Returns:
+        {"i2t" | "t2i": {"map_at_r", "rprecision", "r1"[, "pmrp"]}}
+
+    Raises:
+        InputError: the package or a file is missing, annotations are damaged or of
+            other images than the split, or embeddings are NaN or infinite.
+    """
+    check_finite("images", images)
+    check_finite("captions", captions)
+    folder = annotations or _package_folder()
+    image_index, caption_index = _coco_ids(folder, image_ids, len(captions))
+    sides = {
+        "i2t": (images, captions, image_index, caption_index),
+        "t2i": (captions, images, caption_index, image_index),
+    }
+    result = {}
+    for direction, side in sides.items():
+        name = _DIRECTIONS[direction]
+        ranked, sizes = _ranked(folder / f"eccv_{name}.json", *side)
+        result[direction] = {
+            "map_at_r": _percent(map(_average_precision, ranked, sizes)),
+            "rprecision": _percent(map(_precision, ranked, sizes)),
+            "r1": _percent(0 in places for places in ranked),
+        }
+        if plausible is not None:
+            ranked, sizes = _ranked(plausible / f"pm_{name}.json", *side)
+            result[direction]["pmrp"] = _percent(map(_precision, ranked, sizes))
+    return result
+
+
+def _average_precision(places: np.ndarray, size: int) -> float:
+    """mAP@R of one query: the precision at every hit among the first `size`, / size."""
+    hits = places[places < size]
+    return float(np.sum(np.arange(1, len(hits) + 1) / (hits + 1)) / size)
+
+
+def _precision(places: np.ndarray, size: int) -> float:
+    """R-Precision of one query: the share of right items among the first `size`."""
+    return np.count_nonzero(places < size) / size
+
+
+def _percent(values: Iterable[float]) -> float:
+    return 100.0 * float(np.mean(list(values)))
+
+
+def _package_folder() -> Path:
+    # Only its files are of use: importing it would warn about what it cannot find.
+    spec = importlib.util.find_spec("eccv_caption")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "ECCV Caption needs a package: pip install eccv-caption==0.1.0"
+        )
+    return Path(spec.origin).parent / "data"
+
+
+def _coco_ids(
+    folder: Path, image_ids: Sequence[str], num_captions: int
+) -> tuple[dict[int, int], dict[int, int]]:
+    """(image id → row, caption id → row) of COCO's 5K test set."""
+    path = folder / "coco_test_ids.npy"
+    try:
+        caption_ids = np.load(path).tolist()
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if len(caption_ids) != num_captions:
+        raise InputError(
+            f"ECCV Caption is about COCO's {len(caption_ids):,} test captions, "
+            f"but the split has {num_captions:,}"
+        )
+    path = folder / "original_caption_to_image.json"
+    image_of = _listed(path)
+    try:
+        owners = [image_of[caption][0] for caption in caption_ids]
+    except (KeyError, IndexError):
+        raise InputError(f"{path}: a caption of coco_test_ids.npy is missing") from None
+    images = list(dict.fromkeys(owners))
+    # Some data roots number their images; ids that are COCO's must be in its order.
+    ours = [int(item) if item.isdecimal() else -1 for item in image_ids]
+    if len(ours) != len(images) or (set(ours) == set(images) and ours != images):
+        raise InputError(
+            f"ECCV Caption: the split's {len(ours):,} images are not COCO's "
+            f"{len(images):,} test images in their published order"
+        )
+    return (
+        {image: row for row, image in enumerate(images)},
+        {caption: row for row, caption in enumerate(caption_ids)},
+    )
+
+
+def _ranked(
+    path: Path,
+    queries: np.ndarray,
+    items: np.ndarray,
+    query_index: dict[int, int],
+    item_index: dict[int, int],
+) -> tuple[list[np.ndarray], list[int]]:
+    """Positions of the right items of every judged query, and how many are listed."""
+    listed = _listed(path)
+    unknown = listed.keys() - query_index.keys()
+    if unknown:
+        raise InputError(f"{path}: entry {min(unknown)} is not in COCO's test set")
+    rows = [query_index[query] for query in listed]
+    right = [[item_index[i] for i in ids if i in item_index] for ids in listed.values()]
+    sizes = [len(ids) for ids in listed.values()]
+    absent = sum(sizes) - sum(map(len, right))
+    if absent:
+        logging.info("%s: %d matches not in the split count as missed", path, absent)
+    return positions(queries[rows], items, right, path.stem), sizes
+
+
+def _listed(path: Path) -> dict[int, list[int]]:
+    """{query id: item ids, each once} of an annotation file."""
+    listed = {}
+    for query, ids in read_object(path).items():
+        try:
+            listed[int(query)] = list(dict.fromkeys(int(item) for item in ids))
+        except (TypeError, ValueError):
+            raise InputError(f"{path}: entry {query!r} is not a list of ids") from None
+        if not ids:
+            raise InputError(f"{path}: entry {query!r} lists nothing")
+    return listed

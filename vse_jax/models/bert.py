@@ -6,6 +6,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.errors import InputError
+
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
 _INIT = jax.nn.initializers.normal(0.02)
@@ -20,6 +22,10 @@ class Bert(nnx.Module):
       vocab_size, hidden, layers, heads, ffn, max_positions: sizes as in config.text.
       dropout: on embeddings, attention weights and both residual branches.
       dtype: of the matrix products; normalisation statistics and softmax are float32.
+
+    Raises:
+      InputError: heads do not divide hidden, or (in a call) a caption is longer than
+        max_positions.
     """
 
     def __init__(
@@ -35,6 +41,10 @@ class Bert(nnx.Module):
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
+        if hidden % heads:
+            raise InputError(
+                f"config.text: {heads} heads do not divide hidden {hidden}"
+            )
         self.embeddings = Embeddings(
             vocab_size, hidden, max_positions, dropout, dtype=dtype, rngs=rngs
         )
@@ -75,8 +85,14 @@ class Embeddings(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, token_ids, *, train, rngs):
+        tokens, positions = token_ids.shape[1], self.position.num_embeddings
+        if tokens > positions:
+            raise InputError(
+                f"config.text.max_positions: captions are padded to {tokens} tokens, "
+                f"more than {positions}"
+            )
         x = self.word(token_ids)
-        x += self.position(jnp.arange(token_ids.shape[1]))
+        x += self.position(jnp.arange(tokens))
         x += self.token_type(jnp.zeros(1, jnp.int32))
         return self.dropout(self.norm(x), deterministic=not train, rngs=rngs)
 

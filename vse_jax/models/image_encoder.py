@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
+from vse_jax.errors import InputError
 from vse_jax.models.batch_norm import BatchNorm
 from vse_jax.models.layers import linear, symmetric_uniform
 from vse_jax.models.pooling import make_pool
@@ -22,6 +23,11 @@ class GridEncoder(nnx.Module):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         dtype = np.dtype(config.compute_dtype)
         cnn = config.image.backbone
+        if cnn.batch_norm not in ("frozen", "train"):
+            raise InputError(
+                f"config.image.backbone.batch_norm: {cnn.batch_norm!r} is not "
+                "frozen | train"
+            )
         self.backbone = ResNet(
             block=cnn.block,
             stem=cnn.stem,

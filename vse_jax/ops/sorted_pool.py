@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Up to this set size, ranks are found by comparing all pairs: XLA's sort on CPU is two
-# to twenty times slower, forward and backward.
+# Up to this set size, ranks are found by comparing all pairs. On CPU, forward and
+# backward with XLA's sort take twice as long at [128, 36, 1024] and ten times as long
+# at [128, 16, 512].
 _MAX_COUNTED = 64
 
 
@@ -50,8 +51,8 @@ def _backward(residuals, cotangent):
     features, ranks, coefficients = residuals
     products = features * cotangent[:, None]
 
-    # The automatic gradient of the look-up would be a scatter-add, slower on every
-    # device: all of a set's elements fall on the same k sums.
+    # The automatic gradient of the look-up would be a scatter-add, where all of a set's
+    # elements fall on the same k sums: up to three times slower on CPU.
     def weight_gradient(rank):
         return jnp.where(ranks == rank, products, 0).sum(axis=(1, 2))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -29,26 +30,48 @@ _MARGIN, _GUTTER = 40, 70
 _WIDTH = 2 * _COLUMN + _GUTTER + 2 * _MARGIN
 
 
+_TASKS = {
+    "i2t": "image to caption",
+    "t2i": "caption to image",
+    "i2i": "image to image",
+    "t2t": "caption to caption",
+}
+_COLUMNS = {
+    "r1": "R@1",
+    "r5": "R@5",
+    "r10": "R@10",
+    "medr": "median",
+    "meanr": "mean",
+    "map_at_r": "mAP@R",
+    "rprecision": "R-P",
+    "pmrp": "PMRP",
+}
+
+
 def format_table(metrics: dict, title: str) -> str:
-    """The metrics of `retrieval_metrics` as a table for the terminal."""
-    lines = [
+    """The contents of eval_<split>.json as tables for the terminal."""
+    lines = _table(
         f"{title}: {metrics['images']:,} images, {metrics['captions']:,} captions",
-        f"{'':22}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median':>9}{'mean':>9}",
-        *_table_rows(metrics),
-    ]
+        metrics,
+    )
     if "fold5" in metrics:
         fold = metrics["fold5"]
-        lines += [f"mean of 5 folds of {fold['images']:,} images", *_table_rows(fold)]
+        lines += _table(f"mean of 5 folds of {fold['images']:,} images", fold)
+    for key, name in (("cxc", "Crisscrossed Captions"), ("eccv", "ECCV Caption")):
+        if key in metrics:
+            lines += _table(name, metrics[key])
     return "\n".join(lines)
 
 
-def _table_rows(metrics: dict) -> list[str]:
-    rows = []
-    for key, name in (("i2t", "image to caption"), ("t2i", "caption to image")):
-        way = metrics[key]
-        recalls = "".join(f"{way[f'r{k}']:8.1f}" for k in (1, 5, 10))
-        rows.append(f"  {name:20}{recalls}{way['medr']:9.1f}{way['meanr']:9.1f}")
-    return [*rows, f"  {'rsum':20}{metrics['rsum']:8.1f}"]
+def _table(title: str, metrics: dict) -> list[str]:
+    rows = {_TASKS[key]: metrics[key] for key in _TASKS if key in metrics}
+    columns = [key for key in _COLUMNS if key in next(iter(rows.values()))]
+    lines = [title, " " * 22 + "".join(f"{_COLUMNS[key]:>8}" for key in columns)]
+    for name, row in rows.items():
+        lines.append(f"  {name:20}" + "".join(f"{row[key]:8.1f}" for key in columns))
+    if "rsum" in metrics:
+        lines.append(f"  {'rsum':20}{metrics['rsum']:8.1f}")
+    return lines
 
 
 def curves_picture(workdir: Path, schedule: Schedule) -> None:
@@ -79,48 +102,50 @@ def curves_picture(workdir: Path, schedule: Schedule) -> None:
     rsum_axes.set_ylabel("rsum (at most 600)")
     rsum_axes.set_ylim(bottom=0)
 
-    marks: dict[int, list[str]] = {}
-    for epoch, label in (
-        (schedule.vse_mean_warmup_epochs, "hardest negatives only"),
-        (schedule.lr_update, "learning rate ÷ 10"),
-        (schedule.ramp_epoch, "CNN opens, loss ramps up"),
-    ):
-        if 0 < epoch < epochs:
-            marks.setdefault(epoch, []).append(label)
     for axes in (loss_axes, rsum_axes):
         axes.set_xlabel(f"epoch ({schedule.steps_per_epoch:,} steps each)")
         axes.set_xlim(0, 1.02 * max(epochs, 1e-9))
         axes.grid(color=_PALE)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        for level, (epoch, labels) in enumerate(marks.items()):
-            axes.axvline(epoch, color=_GREY, linestyle="--", linewidth=1)
-            axes.annotate(
-                "; ".join(labels),
-                (epoch, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 5 + 14 * level),  # one line each: they may be close
-                textcoords="offset points",
-                ha="left" if epoch < 0.6 * epochs else "right",
-                fontsize=10,
-                color=_GREY,
-            )
+        _mark_events(axes, schedule, epochs)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_atomically(workdir / "curves.png", png.getvalue())
 
 
+def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
+    """Dashed lines where the schedule changes what is trained."""
+    events: dict[int, list[str]] = {}
+    for epoch, label in (
+        (schedule.vse_mean_warmup_epochs, "hardest negatives only"),
+        (schedule.lr_update, "learning rate ÷ 10"),
+        (schedule.ramp_epoch, "CNN opens, loss ramps up"),
+    ):
+        if 0 < epoch < epochs:
+            events.setdefault(epoch, []).append(label)
+    for level, (epoch, labels) in enumerate(events.items()):
+        axes.axvline(epoch, color=_GREY, linestyle="--", linewidth=1)
+        axes.annotate(
+            "; ".join(labels),
+            (epoch, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 5 + 14 * level),  # a line each: events may be close
+            textcoords="offset points",
+            ha="left" if epoch < 0.6 * epochs else "right",
+            fontsize=10,
+            color=_GREY,
+        )
+
+
 def _series(rows: list[dict], name: str, schedule: Schedule):
     """(epochs, values) of one scalar; a value that was not finite is NaN."""
     points = [
-        (
-            row["step"] / schedule.steps_per_epoch,
-            np.nan if row[name] is None else row[name],
-        )
+        (row["step"] / schedule.steps_per_epoch, row[name])
         for row in rows
         if name in row
     ]
-    return np.array(points, float).reshape(-1, 2).T
+    return np.array(points, float).reshape(-1, 2).T  # None becomes NaN
 
 
 def retrieval_picture(
@@ -186,7 +211,7 @@ def _draw_sentence(canvas, place, split: Split, caption: int, scores) -> None:
     y += 2 * _LINE + 6
     right = caption // split.captions_per_image
     order = _order(scores, np.arange(len(scores)) == right)
-    for image in order[:_TOP]:
+    for image in order[:_TOP].tolist():
         score = f"{scores[image]:.2f}"
         if image == right:
             _draw_tile(canvas, (x, y), split, image, f"✓ {score}", _GREEN, framed=True)
@@ -208,10 +233,9 @@ def _draw_picture(canvas, place, split: Split, image: int, scores) -> None:
     right = np.arange(len(scores)) // split.captions_per_image == image
     order = _order(scores, right)
     x += _TILE + 2 * _GAP
-    for k, caption in enumerate(order[:_TOP]):
-        font, colour = (
-            (_font(17, bold=True), _GREEN) if right[caption] else (_font(17), _INK)
-        )
+    for k, caption in enumerate(order[:_TOP].tolist()):
+        font = _font(17, bold=bool(right[caption]))
+        colour = _GREEN if right[caption] else _INK
         line_y = y + 2 + k * _LINE
         draw.text((x, line_y), f"{scores[caption]:.2f}", _GREY, _font(17))
         if right[caption]:
