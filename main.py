@@ -8,13 +8,12 @@ Exit codes: 0 done, 1 bad input (one line on stderr).
 """
 
 import os
-import sys
-from logging import WARNING, Formatter
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.errors import InputError
 
 MODES = ("train", "eval", "embed", "prepare")
@@ -60,6 +59,7 @@ def run() -> None:
     workdir = Path(_WORKDIR.value)
 
     from vse_jax.runtime import configure
+
     configure(config)
     if _MODE.value == "train":
         from vse_jax.train import train
@@ -72,30 +72,15 @@ def run() -> None:
         mode[_MODE.value](config, workdir)
 
 
-def set_up_logging() -> None:
-    """One short line a message; other packages' chatter only from warnings on."""
-    handler = logging.get_absl_handler()
-    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(lambda r: r.levelno >= WARNING or "vse_jax" in r.pathname)
-    logging.set_verbosity(logging.INFO)
-
-
 def main(_) -> None:
     set_up_logging()
-    try:
+    with errors_on_one_line():
         run()
-    except InputError as error:
-        logging.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
-def _parser(argv):
-    try:
+def _parser(argv: list[str]) -> list[str]:
+    with errors_on_one_line():
         return parse_flags(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

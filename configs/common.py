@@ -90,7 +90,7 @@ def base() -> ConfigDict:
     c.optimizer.rules = grid_rules()
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_steps = placeholder(int)  # also within an epoch; None: at its end
+    c.checkpoint.every_steps = placeholder(int)  # None: at the end of each epoch only
 
     c.eval = ConfigDict()
     c.eval.split = "test"

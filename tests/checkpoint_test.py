@@ -51,7 +51,9 @@ def test_another_models_checkpoint_is_refused_in_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_best(1, model(1.0), {"rsum": 1.0})
     checkpoints.wait()
-    with pytest.raises(InputError, match=r"layers/0/w \(\(1000,\) there, \(7,\) here\)") as error:
+    with pytest.raises(
+        InputError, match=r"layers/0/w \(\(1000,\) there, \(7,\) here\)"
+    ) as error:
         checkpoints.restore_best(abstract(model(0.0, size=7)))
     assert "\n" not in str(error.value)
     checkpoints.close()

@@ -8,7 +8,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import jax
 from jaxtyping import install_import_hook
 
-# Compile time dominates the suite; the models here are tiny, so -O0 code is fast enough.
+# Compile time dominates the suite; for models this small -O0 code is fast enough.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 # Saves compile time from the second local run on.

@@ -137,7 +137,9 @@ def wait_for(condition, process, seconds=120):
     return False
 
 
-def test_a_killed_run_ends_with_the_same_bits(trained, tiny_args, environment, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(
+    trained, tiny_args, environment, tmp_path
+):
     workdir = tmp_path / "killed"
     args = [*tiny_args, f"--workdir={workdir}"]
     last = workdir / "checkpoints" / "last"

@@ -26,9 +26,7 @@ def tree(arrays):
 
 def arrays(seed):
     rng = np.random.default_rng(seed)
-    return {
-        p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in SHAPES.items()
-    }
+    return {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in SHAPES.items()}
 
 
 def optimizer_config(**fields):
@@ -112,12 +110,10 @@ def test_schedule_of_the_published_grid_recipe():
         schedule.loss_scale(steps), [1, 1, 0, 5 / 11, 1, 1, 1, 1], rtol=1e-6
     )
     np.testing.assert_array_equal(schedule.hardest(steps)[:3], [False, False, True])
-    np.testing.assert_allclose(
-        schedule.rate(steps), [5e-4] * 6 + [5e-5] * 2, rtol=1e-6
-    )
+    np.testing.assert_allclose(schedule.rate(steps), [5e-4] * 6 + [5e-5] * 2, rtol=1e-6)
     optimizer = Optimizer(
         config.optimizer,
-        {"image": {"backbone": {n: 0.0 for n in ("conv1", "layer2")}, "fc": 0.0}},
+        {"image": {"backbone": dict.fromkeys(("conv1", "layer2"), 0.0), "fc": 0.0}},
     )
     assert optimizer.open_groups(0) == (4, 5)
     assert optimizer.open_groups(1) == (0, 1, 2, 3, 4, 5)
@@ -126,4 +122,11 @@ def test_schedule_of_the_published_grid_recipe():
 def test_gradual_unfreezing_opens_from_the_top():
     config = optimizer_config(rules=common.grid_rules(1, 1))
     optimizer = Optimizer(config, tree(arrays(0)))
-    assert [len(optimizer.open_groups(epoch)) for epoch in range(6)] == [2, 3, 4, 5, 6, 6]
+    assert [len(optimizer.open_groups(epoch)) for epoch in range(6)] == [
+        2,
+        3,
+        4,
+        5,
+        6,
+        6,
+    ]

@@ -118,7 +118,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _errors_named(self, name: str) -> Iterator[None]:
-        """Full disk, no permission, …: one line; the earlier checkpoint is untouched."""
+        """Full disk, no permission, …: one line; earlier ones are untouched."""
         try:
             yield
         except Exception as error:
@@ -131,10 +131,10 @@ class Checkpoints:
     def _check_fits(self, manager: ocp.CheckpointManager, step: int, target) -> None:
         """Raises InputError that names how the stored model differs from `target`."""
         stored = manager.item_metadata(step)["model"]
-        there = {path: leaf.shape for path, leaf in flatten(stored).items()}
-        here = {path: leaf.shape for path, leaf in flatten(target).items()}
+        there = {path: str(leaf.shape) for path, leaf in flatten(stored).items()}
+        here = {path: str(leaf.shape) for path, leaf in flatten(target).items()}
         differing = [
-            f"{path} ({there.get(path, 'missing')} there, {here.get(path, 'missing')} here)"
+            f"{path} ({there.get(path, 'none')} there, {here.get(path, 'none')} here)"
             for path in sorted(there.keys() | here.keys())
             if there.get(path) != here.get(path)
         ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vse_jax.data.layout import write_atomically
 from vse_jax.errors import InputError
 
 # A run may be continued with other values of these: they decide how long, how fast and
@@ -26,9 +27,7 @@ FREE_FIELDS = (
 def save_config(config: ConfigDict, path: Path) -> None:
     """Writes `config` as JSON, whole or not at all."""
     text = json.dumps(config.to_dict(), indent=1, sort_keys=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, (text + "\n").encode())
 
 
 def load_config(base: ConfigDict, path: Path) -> ConfigDict:
@@ -86,7 +85,9 @@ def check_same_run(config: ConfigDict, path: Path) -> None:
         f"{field} ({saved.get(field)!r} there, {now.get(field)!r} here)"
         for field in sorted(saved.keys() | now.keys())
         if saved.get(field) != now.get(field)
-        and not any(field == free or field.startswith(free + ".") for free in FREE_FIELDS)
+        and not any(
+            field == free or field.startswith(free + ".") for free in FREE_FIELDS
+        )
     ]
     if differing:
         raise InputError(

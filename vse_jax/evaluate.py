@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.captions import CaptionTokens, caption_tokens
-from vse_jax.data.layout import Split, read_split
+from vse_jax.data.layout import Split, read_split, write_atomically
 from vse_jax.data.pipeline import eval_batches
 from vse_jax.errors import InputError
 from vse_jax.metrics.ranking import retrieval_metrics
@@ -165,7 +165,7 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict:
         embeddings.images, embeddings.captions, split.captions_per_image
     )
     if jax.process_index() == 0:
-        _write_whole(
+        write_atomically(
             workdir / f"eval_{split.name}.json",
             (json.dumps(metrics, indent=1) + "\n").encode(),
         )
@@ -192,15 +192,8 @@ def embed_best(config: ConfigDict, workdir: Path) -> None:
             np.save(temporary, rows)
             temporary.replace(folder / name)
         ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
-        _write_whole(folder / "image_ids.txt", ids.encode())
+        write_atomically(folder / "image_ids.txt", ids.encode())
         print(
             f"{folder}: images {embeddings.images.shape}, "
             f"captions {embeddings.captions.shape}"
         )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -4,6 +4,7 @@ Plain dicts under `jax.jit` dispatch far faster than `nnx.jit` (28 × at 200 arr
 a checkpoint of plain dicts does not depend on how NNX spells its state.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,17 +21,17 @@ from vse_jax.sharding import state_sharding
 
 @struct.dataclass
 class TrainState:
-    """Everything a step reads and writes.
+    """Everything a step reads and writes: arrays, or their shapes.
 
     step: finished steps, int32 scalar. params, batch_stats: nested dicts of the model.
     opt_state: per group of parameters. rng: typed key; a step folds its number in.
     """
 
-    step: jax.Array
+    step: Any
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: dict[str, Any]
-    rng: jax.Array
+    rng: Any
 
     @property
     def model(self) -> dict[str, Any]:
@@ -45,7 +46,8 @@ class TrainState:
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """(graph definition, {"params", "batch_stats"}) of a VSE model."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = states
     return graphdef, {
         "params": nnx.to_pure_dict(params),
         "batch_stats": nnx.to_pure_dict(stats),
@@ -120,7 +122,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
             "image": stats["image"] | {"backbone": loaded["batch_stats"]},
         }
         logging.info("CNN weights from %s", folder)
-    return state.replace(params=params, batch_stats=stats)
+    return dataclasses.replace(state, params=params, batch_stats=stats)
 
 
 def _placed_like(arrays, like):

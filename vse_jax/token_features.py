@@ -1,4 +1,4 @@
-"""Token features of a frozen BERT, computed once for all captions of the train split."""
+"""Token features of a frozen BERT, computed once for all training captions."""
 
 import hashlib
 from pathlib import Path

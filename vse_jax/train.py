@@ -1,5 +1,6 @@
 """The training loop: one jitted step over the mesh, validation, checkpoints, resume."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -76,8 +77,12 @@ def train_step(
     params, opt_state, norm = optimizer.update(
         grads, state.opt_state, state.params, rate, groups
     )
-    new = state.replace(
-        step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
+    new = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        batch_stats=stats,
+        opt_state=opt_state,
     )
     return new, {"loss": loss, "grad_norm": norm, "lr": rate}
 
@@ -156,14 +161,17 @@ def train(config: ConfigDict, workdir: Path) -> None:
             epoch = schedule.epoch(step)
             groups = optimizer.open_groups(epoch)
             end = min(total, (epoch + 1) * schedule.steps_per_epoch)
-            for step in progress(
-                range(step + 1, end + 1),
+            for _ in progress(
+                range(end - step),
                 f"epoch {epoch + 1}/{config.num_epochs}",
+                total=schedule.steps_per_epoch,
                 unit="step",
+                initial=step % schedule.steps_per_epoch,
             ):
                 batch = recorder.timed_next(batches)
                 batch = put_batch(batch, batch_sharding(mesh))
                 state, scalars = run_step(state, batch, groups)
+                step += 1
                 recorder.add(step, scalars)
                 every = config.checkpoint.every_steps
                 if every and step % every == 0 and step < end:

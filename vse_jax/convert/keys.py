@@ -61,13 +61,21 @@ class Table:
     def rule_for(self, path: str) -> tuple[Rule, str]:
         """Returns the one rule for our `path`, and the PyTorch key it gives.
 
+        PyTorch keeps parameters and statistics together, so the collection in front of
+        a path does not count.
+
         Raises:
           KeyError: no rule or several: the table does not fit the model.
         """
+        path = re.sub(r"^(params|batch_stats)/", "", path)
         found = [(rule, key) for rule in self.rules if (key := rule.key_for(path))]
         if len(found) != 1:
             raise KeyError(f"{len(found)} conversion rules for {path}")
         return found[0]
+
+    def drops(self, key: str) -> bool:
+        """True for a PyTorch key that is known and has no use here."""
+        return any(re.fullmatch(pattern, key) for pattern in self.dropped)
 
 
 def _dense(key, path, bias=True):
@@ -166,6 +174,7 @@ GRID_TOWER = (
     BACKBONE_OFFICIAL.under("backbone.", "backbone/")
     + _dense("image_encoder.fc", "fc")
     + GPO.under("image_encoder.gpool.", "gpool/")
+    + Table((), (r"backbone\.resnet\.fc\.(weight|bias)",))  # the ImageNet classifier
 )
 
 
@@ -226,11 +235,12 @@ def from_torch(
             found = list(tensors[key].shape)
             problems.append(f"{key} has shape {found}, expected {list(expected)}")
             return leaf
-        return rule.from_torch(tensors[key]).astype(leaf.dtype)
+        # A view where it can be one: big models should not be in memory twice.
+        return rule.from_torch(tensors[key]).astype(leaf.dtype, copy=False)
 
     tree = _map(convert, template)
     for key in tensors:
-        if key not in used and not any(re.fullmatch(d, key) for d in table.dropped):
+        if key not in used and not table.drops(key):
             problems.append(f"{key} is unexpected")
     if problems:
         raise InputError(f"{source}: {'; '.join(problems)}")

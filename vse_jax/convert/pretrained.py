@@ -8,7 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vse_jax.convert import keys
+from vse_jax.convert import keys, torch_file
 from vse_jax.errors import InputError
 
 # Our config.text fields: their names in a Hugging Face config.json.
@@ -76,15 +76,23 @@ def load_bert(folder: Path, template: dict) -> dict:
     """Returns the parameters of `models.bert.Bert` from a Hugging Face folder.
 
     Args:
-      folder: holds model.safetensors.
+      folder: holds model.safetensors or pytorch_model.bin (PyTorch then reads it).
       template: tree of the module's (abstract) parameters.
 
     Raises:
       InputError: the file cannot be read or does not fit the template.
     """
     file = folder / "model.safetensors"
+    pickled = folder / "pytorch_model.bin"
+    if file.exists():
+        stored = _read_safetensors(file)
+    elif pickled.exists():
+        file = pickled
+        stored = torch_file.arrays(torch_file.read_tensors(file), str(file))
+    else:
+        raise InputError(f"{folder}: no model.safetensors and no pytorch_model.bin")
     tensors = {}
-    for key, tensor in _read_safetensors(file).items():
+    for key, tensor in stored.items():
         # bert-base-uncased was saved with its pretraining heads and under its first
         # TensorFlow names; later models were not.
         if key.startswith("cls."):

@@ -194,8 +194,8 @@ class _TrainBatch:
         batch |= self.captions.empty(len(columns), length)
         bad: list[str] = []
         for row, column in enumerate(columns):
-            # NumPy fills seeds up with zeros: the 1 keeps the first element's apart from
-            # [seed, epoch], the order's.
+            # NumPy fills seeds up with zeros: the 1 keeps element 0's apart from the
+            # order's, [seed, epoch].
             seed = [self.order.seed, epoch, step_in_epoch, column + 1]
             rng = np.random.default_rng(seed)
             candidates = self._candidates(order, place, column, length)

@@ -1,0 +1,97 @@
+"""Converts the official program's files: released checkpoints and pretrained CNNs.
+
+    python convert_torch_weights.py --checkpoint=model_best.pth --workdir=W
+    python convert_torch_weights.py --hub=cccjc/vse-infty/FOLDER --workdir=W
+    python convert_torch_weights.py --workdir=W --to-torch=FILE
+    python convert_torch_weights.py --backbone=FILE --kind=detector --output=DIR
+
+W then works with main.py: --workdir=W --mode=eval --config.data.root=DIR. DIR is for
+config.image.weights. Needs PyTorch, --hub also huggingface_hub (make setup-dev).
+Exit codes: 0 done, 1 bad input (one line on stderr).
+"""
+
+import os
+from pathlib import Path
+
+from absl import app, flags
+
+from vse_jax.command_line import errors_on_one_line, set_up_logging
+from vse_jax.errors import InputError
+
+flags.DEFINE_string("checkpoint", None, "Released model_best.pth.")
+flags.DEFINE_string("hub", None, "Released model: OWNER/REPOSITORY/FOLDER.")
+flags.DEFINE_string("to-torch", None, "File to write for the official code.")
+flags.DEFINE_string("backbone", None, "File of a pretrained CNN.")
+flags.DEFINE_string("workdir", None, "Folder of the run.")
+flags.DEFINE_string("kind", None, "Which CNN: the official --backbone_source.")
+flags.DEFINE_string("output", None, "Folder to write the CNN into.")
+
+# What to do → the other flags that it takes, all of them.
+_TASKS = {
+    "checkpoint": {"workdir"},
+    "hub": {"workdir"},
+    "to-torch": {"workdir"},
+    "backbone": {"kind", "output"},
+}
+
+
+def run() -> None:
+    """Dispatches on the flag that says what to do."""
+    names = (*_TASKS, "workdir", "kind", "output")
+    given = {n: v for n in names if (v := flags.FLAGS[n].value) is not None}
+    tasks = given.keys() & _TASKS.keys()
+    if len(tasks) != 1:
+        raise InputError(f"give one of {', '.join(f'--{task}' for task in _TASKS)}")
+    (task,) = tasks
+    others = given.keys() - tasks
+    for name in sorted(_TASKS[task] ^ others):
+        verb = "goes without" if name in others else "needs"
+        raise InputError(f"--{task} {verb} --{name}")
+
+    if task == "backbone":
+        from vse_jax.convert.backbones import convert_backbone
+
+        output = Path(given["output"])
+        convert_backbone(Path(given["backbone"]), given["kind"], output)
+        print(f"{output}: {given['kind']} CNN, for config.image.weights")
+        return
+    from vse_jax.convert.workdir import from_torch, to_torch
+
+    workdir = Path(given["workdir"])
+    if task == "to-torch":
+        to_torch(workdir, Path(given["to-torch"]))
+        print(f"{given['to-torch']}: for the official code")
+        return
+    if task == "hub":
+        from vse_jax.convert.hub import download
+
+        file = download(given["hub"])
+    else:
+        file = Path(given["checkpoint"])
+    released = from_torch(file, workdir)
+    config = released.config
+    print(
+        f"{workdir}: {config.data.name}, {config.image.kind} + {config.text.kind}, "
+        f"{released.epoch} epochs, best dev rsum {released.best_rsum:.1f}"
+    )
+
+
+def main(_) -> None:
+    set_up_logging()
+    with errors_on_one_line():
+        run()
+
+
+def _parser(argv):
+    with errors_on_one_line():
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            raise InputError(" ".join(str(error).split())) from None
+
+
+if __name__ == "__main__":
+    # Copying arrays needs no accelerator; one that is busy should not be in the way.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main, flags_parser=_parser)

@@ -1,0 +1,167 @@
+import argparse
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vse_jax.convert import torch_file
+from vse_jax.errors import InputError
+
+BOTH = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
+
+
+class Hostile:
+    """Unpickled by an ordinary unpickler, it calls `function` on `argument`."""
+
+    def __init__(self, function, argument):
+        self.call = (function, (argument,))
+
+    def __reduce__(self):
+        return self.call
+
+
+def save(content, path, zipped=False):
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+@BOTH
+def test_what_was_saved_comes_back(tmp_path, zipped):
+    content = {
+        "model": [{"a.weight": torch.arange(6.0).reshape(2, 3)}, {}],
+        "opt": argparse.Namespace(margin=0.2, optim="adam"),
+        "best_rsum": np.float64(527.5),
+    }
+    back = torch_file.read(save(content, tmp_path / "model.pth", zipped))
+    assert back["opt"] == content["opt"]
+    assert back["best_rsum"] == 527.5
+    np.testing.assert_array_equal(
+        torch_file.arrays(back["model"][0], "here")["a.weight"],
+        np.arange(6.0, dtype=np.float32).reshape(2, 3),
+    )
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("function", "named"), [(os.system, f"{os.name}.system"), (eval, "eval")]
+)
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, zipped, function, named):
+    ran = tmp_path / "ran"
+    argument = f"touch {ran}" if function is os.system else f"open({str(ran)!r}, 'w')"
+    content = {"model": [{}, {}], "opt": Hostile(function, argument)}
+    path = save(content, tmp_path / "model.pth", zipped)
+    with pytest.raises(InputError, match=rf"model\.pth: refused: .*{named}") as error:
+        torch_file.read(path)
+    assert "\n" not in str(error.value)
+    assert not ran.exists()
+    torch.load(path, weights_only=False)  # the file would have run it
+    assert ran.exists()
+
+
+def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps(Hostile(os.mkdir, str(tmp_path / "ran")), protocol=2))
+    with pytest.raises(InputError, match="refused"):
+        torch_file.read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@BOTH
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_one_line(tmp_path, zipped, share):
+    whole = save({"a": torch.rand(1000)}, tmp_path / "whole.pth", zipped).read_bytes()
+    path = tmp_path / "model.pth"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"model\.pth: not a whole PyTorch") as error:
+        torch_file.read(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", b"PK\3\4", b"\x80\2."])
+def test_another_kind_of_file_is_one_line(tmp_path, content):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pth: not a whole PyTorch file"):
+        torch_file.read(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.pth: No such file"):
+        torch_file.read(tmp_path / "absent.pth")
+    with pytest.raises(InputError, match="directory"):
+        torch_file.read(tmp_path)
+
+
+def test_a_state_dict_is_expected(tmp_path):
+    with pytest.raises(InputError, match="holds no state dict"):
+        torch_file.read_tensors(save([1, 2], tmp_path / "list.pth"))
+
+
+def test_other_float_types_are_cast_and_that_is_said(caplog):
+    tensors = {
+        "half": torch.ones(2, dtype=torch.float16),
+        "brain": torch.ones(2, dtype=torch.bfloat16),
+        "double": torch.ones(2, dtype=torch.float64),
+        "steps": torch.tensor(3),
+    }
+    with caplog.at_level("INFO", logger="absl"):
+        arrays = torch_file.arrays(tensors, "model.pth")
+    assert {key: str(x.dtype) for key, x in arrays.items()} == {
+        "half": "float32",
+        "brain": "float32",
+        "double": "float32",
+        "steps": "int64",
+    }
+    for dtype in ("float16", "bfloat16", "float64"):
+        assert f"model.pth: 1 tensors are {dtype}, cast to float32" in caplog.messages
+
+
+def test_all_tensors_that_are_not_finite_are_named():
+    tensors = {
+        "a": torch.tensor([1.0, float("nan")]),
+        "b": torch.ones(3),
+        "c": torch.tensor([-float("inf")]),
+        "d": torch.tensor(1e300, dtype=torch.float64),  # too big for float32
+    }
+    with pytest.raises(InputError, match=r"^model\.pth: NaN or infinity in a, c, d$"):
+        torch_file.arrays(tensors, "model.pth")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"epoch": 1}, r"a is no tensor \(dict\)"),
+        (torch.ones(2, dtype=torch.complex64), "a is no dense tensor of real numbers"),
+        (torch.ones(2, device="meta"), "a is no dense tensor of real numbers"),
+        (torch.eye(2).to_sparse(), "a is no dense tensor of real numbers"),
+    ],
+)
+def test_a_value_that_is_no_weight_is_named(value, message):
+    with pytest.raises(InputError, match=f"^here: {message}$"):
+        torch_file.arrays({"a": value}, "here")
+
+
+def test_a_written_file_is_whole_and_in_the_old_format(tmp_path):
+    path = tmp_path / "model.pth"
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    torch_file.write(path, torch_file.tensors({"a": array, "n": np.array(3)}))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+    assert not path.read_bytes().startswith(b"PK")
+    back = torch_file.read(path)
+    np.testing.assert_array_equal(back["a"], array)
+    assert back["n"] == 3
+    assert back["n"].shape == ()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent/model\.pth: cannot be written"):
+        torch_file.write(tmp_path / "absent" / "model.pth", {})
+
+
+def test_without_pytorch_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"model\.pth: needs PyTorch"):
+        torch_file.read(tmp_path / "model.pth")

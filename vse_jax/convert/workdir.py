@@ -1,0 +1,103 @@
+"""Released checkpoints as workdirs of main.py, and back.
+
+W/config.json                     rebuilt from the options and the tensors
+W/checkpoints/best/0              the weights; 0: no step was made here
+W/official.{json,safetensors}     what only the way back to PyTorch needs
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import SingleDeviceSharding
+
+from configs.common import base
+from vse_jax.checkpoint import Checkpoints
+from vse_jax.config import load_config, save_config
+from vse_jax.convert import torch_file
+from vse_jax.convert.released import Origin, Released, from_checkpoint, to_checkpoint
+from vse_jax.convert.whole_folder import whole_folder
+from vse_jax.errors import InputError
+from vse_jax.state import abstract_model
+
+
+def from_torch(file: Path, workdir: Path) -> Released:
+    """Converts a checkpoint of the official program into a new workdir.
+
+    `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
+    on the data that training goes on with.
+
+    Raises:
+      InputError: the file cannot be converted (see `torch_file` and `released`), or
+        `workdir` exists; nothing is left behind.
+    """
+    with whole_folder(workdir) as folder:
+        released = from_checkpoint(torch_file.read(file), str(file))
+        save_config(released.config, folder / "config.json")
+        _save_origin(released.origin, folder)
+        checkpoints = Checkpoints(folder)
+        progress = {"rsum": released.best_rsum, "epoch": released.epoch}
+        checkpoints.save_best(0, released.model, progress)
+        checkpoints.wait()
+        checkpoints.close()
+    return released
+
+
+def to_torch(workdir: Path, file: Path) -> None:
+    """Writes the best checkpoint of `workdir` as a file that the official code loads.
+
+    Raises:
+      InputError: no checkpoint there, a model that the official program does not have,
+        or `file` cannot be written.
+    """
+    config = load_config(base(), workdir / "config.json")
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir}: no checkpoints there; train first")
+    device = SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        abstract_model(config)[1],
+    )
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.best_step()
+    model, progress = checkpoints.restore_best(target)
+    checkpoints.close()
+    checkpoint = to_checkpoint(
+        config,
+        model,
+        epoch=progress.get("epoch", 0),
+        best_rsum=progress["rsum"],
+        step=step or 0,
+        origin=_load_origin(workdir),
+    )
+    torch_file.write(file, checkpoint)
+
+
+def _save_origin(origin: Origin, folder: Path) -> None:
+    fields = dataclasses.asdict(origin)
+    unused = fields.pop("unused")
+    try:
+        text = json.dumps(fields, indent=1)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the checkpoint's options: {error}") from None
+    (folder / "official.json").write_text(f"{text}\n", encoding="utf-8")
+    dense = {key: np.asarray(x, order="C") for key, x in unused.items()}
+    safetensors.numpy.save_file(dense, folder / "official.safetensors")
+
+
+def _load_origin(folder: Path) -> Origin | None:
+    """None for a model that was trained here from the start."""
+    file = folder / "official.json"
+    if not file.exists():
+        return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        unused = safetensors.numpy.load_file(folder / "official.safetensors")
+        fields["prefixes"] = tuple(fields["prefixes"])
+        return Origin(**fields, unused=unused)
+    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as e:
+        raise InputError(f"{folder}: official.json or official.safetensors: {e}") from e
