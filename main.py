@@ -68,7 +68,7 @@ def run() -> None:
     else:
         from vse_jax import evaluate
 
-        mode = {"eval": evaluate.evaluate_best, "embed": evaluate.embed_best}
+        mode = {"eval": evaluate.evaluate, "embed": evaluate.embed}
         mode[_MODE.value](config, workdir)
 
 

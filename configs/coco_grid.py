@@ -2,7 +2,8 @@
 
     python main.py --config=configs/coco_grid.py --workdir=runs/coco_grid
 
-ResNet-101 initialised from the BUTD detector, 512 × 512 px. Published, COCO 1K:
+ResNet-101 initialised from the BUTD detector, 512 × 512 px. Published for eight 32-GB
+V100 GPUs; any mesh gives the same global batch of 128. Published, COCO 1K:
 I→T 80.4 / 96.8 / 99.1, T→I 66.4 / 92.1 / 96.7, rsum 531.6; COCO 5K rsum 440.0.
 """
 

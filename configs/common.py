@@ -11,7 +11,7 @@ from ml_collections.config_dict import placeholder
 def base() -> ConfigDict:
     """Returns the full, locked config: an unknown field or a wrong type is an error."""
     c = ConfigDict()
-    c.seed = 0
+    c.seed = 0  # ≥ 0
     c.batch_size = 128  # pairs per step over all devices and hosts
     c.num_epochs = 25
     c.max_steps = placeholder(int)  # stop after this many steps; None: by epochs
@@ -31,7 +31,7 @@ def base() -> ConfigDict:
     c.data.dev_split = "dev"
     c.data.distinct_images = False  # no picture twice in a batch (five passes an epoch)
     c.data.on_bad_image = "error"  # error | skip (another pair of the split stands in)
-    c.data.workers = "auto"  # threads | processes | auto (what suits the core count)
+    c.data.workers = "auto"  # threads | processes | auto (the faster: threads)
     c.data.num_workers = 0  # 0: one per core, at most 16
     c.data.max_tokens = 512  # longer captions are cut, [SEP] kept
     c.data.token_buckets = (16, 32, 64, 128, 512)  # padded caption lengths
@@ -96,6 +96,9 @@ def base() -> ConfigDict:
     c.eval.split = "test"
     c.eval.batch_size = 128
     c.eval.ensemble = placeholder(str)  # workdirs, comma-separated
+    c.eval.cxc = placeholder(str)  # folder with the CxC annotations: also report CxC
+    c.eval.eccv = False  # also report ECCV Caption (COCO's 5K test images)
+    c.eval.plausible_matches = placeholder(str)  # folder with pm_*.json: ECCV's PMRP
     return c.lock()
 
 

@@ -17,8 +17,8 @@ NAMES = ("region_bert", "grid_bert")
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request):
-    """A small checkpoint and what it converts to; read-only."""
-    checkpoint = official.checkpoint(request.param)
+    """A checkpoint with every released key and what it converts to; read-only."""
+    checkpoint = official.checkpoint(request.param, blocks=99)
     return checkpoint, from_checkpoint(checkpoint, "model.pth")
 
 
@@ -84,7 +84,11 @@ def test_layers_are_counted(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("region_bert", coco_region), ("grid_bert", coco_grid)]
+    ("name", "recipe"),
+    [
+        ("region_bert", coco_region),
+        pytest.param("grid_bert", coco_grid, marks=pytest.mark.slow),
+    ],
 )
 def test_the_published_layouts_give_the_published_recipes(name, recipe):
     checkpoint = official.checkpoint(name, data_name="coco_precomp")

@@ -50,7 +50,11 @@ def test_what_was_saved_comes_back(tmp_path, zipped):
 )
 def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, zipped, function, named):
     ran = tmp_path / "ran"
-    argument = f"touch {ran}" if function is os.system else f"open({str(ran)!r}, 'w')"
+    argument = (
+        f"touch {ran}"
+        if function is os.system
+        else f"__import__('os').mkdir({str(ran)!r})"
+    )
     content = {"model": [{}, {}], "opt": Hostile(function, argument)}
     path = save(content, tmp_path / "model.pth", zipped)
     with pytest.raises(InputError, match=rf"model\.pth: refused: .*{named}") as error:

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The one exception that a user is meant to see, and the check that raises it most."""
 
 
 class InputError(Exception):
@@ -7,3 +7,9 @@ class InputError(Exception):
     `main.py` prints it on stderr and exits with code 1; everything else is a bug and
     keeps its traceback.
     """
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises InputError unless the config's `field` holds one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{field}: {value!r} is none of {', '.join(choices)}")

@@ -1,5 +1,6 @@
 """Embeds a split, ranks it, writes metrics, embeddings and the picture to look at."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from configs import saved
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split, write_atomically
 from vse_jax.data.pipeline import eval_batches
 from vse_jax.errors import InputError
-from vse_jax.metrics.ranking import retrieval_metrics
+from vse_jax.metrics.cxc import cxc_metrics
+from vse_jax.metrics.eccv import eccv_metrics
+from vse_jax.metrics.ranking import ensemble, retrieval_metrics
 from vse_jax.progress import progress
 from vse_jax.search.report import format_table, retrieval_picture
 from vse_jax.sharding import (
@@ -149,21 +153,54 @@ def load_best(config: ConfigDict, workdir: Path) -> tuple[Evaluator, dict]:
     checkpoints = Checkpoints(workdir)
     model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
     checkpoints.close()
-    logging.info("best checkpoint: dev rsum %.1f", data["rsum"])
+    logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return Evaluator(config, graphdef, mesh), model
 
 
-def evaluate_best(config: ConfigDict, workdir: Path) -> dict:
-    """Evaluates the best checkpoint on config.eval.split.
+def embed_best(config: ConfigDict, workdir: Path, split: Split) -> Embeddings:
+    """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
+
+    With config.eval.ensemble they are those of its members put together, so that their
+    inner products are the mean of the members' similarities.
+    """
+    if config.eval.ensemble is None:
+        evaluator, model = load_best(config, workdir)
+        return evaluator.embed(model, split)
+    members = []
+    for name in config.eval.ensemble.split(","):
+        member = saved.get_config(name)
+        member.data.root, member.data.name = config.data.root, config.data.name
+        member.mesh, member.eval = config.mesh, config.eval
+        evaluator, model = load_best(member, Path(name))
+        embeddings = evaluator.embed(model, read_split(member, split.name))
+        members.append((embeddings.images, embeddings.captions))
+    return Embeddings(*ensemble(members))
+
+
+def split_metrics(config: ConfigDict, split: Split, embeddings: Embeddings) -> dict:
+    """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
+    images, captions = embeddings.images, embeddings.captions
+    metrics = retrieval_metrics(images, captions, split.captions_per_image)
+    if config.eval.cxc is not None:
+        metrics["cxc"] = cxc_metrics(images, captions, Path(config.eval.cxc))
+    if config.eval.eccv:
+        plausible = config.eval.plausible_matches
+        metrics["eccv"] = eccv_metrics(
+            images, captions, split.image_ids, plausible and Path(plausible)
+        )
+    if config.eval.ensemble is not None:
+        metrics["ensemble"] = config.eval.ensemble.split(",")
+    return metrics
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """--mode=eval: ranks config.eval.split with the best checkpoint.
 
     Writes eval_<split>.json and retrieval.png into `workdir`, prints the table.
     """
     split = read_split(config, config.eval.split)
-    evaluator, model = load_best(config, workdir)
-    embeddings = evaluator.embed(model, split)
-    metrics = retrieval_metrics(
-        embeddings.images, embeddings.captions, split.captions_per_image
-    )
+    embeddings = embed_best(config, workdir, split)
+    metrics = split_metrics(config, split, embeddings)
     if jax.process_index() == 0:
         write_atomically(
             workdir / f"eval_{split.name}.json",
@@ -173,24 +210,19 @@ def evaluate_best(config: ConfigDict, workdir: Path) -> dict:
             workdir / "retrieval.png", split, embeddings.images, embeddings.captions
         )
         print(format_table(metrics, f"{config.data.name} {split.name}"))
-    return metrics
 
 
-def embed_best(config: ConfigDict, workdir: Path) -> None:
-    """Writes embeddings/<split>/{images.npy, captions.npy, image_ids.txt}."""
+def embed(config: ConfigDict, workdir: Path) -> None:
+    """--mode=embed: embeddings/<split>/{images.npy, captions.npy, image_ids.txt}."""
     split = read_split(config, config.eval.split)
-    evaluator, model = load_best(config, workdir)
-    embeddings = evaluator.embed(model, split)
+    embeddings = embed_best(config, workdir, split)
     folder = workdir / "embeddings" / split.name
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (
-            ("images.npy", embeddings.images),
-            ("captions.npy", embeddings.captions),
-        ):
-            temporary = folder / f"{name}.tmp.npy"
-            np.save(temporary, rows)
-            temporary.replace(folder / name)
+        for name in ("images", "captions"):
+            content = io.BytesIO()
+            np.save(content, getattr(embeddings, name))
+            write_atomically(folder / f"{name}.npy", content.getvalue())
         ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
         write_atomically(folder / "image_ids.txt", ids.encode())
         print(

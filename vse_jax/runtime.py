@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.errors import InputError, check_choice
 
 PRECISIONS = ("highest", "high", "default")
+DTYPES = ("float32", "bfloat16")
 
 
 def configure(config: ConfigDict) -> None:
@@ -18,13 +19,16 @@ def configure(config: ConfigDict) -> None:
     be written only costs time: JAX then warns and compiles.
 
     Raises:
-        InputError: config.matmul_precision is none of `PRECISIONS`.
+        InputError: one of the config's general fields has an impossible value.
     """
-    if config.matmul_precision not in PRECISIONS:
-        raise InputError(
-            f"config.matmul_precision: '{config.matmul_precision}' is none of "
-            + ", ".join(PRECISIONS)
-        )
+    check_choice("config.matmul_precision", config.matmul_precision, PRECISIONS)
+    check_choice("config.compute_dtype", config.compute_dtype, DTYPES)
+    for field in ("seed", "num_epochs"):
+        if config[field] < 0:
+            raise InputError(f"config.{field}: {config[field]} is negative")
+    for field in ("batch_size", "log_every"):
+        if config[field] < 1:
+            raise InputError(f"config.{field}: {config[field]} is less than 1")
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path.home() / ".cache" / "vse_jax"

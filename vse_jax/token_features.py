@@ -8,12 +8,13 @@ import numpy as np
 
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
+from vse_jax.data.regions import MappedArray
 from vse_jax.errors import InputError
 
 
 def cached_token_features(
     evaluator, model, split: Split, tokens: CaptionTokens, folder: Path
-) -> np.ndarray:
+) -> MappedArray:
     """Last hidden states of every token of every caption, as a memory-mapped file.
 
     Args:
@@ -40,4 +41,4 @@ def cached_token_features(
         except OSError as error:
             raise InputError(f"{temporary}: {error.strerror}") from error
         temporary.replace(path)
-    return np.load(path, mmap_mode="r")
+    return MappedArray(path)

@@ -19,7 +19,7 @@ from vse_jax.data.captions import caption_tokens
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.errors import InputError
-from vse_jax.evaluate import Evaluator, evaluate_best
+from vse_jax.evaluate import Evaluator, evaluate
 from vse_jax.losses import hinge_loss
 from vse_jax.metric_writer import MetricWriter
 from vse_jax.optimizer import Optimizer, Schedule, merge
@@ -191,7 +191,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     if jax.process_index() == 0:
         curves_picture(workdir, schedule)
-    evaluate_best(config, workdir)
+    evaluate(config, workdir)
 
 
 def _claim_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:

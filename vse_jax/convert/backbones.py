@@ -75,7 +75,9 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
         else:
             table = keys.BACKBONE_TORCHVISION
         tensors = torch_file.arrays(stored, str(file))
-        keys.from_torch(tensors, table, _template(KINDS[kind]), str(file))
+        cnn = nnx.eval_shape(lambda: build(KINDS[kind]))
+        template = nnx.to_pure_dict(nnx.state(cnn))
+        keys.from_torch(tensors, table, template, str(file))  # only to check it
         kept = {
             key: np.asarray(tensor, order="C")
             for key, tensor in tensors.items()
@@ -87,16 +89,14 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
         (folder / "backbone.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def _template(kind: Kind) -> dict[str, Any]:
-    def build():
-        return ResNet(
-            **kind.fields(),
-            stem="conv7",
-            patch=1,
-            width=64,
-            frozen_norm=True,
-            dtype=np.dtype(np.float32),
-            rngs=nnx.Rngs(0),
-        )
-
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(build)))
+def build(kind: Kind) -> ResNet:
+    """Returns the kind's CNN with random weights."""
+    return ResNet(
+        **kind.fields(),
+        stem="conv7",
+        patch=1,
+        width=64,
+        frozen_norm=True,
+        dtype=np.dtype(np.float32),
+        rngs=nnx.Rngs(0),
+    )

@@ -40,10 +40,12 @@ def read(path: Path) -> Any:
         np.dtypes.Float64DType,
     ]
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # whatever bytes can make an unpickler raise
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import MappedArray
-from vse_jax.data.rows import Batch, CaptionRows, ImageRows, check_choice
-from vse_jax.errors import InputError
+from vse_jax.data.rows import Batch, CaptionRows, ImageRows
+from vse_jax.errors import InputError, check_choice
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps

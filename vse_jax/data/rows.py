@@ -16,15 +16,9 @@ from vse_jax.data.captions import CaptionTokens, augment_words, bucket
 from vse_jax.data.images import PIXELS, augment, load_image, preprocess
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import MappedArray, drop_regions
-from vse_jax.errors import InputError
+from vse_jax.errors import check_choice
 
 Batch = dict[str, np.ndarray]
-
-
-def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises InputError unless the config's `field` holds one of `choices`."""
-    if value not in choices:
-        raise InputError(f"{field}: {value!r} is none of {', '.join(choices)}")
 
 
 class ImageRows:

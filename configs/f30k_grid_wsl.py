@@ -1,0 +1,14 @@
+"""VSE∞ on Flickr30K with grid features of a WSL ResNeXt-101 32×8d and BERT (Table 2).
+
+    python main.py --config=configs/f30k_grid_wsl.py --workdir=runs/f30k_grid_wsl
+
+Published, 1K test: I→T 88.4 / 98.3 / 99.5, T→I 74.2 / 93.7 / 96.8, rsum 550.9.
+"""
+
+from configs import coco_grid_wsl, f30k_grid
+
+
+def get_config():
+    c = f30k_grid.get_config()
+    coco_grid_wsl.use_wsl(c)
+    return c

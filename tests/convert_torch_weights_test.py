@@ -1,0 +1,233 @@
+"""convert_torch_weights.py as a user runs it, and main.py on what it wrote."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests import official
+from vse_jax.convert import workdir as workdirs
+from vse_jax.errors import InputError
+from vse_jax.metric_writer import read_metrics
+
+CONVERT = "convert_torch_weights.py"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    }
+
+
+def run(program, args, environment, code=0):
+    done = subprocess.run(
+        [sys.executable, program, *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A small released file: a grid model for 64-px pictures, after three epochs."""
+    path = tmp_path_factory.mktemp("released") / "model_best.pth"
+    checkpoint = official.checkpoint(
+        "grid_bert",
+        data_name="tiny_precomp",
+        input_scale_factor=0.25,
+        batch_size=16,
+        num_epochs=4,
+        lr_update=3,
+    )
+    content = checkpoint | {"epoch": 3}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(released, environment, tmp_path_factory):
+    """The workdir made from it."""
+    folder = tmp_path_factory.mktemp("runs") / "W"
+    args = [f"--checkpoint={released}", f"--workdir={folder}"]
+    out, _ = run(CONVERT, args, environment)
+    assert out == f"{folder}: tiny, grid + bert, 3 epochs, best dev rsum 431.5\n"
+    return folder
+
+
+def test_eval_and_embed_need_only_the_workdir_and_data(
+    converted, tiny_root, environment
+):
+    args = [f"--workdir={converted}", f"--config.data.root={tiny_root}"]
+    run("main.py", [*args, "--mode=eval"], environment)
+    metrics = json.loads((converted / "eval_test.json").read_text())
+    assert metrics["captions"] == 160
+    run("main.py", [*args, "--mode=embed"], environment)
+    embeddings = np.load(converted / "embeddings" / "test" / "images.npy")
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_training_goes_on_where_the_official_program_stopped(
+    converted, tiny_root, environment
+):
+    args = [f"--workdir={converted}", f"--config.data.root={tiny_root}"]
+    _, err = run("main.py", [*args, "--config.log_every=10"], environment)
+    assert "converted weights" in err
+    rows = read_metrics(converted)
+    # 96 × 5 pairs in batches of 16: epoch 3 is the steps from 91 to 120.
+    rates = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+    assert rates == pytest.approx(dict.fromkeys((100, 110, 120), 5e-5))
+    assert [row["step"] for row in rows if "eval/dev/rsum" in row] == [90, 120]
+    # A second call finds the run finished, not the converted weights.
+    _, err = run("main.py", args, environment)
+    assert "resumed from step 120" in err
+
+
+def test_back_to_pytorch_is_bit_equal(released, environment, tmp_path):
+    args = [f"--checkpoint={released}", f"--workdir={tmp_path / 'W'}"]
+    run(CONVERT, args, environment)
+    args = [f"--workdir={tmp_path / 'W'}", f"--to-torch={tmp_path / 'back.pth'}"]
+    run(CONVERT, args, environment)
+    found = torch.load(tmp_path / "back.pth", weights_only=False)
+    expected = torch.load(released, weights_only=False)
+    for ours, theirs in zip(found["model"], expected["model"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for name in ("epoch", "best_rsum", "Eiters"):
+        assert found[name] == expected[name]
+    expected["opt"].embed_size = 64  # small here; the tensors decide
+    assert found["opt"] == expected["opt"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give one of --checkpoint, --hub, --to-torch, --backbone"),
+        (["--checkpoint=a", "--backbone=b"], "give one of --checkpoint"),
+        (["--checkpoint=absent.pth"], "--checkpoint needs --workdir"),
+        (["--backbone=b", "--kind=wsl"], "--backbone needs --output"),
+        (["--hub=a/b/c", "--workdir=W", "--kind=wsl"], "--hub goes without --kind"),
+        (["--hub=a/b", "--workdir=W"], "--hub=a/b: write OWNER/REPOSITORY/FOLDER"),
+        (["--to-torch=f", "--workdir=/absent"], "/absent/config.json: no saved config"),
+        (["--nope=1"], "nope"),
+    ],
+)
+def test_bad_flags_are_one_line(args, message, environment):
+    _, err = run(CONVERT, args, environment, code=1)
+    assert message in err
+    assert re.fullmatch(r"error: [^\n]+\n", err)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", None])
+def test_a_bad_file_leaves_nothing_behind(content, tmp_path):
+    file = tmp_path / "model.pth"
+    if content is None:
+        towers = [{"fc.weight": torch.ones(1)}, {"a": torch.ones(1)}]
+        torch.save({"model": towers}, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pth: "):
+        workdirs.from_torch(file, tmp_path / "W")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_workdir_that_exists_is_left_alone(released, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is already there"):
+        workdirs.from_torch(released, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as a download needs."""
+
+    files: dict[str, bytes]
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        self.wfile.write(self._answer() or b"")
+
+    def _answer(self):
+        content = self.files.get(self.path)
+        self.send_response(404 if content is None else 200)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Error-Message", "Entry not found")
+        else:
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        return content
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(released, environment, tmp_path):
+    """Environment whose Hub is a stand-in with one released model."""
+    path = "/cccjc/vse-infty/resolve/main/tiny_butd_grid_bert/model_best.pth"
+    handler = type("Hub", (_Hub,), {"files": {path: released.read_bytes()}})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        yield environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")}
+        server.shutdown()
+        thread.join()
+
+
+def test_a_released_model_comes_from_the_hub(hub, tmp_path):
+    name = "cccjc/vse-infty/tiny_butd_grid_bert"
+    args = [f"--hub={name}", f"--workdir={tmp_path / 'W'}"]
+    out, _ = run(CONVERT, args, hub)
+    assert "tiny, grid + bert" in out
+    args = [f"--hub={name}_absent", f"--workdir={tmp_path / 'V'}"]
+    _, err = run(CONVERT, args, hub, code=1)
+    line = err.strip().splitlines()[-1]
+    assert line.startswith(f"error: --hub={name}_absent: ")
+    assert "Traceback" not in err
+    assert not (tmp_path / "V").exists()
+
+
+@pytest.mark.slow
+def test_a_full_size_checkpoint_takes_a_minute_and_3_gb_at_most(environment, tmp_path):
+    towers = [
+        {
+            key: torch.rand(shape) if dtype == "float32" else torch.tensor(7)
+            for key, (shape, dtype) in tower.items()
+            if not re.search(r"backbone\.(base|top)\.", key)
+        }
+        for tower in official.layout("grid_bert")
+    ]
+    checkpoint = official.checkpoint("grid_bert") | {"model": towers}
+    file = tmp_path / "model.pth"
+    torch.save(checkpoint, file, _use_new_zipfile_serialization=False)
+    args = [f"--checkpoint={file}", f"--workdir={tmp_path / 'W'}"]
+    start = time.monotonic()
+    run(CONVERT, args, environment)
+    assert time.monotonic() - start < 60
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kB, of any child
+    assert peak < 3e6
