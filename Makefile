@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup setup-dev demo test test-all check format clean
+.PHONY: help setup setup-dev demo test test-all check bench format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
 	@echo "make test       ruff, mypy and the tests (about 15 minutes)"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make bench      time the pieces that docs/results.md lists"
 	@echo "make setup      only create .venv for running"
 	@echo "make setup-dev  only create .venv for tests and conversion"
 	@echo "make format     let ruff format and fix"
@@ -55,6 +56,12 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
+	$(BIN)/python -m benchmarks.sorted_pool
+	$(BIN)/python -m benchmarks.data_loading
+	$(BIN)/python -m benchmarks.ranking
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

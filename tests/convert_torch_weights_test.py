@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import official
+from tests import official, tiny
 from vse_jax.convert import workdir as workdirs
 from vse_jax.errors import InputError
 from vse_jax.metric_writer import read_metrics
@@ -49,18 +50,14 @@ def run(program, args, environment, code=0):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """A small released file: a grid model for 64-px pictures, after three epochs."""
+    """A small released file: a grid model for 64-px pictures."""
     path = tmp_path_factory.mktemp("released") / "model_best.pth"
     checkpoint = official.checkpoint(
         "grid_bert",
         data_name="tiny_precomp",
         input_scale_factor=0.25,
-        batch_size=16,
-        num_epochs=4,
-        lr_update=3,
     )
-    content = checkpoint | {"epoch": 3}
-    torch.save(content, path, _use_new_zipfile_serialization=False)
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
     return path
 
 
@@ -70,7 +67,7 @@ def converted(released, environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "W"
     args = [f"--checkpoint={released}", f"--workdir={folder}"]
     out, _ = run(CONVERT, args, environment)
-    assert out == f"{folder}: tiny, grid + bert, 3 epochs, best dev rsum 431.5\n"
+    assert out == f"{folder}: tiny, grid + bert, 12 epochs, best dev rsum 431.5\n"
     return folder
 
 
@@ -86,20 +83,41 @@ def test_eval_and_embed_need_only_the_workdir_and_data(
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def region_root(tiny_root, tmp_path_factory):
+    """The captions of `tiny_root`, with random regions instead of pictures."""
+    root = tmp_path_factory.mktemp("regions") / "tiny"
+    shutil.copytree(tiny_root / "precomp", root / "precomp")
+    shutil.copytree(tiny_root.parent / "vocab", root.parent / "vocab")
+    for split, count in tiny.SPLITS.items():
+        regions = np.random.default_rng(0).random((count, 5, 128), np.float32)
+        np.save(root / "precomp" / f"{split}_ims.npy", regions)
+    return root
+
+
 def test_training_goes_on_where_the_official_program_stopped(
-    converted, tiny_root, environment
+    region_root, environment, tmp_path
 ):
-    args = [f"--workdir={converted}", f"--config.data.root={tiny_root}"]
+    checkpoint = official.checkpoint(
+        "region_bert",
+        data_name="tiny_precomp",
+        batch_size=16,
+        num_epochs=4,
+        lr_update=3,
+    )
+    torch.save(checkpoint | {"epoch": 3}, tmp_path / "model.pth")
+    folder = tmp_path / "W"
+    workdirs.from_torch(tmp_path / "model.pth", folder)
+    args = [f"--workdir={folder}", f"--config.data.root={region_root}"]
     _, err = run("main.py", [*args, "--config.log_every=10"], environment)
-    assert "converted weights" in err
-    rows = read_metrics(converted)
-    # 96 × 5 pairs in batches of 16: epoch 3 is the steps from 91 to 120.
+    assert "goes on after epoch 3" in err
+    rows = read_metrics(folder)
+    # 96 × 5 pairs in batches of 16: the fourth epoch is the steps from 91 to 120.
     rates = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
     assert rates == pytest.approx(dict.fromkeys((100, 110, 120), 5e-5))
     assert [row["step"] for row in rows if "eval/dev/rsum" in row] == [90, 120]
-    # A second call finds the run finished, not the converted weights.
-    _, err = run("main.py", args, environment)
-    assert "resumed from step 120" in err
+    # From now on it is a run like any other.
+    assert (folder / "checkpoints" / "last" / "120").is_dir()
 
 
 def test_back_to_pytorch_is_bit_equal(released, environment, tmp_path):

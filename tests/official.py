@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.golden_weights import FOLDER
-from vse_jax.convert.released import _PARTS
+from vse_jax.convert.released import CNN_PARTS
 
 # Every size of the released layouts that can shrink, so that they still fit together.
 SMALL = {
@@ -55,16 +55,18 @@ def layout(name: str) -> list[dict[str, list]]:
     return json.loads((FOLDER / "checkpoint_layouts.json").read_text())[name]["model"]
 
 
-def small_layout(name: str, blocks: int = 1) -> list[dict[str, tuple[int, ...]]]:
-    """Per tower: key → shape, with small sizes and `blocks` layers in each stack."""
+def small_layout(
+    name: str, blocks: int = 1, sizes: tuple[dict, dict] = (SMALL, SMALL)
+) -> list[dict[str, tuple[int, ...]]]:
+    """Per tower: key → shape, with other sizes and `blocks` layers in each stack."""
     stack = r"(?:encoder\.layer|base\.[456]|top\.0|resnet\.layer\d)\.(\d+)\."
     return [
         {
-            key: tuple(SMALL.get(size, size) for size in shape)
+            key: tuple(changed.get(size, size) for size in shape)
             for key, (shape, _) in tower.items()
             if not (found := re.search(stack, key)) or int(found[1]) < blocks
         }
-        for tower in layout(name)
+        for tower, changed in zip(layout(name), sizes, strict=True)
     ]
 
 
@@ -84,9 +86,9 @@ def state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     tensors = {key: tensor(key, tuple(shape)) for key, shape in shapes.items()}
     for key in tensors:
         name, _, rest = key.partition("backbone.resnet.")[2].partition(".")
-        if name in _PARTS:
+        if name in CNN_PARTS:
             prefix = key.partition("resnet.")[0]
-            tensors[f"{prefix}{_PARTS[name]}.{rest}"] = tensors[key]
+            tensors[f"{prefix}{CNN_PARTS[name]}.{rest}"] = tensors[key]
     return tensors
 
 

@@ -66,6 +66,22 @@ def test_the_names_of_bert_base_uncased_are_understood(tmp_path):
         np.testing.assert_array_equal(tensor, keys.to_torch(tree, keys.BERT)[key])
 
 
+def test_a_pickled_model_is_read_without_trusting_it(tmp_path):
+    tree = tree_of(bert())
+    file = tmp_path / "pytorch_model.bin"
+    tensors = {
+        key: torch.from_numpy(tensor.copy())
+        for key, tensor in hugging_face_names(tree).items()
+    }
+    torch.save(tensors, file)
+    loaded = pretrained.load_bert(tmp_path, tree)
+    for key, tensor in keys.to_torch(loaded, keys.BERT).items():
+        np.testing.assert_array_equal(tensor, keys.to_torch(tree, keys.BERT)[key])
+    torch.save(tensors | {"bert.extra": print}, file)
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: refused: .*print"):
+        pretrained.load_bert(tmp_path, tree)
+
+
 def test_weights_of_another_size_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(hugging_face_names(tree_of(bert())), file)

@@ -1,16 +1,18 @@
 import argparse
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from configs import coco_grid, coco_region
 from tests import official, tiny
+from tests.golden_weights import golden_weight, load
 from vse_jax.config import flat_fields
 from vse_jax.convert.released import from_checkpoint, to_checkpoint
 from vse_jax.errors import InputError
-from vse_jax.state import abstract_model
+from vse_jax.state import abstract_model, merge_model
 
 NAMES = ("region_bert", "grid_bert")
 
@@ -51,6 +53,39 @@ def test_a_round_trip_gives_every_bit_back(pair):
     assert vars(again["opt"]) == vars(checkpoint["opt"]) | sizes
 
 
+def test_a_converted_model_gives_the_official_embeddings():
+    """The golden files' weights, put into a checkpoint of the released layout."""
+    sizes = {1024: 32, 2048: 48, 512: 16}, {1024: 32, 30522: 200}
+    towers = official.small_layout("region_bert", blocks=2, sizes=sizes)
+    checkpoint = official.checkpoint("region_bert") | {
+        "model": [
+            {
+                key: torch.from_numpy(
+                    golden_weight(key.replace("module.", prefix), shape)
+                )
+                for key, shape in tower.items()
+                if not key.endswith("num_batches_tracked")
+            }
+            for prefix, tower in zip(("img_enc.", "txt_enc."), towers, strict=True)
+        ]
+    }
+    released = from_checkpoint(checkpoint, "model.pth")
+    graphdef, _ = abstract_model(released.config)
+    model = merge_model(graphdef, jax.tree.map(jnp.asarray, released.model))
+    region, text = load("image_region"), load("text_bert")
+    batch = {
+        "regions": region["regions"],
+        "region_lengths": region["lengths"],
+        "token_ids": text["token_ids"],
+        "token_lengths": text["lengths"],
+    }
+    batch = {name: jnp.asarray(array) for name, array in batch.items()}
+    images = model.encode_images(batch)
+    captions = model.encode_captions(batch)
+    np.testing.assert_allclose(images, region["eval.embedding"], atol=1e-5)
+    np.testing.assert_allclose(captions, text["embedding"], atol=1e-5)
+
+
 def test_both_names_of_the_cnn_share_their_memory():
     again = back(from_checkpoint(official.checkpoint("grid_bert"), "model.pth"))
     image = again["model"][0]
@@ -61,8 +96,10 @@ def test_both_names_of_the_cnn_share_their_memory():
         assert one.data_ptr() == other.data_ptr()
 
 
-def test_keys_without_the_parallel_prefix_are_kept_so(pair):
-    checkpoint, released = pair
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_without_the_parallel_prefix_are_kept_so(name):
+    checkpoint = official.checkpoint(name)
+    released = from_checkpoint(checkpoint, "model.pth")
     plain = checkpoint | {
         "model": [
             {key.removeprefix("module."): tensor for key, tensor in tower.items()}

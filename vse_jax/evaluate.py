@@ -17,6 +17,7 @@ from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split, write_atomically
 from vse_jax.data.pipeline import eval_batches
+from vse_jax.data.regions import MappedArray
 from vse_jax.errors import InputError
 from vse_jax.metrics.cxc import cxc_metrics
 from vse_jax.metrics.eccv import eccv_metrics
@@ -75,56 +76,60 @@ class Evaluator:
         self._encode_captions = jitted("encode_captions")
         self._caption_features = jitted("caption_features")
 
-    def embed(self, model, split: Split) -> Embeddings:
+    def tokens(self, split: Split) -> CaptionTokens:
+        """The split's captions as token ids."""
+        if split.name not in self._tokens:
+            self._tokens[split.name] = caption_tokens(self._config, split.captions)
+        return self._tokens[split.name]
+
+    def embed(
+        self, model, split: Split, features: MappedArray | None = None
+    ) -> Embeddings:
         """Embeds every image once and every caption once.
 
         Args:
             model: {"params", "batch_stats"}.
             split: what to embed.
+            features: of its captions' tokens, where they are kept (`token_features`).
         """
-        if split.name not in self._tokens:
-            self._tokens[split.name] = caption_tokens(self._config, split.captions)
-        tokens = self._tokens[split.name]
         dim = self._config.embed_dim
         images = np.full((len(split.image_ids), dim), np.nan, np.float32)
         captions = np.full((len(split.captions), dim), np.nan, np.float32)
         for rows, index in self._run(self._encode_images, model, split, "images"):
             images[index] = rows
         for rows, index in self._run(
-            self._encode_captions, model, split, "captions", tokens
+            self._encode_captions, model, split, "captions", features
         ):
             captions[index] = rows
         return Embeddings(images, captions)
 
-    def evaluate(self, model, split: Split) -> dict:
-        """Retrieval metrics of a split (the contents of eval_<split>.json)."""
-        embeddings = self.embed(model, split)
+    def evaluate(
+        self, model, split: Split, features: MappedArray | None = None
+    ) -> dict:
+        """Recalls and ranks of a split; the arguments are those of `embed`."""
+        embeddings = self.embed(model, split, features)
         return retrieval_metrics(
             embeddings.images, embeddings.captions, split.captions_per_image
         )
 
-    def write_token_features(
-        self, model, split: Split, tokens: CaptionTokens, path: Path
-    ) -> None:
-        """Writes float32 [sum of lengths, hidden] as .npy (see `token_features`)."""
-        shape = (int(tokens.offsets[-1]), self._config.text.hidden)
-        rows = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    def token_features(self, model, split: Split):
+        """Yields (caption, its tokens' last hidden states [length, hidden])."""
+        lengths = self.tokens(split).lengths
         for features, index in self._run(
-            self._caption_features, model, split, "captions", tokens
+            self._caption_features, model, split, "captions"
         ):
-            for feature, caption in zip(features, index, strict=True):
-                start, stop = tokens.offsets[caption : caption + 2]
-                rows[start:stop] = feature[: stop - start]
-        rows.flush()
+            for caption, rows in zip(index, features, strict=True):
+                yield caption, rows[: lengths[caption]]
 
-    def _run(self, encode, model, split: Split, what: str, tokens=None):
+    def _run(self, encode, model, split: Split, what: str, features=None):
         """Yields (rows, their indices in the split) batch by batch."""
         sharding = batch_sharding(self._mesh)
         batches = eval_batches(
             self._config,
             split,
             what,
-            tokens,
+            self.tokens(split) if what == "captions" else None,
+            features,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -1,4 +1,4 @@
-"""Token features of a frozen BERT, computed once for all training captions."""
+"""Token features of a frozen BERT, computed once for all captions of a split."""
 
 import hashlib
 from pathlib import Path
@@ -6,39 +6,50 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import MappedArray
 from vse_jax.errors import InputError
+from vse_jax.evaluate import Evaluator
 
 
 def cached_token_features(
-    evaluator, model, split: Split, tokens: CaptionTokens, folder: Path
+    evaluator: Evaluator, model, split: Split, folder: Path
 ) -> MappedArray:
     """Last hidden states of every token of every caption, as a memory-mapped file.
 
     Args:
         evaluator: runs the model on the mesh.
         model: {"params", "batch_stats"}; its BERT must be frozen by the config's rules.
-        split: the split of the captions.
-        tokens: the captions; token t of caption c is row `tokens.offsets[c] + t`.
+        split: whose captions.
         folder: where the file lives; made when missing. Its name holds a hash of the
             weights and of the tokens, so that another text or model never reuses it.
 
     Returns:
-        float32 [sum of lengths, hidden], read-only.
+        float32 [sum of lengths, hidden]: token t of caption c is row offsets[c] + t of
+        the split's `CaptionTokens`.
+
+    Raises:
+        InputError: the file cannot be written.
     """
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(model["params"]["text"]["bert"]):
+    tokens = evaluator.tokens(split)
+    bert = model["params"]["text"]["bert"]
+    digest = hashlib.sha256(tokens.ids.tobytes() + tokens.offsets.tobytes())
+    for leaf in jax.tree.leaves(bert):
         digest.update(np.asarray(leaf).tobytes())
-    digest.update(tokens.ids.tobytes() + tokens.offsets.tobytes())
-    path = folder / f"token_features_{digest.hexdigest()[:16]}.npy"
+    path = folder / f"{split.name}_tokens_{digest.hexdigest()[:16]}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npy")
+        shape = (
+            int(tokens.offsets[-1]),
+            bert["embeddings"]["word"]["embedding"].shape[1],
+        )
+        unfinished = path.with_suffix(".tmp")
         try:
-            evaluator.write_token_features(model, split, tokens, temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+            for caption, features in evaluator.token_features(model, split):
+                rows[tokens.span(caption)] = features
+            rows.flush()
+            unfinished.replace(path)
         except OSError as error:
-            raise InputError(f"{temporary}: {error.strerror}") from error
-        temporary.replace(path)
+            raise InputError(f"{unfinished}: {error.strerror}") from error
     return MappedArray(path)

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import check_same_run, save_config
-from vse_jax.data.captions import caption_tokens
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.errors import InputError
@@ -118,32 +117,35 @@ def train(config: ConfigDict, workdir: Path) -> None:
     split = read_split(config, config.data.train_split)
     dev = read_split(config, config.data.dev_split)
     read_split(config, config.eval.split)
-    tokens = caption_tokens(config, split.captions)
 
-    # Model and optimizer.
+    # Model, optimizer, and where an earlier run stopped.
     graphdef, model = abstract_model(config)
     optimizer = Optimizer(config.optimizer, model["params"])
     abstract = abstract_state(config, optimizer, mesh)
     best_rsum = -1.0  # below any: the first validation is the best so far
-    if checkpoints.last_step() is None:
-        state = initial_state(config, optimizer, mesh)
-    else:
-        kept, rest, progress_made = checkpoints.restore_last(
-            abstract.model, abstract.rest
-        )
+    converted_epoch = None
+    if checkpoints.last_step() is not None:
+        kept, rest, saved = checkpoints.restore_last(abstract.model, abstract.rest)
         state = TrainState(**kept, **rest)
-        best_rsum = progress_made["best_rsum"]
+        best_rsum = saved["best_rsum"]
         logging.info("resumed from step %d", int(state.step))
+    else:
+        state = initial_state(config, optimizer, mesh)
+        if checkpoints.best_step() == 0:  # no step was made here: converted weights
+            kept, released = checkpoints.restore_best(abstract.model)
+            state = dataclasses.replace(state, **kept)
+            converted_epoch = released["epoch"]
+            logging.info("converted weights of epoch %d", converted_epoch)
     evaluator = Evaluator(config, graphdef, mesh)
-    features = None
+    features = dev_features = None
     if config.text.cache_features:
-        features = cached_token_features(
-            evaluator, state.model, split, tokens, workdir / "cache"
-        )
+        cache = workdir / "cache"
+        features = cached_token_features(evaluator, state.model, split, cache)
+        dev_features = cached_token_features(evaluator, state.model, dev, cache)
 
     # The loop. Its order is fixed: the checkpoint of a step is started before the next
     # batch is drawn, so that what is saved is exactly what has been trained on.
-    data = TrainData(config, split, tokens, features)
+    data = TrainData(config, split, evaluator.tokens(split), features)
     schedule = Schedule.from_config(
         config, data.steps_per_epoch, ramp_steps=data.pairs // config.batch_size + 1
     )
@@ -151,7 +153,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if config.max_steps is not None:
         total = min(total, config.max_steps)
     run_step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
+    if converted_epoch is not None:
+        # What the converted weights reach on this data is what training has to beat.
+        best_rsum = evaluator.evaluate(state.model, dev, dev_features)["rsum"]
+        first_step = converted_epoch * schedule.steps_per_epoch
+        state = dataclasses.replace(state, step=state.step + first_step)
+        _save_last(checkpoints, first_step, state, best_rsum)
     step = int(state.step)
+    if jax.process_index() == 0:
+        save_config(config, workdir / "config.json")
     writer = MetricWriter(workdir, active=jax.process_index() == 0)
     writer.truncate_after(step)
     recorder = _Recorder(config, writer)
@@ -178,11 +188,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     recorder.flush(step)
                     _save_last(checkpoints, step, state, best_rsum)
             recorder.flush(step)
-            metrics = evaluator.evaluate(state.model, dev)
+            metrics = evaluator.evaluate(state.model, dev, dev_features)
             writer.write(step, _scalars(f"eval/{dev.name}", metrics))
             if metrics["rsum"] > best_rsum:
                 best_rsum = metrics["rsum"]
-                checkpoints.save_best(step, state.model, {"rsum": best_rsum})
+                best = {"rsum": best_rsum, "epoch": epoch + 1}
+                checkpoints.save_best(step, state.model, best)
             _save_last(checkpoints, step, state, best_rsum)
             recorder.restart_clock()
     checkpoints.wait()
@@ -195,16 +206,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _claim_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:
-    """The workdir's checkpoints, once it is sure that they are of this config."""
+    """The workdir's checkpoints, when they are of this config."""
     try:
         checkpoints = Checkpoints(workdir)
-        saved = workdir / "config.json"
-        if checkpoints.last_step() is not None and saved.exists():
-            check_same_run(config, saved)
-        if jax.process_index() == 0:
-            save_config(config, saved)
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}") from error
+    saved = workdir / "config.json"
+    if checkpoints.last_step() is not None and saved.exists():
+        check_same_run(config, saved)
     return checkpoints
 
 

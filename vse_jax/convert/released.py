@@ -30,7 +30,7 @@ _CLASSES = 1000  # of ImageNet, for the classifier that nobody uses
 
 # The CNN is in the file twice: as a ResNet, and as numbered parts of that ResNet.
 _RESNET = "img_enc.backbone.resnet."
-_PARTS = {
+CNN_PARTS = {
     "conv1": "base.0",
     "bn1": "base.1",
     "layer1": "base.4",
@@ -181,8 +181,8 @@ def _without_twins(tensors: Arrays, source: str) -> dict[str, np.ndarray]:
     differing = []
     for key, tensor in tensors.items():
         name, _, rest = key.removeprefix(_RESNET).partition(".")
-        if key.startswith(_RESNET) and name in _PARTS:
-            twin = f"{_IMAGE}backbone.{_PARTS[name]}.{rest}"
+        if key.startswith(_RESNET) and name in CNN_PARTS:
+            twin = f"{_IMAGE}backbone.{CNN_PARTS[name]}.{rest}"
             if not np.array_equal(tensors.get(twin, tensor), tensor):
                 differing.append(f"{key} and {twin}")
             key = twin
@@ -197,7 +197,7 @@ def _without_twins(tensors: Arrays, source: str) -> dict[str, np.ndarray]:
 def _twins(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The second names of the CNN's tensors (the same objects: stored once)."""
     twins = {}
-    for name, part in _PARTS.items():
+    for name, part in CNN_PARTS.items():
         start = f"{_IMAGE}backbone.{part}."
         for key, tensor in tensors.items():
             if key.startswith(start):
@@ -238,7 +238,7 @@ def _grid_sizes(tensors):
     width = _size(tensors, f"{cnn}.base.0.weight", 0, 64)
     conv2 = f"{cnn}.base.4.0.conv2.weight"
     channels, per_group = _size(tensors, conv2, 0, 64), _size(tensors, conv2, 1, 64)
-    stages = [part for name, part in _PARTS.items() if name.startswith("layer")]
+    stages = [part for name, part in CNN_PARTS.items() if name.startswith("layer")]
     return {
         "image.kind": "grid",
         "embed_dim": _size(tensors, "img_enc.image_encoder.fc.weight", 0, 1024),
