@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.errors import InputError
 
-MODES = ("train", "eval", "embed", "prepare")
+MODES = ("train", "eval", "embed", "prepare", "build_vocab")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -54,12 +54,19 @@ def run() -> None:
 
         prepare(config)
         return
+    if _MODE.value == "build_vocab":
+        from vse_jax.data.vocabulary import build_vocabulary
+
+        build_vocabulary(config)
+        return
     if _WORKDIR.value is None:
         raise InputError(f"--workdir: needed by --mode={_MODE.value}")
     workdir = Path(_WORKDIR.value)
 
+    from vse_jax.data.captions import settle_vocab_size
     from vse_jax.runtime import configure
 
+    settle_vocab_size(config)
     configure(config)
     if _MODE.value == "train":
         from vse_jax.train import train

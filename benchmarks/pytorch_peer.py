@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
 
 
 class Backbone(nn.Module):
-    """ResNet of bottlenecks (`config.image.backbone`): [b, 3, h, w] → [b, c, h', w']."""
+    """ResNet of bottlenecks, as config.image.backbone says: [b, 3, h, w] → a grid."""
 
     def __init__(self, config: ConfigDict):
         super().__init__()

@@ -59,12 +59,14 @@ def base() -> ConfigDict:
     c.image.backbone.batch_norm = "frozen"  # frozen (running statistics) | train
 
     c.text = ConfigDict()
-    c.text.kind = "bert"
+    c.text.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold)
     c.text.pool = "gpo"
     c.text.normalise = True  # False: the original's --no_txtnorm
     c.text.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
-    c.text.vocab = placeholder(str)  # vocab.txt; None: weights folder, <root>/../vocab
-    c.text.vocab_size = 30522
+    c.text.vocab = placeholder(str)  # file; None: weights folder, <root>/../vocab
+    c.text.vocab_size = 30522  # 0 (bigru): as many as the vocabulary holds
+    c.text.vocab_threshold = 4  # --mode=build_vocab: times a word has to occur
+    c.text.word_dim = 300  # size of a word's vector, bigru
     c.text.hidden = 768
     c.text.layers = 12
     c.text.heads = 12
@@ -96,7 +98,7 @@ def base() -> ConfigDict:
     c.eval.split = "test"
     c.eval.batch_size = 128
     c.eval.ensemble = placeholder(str)  # workdirs, comma-separated
-    c.eval.cxc = placeholder(str)  # folder with the CxC annotations: also report CxC
+    c.eval.cxc = False  # also report CxC, from <data.root>/cxc_annots/
     c.eval.eccv = False  # also report ECCV Caption (COCO's 5K test images)
     c.eval.plausible_matches = placeholder(str)  # folder with pm_*.json: ECCV's PMRP
     return c.lock()

@@ -152,6 +152,15 @@ class TestAugmentWords:
         rng = np.random.default_rng(0)
         assert augment_words(ids, words, rng, 1.0, MASK, 1000).tolist() == [CLS, SEP]
 
+    def test_a_token_is_kept(self):
+        ids = np.array([7, 8, 9], np.int32)
+        kept = [
+            augment_words(ids, np.arange(3), np.random.default_rng(seed), 1.0, 4, 5)
+            for seed in range(200)
+        ]
+        assert all(len(tokens) > 0 for tokens in kept)
+        assert {int(tokens[0]) for tokens in kept if len(tokens) == 1} >= {7, 8, 9}
+
 
 def test_bucket():
     assert [bucket(n, (16, 64, 32)) for n in (2, 16, 17, 33)] == [16, 16, 32, 64]

@@ -26,20 +26,17 @@ def rest(step: int):
 
 
 def test_last_and_best_come_back(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.last_step() is None
-    checkpoints.save_best(5, model(1.0), {"rsum": 100.5})
-    checkpoints.save_last(5, model(1.0), rest(5), {"best_rsum": 100.5})
-    checkpoints.save_last(10, model(2.0), rest(10), {"best_rsum": 100.5})
-    checkpoints.wait()
-    checkpoints.close()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_step() is None
+        checkpoints.save_best(5, model(1.0), {"rsum": 100.5})
+        checkpoints.save_last(5, model(1.0), rest(5), {"best_rsum": 100.5})
+        checkpoints.save_last(10, model(2.0), rest(10), {"best_rsum": 100.5})
 
-    again = Checkpoints(tmp_path)
-    assert (again.last_step(), again.best_step()) == (10, 5)
     target = abstract(model(0.0)), abstract(rest(0))
-    last, optimizer, data = again.restore_last(*target)
-    best, best_data = again.restore_best(target[0])
-    again.close()
+    with Checkpoints(tmp_path) as again:
+        assert (again.last_step(), again.best_step()) == (10, 5)
+        last, optimizer, data = again.restore_last(*target)
+        best, best_data = again.restore_best(target[0])
     jax.tree.map(np.testing.assert_array_equal, last, model(2.0))
     jax.tree.map(np.testing.assert_array_equal, best, model(1.0))
     assert (data, best_data) == ({"best_rsum": 100.5}, {"rsum": 100.5})
@@ -48,19 +45,18 @@ def test_last_and_best_come_back(tmp_path):
 
 
 def test_another_models_checkpoint_is_refused_in_one_line(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_best(1, model(1.0), {"rsum": 1.0})
-    checkpoints.wait()
-    with pytest.raises(
-        InputError, match=r"layers/0/w \(\(1000,\) there, \(7,\) here\)"
-    ) as error:
-        checkpoints.restore_best(abstract(model(0.0, size=7)))
+    named = r"layers/0/w \(\(1000,\) there, \(7,\) here\)"
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(1, model(1.0), {"rsum": 1.0})
+        checkpoints.wait()
+        with pytest.raises(InputError, match=named) as error:
+            checkpoints.restore_best(abstract(model(0.0, size=7)))
     assert "\n" not in str(error.value)
-    checkpoints.close()
 
 
 def test_no_checkpoint_yet(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(InputError, match="best: no checkpoint; train first"):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match="best: no checkpoint; train first"),
+    ):
         checkpoints.restore_best(abstract(model(0.0)))
-    checkpoints.close()

@@ -37,11 +37,18 @@ def region_tower():
     return RegionEncoder(config, rngs=nnx.Rngs(0))
 
 
+def bigru_tower():
+    config = tiny.get_config()
+    config.text.update(kind="bigru", layers=2, word_dim=6)
+    return VSE(config, rngs=nnx.Rngs(0)).text
+
+
 PARTS = {
     "gpo": (keys.GPO, lambda: GPO(rngs=nnx.Rngs(0))),
     "region": (keys.REGION_TOWER, region_tower),
     "grid": (keys.GRID_TOWER, lambda: VSE(tiny.get_config(), rngs=nnx.Rngs(0)).image),
     "text": (keys.BERT_TOWER, lambda: VSE(tiny.get_config(), rngs=nnx.Rngs(0)).text),
+    "words": (keys.BIGRU_TOWER, bigru_tower),
     "backbone": (keys.BACKBONE_OFFICIAL, backbone),
     "torchvision": (keys.BACKBONE_TORCHVISION, lambda: backbone("basic")),
 }
@@ -67,6 +74,10 @@ def test_names_and_layouts_are_those_of_pytorch():
     tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_TOWER)
     assert tensors["mlp.layers.0.weight"].shape == (16, 12)
     assert tensors["gpool.gru.weight_ih_l0_reverse"].shape == (96, 32)
+    tensors = keys.to_torch(tree_of(bigru_tower()), keys.BIGRU_TOWER)
+    assert tensors["embed.weight"].shape == (32, 6)
+    assert tensors["rnn.weight_ih_l0_reverse"].shape == (96, 6)
+    assert tensors["rnn.weight_ih_l1"].shape == (96, 64)  # both directions of layer 0
 
 
 def test_known_useless_tensors_are_dropped():

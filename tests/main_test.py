@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -37,27 +36,26 @@ def tiny_args(tiny_root):
     return [f"--config=tests/tiny.py:{tiny_root}", "--config.checkpoint.every_steps=7"]
 
 
-def start(args, environment, **kwargs):
+def start(args, environment, program=MAIN):
     return subprocess.Popen(
-        [*MAIN, *args],
+        [*program, *args],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **kwargs,
     )
 
 
-def run(args, environment, code=0, **kwargs):
-    process = start(args, environment, **kwargs)
+def run(args, environment, code=0, program=MAIN):
+    process = start(args, environment, program)
     out, err = process.communicate(timeout=600)
     assert process.returncode == code, f"{out}\n{err}"
     return out, err
 
 
-def one_line_error(args, environment, **kwargs):
+def one_line_error(args, environment, program=MAIN):
     """Runs something that must fail as bad input does; returns the line."""
-    _, err = run(args, environment, code=1, **kwargs)
+    _, err = run(args, environment, code=1, program=program)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err
     assert lines[0] == err.strip().splitlines()[-1], err
@@ -126,6 +124,17 @@ def test_eval_and_embed_need_only_the_workdir(trained, environment):
     assert retrieval_metrics(images, captions, 5) == json.loads(
         (workdir / "eval_dev.json").read_text()
     )
+
+
+def test_an_ensemble_of_twins_ranks_as_one(trained, environment, tmp_path):
+    workdir, _, _ = trained
+    alone = json.loads((workdir / "eval_test.json").read_text())
+    args = [f"--config=configs/saved.py:{workdir}", f"--workdir={tmp_path}"]
+    args += ["--mode=eval", f"--config.eval.ensemble={workdir},{workdir}"]
+    run(args, environment)
+    together = json.loads((tmp_path / "eval_test.json").read_text())
+    assert together.pop("ensemble") == [str(workdir)] * 2
+    assert together == alone
 
 
 def test_one_epoch_on_real_pictures_learns(environment, tmp_path):
@@ -204,11 +213,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(trained, environment, tmp_pa
     workdir = tmp_path / "full"
     shutil.copytree(trained[0], workdir)
 
-    def small_files():  # files may not grow past 64 kB: writing fails as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-
+    # Files may not grow past 64 kB: writing fails as it does on a full disk.
+    small = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *MAIN]
     args = [f"--workdir={workdir}", "--config.num_epochs=3"]
-    line = one_line_error(args, environment, preexec_fn=small_files)
+    line = one_line_error(args, environment, program=small)
     assert "could not save" in line
     run([f"--workdir={workdir}", "--mode=eval"], environment)
     _, err = run(args, environment)
@@ -240,8 +248,8 @@ def test_a_cache_that_cannot_be_written_only_costs_time(trained, environment):
         (["--config.batch_size=many"], "--config.batch_size=many"),
         (["--config=configs/absent.py"], "configs/absent.py"),
         (["--config.data.root=/absent"], "/absent"),
-        (["--config.data.dev_split=absent"], "absent_ids.txt"),
-        (["--config.eval.split=absent"], "absent_ids.txt"),
+        (["--config.data.dev_split=absent"], "absent_caps.txt"),
+        (["--config.eval.split=absent"], "absent_caps.txt"),
         (["--config.data.workers=elves"], "config.data.workers"),
         (["--config.image.pool=elves"], "pool"),
         (["--config.image.kind=elves"], "config.image.kind"),

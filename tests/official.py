@@ -14,11 +14,13 @@ from vse_jax.convert.released import CNN_PARTS
 # Every size of the released layouts that can shrink, so that they still fit together.
 SMALL = {
     30522: 40,
-    3072: 96,
+    9481: 40,
+    3072: 192,
     2048: 128,
     1024: 64,
     768: 64,
     512: 32,
+    300: 12,
     256: 16,
     128: 8,
     64: 4,

@@ -12,7 +12,7 @@ from vse_jax.data import pipeline
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData, eval_batches
-from vse_jax.data.regions import MappedArray
+from vse_jax.data.regions import NpyRows
 from vse_jax.errors import InputError
 
 BATCH = 16
@@ -218,7 +218,7 @@ class TestRaggedFeatures:
         np.save(tmp_path / "regions.npy", regions)
         config.image.max_regions, config.image.feature_dim = 7, 8
         split, tokens = load(config)
-        mapped = MappedArray(tmp_path / "regions.npy")
+        mapped = NpyRows(tmp_path / "regions.npy")
         regions_split = dataclasses.replace(split, image_paths=None, regions=mapped)
         data = TrainData(config, regions_split, tokens)
 

@@ -6,7 +6,7 @@ from flax import nnx
 
 from tests import golden_weights, tiny
 from vse_jax.convert import keys
-from vse_jax.models.text_encoder import TextEncoder
+from vse_jax.models.text_encoder import BertEncoder
 from vse_jax.models.vse import l2_normalise
 
 HEAD = 64  # leading gradient elements that the golden file holds
@@ -28,7 +28,7 @@ def tower():
     config.text.ffn = 3072
     config.text.max_positions = 512
     return golden_weights.golden_module(
-        lambda: TextEncoder(config, rngs=nnx.Rngs(0)), keys.BERT_TOWER, "txt_enc."
+        lambda: BertEncoder(config, rngs=nnx.Rngs(0)), keys.BERT_TOWER, "txt_enc."
     )
 
 
@@ -82,7 +82,7 @@ def test_stored_features_give_the_same_embedding(tower, embed, batch):
 
 
 def test_dropout_acts_in_training_only():
-    tower = TextEncoder(tiny.get_config(), rngs=nnx.Rngs(0))
+    tower = BertEncoder(tiny.get_config(), rngs=nnx.Rngs(0))
     batch = {"token_ids": jnp.full((2, 16), 5), "token_lengths": jnp.array([16, 3])}
     trained = [tower(batch, train=True, rngs=nnx.Rngs(dropout=s)) for s in (1, 1, 2)]
     np.testing.assert_array_equal(trained[0], trained[1])

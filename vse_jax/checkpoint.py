@@ -20,7 +20,7 @@ from vse_jax.optimizer import flatten
 
 
 class Checkpoints:
-    """The `last` and `best` checkpoints below `workdir`.
+    """The `last` and `best` checkpoints below `workdir`; use it in a `with` statement.
 
     Args:
         workdir: the run's folder; created when missing.
@@ -30,6 +30,18 @@ class Checkpoints:
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._last = _manager(self._folder / "last", ("model", "optimizer"))
         self._best = _manager(self._folder / "best", ("model",))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Ends Orbax's threads, which must not outlive the interpreter."""
+        if kind is None:
+            self.wait()
+        for manager in (self._last, self._best):
+            # What goes wrong here after an error would only hide that error.
+            with contextlib.suppress(*([Exception] if kind else [])):
+                manager.close()
 
     def last_step(self) -> int | None:
         return self._last.latest_step()
@@ -111,10 +123,6 @@ class Checkpoints:
             self._last.wait_until_finished()
         with self._errors_named("best"):
             self._best.wait_until_finished()
-
-    def close(self) -> None:
-        self._last.close()
-        self._best.close()
 
     @contextlib.contextmanager
     def _errors_named(self, name: str) -> Iterator[None]:

@@ -11,11 +11,25 @@ from vse_jax.errors import InputError
 
 
 def set_up_logging() -> None:
-    """One short line a message; other packages' chatter only from warnings on."""
+    """One short line a message; other packages' chatter only from warnings on.
+
+    A save that fails is reported by checkpoint.py: Orbax's own records of it, and what
+    its half-closed event loop then throws in the background, would only bury that line.
+    """
+
+    def wanted(record) -> bool:
+        ours = "vse_jax" in record.pathname
+        return ours or (record.levelno >= WARNING and "orbax" not in record.pathname)
+
+    def unraisable(problem, show=sys.unraisablehook) -> None:
+        if "Event loop is closed" not in str(problem.exc_value):
+            show(problem)
+
     handler = logging.get_absl_handler()
     handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(lambda r: r.levelno >= WARNING or "vse_jax" in r.pathname)
+    handler.addFilter(wanted)
     logging.set_verbosity(logging.INFO)
+    sys.unraisablehook = unraisable
 
 
 @contextlib.contextmanager

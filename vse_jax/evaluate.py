@@ -17,7 +17,7 @@ from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split, write_atomically
 from vse_jax.data.pipeline import eval_batches
-from vse_jax.data.regions import MappedArray
+from vse_jax.data.regions import NpyRows
 from vse_jax.errors import InputError
 from vse_jax.metrics.cxc import cxc_metrics
 from vse_jax.metrics.eccv import eccv_metrics
@@ -82,9 +82,7 @@ class Evaluator:
             self._tokens[split.name] = caption_tokens(self._config, split.captions)
         return self._tokens[split.name]
 
-    def embed(
-        self, model, split: Split, features: MappedArray | None = None
-    ) -> Embeddings:
+    def embed(self, model, split: Split, features: NpyRows | None = None) -> Embeddings:
         """Embeds every image once and every caption once.
 
         Args:
@@ -103,9 +101,7 @@ class Evaluator:
             captions[index] = rows
         return Embeddings(images, captions)
 
-    def evaluate(
-        self, model, split: Split, features: MappedArray | None = None
-    ) -> dict:
+    def evaluate(self, model, split: Split, features: NpyRows | None = None) -> dict:
         """Recalls and ranks of a split; the arguments are those of `embed`."""
         embeddings = self.embed(model, split, features)
         return retrieval_metrics(
@@ -155,9 +151,8 @@ def load_best(config: ConfigDict, workdir: Path) -> tuple[Evaluator, dict]:
         raise InputError(f"{workdir}: no checkpoints there; train first")
     mesh = make_mesh(config)
     graphdef, abstract = abstract_model(config)
-    checkpoints = Checkpoints(workdir)
-    model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return Evaluator(config, graphdef, mesh), model
 
@@ -186,8 +181,8 @@ def split_metrics(config: ConfigDict, split: Split, embeddings: Embeddings) -> d
     """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
     images, captions = embeddings.images, embeddings.captions
     metrics = retrieval_metrics(images, captions, split.captions_per_image)
-    if config.eval.cxc is not None:
-        metrics["cxc"] = cxc_metrics(images, captions, Path(config.eval.cxc))
+    if config.eval.cxc:
+        metrics["cxc"] = cxc_metrics(images, captions, split.root / "cxc_annots")
     if config.eval.eccv:
         plausible = config.eval.plausible_matches
         metrics["eccv"] = eccv_metrics(

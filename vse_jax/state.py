@@ -110,6 +110,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
         logging.info("BERT weights from %s", folder)
     if config.image.kind == "grid" and config.image.weights is not None:
         folder = pretrained.resolve_folder(config.image.weights)
+        pretrained.check_backbone_kind(folder, config.image)
         like = {
             "params": params["image"]["backbone"],
             "batch_stats": stats["image"]["backbone"],

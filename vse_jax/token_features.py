@@ -7,15 +7,15 @@ import jax
 import numpy as np
 
 from vse_jax.data.layout import Split
-from vse_jax.data.regions import MappedArray
+from vse_jax.data.regions import NpyRows
 from vse_jax.errors import InputError
 from vse_jax.evaluate import Evaluator
 
 
 def cached_token_features(
     evaluator: Evaluator, model, split: Split, folder: Path
-) -> MappedArray:
-    """Last hidden states of every token of every caption, as a memory-mapped file.
+) -> NpyRows:
+    """Last hidden states of every token of every caption, kept in a file.
 
     Args:
         evaluator: runs the model on the mesh.
@@ -52,4 +52,4 @@ def cached_token_features(
             unfinished.replace(path)
         except OSError as error:
             raise InputError(f"{unfinished}: {error.strerror}") from error
-    return MappedArray(path)
+    return NpyRows(path)

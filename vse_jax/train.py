@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import check_same_run, save_config
-from vse_jax.data.layout import read_split
+from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.errors import InputError
 from vse_jax.evaluate import Evaluator, evaluate
@@ -54,8 +54,9 @@ def train_step(
         graphdef, optimizer, schedule, margin: what does not change during a run.
 
     Returns:
-        The next state and scalars: loss (sum over the batch, paper Eq. 5, scaled in
-        the ramp epoch), grad_norm (before clipping), lr.
+        The next state and scalars: loss (sum over the batch, paper Eq. 5; the ramp
+        scales what is descended, not what is reported), grad_norm (before clipping),
+        lr.
     """
     dropout, size = jax.random.split(jax.random.fold_in(state.rng, state.step))
 
@@ -68,10 +69,10 @@ def train_step(
         images, captions = model(batch, train=True, rngs=rngs)
         loss = hinge_loss(images, captions, margin, schedule.hardest(state.step))
         stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return loss * schedule.loss_scale(state.step), stats
+        return loss * schedule.loss_scale(state.step), (loss, stats)
 
     open_params = optimizer.select(state.params, groups)
-    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(open_params)
+    grads, (loss, stats) = jax.grad(loss_fn, has_aux=True)(open_params)
     rate = schedule.rate(state.step)
     params, opt_state, norm = optimizer.update(
         grads, state.opt_state, state.params, rate, groups
@@ -110,14 +111,34 @@ def train(config: ConfigDict, workdir: Path) -> None:
     Raises:
         InputError: bad config or data, another config's workdir, NaN loss, full disk.
     """
+    # Read everything that can be wrong before any time is spent on training.
     mesh = make_mesh(config)
-    checkpoints = _claim_workdir(config, workdir)
-
-    # Data: read everything that can be wrong before any time is spent on training.
     split = read_split(config, config.data.train_split)
     dev = read_split(config, config.data.dev_split)
     read_split(config, config.eval.split)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}") from error
+    with Checkpoints(workdir) as checkpoints:
+        saved = workdir / "config.json"
+        if checkpoints.last_step() is not None and saved.exists():
+            check_same_run(config, saved)
+        schedule = _fit(config, workdir, mesh, split, dev, checkpoints)
+    if jax.process_index() == 0:
+        curves_picture(workdir, schedule)
+    evaluate(config, workdir)
 
+
+def _fit(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    split: Split,
+    dev: Split,
+    checkpoints: Checkpoints,
+) -> Schedule:
+    """Everything of `train` between the reading of the data and the test."""
     # Model, optimizer, and where an earlier run stopped.
     graphdef, model = abstract_model(config)
     optimizer = Optimizer(config.optimizer, model["params"])
@@ -135,7 +156,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             kept, released = checkpoints.restore_best(abstract.model)
             state = dataclasses.replace(state, **kept)
             converted_epoch = released["epoch"]
-            logging.info("converted weights of epoch %d", converted_epoch)
+            logging.info("converted weights; goes on after epoch %d", converted_epoch)
     evaluator = Evaluator(config, graphdef, mesh)
     features = dev_features = None
     if config.text.cache_features:
@@ -196,25 +217,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 checkpoints.save_best(step, state.model, best)
             _save_last(checkpoints, step, state, best_rsum)
             recorder.restart_clock()
-    checkpoints.wait()
-    checkpoints.close()
     writer.close()
-
-    if jax.process_index() == 0:
-        curves_picture(workdir, schedule)
-    evaluate(config, workdir)
-
-
-def _claim_workdir(config: ConfigDict, workdir: Path) -> Checkpoints:
-    """The workdir's checkpoints, when they are of this config."""
-    try:
-        checkpoints = Checkpoints(workdir)
-    except OSError as error:
-        raise InputError(f"{workdir}: {error.strerror}") from error
-    saved = workdir / "config.json"
-    if checkpoints.last_step() is not None and saved.exists():
-        check_same_run(config, saved)
-    return checkpoints
+    return schedule
 
 
 def _save_last(checkpoints, step: int, state: TrainState, best_rsum: float) -> None:

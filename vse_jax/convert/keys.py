@@ -104,8 +104,8 @@ def _embedding(key, path):
     return Table((Rule(f"{key}.weight", f"{path}/embedding"),))
 
 
-def _gru(key, path, layer=0):
-    """One layer of torch.nn.GRU, both directions."""
+def _gru(key, path, layer="0"):
+    """One layer of torch.nn.GRU, both directions; `layer` may be a field."""
     rules = []
     for direction, suffix in (("forward", ""), ("backward", "_reverse")):
         for ours, theirs in (("input", "ih"), ("hidden", "hh")):
@@ -202,6 +202,12 @@ BERT = (
 BERT_TOWER = (
     BERT.under("bert.", "bert/")
     + _dense("linear", "linear")
+    + GPO.under("gpool.", "gpool/")
+)
+
+BIGRU_TOWER = (
+    _embedding("embed", "embed")
+    + _gru("rnn", "rnn/{i}", layer="{i}")
     + GPO.under("gpool.", "gpool/")
 )
 

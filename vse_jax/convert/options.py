@@ -1,6 +1,7 @@
 """The official program's options (an argparse.Namespace) ⇄ our config."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,11 +60,12 @@ def config_of(
         fields[ours] = option(theirs, published[ours])
     fields["image.normalise"] = not option("no_imgnorm", False)
     fields["text.normalise"] = not option("no_txtnorm", False)
-    # A BERT with fewer positions than the published one takes shorter captions.
-    positions = min(sizes["text.max_positions"], config.data.max_tokens)
-    shorter = (size for size in config.data.token_buckets if size < positions)
-    fields["data.max_tokens"] = positions
-    fields["data.token_buckets"] = (*shorter, positions)
+    if sizes["text.kind"] == "bert":
+        # One with fewer positions than the published one takes shorter captions.
+        positions = min(sizes["text.max_positions"], config.data.max_tokens)
+        shorter = (size for size in config.data.token_buckets if size < positions)
+        fields["data.max_tokens"] = positions
+        fields["data.token_buckets"] = (*shorter, positions)
     data_name = option("data_name", "coco").removesuffix(_DATA_SUFFIX)
     fields["data.name"] = data_name
     fields["data.root"] = f"data/{data_name}"
@@ -75,6 +77,8 @@ def config_of(
         config.optimizer.rules = region_rules()
         if optimizer == "sgd":
             fields["optimizer.weight_decay"] = 0.0
+        elif sizes["text.kind"] == "bigru":
+            fields["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
     else:
         # Without the option only the groups tell ResNet from ResNeXt.
         grouped = sizes["image.backbone.groups"] > 1
@@ -127,6 +131,11 @@ def options_of(config: ConfigDict, released: Mapping[str, Any]) -> dict[str, Any
         "backbone_source": "detector",
         "backbone_path": "",
     }
+    if config.text.kind == "bigru":
+        options["word_dim"] = config.text.word_dim
+        options["num_layers"] = config.text.layers
+        defaults["vocab_path"] = str(Path(config.data.root).parent / "vocab")
+        defaults["vocab_size"] = config.text.vocab_size
     if config.image.kind == "grid":
         defaults["precomp_enc_type"] = "backbone"
         options["backbone_source"] = _backbone_source(
@@ -149,7 +158,7 @@ def _check_official(config: ConfigDict) -> None:
     needed = {
         "image.pool": "gpo",
         "text.pool": "gpo",
-        "text.kind": "bert",
+        "text.kind": ("bert", "bigru"),
         "optimizer.name": tuple(_OPTIMIZERS.values()),
     }
     if config.image.kind == "grid":

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.numpy
+from ml_collections import ConfigDict
 
 from vse_jax.convert import keys, torch_file
 from vse_jax.errors import InputError
@@ -119,6 +120,37 @@ def load_backbone(folder: Path, template: dict) -> dict:
     official = any(key.startswith("base.") for key in tensors)
     table = keys.BACKBONE_OFFICIAL if official else keys.BACKBONE_TORCHVISION
     return keys.from_torch(tensors, table, template, str(file))
+
+
+def check_backbone_kind(folder: Path, image: ConfigDict) -> None:
+    """Checks what the tensors' shapes do not show: block kind and pixel preparation.
+
+    Args:
+      folder: as for `load_backbone`; convert_torch_weights.py leaves a backbone.json
+        there, and without one nothing is checked.
+      image: config.image.
+
+    Raises:
+      InputError: the config would run the CNN otherwise than it was trained.
+    """
+    file = folder / "backbone.json"
+    if not file.exists():
+        return
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        trained = {
+            "config.image.pixels": about["pixels"],
+            "config.image.backbone.block": about["backbone"]["block"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: {error!r}") from None
+    now = {
+        "config.image.pixels": image.pixels,
+        "config.image.backbone.block": image.backbone.block,
+    }
+    for field, value in trained.items():
+        if now[field] != value:
+            raise InputError(f"{field}: {now[field]!r}, but {file} is for {value!r}")
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:

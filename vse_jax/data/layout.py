@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vse_jax.data.regions import MappedArray, open_regions
+from vse_jax.data.regions import NpyRows, open_regions
 from vse_jax.errors import InputError
 
 # The published dev lists are longer; validation has always used their beginning.
@@ -40,7 +40,7 @@ class Split:
     captions: list[str]
     captions_per_image: int
     image_paths: list[Path] | None
-    regions: MappedArray | None
+    regions: NpyRows | None
 
 
 def image_folder(name: str) -> str:
@@ -113,6 +113,15 @@ def read_lines(path: Path) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.strip() for line in lines]
+
+
+def read_captions(root: Path, split: str) -> list[str]:
+    """The captions of a split alone, unchecked against its images.
+
+    Raises:
+        InputError: no such file, an empty one, or a line that is not UTF-8.
+    """
+    return _some_lines(root / "precomp" / f"{split}_caps.txt")
 
 
 def _some_lines(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
-from vse_jax.data.regions import MappedArray
+from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Batch, CaptionRows, ImageRows
 from vse_jax.errors import InputError, check_choice
 
@@ -41,7 +41,7 @@ class TrainData:
         config: ConfigDict,
         split: Split,
         tokens: CaptionTokens,
-        token_features: MappedArray | np.ndarray | None = None,
+        token_features: NpyRows | np.ndarray | None = None,
     ):
         """`token_features` [tokens, H] are the rows of `tokens` through a frozen BERT.
 
@@ -89,7 +89,7 @@ def eval_batches(
     split: Split,
     what: str,
     tokens: CaptionTokens | None = None,
-    token_features: MappedArray | np.ndarray | None = None,
+    token_features: NpyRows | np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[tuple[Batch, np.ndarray]]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vse_jax.data.captions import CaptionTokens, augment_words, bucket
 from vse_jax.data.images import PIXELS, augment, load_image, preprocess
 from vse_jax.data.layout import Split
-from vse_jax.data.regions import MappedArray, drop_regions
+from vse_jax.data.regions import NpyRows, drop_regions
 from vse_jax.errors import check_choice
 
 Batch = dict[str, np.ndarray]
@@ -74,7 +74,7 @@ class CaptionRows:
         self,
         config: ConfigDict,
         tokens: CaptionTokens,
-        token_features: MappedArray | np.ndarray | None,
+        token_features: NpyRows | np.ndarray | None,
     ):
         self.tokens = tokens
         self.token_features = token_features

@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from vse_jax.errors import InputError
 from vse_jax.models.image_encoder import GridEncoder, RegionEncoder
-from vse_jax.models.text_encoder import TextEncoder
+from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
 
 _IMAGE_TOWERS = {"grid": GridEncoder, "region": RegionEncoder}
-_TEXT_TOWERS = {"bert": TextEncoder}
+_TEXT_TOWERS = {"bert": BertEncoder, "bigru": BiGRUEncoder}
 
 
 class VSE(nnx.Module):

@@ -1,0 +1,158 @@
+"""Words and the vocabularies of BiGRU models, in the published JSON layout.
+
+    {"word2idx": {word: id}, "idx2word": {"id": word}, "idx": number of words}
+
+The published files lack <mask>, which the augmentation needs: it gets the next free id
+when a file is read, and the model one word vector more than the file has words.
+"""
+
+import collections
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from vse_jax.data.layout import read_captions, write_atomically
+from vse_jax.errors import InputError
+from vse_jax.progress import progress
+
+SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
+MASK = "<mask>"
+
+
+def split_words(captions: Iterable[str]) -> Iterator[list[str]]:
+    """Yields the words of each caption: lower case, NLTK's `word_tokenize`.
+
+    That splits sentences with NLTK's Punkt model, then each sentence into words. Where
+    the model is not installed, sentences end at . ? or ! before a space.
+    """
+    # It brings scipy along: two seconds that only BiGRU models should pay.
+    from nltk.tokenize import word_tokenize
+
+    sentences = _sentence_splitter()
+    for caption in captions:
+        yield [
+            word
+            for sentence in sentences(caption.lower())
+            for word in word_tokenize(sentence, preserve_line=True)
+        ]
+
+
+@functools.cache  # so that the log says it once
+def _sentence_splitter() -> Callable[[str], list[str]]:
+    from nltk.tokenize import punkt_model_available, sent_tokenize
+
+    if punkt_model_available():
+        return sent_tokenize
+    logging.warning(
+        "NLTK's sentence model is not installed (python -m nltk.downloader punkt_tab): "
+        "captions are split into sentences at . ? ! and a space"
+    )
+    return functools.partial(re.split, r"(?<=[.?!])\s+")
+
+
+def find_vocabulary(config: ConfigDict) -> Path:
+    """The word vocabulary file of a config.
+
+    config.text.vocab, else <config.data.root>/../vocab/<name>_precomp_vocab.json or
+    <name>_vocab.json, where name is config.data.name.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if config.text.vocab is not None:
+        return Path(config.text.vocab)
+    folder, name = _folder(config), config.data.name
+    for path in (folder / f"{name}_precomp_vocab.json", folder / f"{name}_vocab.json"):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder}: no {name}_precomp_vocab.json; name a vocabulary with "
+        "config.text.vocab or make one with --mode=build_vocab"
+    )
+
+
+def _folder(config: ConfigDict) -> Path:
+    return Path(config.data.root).parent / "vocab"
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Reads a vocabulary: word → id, <mask> included; ids are 0, 1, …
+
+    Raises:
+        InputError: no such file, not in the published layout, a special token is
+            missing, or the ids have gaps.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        vocab, count = content["word2idx"], content["idx"]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not JSON with word2idx and idx") from None
+    if not isinstance(vocab, dict):
+        raise InputError(f"{path}: word2idx is no object of word: id")
+    for token in SPECIAL:
+        if token not in vocab:
+            raise InputError(f"{path}: no word {token} in word2idx")
+    ids = list(vocab.values())
+    if missing := set(range(len(vocab))).difference(i for i in ids if type(i) is int):
+        raise InputError(
+            f"{path}: {len(vocab)} words in word2idx, but none has the id "
+            f"{min(missing)}"
+        )
+    if count != len(vocab):
+        raise InputError(f"{path}: idx is {count}, but word2idx has {len(vocab)} words")
+    return vocab if MASK in vocab else vocab | {MASK: count}
+
+
+def count_words(captions: list[str], threshold: int) -> list[str]:
+    """The words of a vocabulary in the order of their ids, the special ones first.
+
+    Words that occur at least `threshold` times, the most frequent first and equally
+    frequent ones in alphabetical order: the order of the captions does not matter.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    words = split_words(captions)
+    for found in progress(words, "counting words", len(captions), "captions"):
+        counts.update(found)
+    frequent = [word for word, count in counts.items() if count >= threshold]
+    ordered = sorted(frequent, key=lambda word: (-counts[word], word))
+    return [*SPECIAL, *ordered]
+
+
+def build_vocabulary(config: ConfigDict) -> None:
+    """--mode=build_vocab: writes the vocabulary of the training captions.
+
+    To config.text.vocab, or to where `find_vocabulary` looks first.
+
+    Raises:
+        InputError: no captions, or the file holds another vocabulary already: a model
+            that was trained with it would read the wrong words.
+    """
+    captions = read_captions(Path(config.data.root), config.data.train_split)
+    words = count_words(captions, config.text.vocab_threshold)
+    content = {
+        "word2idx": {word: i for i, word in enumerate(words)},
+        "idx2word": dict(enumerate(words)),
+        "idx": len(words),
+    }
+    data = (json.dumps(content) + "\n").encode()
+    path = _folder(config) / f"{config.data.name}_precomp_vocab.json"
+    if config.text.vocab is not None:
+        path = Path(config.text.vocab)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_bytes() != data:
+            raise InputError(
+                f"{path}: holds another vocabulary; remove it, or name another file "
+                "with config.text.vocab"
+            )
+        write_atomically(path, data)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    print(f"{path}: {len(words)} words, from {len(captions)} captions")
