@@ -6,7 +6,7 @@ import pytest
 import torch
 from flax import nnx
 
-from configs import coco_grid_wsl
+from configs import coco_grid, coco_grid_wsl
 from vse_jax.convert import keys, pretrained
 from vse_jax.convert.backbones import KINDS, Kind, build, convert_backbone
 from vse_jax.errors import InputError
@@ -74,15 +74,12 @@ def test_a_backbone_becomes_a_folder_that_loads(tmp_path, tensors, kind, form):
 
 
 def test_a_config_of_another_kind_is_refused(tmp_path, tensors):
-    torch.save(torchvision(tensors), tmp_path / "cnn.pth")
-    convert_backbone(tmp_path / "cnn.pth", "wsl", tmp_path / "out")
-    image = coco_grid_wsl.get_config().image
-    pretrained.check_backbone_kind(tmp_path / "out", image)
-    image.pixels = "detector"
-    with pytest.raises(
-        InputError, match=r"image\.pixels: 'detector', but .*'imagenet'"
-    ):
-        pretrained.check_backbone_kind(tmp_path / "out", image)
+    torch.save(base_and_top(tensors), tmp_path / "cnn.pth")
+    convert_backbone(tmp_path / "cnn.pth", "detector", tmp_path / "out")
+    pretrained.check_backbone_kind(tmp_path / "out", coco_grid.get_config().image)
+    other = coco_grid_wsl.get_config().image
+    with pytest.raises(InputError, match=r"pixels: 'imagenet', but .*'detector'"):
+        pretrained.check_backbone_kind(tmp_path / "out", other)
 
 
 def test_a_backbone_of_another_kind_names_what_differs(tmp_path, tensors):

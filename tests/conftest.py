@@ -35,3 +35,17 @@ def tiny_root(tmp_path_factory) -> Path:
 def tiny_config(tiny_root):
     """A fresh config over `tiny_root`."""
     return tiny.get_config(str(tiny_root))
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """For programs in processes of their own: quick compiles, kept; one device."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        # Raised inside ml_collections: it loads configs with load_module().
+        "PYTHONWARNINGS": "error,ignore:the load_module:DeprecationWarning",
+    }

@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import json
-import os
 import re
 import resource
 import shutil
@@ -22,17 +21,6 @@ from vse_jax.errors import InputError
 from vse_jax.metric_writer import read_metrics
 
 CONVERT = "convert_torch_weights.py"
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    }
 
 
 def run(program, args, environment, code=0):

@@ -1,7 +1,6 @@
 """main.py as a user runs it: train, resume after kills, eval, embed, bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,20 +14,6 @@ import pytest
 from vse_jax.metric_writer import read_metrics
 
 MAIN = [sys.executable, "main.py"]
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """Quick compiles, kept from run to run; one device."""
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        # Raised inside ml_collections: it loads configs with load_module().
-        "PYTHONWARNINGS": "error,ignore:the load_module:DeprecationWarning",
-    }
 
 
 @pytest.fixture(scope="session")

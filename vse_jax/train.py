@@ -175,17 +175,20 @@ def _fit(
         total = min(total, config.max_steps)
     run_step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
     if converted_epoch is not None:
-        # What the converted weights reach on this data is what training has to beat.
-        best_rsum = evaluator.evaluate(state.model, dev, dev_features)["rsum"]
         first_step = converted_epoch * schedule.steps_per_epoch
         state = dataclasses.replace(state, step=state.step + first_step)
-        _save_last(checkpoints, first_step, state, best_rsum)
     step = int(state.step)
     if jax.process_index() == 0:
         save_config(config, workdir / "config.json")
     writer = MetricWriter(workdir, active=jax.process_index() == 0)
     writer.truncate_after(step)
     recorder = _Recorder(config, writer)
+    if converted_epoch is not None:
+        # What the converted weights reach on this data is what training has to beat.
+        metrics = evaluator.evaluate(state.model, dev, dev_features)
+        best_rsum = metrics["rsum"]
+        writer.write(step, _scalars(f"eval/{dev.name}", metrics))
+        _save_last(checkpoints, step, state, best_rsum)
     process = (jax.process_index(), jax.process_count())
     with data.batches(step, *process) as batches:
         while step < total:
