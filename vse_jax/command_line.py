@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from logging import WARNING, Formatter
+from logging import CRITICAL, WARNING, Formatter, getLogger
 
 from absl import logging
 
@@ -13,8 +13,9 @@ from vse_jax.errors import InputError
 def set_up_logging() -> None:
     """One short line a message; other packages' chatter only from warnings on.
 
-    A save that fails is reported by checkpoint.py: Orbax's own records of it, and what
-    its half-closed event loop then throws in the background, would only bury that line.
+    A save that fails is reported by checkpoint.py: Orbax's own records of it, its tasks
+    that nobody waits for any more, and what its closed event loop throws would only bury
+    that line.
     """
 
     def wanted(record) -> bool:
@@ -30,6 +31,7 @@ def set_up_logging() -> None:
     handler.addFilter(wanted)
     logging.set_verbosity(logging.INFO)
     sys.unraisablehook = unraisable
+    getLogger("asyncio").setLevel(CRITICAL)
 
 
 @contextlib.contextmanager
