@@ -32,7 +32,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     names = [arg.lstrip("-").split("=")[0] for arg in argv]
     if "config" not in names and "workdir" in names:
         position = names.index("workdir")
-        workdir = argv[position].partition("=")[2] or argv[position + 1]
+        workdir = argv[position].partition("=")[2]
+        if "=" not in argv[position] and len(argv) > position + 1:
+            workdir = argv[position + 1]
+        if not workdir:
+            raise InputError("--workdir: no folder given")
         argv = [argv[0], f"--config=configs/saved.py:{workdir}", *argv[1:]]
     try:
         return flags.FLAGS(argv)
@@ -40,7 +44,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         field = str(error).strip("\"'")
         named = [arg for arg in argv if f".{field}" in arg.split("=")[0]]
         raise InputError(f"{(named or [field])[0]}: no such config field") from None
-    except (flags.Error, TypeError, ValueError, OSError) as error:
+    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
         raise InputError(" ".join(str(error).split())) from None
 
 

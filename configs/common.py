@@ -34,7 +34,7 @@ def base() -> ConfigDict:
     c.data.workers = "auto"  # threads | processes | auto (the faster: threads)
     c.data.num_workers = 0  # 0: one per core, at most 16
     c.data.max_tokens = 512  # longer captions are cut, [SEP] kept
-    c.data.token_buckets = (16, 32, 64, 128, 512)  # padded caption lengths
+    c.data.token_buckets = (16, 32, 64, 128, 512)  # padded lengths; the last cuts too
 
     c.image = ConfigDict()
     c.image.kind = "grid"  # grid (CNN cells) | region (precomputed features)
@@ -88,7 +88,7 @@ def base() -> ConfigDict:
     c.optimizer.weight_decay = 1e-4  # decoupled for adamw
     c.optimizer.weight_decay_on = ".*"  # regex of the parameters that decay
     c.optimizer.nesterov = False  # sgd only
-    c.optimizer.clip = 2.0  # global gradient norm over the open parameters
+    c.optimizer.clip = 2.0  # global gradient norm over the open parameters; 0: no limit
     c.optimizer.rules = grid_rules()
 
     c.checkpoint = ConfigDict()
@@ -110,7 +110,7 @@ def grid_rules(embedding_warmup=1, backbone_warmup=0, backbone=0.01, bert=0.1):
     The first rule that matches a parameter's path decides; every parameter must match.
     A group gets no update at all before its opening epoch; epoch -1 means never. The
     CNN opens from the top: layer4, layer3, layer2, then the rest with the stem, each
-    `backbone_warmup` epochs after the one before (REFERENCE: grid mode schedule).
+    `backbone_warmup` epochs after the one before.
     """
     e, w = embedding_warmup, backbone_warmup
     return (

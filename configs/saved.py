@@ -7,7 +7,10 @@ from pathlib import Path
 
 from configs import common
 from vse_jax.config import load_config
+from vse_jax.errors import InputError
 
 
-def get_config(workdir: str):
+def get_config(workdir: str = ""):
+    if not workdir:
+        raise InputError("--config=configs/saved.py:WORKDIR: no WORKDIR given")
     return load_config(common.base(), Path(workdir) / "config.json")

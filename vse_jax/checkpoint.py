@@ -24,12 +24,15 @@ class Checkpoints:
 
     Args:
         workdir: the run's folder; created when missing.
+        read_only: change nothing there, neither create folders nor clean up, so that a
+            run that is going on may be looked at.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, read_only: bool = False):
         self._folder = (Path(workdir) / "checkpoints").absolute()
-        self._last = _manager(self._folder / "last", ("model", "optimizer"))
-        self._best = _manager(self._folder / "best", ("model",))
+        trees = ("model", "optimizer")
+        self._last = _manager(self._folder / "last", trees, read_only)
+        self._best = _manager(self._folder / "best", trees[:1], read_only)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -88,15 +91,16 @@ class Checkpoints:
         would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
         """
         step = self._last.latest_step()
-        self._check_fits(self._last, step, model)
-        restored = self._last.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(model),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+        with self._damage_named("last", step):
+            self._check_fits(self._last, step, model)
+            restored = self._last.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(model),
+                    optimizer=ocp.args.StandardRestore(optimizer),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
         return restored["model"], restored["optimizer"], restored["data"]
 
     def restore_best(self, model):
@@ -108,13 +112,14 @@ class Checkpoints:
         step = self._best.latest_step()
         if step is None:
             raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
-        self._check_fits(self._best, step, model)
-        restored = self._best.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(model), data=ocp.args.JsonRestore()
-            ),
-        )
+        with self._damage_named("best", step):
+            self._check_fits(self._best, step, model)
+            restored = self._best.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(model), data=ocp.args.JsonRestore()
+                ),
+            )
         return restored["model"], restored["data"]
 
     def wait(self) -> None:
@@ -136,6 +141,18 @@ class Checkpoints:
                 f"the last good checkpoint there stays usable"
             ) from error
 
+    @contextlib.contextmanager
+    def _damage_named(self, name: str, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # whatever missing or truncated files make it raise
+            raise InputError(
+                f"{self._folder / name / str(step)}: damaged checkpoint "
+                f"({_first_line(error)})"
+            ) from error
+
     def _check_fits(self, manager: ocp.CheckpointManager, step: int, target) -> None:
         """Raises InputError that names how the stored model differs from `target`."""
         stored = manager.item_metadata(step)["model"]
@@ -155,14 +172,17 @@ class Checkpoints:
             )
 
 
-def _manager(folder: Path, trees: tuple[str, ...]) -> ocp.CheckpointManager:
+def _manager(
+    folder: Path, trees: tuple[str, ...], read_only: bool
+) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder,
         item_handlers={name: ocp.StandardCheckpointHandler() for name in trees}
         | {"data": ocp.JsonCheckpointHandler()},
         options=ocp.CheckpointManagerOptions(
             max_to_keep=1,
-            cleanup_tmp_directories=True,  # what a killed run left half-written
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # left half-written by a killed run
         ),
     )
 

@@ -13,9 +13,9 @@ from vse_jax.errors import InputError
 def set_up_logging() -> None:
     """One short line a message; other packages' chatter only from warnings on.
 
-    A save that fails is reported by checkpoint.py: Orbax's own records of it, its tasks
-    that nobody waits for any more, and what its closed event loop throws would only bury
-    that line.
+    A save that fails is reported by checkpoint.py: Orbax's own records of it, its
+    tasks that nobody waits for any more, and what its closed event loop throws would
+    only bury that line.
     """
 
     def wanted(record) -> bool:
@@ -36,10 +36,17 @@ def set_up_logging() -> None:
 
 @contextlib.contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Ends the program with code 1 and one line on stderr at an `InputError`."""
+    """Ends the program with code 1 and one line on stderr at an `InputError`.
+
+    So does what the operating system says of a file: no space, no permission, …
+    """
     try:
         yield
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError):
+            if error.filename is None:
+                raise
+            error = InputError(f"{error.filename}: {error.strerror}")
         logging.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -74,19 +74,47 @@ def flat_fields(config: ConfigDict | dict, prefix: str = "") -> dict[str, object
     return flat
 
 
-def check_same_run(config: ConfigDict, path: Path) -> None:
+# Of these, evaluation may use other values than training did.
+EVALUATION_FREE_FIELDS = (
+    *FREE_FIELDS,
+    "seed",
+    "batch_size",
+    "compute_dtype",
+    "matmul_precision",
+    "data",
+    "image.weights",
+    "image.drop",
+    "image.crop_min",
+    "image.flip",
+    "text.weights",
+    "text.vocab",
+    "text.vocab_threshold",
+    "text.augment",
+    "text.dropout",
+    "text.cache_features",
+    "loss",
+    "optimizer",
+)
+
+
+def check_same_run(
+    config: ConfigDict, path: Path, free_fields: tuple[str, ...] = FREE_FIELDS
+) -> None:
     """Raises InputError when `path` holds the config of another run.
 
-    The message names every differing field with both values.
+    The message names every differing field, but for `free_fields`, with both values.
     """
-    saved = flat_fields(_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    try:
+        saved = flat_fields(_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON config ({error})") from None
     now = flat_fields(config)
     differing = [
         f"{field} ({saved.get(field)!r} there, {now.get(field)!r} here)"
         for field in sorted(saved.keys() | now.keys())
         if saved.get(field) != now.get(field)
         and not any(
-            field == free or field.startswith(free + ".") for free in FREE_FIELDS
+            field == free or field.startswith(free + ".") for free in free_fields
         )
     ]
     if differing:

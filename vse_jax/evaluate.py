@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import saved
 from vse_jax.checkpoint import Checkpoints
+from vse_jax.config import EVALUATION_FREE_FIELDS, check_same_run
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split, write_atomically
 from vse_jax.data.pipeline import eval_batches
@@ -149,9 +150,10 @@ def load_best(config: ConfigDict, workdir: Path) -> tuple[Evaluator, dict]:
     """
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir}: no checkpoints there; train first")
+    check_same_run(config, workdir / "config.json", EVALUATION_FREE_FIELDS)
     mesh = make_mesh(config)
     graphdef, abstract = abstract_model(config)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return Evaluator(config, graphdef, mesh), model
@@ -170,7 +172,10 @@ def embed_best(config: ConfigDict, workdir: Path, split: Split) -> Embeddings:
     for name in config.eval.ensemble.split(","):
         member = saved.get_config(name)
         member.data.root, member.data.name = config.data.root, config.data.name
+        member.data.on_bad_image = config.data.on_bad_image
         member.mesh, member.eval = config.mesh, config.eval
+        if member.text.kind == config.text.kind and config.text.vocab is not None:
+            member.text.vocab = config.text.vocab
         evaluator, model = load_best(member, Path(name))
         embeddings = evaluator.embed(model, read_split(member, split.name))
         members.append((embeddings.images, embeddings.captions))
@@ -202,6 +207,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     embeddings = embed_best(config, workdir, split)
     metrics = split_metrics(config, split, embeddings)
     if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)  # an ensemble's may be new
         write_atomically(
             workdir / f"eval_{split.name}.json",
             (json.dumps(metrics, indent=1) + "\n").encode(),

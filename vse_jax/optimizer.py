@@ -138,6 +138,11 @@ class Optimizer:
             if 0 <= opens <= epoch and factor > 0
         )
 
+    def never_opens(self, prefix: str) -> bool:
+        """Whether no parameter below `prefix` is ever trained."""
+        rules = {self._rules[g] for p, g in self._group.items() if p.startswith(prefix)}
+        return all(opens < 0 or factor == 0 for _, factor, opens in rules)
+
     def select(self, params, groups: tuple[int, ...]) -> Flat:
         """The leaves of `params` that belong to `groups`."""
         flat = flatten(params)
@@ -158,7 +163,8 @@ class Optimizer:
         """
         norm = optax.tree.norm(grads)
         # PyTorch's clip_grad_norm_, with its 1e-6.
-        scale = jnp.minimum(1.0, self._config.clip / (norm + 1e-6))
+        clip = self._config.clip
+        scale = jnp.minimum(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
         clipped = {path: g * scale for path, g in grads.items()}
         flat = self.select(params, groups)
         state = dict(state)

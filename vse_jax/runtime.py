@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from vse_jax.config import flat_fields
 from vse_jax.errors import InputError, check_choice
 
 PRECISIONS = ("highest", "high", "default")
@@ -23,12 +24,23 @@ def configure(config: ConfigDict) -> None:
     """
     check_choice("config.matmul_precision", config.matmul_precision, PRECISIONS)
     check_choice("config.compute_dtype", config.compute_dtype, DTYPES)
-    for field in ("seed", "num_epochs"):
-        if config[field] < 0:
-            raise InputError(f"config.{field}: {config[field]} is negative")
-    for field in ("batch_size", "log_every"):
-        if config[field] < 1:
-            raise InputError(f"config.{field}: {config[field]} is less than 1")
+    check_choice("config.data.format", config.data.format, ("folder",))
+    smallest = {
+        "seed": 0,
+        "num_epochs": 1,
+        "max_steps": 1,
+        "batch_size": 1,
+        "log_every": 1,
+        "image.size": 1,
+        "data.max_tokens": 3,
+        "checkpoint.every_steps": 1,
+        "eval.batch_size": 1,
+    }
+    fields = flat_fields(config)
+    for field, least in smallest.items():
+        value = fields[field]
+        if isinstance(value, int) and value < least:
+            raise InputError(f"config.{field}: {value} is less than {least}")
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path.home() / ".cache" / "vse_jax"

@@ -31,11 +31,12 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
             f"config.mesh: data={config.mesh.data} × fsdp={config.mesh.fsdp} does not "
             f"multiply to the {count} devices"
         )
-    if config.batch_size % count:
-        raise InputError(
-            f"config.batch_size: {config.batch_size} does not divide by the "
-            f"{count} devices"
-        )
+    sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
+    for field, size in sizes.items():
+        if size % count:
+            raise InputError(
+                f"config.{field}: {size} does not divide by the {count} devices"
+            )
     # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
     return jax.make_mesh(
         tuple(shape.values()),

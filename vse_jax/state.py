@@ -104,6 +104,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
     params, stats = state.params, state.batch_stats
     if config.text.kind == "bert" and config.text.weights is not None:
         folder = pretrained.resolve_folder(config.text.weights)
+        pretrained.check_bert_sizes(folder, config.text)
         bert = pretrained.load_bert(folder, params["text"]["bert"])
         text = params["text"] | {"bert": _placed_like(bert, params["text"]["bert"])}
         params = params | {"text": text}

@@ -38,17 +38,19 @@ def cached_token_features(
         digest.update(np.asarray(leaf).tobytes())
     path = folder / f"{split.name}_tokens_{digest.hexdigest()[:16]}.npy"
     if not path.exists():
-        shape = (
-            int(tokens.offsets[-1]),
-            bert["embeddings"]["word"]["embedding"].shape[1],
-        )
+        hidden = bert["embeddings"]["word"]["embedding"].shape[1]
+        shape = (int(tokens.offsets[-1]), hidden)
         unfinished = path.with_suffix(".tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            rows = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
-            for caption, features in evaluator.token_features(model, split):
-                rows[tokens.span(caption)] = features
-            rows.flush()
+            # Ordinary writes: on a full disk, a memory map would kill the process.
+            with unfinished.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                start = file.tell()
+                for caption, features in evaluator.token_features(model, split):
+                    file.seek(start + tokens.span(caption).start * hidden * 4)
+                    file.write(np.asarray(features, "<f4").tobytes())
             unfinished.replace(path)
         except OSError as error:
             raise InputError(f"{unfinished}: {error.strerror}") from error

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.checkpoint import Checkpoints
-from vse_jax.config import check_same_run, save_config
+from vse_jax.config import EVALUATION_FREE_FIELDS, check_same_run, save_config
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.errors import InputError
@@ -124,6 +124,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         saved = workdir / "config.json"
         if checkpoints.last_step() is not None and saved.exists():
             check_same_run(config, saved)
+        elif checkpoints.best_step() == 0 and saved.exists():
+            # Converted weights: the model is given, the recipe is free.
+            check_same_run(config, saved, EVALUATION_FREE_FIELDS)
         schedule = _fit(config, workdir, mesh, split, dev, checkpoints)
     if jax.process_index() == 0:
         curves_picture(workdir, schedule)
@@ -160,6 +163,11 @@ def _fit(
     evaluator = Evaluator(config, graphdef, mesh)
     features = dev_features = None
     if config.text.cache_features:
+        if config.text.augment or not optimizer.never_opens("text/bert/"):
+            raise InputError(
+                "config.text.cache_features: needs text.augment = 0 and a rule in "
+                "optimizer.rules that never opens ^text/bert/"
+            )
         cache = workdir / "cache"
         features = cached_token_features(evaluator, state.model, split, cache)
         dev_features = cached_token_features(evaluator, state.model, dev, cache)
@@ -189,6 +197,8 @@ def _fit(
         best_rsum = metrics["rsum"]
         writer.write(step, _scalars(f"eval/{dev.name}", metrics))
         _save_last(checkpoints, step, state, best_rsum)
+    if step < total:
+        logging.info("compiling the training step")
     process = (jax.process_index(), jax.process_count())
     with data.batches(step, *process) as batches:
         while step < total:
@@ -284,11 +294,13 @@ class _Recorder:
         steps = [number for number, _ in self._pending]
         rows = jax.device_get([scalars for _, scalars in self._pending])
         for number, row in zip(steps, rows, strict=True):
-            if not math.isfinite(row["loss"]):
-                raise InputError(
-                    f"train/loss is {row['loss']} at step {number}; stopped, the last "
-                    "good checkpoint is kept (lower config.optimizer.learning_rate?)"
-                )
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(row[name]):
+                    raise InputError(
+                        f"train/{name} is {row[name]} at step {number}; stopped, the "
+                        "last good checkpoint is kept (lower "
+                        "config.optimizer.learning_rate?)"
+                    )
         seconds = time.monotonic() - self._start
         self._writer.write(
             step,

@@ -11,6 +11,8 @@ from vse_jax.config import flat_fields
 from vse_jax.convert.backbones import KINDS
 from vse_jax.errors import InputError
 
+HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
+
 # Options whose values our fields take over as they are.
 _SAME = {
     "num_epochs": "num_epochs",
@@ -167,6 +169,8 @@ def _check_official(config: ConfigDict) -> None:
             "image.backbone.block": ("v1", "torchvision"),
             "image.backbone.batch_norm": "frozen",
         }
+    if config.text.kind == "bert":
+        needed["text.heads"] = max(config.text.hidden // HEAD_SIZE, 1)
     fields = flat_fields(config)
     for field, values in needed.items():
         if fields[field] not in (values if isinstance(values, tuple) else (values,)):

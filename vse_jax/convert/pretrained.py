@@ -73,6 +73,20 @@ def bert_sizes(folder: Path) -> dict[str, int]:
     return {ours: config[theirs] for ours, theirs in _BERT_SIZES.items()}
 
 
+def check_bert_sizes(folder: Path, text: ConfigDict) -> None:
+    """Checks that `config.text` is of the folder's BERT; no shape shows its heads.
+
+    Raises:
+      InputError: a size differs, or config.json is not that of a plain BERT.
+    """
+    for field, size in bert_sizes(folder).items():
+        if text[field] != size:
+            raise InputError(
+                f"config.text.{field}: {text[field]}, but the BERT in {folder} has "
+                f"{size}"
+            )
+
+
 def load_bert(folder: Path, template: dict) -> dict:
     """Returns the parameters of `models.bert.Bert` from a Hugging Face folder.
 

@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.convert import keys, torch_file
-from vse_jax.convert.options import config_of, options_of
+from vse_jax.convert.options import HEAD_SIZE, config_of, options_of
 from vse_jax.errors import InputError
 from vse_jax.state import abstract_model
 
@@ -25,7 +25,6 @@ Arrays = Mapping[str, np.ndarray]
 
 _PARALLEL = "module."  # torch.nn.DataParallel puts it before every key
 _IMAGE, _TEXT = "img_enc.", "txt_enc."
-_HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
 _CLASSES = 1000  # of ImageNet, for the classifier that nobody uses
 
 # The CNN is in the file twice: as a ResNet, and as numbered parts of that ResNet.
@@ -267,7 +266,7 @@ def _bert_sizes(tensors):
         "text.vocab_size": _size(tensors, word, 0, 30522),
         "text.hidden": hidden,
         "text.layers": _count(tensors, f"{bert}.encoder.layer"),
-        "text.heads": max(hidden // _HEAD_SIZE, 1),
+        "text.heads": max(hidden // HEAD_SIZE, 1),
         "text.ffn": _size(tensors, ffn, 0, 3072),
         "text.max_positions": _size(tensors, position, 0, 512),
     }

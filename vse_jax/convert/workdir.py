@@ -60,7 +60,7 @@ def to_torch(workdir: Path, file: Path) -> None:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         abstract_model(config)[1],
     )
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.best_step()
         model, progress = checkpoints.restore_best(target)
     checkpoint = to_checkpoint(

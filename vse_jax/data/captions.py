@@ -57,17 +57,24 @@ class CaptionTokens:
 def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
     """Tokenises `captions` as the config's text tower wants them.
 
+    Captions are cut where data.max_tokens, the largest of data.token_buckets or BERT's
+    positions end.
+
     Raises:
         InputError: no vocabulary, or one that does not fit config.text.vocab_size.
     """
+    if not config.data.token_buckets:
+        raise InputError("config.data.token_buckets: empty")
+    longest = min(config.data.max_tokens, max(config.data.token_buckets))
     vocab_file = find_vocab(config)
     model_size = config.text.vocab_size
     if config.text.kind == "bigru":
-        tokens = tokenize_words(captions, vocab_file, config.data.max_tokens)
+        tokens = tokenize_words(captions, vocab_file, longest)
         # With a smaller vocabulary, too, the ids are those of other words.
         fits = tokens.vocab_size == model_size
     else:
-        tokens = tokenize_captions(captions, vocab_file, config.data.max_tokens)
+        longest = min(longest, config.text.max_positions)
+        tokens = tokenize_captions(captions, vocab_file, longest)
         fits = tokens.vocab_size <= model_size
     if not fits:
         raise InputError(
