@@ -38,7 +38,9 @@ def base() -> ConfigDict:
 
     c.image = ConfigDict()
     c.image.kind = "grid"  # grid (CNN cells) | region (precomputed features)
-    c.image.pool = "gpo"
+    c.image.pool = "gpo"  # gpo | avg | max | kmax | gem | fspool | seq2seq | selfattn |
+    # cls (the set's first vector)
+    c.image.pool_k = 5  # kmax: how many values of each dimension are averaged
     c.image.normalise = True  # False: the original's --no_imgnorm
     c.image.weights = placeholder(str)  # converted backbone folder (pretrained CNN)
     c.image.size = 512  # px, both sides; 256 × input_scale_factor
@@ -60,7 +62,8 @@ def base() -> ConfigDict:
 
     c.text = ConfigDict()
     c.text.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold)
-    c.text.pool = "gpo"
+    c.text.pool = "gpo"  # the same; cls is BERT's [CLS]
+    c.text.pool_k = 5  # as image.pool_k
     c.text.normalise = True  # False: the original's --no_txtnorm
     c.text.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
     c.text.vocab = placeholder(str)  # file; None: weights folder, <root>/../vocab

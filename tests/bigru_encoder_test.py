@@ -101,3 +101,22 @@ def test_there_are_no_features_to_store():
     config.text.cache_features = True
     with pytest.raises(InputError, match=r"config\.text\.cache_features: a BiGRU has"):
         BiGRUEncoder(config, rngs=nnx.Rngs(0))
+
+
+def test_without_layers_a_caption_is_the_last_state_of_one_gru(case):
+    """The text tower of VSE++: word vectors → GRU → its state at <end>."""
+    _, _, batch = case
+    config = tiny_config(layers=0)
+    config.text.pool = "seq2seq"
+    tower = BiGRUEncoder(config, rngs=nnx.Rngs(0))
+    assert len(tower.rnn) == 0
+    pooled = tower(batch)
+    for ids, length, row in zip(
+        batch["token_ids"], batch["token_lengths"], pooled, strict=True
+    ):
+        words = tower.embed(ids[None, : int(length)])
+        states = tower.gpool.gru(words, jnp.ones(words.shape[:2], bool))
+        np.testing.assert_allclose(row, states[0, -1], atol=1e-6)
+    config.text.pool = "avg"
+    with pytest.raises(InputError, match=r"config\.text\.layers: 0 needs"):
+        BiGRUEncoder(config, rngs=nnx.Rngs(0))

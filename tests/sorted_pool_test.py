@@ -25,13 +25,17 @@ def by_definition(values, weights, mask):
     for x, w, members in zip(values, weights, np.asarray(mask), strict=True):
         x = x[np.flatnonzero(members)]
         order = jnp.argsort(-x, axis=0, stable=True)
-        rows.append(w[: len(x)] @ jnp.take_along_axis(x, order, axis=0))
+        w = w.reshape(len(w), -1)[: len(x)]  # of all dimensions, or of each
+        rows.append((w * jnp.take_along_axis(x, order, axis=0)).sum(axis=0))
     return jnp.stack(rows)
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_values_and_gradients_are_those_of_a_sort(size):
+def test_values_and_gradients_are_those_of_a_sort(size, shared):
     values, weights, mask = sets(size)
+    if not shared:
+        weights = jax.random.normal(jax.random.key(1), values.shape)
     cotangent = jax.random.normal(jax.random.key(0), (4, 6))
 
     expected, vjp_expected = jax.vjp(

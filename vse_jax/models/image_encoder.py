@@ -41,7 +41,7 @@ class GridEncoder(nnx.Module):
             rngs=rngs,
         )
         self.fc = _xavier_linear(self.backbone.channels, config.embed_dim, dtype, rngs)
-        self.gpool = make_pool(config.image.pool, rngs=rngs)
+        self.gpool = make_pool(config, "image", config.embed_dim, rngs=rngs)
         self.drop = config.image.drop
 
     def __call__(
@@ -69,7 +69,7 @@ class RegionEncoder(nnx.Module):
         features, embed = config.image.feature_dim, config.embed_dim
         self.fc = _xavier_linear(features, embed, dtype, rngs)
         self.mlp = MLP(features, embed // 2, embed, dtype=dtype, rngs=rngs)
-        self.gpool = make_pool(config.image.pool, rngs=rngs)
+        self.gpool = make_pool(config, "image", config.embed_dim, rngs=rngs)
 
     def __call__(
         self,

@@ -1,15 +1,197 @@
-"""The aggregators by their config name: a set of vectors becomes one vector."""
+"""The aggregators by their config name: a set of vectors becomes one vector.
 
+All take sets padded to k vectors, `features` [b, k, d], and `mask` [b, k], the members
+of each set in any places (at least one); what padding holds has no effect. All compute
+in float32. They are those that the paper compares with its GPO (VSE∞, section 5).
+"""
+
+import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.errors import InputError, check_choice
 from vse_jax.models.gpo import GPO
+from vse_jax.models.gru import GRU
+from vse_jax.models.layers import linear
+from vse_jax.ops.sorted_pool import sorted_pool
 
-_POOLS = {"gpo": GPO}
+
+def make_pool(
+    config: ConfigDict, tower: str, features: int, *, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Returns the aggregator that config.image.pool or config.text.pool names.
+
+    Args:
+      config: the whole config.
+      tower: 'image' or 'text'.
+      features: size of the vectors; that of the result too, but for seq2seq, whose is
+        config.embed_dim.
+      rngs: stream `params` gives the start values.
+
+    Raises:
+      InputError: unknown name, or a pool_k below 1.
+    """
+    kind, k = config[tower].pool, config[tower].pool_k
+    if k < 1:
+        raise InputError(f"config.{tower}.pool_k: {k} is less than 1")
+    pools = {
+        "gpo": lambda: GPO(rngs=rngs),
+        "avg": AveragePool,
+        "max": MaxPool,
+        "kmax": lambda: KMaxPool(k),
+        "gem": GeMPool,
+        "fspool": lambda: FSPool(features, rngs=rngs),
+        "cls": FirstPool,
+        "seq2seq": lambda: Seq2SeqPool(features, config.embed_dim, rngs=rngs),
+        "selfattn": lambda: SelfAttentionPool(features, rngs=rngs),
+    }
+    check_choice(f"config.{tower}.pool", kind, tuple(pools))
+    return pools[kind]()
 
 
-def make_pool(kind: str, *, rngs: nnx.Rngs) -> GPO:
-    """Returns the aggregator that config.image.pool or config.text.pool names."""
-    if kind not in _POOLS:
-        raise InputError(f"config: pool {kind!r} is none of {', '.join(_POOLS)}")
-    return _POOLS[kind](rngs=rngs)
+class AveragePool(nnx.Module):
+    """The mean of the set."""
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        return jnp.mean(features.astype(jnp.float32), axis=1, where=mask[..., None])
+
+
+class MaxPool(nnx.Module):
+    """The largest value of each dimension; equal ones share its gradient."""
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        features = features.astype(jnp.float32)
+        return jnp.where(mask[..., None], features, -jnp.inf).max(axis=1)
+
+
+class KMaxPool(nnx.Module):
+    """The mean of the k largest values of each dimension.
+
+    A set of n < k vectors is averaged as a whole. (So it is in the original, whose loop
+    then goes on with that smaller k for the batch's later sets; here each set is on its
+    own.)
+    """
+
+    def __init__(self, k: int):
+        self.k = k
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        used = jnp.minimum(self.k, mask.sum(axis=1, keepdims=True))
+        weights = jnp.where(jnp.arange(mask.shape[1]) < used, 1 / used, 0)
+        return sorted_pool(features.astype(jnp.float32), weights, mask)
+
+
+class GeMPool(nnx.Module):
+    """Generalised mean, (mean of x^p)^(1/p), p learned (Radenović et al., 2019).
+
+    p starts at 3; 1 is the mean, ∞ the maximum. Values below 1e-6 count as 1e-6.
+    """
+
+    def __init__(self):
+        # Its logarithm is what is learned: p stays above 0, where the root exists.
+        self.log_p = nnx.Param(jnp.log(jnp.array(3.0)))
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        p = jnp.exp(self.log_p[...])
+        mask = mask[..., None]
+        # Padding is replaced before the logarithm, whose gradient there would be NaN.
+        positive = jnp.maximum(jnp.where(mask, features.astype(jnp.float32), 1), 1e-6)
+        total = jax.nn.logsumexp(p * jnp.log(positive), axis=1, where=mask)
+        return jnp.exp((total - jnp.log(mask.sum(axis=1))) / p)
+
+
+class FSPool(nnx.Module):
+    """Featurewise sort pooling (Zhang et al., ICLR 2020).
+
+    Each dimension is sorted and summed with weights of its own: a piecewise linear
+    function over the relative rank, 0 (largest) to 1, with a learned value at each of
+    `pieces` + 1 knots.
+    """
+
+    def __init__(self, features: int, pieces: int = 20, *, rngs: nnx.Rngs):
+        shape = (pieces + 1, features)
+        self.knots = nnx.Param(jax.random.normal(rngs.params(), shape))
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        knots = self.knots[...]
+        weights = interpolate(knots, mask.sum(axis=1), mask.shape[1])
+        return sorted_pool(features.astype(jnp.float32), weights, mask)
+
+
+def interpolate(
+    knots: Float[Array, "knots d"], lengths, size: int
+) -> Float[Array, "b {size} d"]:
+    """Values at the ranks 0 … size−1 of sets of `lengths` [b], between their knots.
+
+    The knots are spread evenly from a set's first rank to its last. What lies beyond a
+    set's last rank repeats the last knot.
+    """
+    last = len(knots) - 1
+    ratio = jnp.arange(size) / jnp.maximum(lengths - 1, 1)[:, None]
+    place = last * jnp.minimum(ratio, 1)
+    below = jnp.floor(place).astype(jnp.int32)
+    share = (place - below)[..., None]
+    above = jnp.minimum(below + 1, last)
+    return (1 - share) * knots[below] + share * knots[above]
+
+
+class FirstPool(nnx.Module):
+    """The set's first vector: [CLS] of a BERT tower."""
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        return _member(features, jnp.argmax(mask, axis=1))
+
+
+class Seq2SeqPool(nnx.Module):
+    """The last state of a GRU that reads the set in its order."""
+
+    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
+        self.gru = GRU(features, hidden, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b h"]:
+        # Padding may hold anything, and NaN × 0 would reach the kernel's gradient.
+        states = self.gru(jnp.where(mask[..., None], features, 0), mask)
+        return _member(states, mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1))
+
+
+class SelfAttentionPool(nnx.Module):
+    """A mean weighted by softmax attention (Lin et al., ICLR 2017, with one hop).
+
+    A vector's score is a perceptron's: linear to d / 2, tanh, linear to 1.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        hidden = max(features // 2, 1)
+        float32 = jnp.dtype(jnp.float32)
+        self.hidden = linear(features, hidden, dtype=float32, rngs=rngs)
+        self.score = linear(hidden, 1, use_bias=False, dtype=float32, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        features = jnp.where(mask[..., None], features.astype(jnp.float32), 0)
+        scores = self.score(jnp.tanh(self.hidden(features)))
+        weights = jax.nn.softmax(scores, axis=1, where=mask[..., None])
+        return (weights * features).sum(axis=1)
+
+
+def _member(features, index):
+    """features[i, index[i]] for each i, float32."""
+    rows = jnp.take_along_axis(features, index[:, None, None], axis=1)
+    return rows[:, 0].astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Text towers: token ids → BERT or a bidirectional GRU → pooling over all tokens."""
+"""Text towers: token ids → BERT or a bidirectional GRU → pooling over the tokens."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ class BertEncoder(nnx.Module):
             rngs=rngs,
         )
         self.linear = linear(text.hidden, config.embed_dim, dtype=dtype, rngs=rngs)
-        self.gpool = make_pool(text.pool, rngs=rngs)
+        self.gpool = make_pool(config, "text", config.embed_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -68,16 +68,20 @@ class BiGRUEncoder(nnx.Module):
     """Pools the states of a bidirectional GRU over word vectors, both trained here.
 
     The state of a word is the mean of the two directions; <start> and <end> are words
-    like any other.
+    like any other. Without layers the word vectors themselves are pooled: with
+    pool = 'seq2seq' that is the GRU of VSE++, whose last state is the caption.
 
     Raises:
-      InputError: the config wants token features stored, which only frozen ones can be.
+      InputError: the config wants token features stored, which only frozen ones can be,
+        or no layers and a pooling that does not change the vectors' size.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         text = config.text
         if text.cache_features:
             raise InputError("config.text.cache_features: a BiGRU has none to store")
+        if not text.layers and text.pool != "seq2seq":
+            raise InputError("config.text.layers: 0 needs config.text.pool = 'seq2seq'")
         dtype = np.dtype(config.compute_dtype)
         self.embed = nnx.Embed(
             text.vocab_size,
@@ -85,11 +89,13 @@ class BiGRUEncoder(nnx.Module):
             embedding_init=symmetric_uniform(0.1),
             rngs=rngs,
         )
-        inputs = [text.word_dim] + [2 * config.embed_dim] * (text.layers - 1)
+        inputs = [text.word_dim] + [2 * config.embed_dim] * text.layers
         self.rnn = nnx.List(
-            BiGRU(size, config.embed_dim, dtype=dtype, rngs=rngs) for size in inputs
+            BiGRU(size, config.embed_dim, dtype=dtype, rngs=rngs)
+            for size in inputs[: text.layers]
         )
-        self.gpool = make_pool(text.pool, rngs=rngs)
+        size = config.embed_dim if text.layers else text.word_dim
+        self.gpool = make_pool(config, "text", size, rngs=rngs)
 
     def __call__(
         self,
@@ -104,11 +110,12 @@ class BiGRUEncoder(nnx.Module):
         """
         ids = batch["token_ids"]
         mask = _mask(batch, ids.shape[1])
-        x = self.embed(ids)
+        x = states = self.embed(ids)
         for layer in self.rnn:
             forward, backward = layer(x, mask)
             x = jnp.concatenate([forward, backward], axis=-1)
-        return self.gpool((forward + backward) / 2, mask)
+            states = (forward + backward) / 2
+        return self.gpool(states, mask)
 
 
 def _mask(batch, size):

@@ -12,7 +12,7 @@ _MAX_COUNTED = 64
 
 def sorted_pool(
     features: Float[Array, "b k d"],
-    weights: Float[Array, "b k"],
+    weights: Float[Array, "b k"] | Float[Array, "b k d"],
     mask: Bool[Array, "b k"],
 ) -> Float[Array, "b d"]:
     """Returns Σᵣ weights[:, r] · (r-th largest masked value in each dimension).
@@ -22,17 +22,20 @@ def sorted_pool(
 
     Args:
       features: sets of k vectors.
-      weights: of the ranks, largest value first; those from a set's size on are unused.
+      weights: of the ranks, largest value first, for all dimensions or for each; those
+        from a set's size on are unused.
       mask: the members of each set; other vectors neither count nor get a gradient,
         whatever they hold.
     """
     features = jnp.where(mask[..., None], features, 0)
+    if weights.ndim == 2:
+        weights = weights[..., None]
     if features.shape[1] <= _MAX_COUNTED:
         return _pool_by_rank(features, weights, mask)
     # Ascending order of the negated values keeps equal ones in place.
     ordered = -jnp.sort(jnp.where(mask[..., None], -features, jnp.inf), axis=1)
     valid = jnp.arange(features.shape[1]) < mask.sum(axis=1, keepdims=True)
-    return jnp.einsum("bk,bkd->bd", weights, jnp.where(valid[..., None], ordered, 0))
+    return (weights * jnp.where(valid[..., None], ordered, 0)).sum(axis=1)
 
 
 @jax.custom_vjp
@@ -42,22 +45,26 @@ def _pool_by_rank(features, weights, mask):
 
 def _forward(features, weights, mask):
     ranks = _ranks(jnp.where(mask[..., None], features, -jnp.inf))
-    coefficients = jnp.take_along_axis(weights[..., None], ranks, axis=1)
+    coefficients = jnp.take_along_axis(weights, ranks, axis=1)
     coefficients = jnp.where(mask[..., None], coefficients, 0)
-    return (coefficients * features).sum(axis=1), (features, ranks, coefficients)
+    residuals = (features, ranks, coefficients, weights)
+    return (coefficients * features).sum(axis=1), residuals
 
 
 def _backward(residuals, cotangent):
-    features, ranks, coefficients = residuals
+    features, ranks, coefficients, weights = residuals
+    # Weights that all dimensions share collect the gradients of all.
+    axes = (1, 2) if weights.shape[2] == 1 else 1
     products = features * cotangent[:, None]
 
     # The automatic gradient of the look-up would be a scatter-add, where all of a set's
     # elements fall on the same k sums: up to three times slower on CPU.
     def weight_gradient(rank):
-        return jnp.where(ranks == rank, products, 0).sum(axis=(1, 2))
+        return jnp.where(ranks == rank, products, 0).sum(axis=axes)
 
     by_rank = jax.lax.map(weight_gradient, jnp.arange(ranks.shape[1]))
-    return coefficients * cotangent[:, None], by_rank.T, None
+    by_rank = by_rank.swapaxes(0, 1).reshape(weights.shape)
+    return coefficients * cotangent[:, None], by_rank, None
 
 
 _pool_by_rank.defvjp(_forward, _backward)
