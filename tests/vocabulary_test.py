@@ -197,6 +197,17 @@ class TestTokenizeWords:
         assert tokens.words[tokens.span(0)].tolist() == [0, 1, 2, 3]
         assert (tokens.mask_id, tokens.vocab_size) == (6, 7)
 
+    def test_captions_of_unknown_words_only_are_counted(self, config, logged):
+        captions.caption_tokens(config, ["A dog", "horses fly", "cats", ""])
+        assert [
+            m for m in logged if m.endswith("captions have no word of this vocabulary")
+        ]
+        assert "v.json: 2 of 4 captions" in logged[-1]
+        message = r"v\.json: no caption has a word of this vocabulary"
+        with pytest.raises(InputError, match=message):
+            captions.caption_tokens(config, ["horses fly", ""])
+        captions.caption_tokens(config, [""])  # nothing strange about it
+
     def test_long_captions_are_cut(self, config):
         config.data.max_tokens = 4
         tokens = captions.caption_tokens(config, ["dog " * 3, "dog a"])

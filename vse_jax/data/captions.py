@@ -132,10 +132,12 @@ def tokenize_words(
     """Tokenises with a word vocabulary (see vocabulary.py); unknown words are <unk>.
 
     A caption may be empty (<start> <end>); one of more than `max_tokens` tokens is cut,
-    keeping <end>, and the number of those is logged once.
+    keeping <end>, and the number of those is logged once. So is the number of captions
+    without any known word, which the model cannot tell apart.
 
     Raises:
-        InputError: `vocab_file` is missing or is no word vocabulary.
+        InputError: `vocab_file` is missing, is no word vocabulary, or holds no word of
+            any caption: it is another language's or data set's.
     """
     vocab = read_vocabulary(vocab_file)
     unknown = vocab["<unk>"]
@@ -145,7 +147,19 @@ def tokenize_words(
     )
     ends = vocab["<start>"], vocab["<end>"]
     table = _table(rows, len(captions), ends, max_tokens)
-    return CaptionTokens(*table, vocab[MASK], len(vocab))
+    tokens = CaptionTokens(*table, vocab[MASK], len(vocab))
+    known = np.add.reduceat(tokens.ids != unknown, tokens.offsets[:-1]) - 2
+    strange = int(((known == 0) & (tokens.lengths > 2)).sum())
+    if strange and not known.any():
+        raise InputError(f"{vocab_file}: no caption has a word of this vocabulary")
+    if strange:
+        logging.warning(
+            "%s: %d of %d captions have no word of this vocabulary",
+            vocab_file,
+            strange,
+            len(captions),
+        )
+    return tokens
 
 
 def _table(
