@@ -1,6 +1,7 @@
 """Every config builds; configs survive JSON; a run knows its own config."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,15 @@ def test_another_run_is_told_by_its_differing_fields(tmp_path):
         f"{tmp_path}: holds another config's checkpoint; differing fields: "
         "image.size (512 there, 256 here), loss.margin (0.2 there, 0.3 here)"
     )
+
+
+def test_a_field_newer_than_the_saved_config_had_its_default(tmp_path):
+    config = common.base()
+    save_config(config, tmp_path / "config.json")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["image"]["pool_k"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    check_same_run(config, tmp_path / "config.json")
+    config.image.pool_k = 9
+    with pytest.raises(InputError, match=r"image\.pool_k \(5 there, 9 here\)"):
+        check_same_run(config, tmp_path / "config.json")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import common
 from vse_jax.data.layout import write_atomically
 from vse_jax.errors import InputError
 
@@ -102,17 +103,15 @@ def check_same_run(
 ) -> None:
     """Raises InputError when `path` holds the config of another run.
 
-    The message names every differing field, but for `free_fields`, with both values.
+    The message names every differing field, but for `free_fields`, with both values. A
+    field that was not there yet when `path` was written had its default.
     """
-    try:
-        saved = flat_fields(_with_tuples(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON config ({error})") from None
+    saved = flat_fields(load_config(common.base(), path))
     now = flat_fields(config)
     differing = [
-        f"{field} ({saved.get(field)!r} there, {now.get(field)!r} here)"
-        for field in sorted(saved.keys() | now.keys())
-        if saved.get(field) != now.get(field)
+        f"{field} ({saved[field]!r} there, {now[field]!r} here)"
+        for field in sorted(saved)
+        if saved[field] != now[field]
         and not any(
             field == free or field.startswith(free + ".") for free in free_fields
         )
