@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup setup-dev demo test test-all check bench format clean
+.PHONY: help setup setup-dev demo study test test-all check bench format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
 	@echo "make test       ruff, mypy and the tests (about 15 minutes)"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
 	@echo "make bench      time the pieces that docs/results.md lists"
 	@echo "make setup      only create .venv for running"
 	@echo "make setup-dev  only create .venv for tests and conversion"
@@ -45,6 +46,10 @@ demo: setup
 	@echo "Next      README.md, section \"Your own pictures\""
 	@echo "Embed     $(BIN)/python main.py --workdir=runs/demo --mode=embed"
 	@echo "Evaluate  $(BIN)/python main.py --workdir=runs/demo --mode=eval --config.eval.split=dev"
+
+study: setup
+	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
+	$(BIN)/python -m benchmarks.pooling_study
 
 check: setup-dev
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.errors import InputError
 
-MODES = ("train", "eval", "embed", "prepare", "build_vocab")
+MODES = ("train", "eval", "embed", "plot", "prepare", "build_vocab")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -76,6 +76,10 @@ def run() -> None:
         from vse_jax.train import train
 
         train(config, workdir)
+    elif _MODE.value == "plot":
+        from vse_jax.search.plots import plot
+
+        plot(config, workdir)
     else:
         from vse_jax import evaluate
 

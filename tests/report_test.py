@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,14 +6,11 @@ from PIL import Image, ImageColor
 
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import Split
-from vse_jax.errors import InputError
-from vse_jax.optimizer import Schedule
 from vse_jax.search.report import (
     _GREEN,
     _fitting,
     _font,
     _wrap,
-    curves_picture,
     format_table,
     retrieval_picture,
 )
@@ -135,34 +131,3 @@ def test_wrapping():
     assert "".join(_wrap(word, font, 100, 9)) == word
     assert _wrap("", font, 100, 2) == [""]
     assert _fitting("abc", font, 1) == "a"
-
-
-SCHEDULE = Schedule(
-    steps_per_epoch=10,
-    ramp_steps=11,
-    learning_rate=1e-3,
-    lr_update=2,
-    vse_mean_warmup_epochs=1,
-    ramp_epoch=1,
-)
-
-
-@pytest.mark.parametrize("loss", [3.0, None, 0.0])
-def test_curves(tmp_path, loss):
-    rows = [{"step": step, "train/loss": loss} for step in range(1, 41)]
-    rows += [{"step": 10 * k, "eval/dev/rsum": 100.0 + k} for k in (1, 2, 3, 4)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    curves_picture(tmp_path, SCHEDULE)
-    assert load_image(tmp_path / "curves.png").shape[1] > 1200
-
-
-def test_curves_of_a_run_without_validation(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    curves_picture(tmp_path, SCHEDULE)
-    assert (tmp_path / "curves.png").exists()
-
-
-def test_curves_without_metrics_name_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"metrics\.jsonl"):
-        curves_picture(tmp_path, SCHEDULE)

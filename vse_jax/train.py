@@ -23,7 +23,7 @@ from vse_jax.losses import hinge_loss
 from vse_jax.metric_writer import MetricWriter
 from vse_jax.optimizer import Optimizer, Schedule, merge
 from vse_jax.progress import progress
-from vse_jax.search.report import curves_picture
+from vse_jax.search.plots import curves_picture
 from vse_jax.sharding import batch_sharding, make_mesh, put_batch, replicated
 from vse_jax.state import (
     TrainState,
