@@ -17,6 +17,8 @@ def base() -> ConfigDict:
     c.max_steps = placeholder(int)  # stop after this many steps; None: by epochs
     c.log_every = 10  # steps between lines of metrics.jsonl
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices per axis; -1: all the rest
+    c.microbatches = 1  # parts of the batch that the towers see one after the other
+    c.remat = False  # keep blocks' inputs only and recompute the rest: less memory
     c.compute_dtype = "float32"  # of the towers; parameters and loss stay float32
     c.matmul_precision = "highest"  # 'highest' float32, 'high' TF32/bf16x3, 'default'
     c.embed_dim = 1024

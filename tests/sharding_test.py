@@ -31,6 +31,15 @@ def test_a_batch_that_does_not_divide_by_the_devices():
         make_mesh(config(batch_size=100))
 
 
+def test_microbatches_that_do_not_divide_the_batch():
+    c = config()
+    c.microbatches = 3
+    with pytest.raises(
+        InputError, match=r"microbatches: a batch of 128 .* 3 .* × 8 dev"
+    ):
+        make_mesh(c)
+
+
 def test_the_largest_dimension_that_divides_is_split():
     tree = {
         "kernel": jax.ShapeDtypeStruct((768, 3072), "float32"),

@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -52,28 +54,40 @@ def region_config():
     return c
 
 
-@pytest.mark.parametrize("kind", ["grid", "region"])
+def bigru(config):
+    config.text.update(kind="bigru", layers=1, word_dim=16, pool="gpo")
+    return config
+
+
+@pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
 def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatch):
     monkeypatch.setattr("vse_jax.sharding._SHARD_FROM", 256)  # shard toy kernels too
-    config = tiny.get_config() if kind == "grid" else region_config()
+    config = tiny.get_config() if kind == "grid_bert" else bigru(region_config())
     # One step of plain descent with rate 1: the change of a parameter is its gradient.
     config.optimizer.update({"name": "sgd", "learning_rate": 1.0, "clip": 1e9})
     config.optimizer.weight_decay = 0.0
     results = []
-    for devices, fsdp in ((1, 1), (8, 2)):
+    for devices, fsdp in ((1, 1), (8, 1), (8, 2), (8, 8)):
         config.mesh.fsdp = fsdp
         mesh, optimizer, state, step = set_up(config, devices)
         # Copies: views of the buffers would keep them from being donated.
         before = {path: np.array(x) for path, x in flatten(state.params).items()}
         batch = put_batch(batch_of(config), batch_sharding(mesh))
-        kernel = state.params["text"]["bert"]["embeddings"]["word"]["embedding"]
+        kernel = state.params["image"]["fc"]["kernel"]
         assert kernel.is_fully_replicated == (fsdp == 1)
+        compiled = step.lower(state, batch, optimizer.open_groups(0)).compile()
         with jax.transfer_guard("disallow"):  # nothing goes through the host
-            state, metrics = step(state, batch, optimizer.open_groups(0))
+            state, metrics = compiled(state, batch)
         assert kernel.is_deleted()  # donated
         after = jax.device_get(flatten(state.params))
         gradients = {path: before[path] - after[path] for path in after}
         results.append((jax.device_get(metrics), gradients, state.batch_stats))
+        program = compiled.as_text()
+        assert not re.findall(r"\b(infeed|outfeed|send|recv)\(", program)
+        gathered = max(gathered_elements(program), default=0)
+        if devices > 1 and fsdp == 1:
+            # All that any device asks the others for are the embeddings of a tower.
+            assert gathered == config.batch_size * config.embed_dim
     one = results[0]
     for metrics, gradients, stats in results[1:]:
         np.testing.assert_allclose(metrics["loss"], one[0]["loss"], rtol=1e-5)
@@ -88,6 +102,12 @@ def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatc
             jax.device_get(stats),
             jax.device_get(one[2]),
         )
+
+
+def gathered_elements(program: str) -> list[int]:
+    """The size of every all-gather's result in a compiled program."""
+    found = re.findall(r"= \(?\w+\[([\d,]*)\].*? all-gather(?:-start)?\(", program)
+    return [math.prod(int(n) for n in shape.split(",") if n) for shape in found]
 
 
 def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
@@ -143,6 +163,7 @@ def test_a_full_size_step_of_the_published_recipes_traces(name):
         optimizer=optimizer,
         schedule=schedule,
         margin=config.loss.margin,
+        mesh=mesh,
     )
     new, metrics = jax.eval_shape(step, state, batch)
     assert metrics["loss"].shape == ()

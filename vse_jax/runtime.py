@@ -30,6 +30,7 @@ def configure(config: ConfigDict) -> None:
         "num_epochs": 1,
         "max_steps": 1,
         "batch_size": 1,
+        "microbatches": 1,
         "log_every": 1,
         "image.size": 1,
         "data.max_tokens": 3,

@@ -17,7 +17,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 
     Raises:
         InputError: the axes do not multiply to the number of devices, or the batch
-            does not divide by it.
+            does not divide by it, or its microbatches do not.
     """
     devices = devices or jax.devices()
     count = len(devices)
@@ -37,6 +37,11 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
             raise InputError(
                 f"config.{field}: {size} does not divide by the {count} devices"
             )
+    if config.batch_size % (count * config.microbatches):
+        raise InputError(
+            f"config.microbatches: a batch of {config.batch_size} does not divide by "
+            f"{config.microbatches} microbatches × {count} devices"
+        )
     # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
     return jax.make_mesh(
         tuple(shape.values()),

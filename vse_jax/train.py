@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
@@ -21,6 +22,7 @@ from vse_jax.errors import InputError
 from vse_jax.evaluate import Evaluator, evaluate
 from vse_jax.losses import hinge_loss
 from vse_jax.metric_writer import MetricWriter
+from vse_jax.microbatches import loss_and_gradients
 from vse_jax.optimizer import Optimizer, Schedule, merge
 from vse_jax.progress import progress
 from vse_jax.search.plots import curves_picture
@@ -44,6 +46,8 @@ def train_step(
     optimizer: Optimizer,
     schedule: Schedule,
     margin: float,
+    mesh: Mesh,
+    microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the global batch.
 
@@ -51,28 +55,39 @@ def train_step(
         state: before the step.
         batch: see `vse_jax.data.pipeline`; the first dimension is the global batch.
         groups: parameter groups open in this epoch; static.
-        graphdef, optimizer, schedule, margin: what does not change during a run.
+        graphdef, optimizer, schedule, margin, mesh, microbatches: what does not change
+            during a run.
 
     Returns:
         The next state and scalars: loss (sum over the batch, paper Eq. 5; the ramp
         scales what is descended, not what is reported), grad_norm (before clipping),
         lr.
     """
-    dropout, size = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    step_key = jax.random.fold_in(state.rng, state.step)
 
-    def loss_fn(open_params):
+    def embed(open_params, batch_stats, batch, number):
         params = merge(state.params, open_params)
-        model = merge_model(
-            graphdef, {"params": params, "batch_stats": state.batch_stats}
-        )
+        model = merge_model(graphdef, {"params": params, "batch_stats": batch_stats})
+        # The first microbatch draws what a whole batch would.
+        key = jnp.where(number == 0, step_key, jax.random.fold_in(step_key, number))
+        dropout, size = jax.random.split(key)
         rngs = nnx.Rngs(dropout=dropout, size=size)
-        images, captions = model(batch, train=True, rngs=rngs)
-        loss = hinge_loss(images, captions, margin, schedule.hardest(state.step))
-        stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return loss * schedule.loss_scale(state.step), (loss, stats)
+        embeddings = model(batch, train=True, rngs=rngs)
+        return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    open_params = optimizer.select(state.params, groups)
-    grads, (loss, stats) = jax.grad(loss_fn, has_aux=True)(open_params)
+    def loss_fn(images, captions):
+        return hinge_loss(images, captions, margin, schedule.hardest(state.step), mesh)
+
+    loss, grads, stats = loss_and_gradients(
+        embed,
+        loss_fn,
+        optimizer.select(state.params, groups),
+        state.batch_stats,
+        batch,
+        microbatches,
+    )
+    scale = schedule.loss_scale(state.step)
+    grads = jax.tree.map(lambda g: scale * g, grads)
     rate = schedule.rate(state.step)
     params, opt_state, norm = optimizer.update(
         grads, state.opt_state, state.params, rate, groups
@@ -97,6 +112,8 @@ def compile_step(config, graphdef, optimizer, schedule, mesh: Mesh, abstract):
             optimizer=optimizer,
             schedule=schedule,
             margin=config.loss.margin,
+            mesh=mesh,
+            microbatches=config.microbatches,
         ),
         static_argnums=2,
         donate_argnums=0,

@@ -21,6 +21,8 @@ class Bert(nnx.Module):
     Args:
       vocab_size, hidden, layers, heads, ffn, max_positions: sizes as in config.text.
       dropout: on embeddings, attention weights and both residual branches.
+      remat: keep only each layer's input for the backward pass, and compute the layer
+        again there.
       dtype: of the matrix products; normalisation statistics and softmax are float32.
 
     Raises:
@@ -38,6 +40,7 @@ class Bert(nnx.Module):
         ffn: int,
         max_positions: int,
         dropout: float,
+        remat: bool = False,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
@@ -52,6 +55,7 @@ class Bert(nnx.Module):
             Layer(hidden, heads, ffn, dropout, dtype=dtype, rngs=rngs)
             for _ in range(layers)
         )
+        self.remat = remat
 
     def __call__(
         self,
@@ -69,8 +73,13 @@ class Bert(nnx.Module):
           train: apply dropout, with the stream `dropout` of `rngs`.
         """
         x = self.embeddings(token_ids, train=train, rngs=rngs)
+
+        def run(layer, x, rngs):
+            return layer(x, mask, train=train, rngs=rngs)
+
+        run = nnx.remat(run) if self.remat else run
         for layer in self.layers:
-            x = layer(x, mask, train=train, rngs=rngs)
+            x = run(layer, x, rngs)
         return x
 
 

@@ -37,6 +37,7 @@ class GridEncoder(nnx.Module):
             groups=cnn.groups,
             group_width=cnn.group_width,
             frozen_norm=cnn.batch_norm == "frozen",
+            remat=config.remat,
             dtype=dtype,
             rngs=rngs,
         )

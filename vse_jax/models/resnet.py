@@ -35,6 +35,8 @@ class ResNet(nnx.Module):
       groups: groups of the bottlenecks' 3×3 convolutions.
       group_width: channels of one such group per 64 of `width`.
       frozen_norm: batch normalisation keeps its running statistics.
+      remat: keep only each block's input for the backward pass, and compute the block
+        again there.
       dtype: of the activations.
     """
 
@@ -49,6 +51,7 @@ class ResNet(nnx.Module):
         groups: int,
         group_width: int,
         frozen_norm: bool,
+        remat: bool = False,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
@@ -63,6 +66,7 @@ class ResNet(nnx.Module):
         self.bn1 = BatchNorm(width, frozen=frozen_norm)
         self.pool = stem == "conv7"
         self.ceil_pool = block == "v1"
+        self.remat = remat
         self.dtype = dtype
         self.stages = len(layers)
 
@@ -100,9 +104,14 @@ class ResNet(nnx.Module):
         x = jax.nn.relu(self.bn1(x, train=train))
         if self.pool:
             x = _max_pool(x, self.ceil_pool)
+
+        def run(block, x):
+            return block(x, train=train)
+
+        run = nnx.remat(run) if self.remat else run
         for stage in range(self.stages):
             for block in getattr(self, f"layer{stage + 1}"):
-                x = block(x, train=train)
+                x = run(block, x)
         return x
 
 

@@ -27,6 +27,7 @@ class BertEncoder(nnx.Module):
             ffn=text.ffn,
             max_positions=text.max_positions,
             dropout=text.dropout,
+            remat=config.remat,
             dtype=dtype,
             rngs=rngs,
         )
