@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.errors import InputError
 
-MODES = ("train", "eval", "embed", "plot", "prepare", "build_vocab")
+MODES = ("train", "eval", "embed", "plot", "prepare", "export", "build_vocab")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -53,15 +53,13 @@ def run() -> None:
     if _CONFIG.value is None:
         raise InputError("--config: name a config file, or the --workdir of a run")
     config = _CONFIG.value
-    if _MODE.value == "prepare":  # needs no accelerator, so jax stays unimported
-        from vse_jax.data.prepare import prepare
+    if _MODE.value in ("prepare", "export", "build_vocab"):
+        # These need no accelerator, so jax stays unimported.
+        from vse_jax.data import export, prepare, vocabulary
 
-        prepare(config)
-        return
-    if _MODE.value == "build_vocab":
-        from vse_jax.data.vocabulary import build_vocabulary
-
-        build_vocabulary(config)
+        work = {"prepare": prepare.prepare, "export": export.export}
+        work["build_vocab"] = vocabulary.build_vocabulary
+        work[_MODE.value](config)
         return
     if _WORKDIR.value is None:
         raise InputError(f"--workdir: needed by --mode={_MODE.value}")

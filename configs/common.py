@@ -25,8 +25,12 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.name = "coco"  # coco | f30k | openmoji | any: decides the image folder
-    c.data.root = "data/coco"  # the folder that holds precomp/
-    c.data.format = "folder"  # the published on-disk layout
+    c.data.root = "data/coco"  # the folder that holds precomp/, or its URL (gs://…)
+    c.data.format = "folder"  # folder (the published layout) | array_record | tfds
+    c.data.export_to = placeholder(str)  # folder for --mode=export; None: data.root
+    c.data.cache = placeholder(
+        str
+    )  # folder for shards of a URL; None: ~/.cache/vse_jax
     c.data.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures
     c.data.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
     c.data.train_split = "train"

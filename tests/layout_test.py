@@ -46,7 +46,7 @@ def test_written_root_reads_back(root):
     assert split.image_ids == ["0", "1", "2", "3"]
     assert split.captions_per_image == 5
     assert split.captions[5:7] == ["caption 0 of 1", "caption 1 of 1"]
-    assert split.image_paths == [root / "images" / f"{i}.jpg" for i in range(4)]
+    assert split.pictures == [root / "images" / f"{i}.jpg" for i in range(4)]
     assert split.regions is None
     assert not list(root.rglob(".*"))  # no temporary file is left
 
@@ -70,7 +70,7 @@ def test_dev_is_its_first_5000_captions(tmp_path):
 
     split = read_split(config_for(root), "dev")
 
-    assert len(split.image_ids) == len(split.image_paths) == 1000
+    assert len(split.image_ids) == len(split.pictures) == 1000
     assert len(split.captions) == 5000
     assert split.captions[-1] == "caption 4 of 999"
 
@@ -80,7 +80,7 @@ def test_flickr_has_its_own_picture_folder(root):
     c = config_for(root)
     c.data.name = "f30k"
 
-    assert read_split(c, "test").image_paths[0].parent.name == "flickr30k-images"
+    assert read_split(c, "test").pictures[0].parent.name == "flickr30k-images"
 
 
 def test_caption_lines(root):
@@ -122,7 +122,7 @@ class TestRegions:
         np.save(root / "precomp/test_ims.npy", np.zeros((4, 3, 8), np.float32))
         (root / "id_mapping.json").unlink()
 
-        assert read_split(config_for(root, "region"), "test").image_paths is None
+        assert read_split(config_for(root, "region"), "test").pictures is None
 
     @pytest.mark.parametrize(
         ("array", "message"),
@@ -218,7 +218,7 @@ def test_skip_lets_a_picture_be_missing(root):
     c = config_for(root)
     c.data.on_bad_image = "skip"
 
-    assert len(read_split(c, "test").image_paths) == 4
+    assert len(read_split(c, "test").pictures) == 4
 
 
 class TestClaimRoot:

@@ -47,7 +47,7 @@ def check(config):
         first = 2 * number
         assert split.image_ids[:2] == [f"{first}.png", f"{first + 1}.png"]
         assert split.captions[:2] == ["a red, wide one", f"{first} again"]
-        assert load_image(split.image_paths[0]).shape == (4, 4 + first, 3)
+        assert load_image(split.pictures[0]).shape == (4, 4 + first, 3)
 
 
 def test_csv_with_a_line_per_picture(config, album):
@@ -96,8 +96,8 @@ def test_pictures_elsewhere_keep_apart(config, album):
     write_csv(album, ["sub/0.png,blue,blue,train", f"{album}/sub/0.png,b,b,train"])
     prepare(config)
     split = read_split(config, "train")
-    assert len(set(split.image_paths)) == 4
-    images = [load_image(path)[0, 0].tolist() for path in split.image_paths]
+    assert len(set(split.pictures)) == 4
+    images = [load_image(path)[0, 0].tolist() for path in split.pictures]
     assert images == [[255, 0, 0], [255, 0, 0], [0, 0, 255], [0, 0, 255]]
 
 
@@ -166,7 +166,7 @@ def test_changed_picture_is_taken_again(config, album, monkeypatch):
     monkeypatch.setattr(own_pictures.os, "link", another_disk)
     write_csv(album)
     prepare(config)
-    picture = read_split(config, "train").image_paths[0]
+    picture = read_split(config, "train").pictures[0]
     before = picture.stat().st_ino
     prepare(config)
     assert picture.stat().st_ino == before  # not copied again

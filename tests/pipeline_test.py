@@ -219,7 +219,7 @@ class TestRaggedFeatures:
         config.image.max_regions, config.image.feature_dim = 7, 8
         split, tokens = load(config)
         mapped = NpyRows(tmp_path / "regions.npy")
-        regions_split = dataclasses.replace(split, image_paths=None, regions=mapped)
+        regions_split = dataclasses.replace(split, pictures=None, regions=mapped)
         data = TrainData(config, regions_split, tokens)
 
         batches = take(data, 5)
@@ -285,11 +285,11 @@ class TestBadPictures:
     def damaged(self, config, tmp_path, images):
         """The train split with some of its pictures made unreadable."""
         split, tokens = indexed_captions(config)
-        paths = list(split.image_paths)
+        paths = list(split.pictures)
         for image in images:
             paths[image] = tmp_path / f"{image}.jpg"
             paths[image].write_bytes(b"no picture")
-        return dataclasses.replace(split, image_paths=paths), tokens
+        return dataclasses.replace(split, pictures=paths), tokens
 
     @pytest.mark.parametrize("workers", ["threads", "processes"])
     def test_error_names_the_file(self, config, tmp_path, workers):

@@ -100,9 +100,9 @@ def test_a_data_set_without_pictures_and_one_with_a_broken_file(split, tmp_path)
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
     retrieval_picture(
-        tmp_path / "ids.png", replace(split, image_paths=None), images, captions
+        tmp_path / "ids.png", replace(split, pictures=None), images, captions
     )
-    split.image_paths[0].write_bytes(b"not a picture")
+    split.pictures[0].write_bytes(b"not a picture")
     retrieval_picture(tmp_path / "broken.png", split, images, captions)
     assert green_frames(tmp_path / "ids.png") == green_frames(tmp_path / "broken.png")
 

@@ -172,6 +172,7 @@ def embed_best(config: ConfigDict, workdir: Path, split: Split) -> Embeddings:
     for name in config.eval.ensemble.split(","):
         member = saved.get_config(name)
         member.data.root, member.data.name = config.data.root, config.data.name
+        member.data.format, member.data.cache = config.data.format, config.data.cache
         member.data.on_bad_image = config.data.on_bad_image
         member.mesh, member.eval = config.mesh, config.eval
         if member.text.kind == config.text.kind and config.text.vocab is not None:

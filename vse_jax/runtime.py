@@ -24,7 +24,6 @@ def configure(config: ConfigDict) -> None:
     """
     check_choice("config.matmul_precision", config.matmul_precision, PRECISIONS)
     check_choice("config.compute_dtype", config.compute_dtype, DTYPES)
-    check_choice("config.data.format", config.data.format, ("folder",))
     smallest = {
         "seed": 0,
         "num_epochs": 1,

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from vse_jax.convert.pretrained import resolve_folder
 from vse_jax.data.layout import read_lines
+from vse_jax.data.remote import AnyPath, root_path
 from vse_jax.data.vocabulary import (
     MASK,
     find_vocabulary,
@@ -95,7 +96,7 @@ def settle_vocab_size(config: ConfigDict) -> None:
 
 
 def tokenize_captions(
-    captions: list[str], vocab_file: Path, max_tokens: int
+    captions: list[str], vocab_file: AnyPath, max_tokens: int
 ) -> CaptionTokens:
     """Tokenises with a WordPiece vocabulary (one token a line).
 
@@ -127,7 +128,7 @@ def tokenize_captions(
 
 
 def tokenize_words(
-    captions: list[str], vocab_file: Path, max_tokens: int
+    captions: list[str], vocab_file: AnyPath, max_tokens: int
 ) -> CaptionTokens:
     """Tokenises with a word vocabulary (see vocabulary.py); unknown words are <unk>.
 
@@ -204,7 +205,7 @@ def _table(
     )
 
 
-def find_vocab(config: ConfigDict) -> Path:
+def find_vocab(config: ConfigDict) -> AnyPath:
     """The vocabulary file of a config; a BiGRU's is `find_vocabulary`'s.
 
     For BERT in this order: config.text.vocab, vocab.txt in the folder
@@ -223,7 +224,7 @@ def find_vocab(config: ConfigDict) -> Path:
             path = resolve_folder(config.text.weights) / "vocab.txt"
             if path.is_file():
                 return path
-    beside = sorted((Path(config.data.root).parent / "vocab").glob("*.txt"))
+    beside = sorted((root_path(config.data.root).parent / "vocab").glob("*.txt"))
     if len(beside) > 1:
         raise InputError(f"{beside[0].parent}: name one file with config.text.vocab")
     if beside:

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,20 +24,32 @@ _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 
 
-def load_image(path: Path | str) -> UInt8[np.ndarray, "height width 3"]:
+class PictureBytes(NamedTuple):
+    """A picture file's content that is in memory already."""
+
+    name: str  # what errors call it
+    data: bytes
+
+
+def load_image(
+    picture: Path | str | PictureBytes,
+) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a picture of any mode to RGB, upright, transparency over white.
 
     Raises:
         InputError: no such file, or no whole, readable picture (names the file).
     """
+    name = picture.name if isinstance(picture, PictureBytes) else str(picture)
+    source = io.BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return np.asarray(_to_rgb(image))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such picture") from None
+        raise InputError(f"{name}: no such picture") from None
     except Exception as error:  # broken files make Pillow's decoders raise many types
-        reason = " ".join(str(error).replace(repr(str(path)), "it").split())
-        raise InputError(f"{path}: not a readable picture ({reason})") from None
+        reason = str(error).replace(repr(name), "it").replace(repr(source), "it")
+        reason = " ".join(reason.split())
+        raise InputError(f"{name}: not a readable picture ({reason})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -19,8 +19,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vse_jax.data.records import (
+    FORMATS,
+    RecordPictures,
+    RecordRegions,
+    list_names,
+    open_records,
+)
 from vse_jax.data.regions import NpyRows, open_regions
-from vse_jax.errors import InputError
+from vse_jax.data.remote import AnyPath, read_bytes, root_path
+from vse_jax.errors import InputError, check_choice
 
 # The published dev lists are longer; validation has always used their beginning.
 DEV_CAPTIONS = 5000
@@ -30,17 +38,17 @@ DEV_CAPTIONS = 5000
 class Split:
     """One split: image i owns captions[i * captions_per_image :][:captions_per_image].
 
-    `image_paths` is None where a region data set comes without its pictures; `regions`
-    (row i for image i) is None for grid models.
+    `pictures` are what images.load_image takes; None where a region data set comes
+    without them. `regions` (row i for image i) is None for grid models.
     """
 
     name: str
-    root: Path
+    root: AnyPath
     image_ids: list[str]
     captions: list[str]
     captions_per_image: int
-    image_paths: list[Path] | None
-    regions: NpyRows | None
+    pictures: list[Path] | RecordPictures | None
+    regions: NpyRows | RecordRegions | None
 
 
 def image_folder(name: str) -> str:
@@ -49,18 +57,48 @@ def image_folder(name: str) -> str:
 
 
 def read_split(config: ConfigDict, split: str) -> Split:
-    """Reads and checks a split of config.data.root.
+    """Reads and checks a split of config.data.root, which config.data.format tells.
 
     Raises:
         InputError: a missing file, text that is not UTF-8, numbers of images and
             captions that do not fit, or an id without a picture (with
             config.data.on_bad_image = 'skip', a picture file may be missing).
     """
-    root = Path(config.data.root)
-    if not root.is_dir():
+    check_choice("config.data.format", config.data.format, ("folder", *FORMATS))
+    root = root_path(config.data.root)
+    if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root}: no such data root (config.data.root)")
-    ids_file = root / "precomp" / f"{split}_ids.txt"
-    captions_file = root / "precomp" / f"{split}_caps.txt"
+    image_ids, captions, per_image = _read_lists(root, split)
+    listed = len(image_ids)
+    if split == "dev":
+        image_ids = image_ids[: DEV_CAPTIONS // per_image]
+        captions = captions[: DEV_CAPTIONS // per_image * per_image]
+    pictures: list[Path] | RecordPictures | None
+    regions: NpyRows | RecordRegions | None
+    if config.data.format != "folder":
+        pictures, regions = open_records(config, root, split, len(image_ids))
+    elif isinstance(root, Path):
+        regions = None
+        if config.image.kind == "region":
+            regions = open_regions(
+                root / "precomp" / f"{split}_ims.npy",
+                images=listed,
+                captions_per_image=per_image,
+                max_regions=config.image.max_regions,
+                feature_dim=config.image.feature_dim,
+            )
+        pictures = _pictures(config, root, split, image_ids)
+    else:
+        raise InputError(
+            f"config.data.root: {root}: needs config.data.format "
+            f"{' or '.join(map(repr, FORMATS))}"
+        )
+    return Split(split, root, image_ids, captions, per_image, pictures, regions)
+
+
+def _read_lists(root: AnyPath, split: str) -> tuple[list[str], list[str], int]:
+    """(image ids, captions, captions per image) of a split's text files."""
+    ids_file, captions_file = (root / "precomp" / name for name in list_names(split))
     captions = _some_lines(captions_file)
     image_ids, repeats = _one_per_image(_some_lines(ids_file), ids_file)
     per_image, rest = divmod(len(captions), len(image_ids))
@@ -70,39 +108,31 @@ def read_split(config: ConfigDict, split: str) -> Split:
             f"{len(image_ids)} images of {ids_file.name}"
             + (f", each listed {repeats} times" if repeats > 1 else "")
         )
-    regions = None
-    if config.image.kind == "region":
-        regions = open_regions(
-            root / "precomp" / f"{split}_ims.npy",
-            images=len(image_ids),
-            captions_per_image=per_image,
-            max_regions=config.image.max_regions,
-            feature_dim=config.image.feature_dim,
-        )
-    if split == "dev":
-        image_ids = image_ids[: DEV_CAPTIONS // per_image]
-        captions = captions[: DEV_CAPTIONS // per_image * per_image]
+    return image_ids, captions, per_image
 
+
+def _pictures(
+    config: ConfigDict, root: Path, split: str, image_ids: list[str]
+) -> list[Path] | None:
     mapping_file = root / "id_mapping.json"
-    paths = None
-    if regions is None or mapping_file.is_file():
-        folder = root / image_folder(config.data.name)
-        paths = _picture_paths(image_ids, ids_file, mapping_file, folder)
-    if regions is None and config.data.on_bad_image != "skip":
-        _check_pictures_exist(image_ids, paths or [], ids_file)
-    return Split(split, root, image_ids, captions, per_image, paths, regions)
+    for_thumbnails = config.image.kind == "region"
+    if for_thumbnails and not mapping_file.is_file():
+        return None
+    ids_file = root / "precomp" / list_names(split)[0]
+    folder = root / image_folder(config.data.name)
+    paths = _picture_paths(image_ids, ids_file, mapping_file, folder)
+    if not for_thumbnails and config.data.on_bad_image != "skip":
+        _check_pictures_exist(image_ids, paths, ids_file)
+    return paths
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: AnyPath) -> list[str]:
     """The stripped lines of a UTF-8 text file.
 
     Raises:
         InputError: no such file, or a line that is not UTF-8 (names it).
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,7 +145,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def read_captions(root: Path, split: str) -> list[str]:
+def read_captions(root: AnyPath, split: str) -> list[str]:
     """The captions of a split alone, unchecked against its images.
 
     Raises:
@@ -124,14 +154,14 @@ def read_captions(root: Path, split: str) -> list[str]:
     return _some_lines(root / "precomp" / f"{split}_caps.txt")
 
 
-def _some_lines(path: Path) -> list[str]:
+def _some_lines(path: AnyPath) -> list[str]:
     lines = read_lines(path)
     if not lines:
         raise InputError(f"{path}: empty")
     return lines
 
 
-def _one_per_image(lines: list[str], path: Path) -> tuple[list[str], int]:
+def _one_per_image(lines: list[str], path: AnyPath) -> tuple[list[str], int]:
     """Collapses runs of an equal id: (ids, length of every run)."""
     starts = [i for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
     ids = [lines[i] for i in starts]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from vse_jax.data.remote import AnyPath
 from vse_jax.errors import InputError
 
 
@@ -81,16 +82,23 @@ def open_regions(
             "features [images, regions, features]"
         )
     rows, sets, features = regions.shape
-    if features != feature_dim or not 1 <= sets <= max_regions:
-        raise InputError(
-            f"{path}: {sets} regions of {features} features; config.image.max_regions "
-            f"is {max_regions} and config.image.feature_dim {feature_dim}"
-        )
+    check_region_shape(path, sets, features, max_regions, feature_dim)
     if rows == images:
         return regions
     if rows == images * captions_per_image:
         return NpyRows(path, stride=captions_per_image)
     raise InputError(f"{path}: {rows} rows for {images} images")
+
+
+def check_region_shape(
+    path: AnyPath, sets: int, features: int, max_regions: int, feature_dim: int
+) -> None:
+    """Raises InputError unless region sets of this shape fit the config's."""
+    if features != feature_dim or not 1 <= sets <= max_regions:
+        raise InputError(
+            f"{path}: {sets} regions of {features} features; config.image.max_regions "
+            f"is {max_regions} and config.image.feature_dim {feature_dim}"
+        )
 
 
 def drop_regions(

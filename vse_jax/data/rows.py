@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vse_jax.data.captions import CaptionTokens, augment_words, bucket
 from vse_jax.data.images import PIXELS, augment, load_image, preprocess
 from vse_jax.data.layout import Split
+from vse_jax.data.records import RecordPictures
 from vse_jax.data.regions import NpyRows, drop_regions
 from vse_jax.errors import check_choice
 
@@ -31,7 +32,11 @@ class ImageRows:
         )
         self.image = config.image
         self.skip = config.data.on_bad_image == "skip"
-        self.paths = [os.fspath(path) for path in split.image_paths or ()]
+        self.pictures: list[str] | RecordPictures = []
+        if isinstance(split.pictures, list):  # strings travel to processes faster
+            self.pictures = [os.fspath(path) for path in split.pictures]
+        elif split.pictures is not None:
+            self.pictures = split.pictures
         self.regions = split.regions
 
     def empty(self, count: int) -> Batch:
@@ -55,7 +60,7 @@ class ImageRows:
         """
         c = self.image
         if self.regions is None:
-            pixels = load_image(self.paths[image])
+            pixels = load_image(self.pictures[image])
             if rng is not None:
                 pixels = augment(pixels, rng, c.crop_min, c.flip)
             batch["images"][row] = preprocess(pixels, c.size, c.pixels)

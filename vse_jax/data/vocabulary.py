@@ -17,6 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.data.layout import read_captions, write_atomically
+from vse_jax.data.remote import AnyPath, read_bytes, root_path
 from vse_jax.errors import InputError
 from vse_jax.progress import progress
 
@@ -55,7 +56,7 @@ def _sentence_splitter() -> Callable[[str], list[str]]:
     return functools.partial(re.split, r"(?<=[.?!])\s+")
 
 
-def find_vocabulary(config: ConfigDict) -> Path:
+def find_vocabulary(config: ConfigDict) -> AnyPath:
     """The word vocabulary file of a config.
 
     config.text.vocab, else <config.data.root>/../vocab/<name>_precomp_vocab.json or
@@ -76,11 +77,11 @@ def find_vocabulary(config: ConfigDict) -> Path:
     )
 
 
-def _folder(config: ConfigDict) -> Path:
-    return Path(config.data.root).parent / "vocab"
+def _folder(config: ConfigDict) -> AnyPath:
+    return root_path(config.data.root).parent / "vocab"
 
 
-def read_vocabulary(path: Path) -> dict[str, int]:
+def read_vocabulary(path: AnyPath) -> dict[str, int]:
     """Reads a vocabulary: word → id, <mask> included; ids are 0, 1, …
 
     Raises:
@@ -88,10 +89,8 @@ def read_vocabulary(path: Path) -> dict[str, int]:
             missing, or the ids have gaps.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
         vocab, count = content["word2idx"], content["idx"]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not JSON with word2idx and idx") from None
     if not isinstance(vocab, dict):
@@ -131,10 +130,11 @@ def build_vocabulary(config: ConfigDict) -> None:
     To config.text.vocab, or to where `find_vocabulary` looks first.
 
     Raises:
-        InputError: no captions, or the file holds another vocabulary already: a model
-            that was trained with it would read the wrong words.
+        InputError: no captions, the place is no local one, or the file holds another
+            vocabulary already: a model that was trained with it would read the wrong
+            words.
     """
-    captions = read_captions(Path(config.data.root), config.data.train_split)
+    captions = read_captions(root_path(config.data.root), config.data.train_split)
     words = count_words(captions, config.text.vocab_threshold)
     content = {
         "word2idx": {word: i for i, word in enumerate(words)},
@@ -145,6 +145,8 @@ def build_vocabulary(config: ConfigDict) -> None:
     path = _folder(config) / f"{config.data.name}_precomp_vocab.json"
     if config.text.vocab is not None:
         path = Path(config.text.vocab)
+    if not isinstance(path, Path):
+        raise InputError(f"{path}: name a local file to write with config.text.vocab")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.read_bytes() != data:

@@ -103,7 +103,7 @@ def retrieval_picture(
         "✓ and a green frame: the right answer.  Orange: its place if it is not among "
         "the first five.  Numbers: similarity."
     )
-    if split.image_paths is None:
+    if split.pictures is None:
         legend += "  This data set comes without picture files: ids are shown."
     draw.text((_MARGIN, 74), legend, _GREY, _font(18))
     heading = _font(22, bold=True)
@@ -198,10 +198,10 @@ def _draw_tile(
 
 def _thumbnail(split: Split, image: int) -> Image.Image | None:
     """The picture, at most a tile; None where there is no readable file."""
-    if split.image_paths is None:
+    if split.pictures is None:
         return None
     try:
-        picture = Image.fromarray(load_image(split.image_paths[image]))
+        picture = Image.fromarray(load_image(split.pictures[image]))
     except InputError:  # config.data.on_bad_image = 'skip'; evaluation has reported it
         return None
     return ImageOps.contain(picture, (_TILE - 2, _TILE - 2))

@@ -1,0 +1,245 @@
+"""--mode=export: a data root in the published layout, written as records.
+
+Run again, it checks every file against its SHA-256 and writes only what is missing,
+damaged or made from other data.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
+
+from vse_jax.data import records
+from vse_jax.data.layout import Split, read_split, write_atomically
+from vse_jax.data.records import Index
+from vse_jax.data.regions import NpyRows
+from vse_jax.data.remote import StoredFile, file_sha256
+from vse_jax.errors import InputError, check_choice
+from vse_jax.progress import progress
+
+SHARD_SIZE = 256 * 10**6  # bytes of records in an ArrayRecord shard, at most
+
+
+def export(config: ConfigDict) -> None:
+    """Writes every split of config.data.root as records, below config.data.export_to.
+
+    config.data.format says in which form; 'folder', the form that is read, writes both.
+
+    Raises:
+        InputError: bad data, a place that is no local folder, or one that holds the
+            export of another kind of images.
+    """
+    check_choice("config.data.format", config.data.format, ("folder", *records.FORMATS))
+    forms: tuple[str, ...] = records.FORMATS
+    if config.data.format != "folder":
+        forms = (config.data.format,)
+    source = config.copy_and_resolve_references()
+    source.data.format = "folder"
+    splits = [read_split(source, name) for name in _split_names(source)]
+    target = _target(config)
+    for split in splits:
+        _copy_lists(split, target)
+    plans = [(split, _blank_index(config, split, target)) for split in splits]
+    for form in forms:
+        folder = target / records.FOLDERS[form]
+        good = [_is_good(folder, split, index) for split, index in plans]
+        if form == "array_record":
+            for plan, is_good in zip(plans, good, strict=True):
+                if not is_good:
+                    _write_array_record(folder, *plan)
+        elif not all(good):
+            _write_tfds(folder, plans)
+            good = [False] * len(plans)  # TFDS writes a data set as a whole
+        for split, is_good in zip(splits, good, strict=True):
+            _print_summary(folder, split, "checked" if is_good else "written")
+
+
+def _split_names(config: ConfigDict) -> list[str]:
+    precomp = Path(config.data.root) / "precomp"
+    needed = ["_ids.txt", "_caps.txt"]
+    if config.image.kind == "region":
+        needed.append("_ims.npy")
+    names = [
+        name
+        for name in sorted(p.name[:-8] for p in precomp.glob("*_ids.txt"))
+        if all((precomp / f"{name}{end}").is_file() for end in needed)
+    ]
+    if not names:
+        raise InputError(f"{precomp}: no split with {', '.join(needed)} to export")
+    return names
+
+
+def _target(config: ConfigDict) -> Path:
+    target = config.data.export_to or config.data.root
+    if "://" in target:
+        raise InputError(
+            f"config.data.export_to: {target}: export to a local folder, then upload it"
+        )
+    return Path(target)
+
+
+def _copy_lists(split: Split, target: Path) -> None:
+    precomp = target / "precomp"
+    precomp.mkdir(parents=True, exist_ok=True)
+    for name in records.list_names(split.name):
+        source = Path(split.root) / "precomp" / name
+        if not (precomp / name).exists() or not (precomp / name).samefile(source):
+            write_atomically(precomp / name, source.read_bytes())
+
+
+def _blank_index(config: ConfigDict, split: Split, target: Path) -> Index:
+    """The index of an export that is to be written: without files."""
+    regions = split.regions
+    return Index(
+        version=records.VERSION,
+        kind=config.image.kind,
+        images=len(split.image_ids),
+        region_shape=() if regions is None else tuple(regions.shape[1:]),
+        source=_source_digest(split),
+        texts=records.list_digests(target, split.name),
+        files=(),
+    )
+
+
+def _source_digest(split: Split) -> str:
+    """Changes when a picture or feature file of the split does: names, sizes, times."""
+    digest = hashlib.sha256()
+    for path in _source_files(split):
+        name = os.path.relpath(path, os.fspath(split.root))
+        status = path.stat() if path.exists() else None
+        facts = status and (status.st_size, status.st_mtime_ns)
+        digest.update(f"{name} {facts}\n".encode())
+    return digest.hexdigest()
+
+
+def _source_files(split: Split) -> list[Path]:
+    """The pictures, or the feature file, of a split that was read from a folder."""
+    if isinstance(split.regions, NpyRows):
+        return [split.regions.path]
+    assert isinstance(split.pictures, list)
+    return split.pictures
+
+
+def _is_good(folder: Path, split: Split, planned: Index) -> bool:
+    """Whether the export of a split is there, whole, and of today's data."""
+    path = folder / f"{split.name}.json"
+    if not path.exists():
+        return False
+    try:
+        index = records.read_index(path)
+        _check_files(folder, index)
+    except InputError as error:
+        logging.warning("%s; written again", error)
+        return False
+    if index.kind != planned.kind:
+        raise InputError(
+            f"{path}: an export of image.kind {index.kind!r}; name another folder with "
+            "config.data.export_to"
+        )
+    if replace(index, files=()) != planned:
+        logging.warning("%s: made from other files; written again", path)
+        return False
+    return True
+
+
+def _check_files(folder: Path, index: Index) -> None:
+    for file in progress(index.files, f"checking {folder}", unit="files"):
+        records.check_size(folder, file)
+        if file_sha256(folder / file.name) != file.sha256:
+            raise InputError(f"{folder / file.name}: damaged")
+
+
+def _examples(split: Split) -> Iterator[dict]:
+    """The records of a split, in order."""
+    per = split.captions_per_image
+    count = len(split.image_ids)
+    files = _source_files(split)
+    for i in progress(range(count), f"writing {split.name}", unit="images"):
+        record = {
+            "id": split.image_ids[i],
+            "captions": split.captions[i * per : (i + 1) * per],
+        }
+        if split.regions is not None:
+            yield record | {"regions": split.regions[i].astype(np.float32)}
+        else:
+            yield record | {"image": _picture_bytes(files[i])}
+
+
+def _picture_bytes(path: Path) -> bytes:
+    if path.exists():
+        return path.read_bytes()
+    # Only with config.data.on_bad_image = 'skip': read as a bad picture, as it was.
+    logging.warning("%s: no such picture; exported as an empty one", path)
+    return b""
+
+
+def _write_array_record(folder: Path, split: Split, planned: Index) -> None:
+    """Writes a split's shards under other names, renames them, then the index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{split.name}.json").unlink(missing_ok=True)
+    for pattern in (f".{split.name}-[0-9]*.part", f"{split.name}-[0-9]*.array_record"):
+        for old in folder.glob(pattern):
+            old.unlink()
+    parts: list[tuple[Path, int]] = []
+    examples = map(records.encode_record, _examples(split))
+    waiting = next(examples, None)
+    while waiting is not None:
+        part = folder / f".{split.name}-{len(parts):05d}.part"
+        writer = ArrayRecordWriter(str(part), "group_size:1")  # one record a read
+        size = count = 0
+        while waiting is not None and (size == 0 or size + len(waiting) <= SHARD_SIZE):
+            writer.write(waiting)
+            size, count = size + len(waiting), count + 1
+            waiting = next(examples, None)
+        writer.close()
+        parts.append((part, count))
+    shards = []
+    for number, (part, count) in enumerate(parts):
+        name = f"{split.name}-{number:05d}-of-{len(parts):05d}.array_record"
+        part.rename(folder / name)
+        shards.append((name, count))
+    _write_index(folder, split, planned, shards)
+
+
+def _write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
+    from vse_jax.data import tfds_builder  # slow to import
+
+    # An older version, and what killed exports left: TFDS names it *.incomplete*.
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    shards = tfds_builder.write(
+        folder.parents[1],
+        {split.name: functools.partial(_examples, split) for split, _ in plans},
+        plans[0][1].region_shape,
+    )
+    for split, planned in plans:
+        _write_index(folder, split, planned, shards[split.name])
+
+
+def _write_index(
+    folder: Path, split: Split, planned: Index, shards: list[tuple[str, int]]
+) -> None:
+    others = [(name, 0) for name in ("dataset_info.json", "features.json")]
+    files = [
+        StoredFile(name, path.stat().st_size, file_sha256(path), count)
+        for name, count in (*shards, *others)
+        if (path := folder / name).exists()
+    ]
+    index = replace(planned, files=tuple(files))
+    write_atomically(folder / f"{split.name}.json", index.to_json())
+
+
+def _print_summary(folder: Path, split: Split, done: str) -> None:
+    index = records.read_index(folder / f"{split.name}.json")
+    size = sum(file.size for file in index.files) / 1e6
+    print(
+        f"{folder}: {split.name}: {index.images:,} images, shards: "
+        f"{len(index.shards)}, {size:,.1f} MB, {done}"
+    )

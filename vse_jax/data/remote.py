@@ -1,0 +1,135 @@
+"""Data roots in cloud storage: read through epath, shards kept in a local folder."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import fsspec
+from etils import epath
+
+from vse_jax.errors import InputError
+from vse_jax.progress import progress
+
+# pathlib's for local files, so that nothing changes for them; epath's for URLs.
+AnyPath: TypeAlias = Path | epath.Path
+
+SCHEMES = ("gs", "s3", "az", "hf")
+_CHUNK = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of an export: `records` is 0 for what is no shard."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+    records: int
+
+
+def root_path(root: str) -> AnyPath:
+    """config.data.root as a path: a local folder, or a URL such as gs://bucket/coco.
+
+    Raises:
+        InputError: an unknown scheme, or one whose package is not installed.
+    """
+    scheme, separator, _ = root.partition("://")
+    if not separator:
+        return Path(root)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise InputError(f"config.data.root: {root}: neither a folder nor {known}")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise InputError(f"config.data.root: {root}: {error}") from None
+    return epath.Path(root)
+
+
+def read_bytes(path: AnyPath) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: it cannot be read (names it).
+    """
+    try:
+        return path.read_bytes()
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def file_size(path: AnyPath) -> int:
+    """Bytes of a file.
+
+    Raises:
+        InputError: there is none (names it).
+    """
+    try:
+        return path.stat().st_size if isinstance(path, Path) else path.stat().length
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: AnyPath, error: Exception) -> Exception:
+    """What to raise: storage services have exception types of their own."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: No such file or directory")
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{path}: {error.strerror}")
+    if isinstance(path, Path):
+        return error
+    return InputError(f"{path}: {' '.join(str(error).split()) or repr(error)}")
+
+
+def local_copy(
+    folder: AnyPath, files: Sequence[StoredFile], cache: str | None, key: str
+) -> Path:
+    """`folder` itself, or where `files` of a remote folder have been copied to.
+
+    The readers of records need local files. Each is fetched once, checked against its
+    SHA-256, and kept in <cache>/<key>/; `cache` is ~/.cache/vse_jax/data where None.
+
+    Raises:
+        InputError: a file cannot be fetched, or is not the one that was exported.
+    """
+    if isinstance(folder, Path):
+        return folder
+    target = Path(cache or "~/.cache/vse_jax/data").expanduser() / key
+    target.mkdir(parents=True, exist_ok=True)
+    wanted = [file for file in files if not (target / file.name).is_file()]
+    for file in progress(wanted, f"fetching {folder}", unit="files"):
+        _fetch(folder / file.name, target / file.name, file.sha256)
+    return target
+
+
+def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as copy:
+            for chunk in _chunks(source):
+                digest.update(chunk)
+                copy.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise InputError(f"{source}: damaged (its SHA-256 is not the index's)")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _chunks(source: AnyPath) -> Iterator[bytes]:
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except Exception as error:
+        raise _unreadable(source, error) from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
