@@ -4,6 +4,7 @@ Run again, it checks every file against its SHA-256 and writes only what is miss
 damaged or made from other data.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -193,13 +194,16 @@ def _write_array_record(folder: Path, split: Split, planned: Index) -> None:
     waiting = next(examples, None)
     while waiting is not None:
         part = folder / f".{split.name}-{len(parts):05d}.part"
-        writer = ArrayRecordWriter(str(part), "group_size:1")  # one record a read
         size = count = 0
-        while waiting is not None and (size == 0 or size + len(waiting) <= SHARD_SIZE):
-            writer.write(waiting)
-            size, count = size + len(waiting), count + 1
-            waiting = next(examples, None)
-        writer.close()
+        with _failures_named(part):
+            writer = ArrayRecordWriter(str(part), "group_size:1")  # one record a read
+            while waiting is not None and (
+                size == 0 or size + len(waiting) <= SHARD_SIZE
+            ):
+                writer.write(waiting)
+                size, count = size + len(waiting), count + 1
+                waiting = next(examples, None)
+            writer.close()
         parts.append((part, count))
     shards = []
     for number, (part, count) in enumerate(parts):
@@ -214,13 +218,22 @@ def _write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
 
     # An older version, and what killed exports left: TFDS names it *.incomplete*.
     shutil.rmtree(folder.parent, ignore_errors=True)
-    shards = tfds_builder.write(
-        folder.parents[1],
-        {split.name: functools.partial(_examples, split) for split, _ in plans},
-        plans[0][1].region_shape,
-    )
+    examples = {split.name: functools.partial(_examples, split) for split, _ in plans}
+    with _failures_named(folder):
+        shape = plans[0][1].region_shape
+        shards = tfds_builder.write(folder.parents[1], examples, shape)
     for split, planned in plans:
         _write_index(folder, split, planned, shards[split.name])
+
+
+@contextlib.contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """What ArrayRecord's writer says of a full disk, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: could not be written ({reason})") from None
 
 
 def _write_index(

@@ -62,7 +62,10 @@ def read_index(path: AnyPath) -> Index:
     Raises:
         InputError: there is none, or it is damaged or of another version.
     """
-    data = read_bytes(path)
+    try:
+        data = read_bytes(path)
+    except InputError as error:
+        raise InputError(f"{error}; --mode=export writes it") from None
     try:
         fields = json.loads(data)
         files = tuple(StoredFile(**file) for file in fields.pop("files"))

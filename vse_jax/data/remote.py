@@ -1,7 +1,7 @@
 """Data roots in cloud storage: read through epath, shards kept in a local folder."""
 
 import hashlib
-import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,14 +99,19 @@ def local_copy(
         return folder
     target = Path(cache or "~/.cache/vse_jax/data").expanduser() / key
     target.mkdir(parents=True, exist_ok=True)
-    wanted = [file for file in files if not (target / file.name).is_file()]
+    wanted = [file for file in files if not _is_whole(target / file.name, file.size)]
     for file in progress(wanted, f"fetching {folder}", unit="files"):
         _fetch(folder / file.name, target / file.name, file.sha256)
     return target
 
 
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
 def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    # Other processes, on other hosts too, may be fetching into the same folder.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     digest = hashlib.sha256()
     try:
         with temporary.open("wb") as copy:
