@@ -125,6 +125,7 @@ def test_one_format_to_another_folder(config, tmp_path):
     config.data.export_to = str(tmp_path / "elsewhere")
     config.data.format = "array_record"
     export.export(config)
+    export.export(config)
     assert not (tmp_path / "elsewhere/tfds").exists()
     folder = read_split(config, "dev")
     config.data.root = config.data.export_to
@@ -199,13 +200,17 @@ def test_another_kind_is_refused(config):
     assert contents(Path(config.data.root)) == before
 
 
-def test_refused(config):
+def test_refused(config, first_export):
+    other_root = first_export[0]
     config.data.format = "tar"
     with pytest.raises(InputError, match=r"config.data.format: 'tar' is none of"):
         export.export(config)
     config.data.format = "folder"
     config.data.export_to = "gs://bucket"
     with pytest.raises(InputError, match=r"gs://bucket: export to a local folder"):
+        export.export(config)
+    config.data.export_to = str(other_root)
+    with pytest.raises(InputError, match=r"not from .*another config.data.export_to"):
         export.export(config)
     config.image.kind = "region"
     with pytest.raises(InputError, match=r"precomp: no split with _ids.txt"):

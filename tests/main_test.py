@@ -238,6 +238,8 @@ def test_a_cache_that_cannot_be_written_only_costs_time(trained, environment):
         (["--config.data.dev_split=absent"], "absent_caps.txt"),
         (["--config.eval.split=absent"], "absent_caps.txt"),
         (["--config.data.workers=elves"], "config.data.workers"),
+        (["--config.data.format=elves"], "config.data.format"),
+        (["--config.data.format=tfds"], "train.json: No such file"),
         (["--config.image.pool=elves"], "pool"),
         (["--config.image.kind=elves"], "config.image.kind"),
         (["--config.optimizer.name=elves"], "config.optimizer.name"),

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
-from vse_jax.data import export
+from vse_jax.data import export, tfds_builder
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
+from vse_jax.errors import InputError
 
 _USE = """
 import sys
@@ -38,9 +40,16 @@ def test_opens_without_our_code_and_tensorflow(tiny_root, tiny_config, tmp_path)
         command, capture_output=True, text=True, check=True, cwd=tmp_path
     )
 
+    assert not (tmp_path / "tiny/tfds/downloads").exists()
     image_id, *captions = done.stdout.splitlines()
     assert image_id == split.image_ids[5]
     assert captions == split.captions[25:30]
     np.testing.assert_array_equal(
         np.load(tmp_path / "image.npy"), load_image(split.pictures[5])
     )
+
+
+@pytest.mark.parametrize("name", ["all", "val 1k", "val.1k"])
+def test_names_that_tfds_would_misread(name, tmp_path):
+    with pytest.raises(InputError, match=f"split '{name}': no name that TFDS takes"):
+        tfds_builder.write(tmp_path, {name: list}, ())

@@ -223,18 +223,19 @@ def _check_pictures_exist(
             )
 
 
-def claim_root(root: Path, source: str) -> None:
+def claim_root(root: Path, source: str, field: str = "config.data.root") -> None:
     """Marks `root` as made from `source`; call it before writing anything there.
 
     Raises:
-        InputError: `root` already holds another data set.
+        InputError: `root`, which the config's `field` names, already holds another
+            data set.
     """
     marker = root / "prepared_from.txt"
     owner = read_lines(marker)[0] if marker.is_file() else "somewhere else"
     if owner != source and (marker.is_file() or (root / "precomp").exists()):
         raise InputError(
             f"{root}: already holds a data set made from {owner}, not from {source}; "
-            "name another config.data.root"
+            f"name another {field}"
         )
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, f"{source}\n".encode())

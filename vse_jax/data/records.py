@@ -247,6 +247,5 @@ def check_size(folder: AnyPath, file: StoredFile) -> None:
     size = file_size(folder / file.name)
     if size != file.size:
         raise InputError(
-            f"{folder / file.name}: {size} bytes, but {file.size} were exported; run "
-            "--mode=export again"
+            f"{folder / file.name}: {size} bytes, but {file.size} were exported"
         )

@@ -7,11 +7,15 @@ What --mode=export writes is opened by TFDS itself:
 
 import contextlib
 import io
+import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from vse_jax.errors import InputError
 
 # split → its records (id, captions, and image: bytes or regions: array), made afresh.
 Splits = Mapping[str, Callable[[], Iterable[dict]]]
@@ -67,12 +71,22 @@ def write(
 
     TFDS writes into a folder of another name and renames it when all is done; it makes
     shards of 64 MB to 1 GB and, in this version, ignores other wishes.
+
+    Raises:
+        InputError: a split's name means something else to TFDS, or nothing.
     """
+    for name in splits:
+        if name == "all" or not re.fullmatch(r"[\w-]+", name):
+            raise InputError(
+                f"split {name!r}: no name that TFDS takes; export with "
+                "config.data.format='array_record', or rename its files in precomp/"
+            )
     builder = ImageText(data_dir=data_dir, splits=splits, region_shape=region_shape)
     options = tfds.download.DownloadConfig(try_download_gcs=False)
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # it reports a "download"
         builder.download_and_prepare(download_config=options)
+    shutil.rmtree(data_dir / "downloads", ignore_errors=True)  # empty
     return {
         name: list(zip(sorted(info.filenames), info.shard_lengths, strict=True))
         for name, info in builder.info.splits.items()

@@ -1,0 +1,76 @@
+"""Time to read an image's bytes or features in random order, from each data format.
+
+python main.py --config=configs/openmoji.py --mode=prepare
+python main.py --config=configs/openmoji.py --mode=export
+python -m benchmarks.records
+
+The pictures are the demo's; region features of the published size are made up in a
+temporary folder (0.6 GB). All files were just written, so the disk plays no part.
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import coco_region, openmoji
+from vse_jax.data.export import export
+from vse_jax.data.images import load_image
+from vse_jax.data.layout import read_split
+from vse_jax.data.records import FORMATS
+
+IMAGES = 1000
+
+
+def main() -> None:
+    measure("picture, decoded", openmoji.get_config(), _picture)
+    with tempfile.TemporaryDirectory() as folder:
+        config = coco_region.get_config()
+        config.data.root = folder
+        write_regions(Path(folder))
+        with contextlib.redirect_stdout(io.StringIO()):
+            export(config)
+        measure("36 regions", config, _regions)
+
+
+def _picture(split, image: int) -> None:
+    load_image(split.pictures[image])
+
+
+def _regions(split, image: int) -> None:
+    split.regions[image].sum()  # all of it is read
+
+
+def measure(what: str, config: ConfigDict, read: Callable) -> None:
+    """Prints the median of five rounds over 1000 images in one thread."""
+    order = np.random.default_rng(0).permutation(IMAGES).tolist()
+    for form in ("folder", *FORMATS):
+        config.data.format = form
+        split = read_split(config, "train")
+        rounds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            for image in order:
+                read(split, image)
+            rounds.append((time.perf_counter() - start) / IMAGES)
+        print(f"{form}: {1e6 * np.median(rounds[1:]):.0f} µs a {what}")
+
+
+def write_regions(root: Path) -> None:
+    """A region data root with one split."""
+    precomp = root / "precomp"
+    precomp.mkdir()
+    ids = "".join(f"{i}\n" for i in range(IMAGES))
+    (precomp / "train_ids.txt").write_text(ids)
+    (precomp / "train_caps.txt").write_text("a caption\n" * 5 * IMAGES)
+    rng = np.random.default_rng(0)
+    np.save(precomp / "train_ims.npy", rng.random((IMAGES, 36, 2048), np.float32))
+
+
+if __name__ == "__main__":
+    main()
