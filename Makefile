@@ -66,6 +66,8 @@ bench: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
 	$(BIN)/python -m benchmarks.sorted_pool
 	$(BIN)/python -m benchmarks.data_loading
+	$(BIN)/python main.py --config=configs/openmoji.py --mode=export
+	$(BIN)/python -m benchmarks.records
 	$(BIN)/python -m benchmarks.ranking
 
 format: setup-dev

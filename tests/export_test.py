@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.main_test import MAIN, one_line_error, run
-from vse_jax.data import export, records
+from vse_jax.data import export, layout, records
 from vse_jax.data.layout import read_split
 from vse_jax.errors import InputError
 
@@ -215,6 +215,21 @@ def test_refused(config, first_export):
     config.image.kind = "region"
     with pytest.raises(InputError, match=r"precomp: no split with _ids.txt"):
         export.export(config)
+
+
+def test_tfds_wants_one_shape(tiny_config, tmp_path):
+    for split, sets in (("dev", 5), ("test", 6)):
+        rows = [(str(i), ["a caption"]) for i in range(3)]
+        layout.write_root(tmp_path, {split: rows}, {})
+        regions = np.zeros((3, sets, 8), np.float32)
+        np.save(tmp_path / f"precomp/{split}_ims.npy", regions)
+    tiny_config.data.root, tiny_config.image.kind = str(tmp_path), "region"
+    tiny_config.image.feature_dim = 8
+    (tmp_path / "id_mapping.json").unlink()
+    with pytest.raises(InputError, match=r"different region features \[\(5, 8\), \(6"):
+        export.export(tiny_config)
+    tiny_config.data.format = "array_record"
+    assert read_split(tiny_config, "test").regions[2].shape == (6, 8)
 
 
 def test_a_damaged_index_is_written_again(config):

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 from absl import flags
-from tensorflow_datasets.core.utils.shard_utils import ShardConfig
 
 from vse_jax.data import export, records
 from vse_jax.data.captions import caption_tokens
@@ -39,8 +38,7 @@ def exported(request, tiny_root, tmp_path_factory):
             regions = rng.random((images, 6, 8), np.float32)
             np.save(root / f"precomp/{split}_ims.npy", regions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "SHARD_SIZE", 10_000)
-        patch.setattr(ShardConfig, "min_shard_size", 5_000)
+        patch.setattr(export, "SHARD_SIZE", 5_000)
         export.export(config)
     return request.param, root
 

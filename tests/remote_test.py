@@ -15,6 +15,7 @@ from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import eval_batches
 from vse_jax.data.vocabulary import build_vocabulary
 from vse_jax.errors import InputError
+from vse_jax.metrics.positives import read_object
 
 
 class Bucket(MemoryFileSystem):
@@ -82,6 +83,15 @@ def test_batches_of_a_bucket(config, form, tiny_root, tmp_path):
     # Only the shards of the split that was read, and nothing half-written.
     kept = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len([name for name in kept if "array_record" in name]) == 1
+
+
+def test_annotations_of_a_bucket(config, bucket):
+    bucket.pipe_file("gs://bucket/tiny/cxc_annots/cxc_it.json", b'{"i2t": {}}')
+    config.data.format = "array_record"
+    folder = read_split(config, "test").root / "cxc_annots"
+    assert read_object(folder / "cxc_it.json") == {"i2t": {}}
+    with pytest.raises(InputError, match=r"gs://.*/cxc_t2t.json: No such file"):
+        read_object(folder / "cxc_t2t.json")
 
 
 def test_shards_are_fetched_once(config, bucket, monkeypatch):

@@ -52,4 +52,4 @@ def test_opens_without_our_code_and_tensorflow(tiny_root, tiny_config, tmp_path)
 @pytest.mark.parametrize("name", ["all", "val 1k", "val.1k"])
 def test_names_that_tfds_would_misread(name, tmp_path):
     with pytest.raises(InputError, match=f"split '{name}': no name that TFDS takes"):
-        tfds_builder.write(tmp_path, {name: list}, ())
+        tfds_builder.write(tmp_path, {name: [list]}, ())

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import glob
 import hashlib
+import itertools
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from vse_jax.progress import progress
 
 # One record a read; packed features take five times as long to read.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-SHARD_SIZE = 256 * 10**6  # bytes of records in an ArrayRecord shard, at most
+SHARD_SIZE = 256 * 10**6  # bytes of pictures or features in a shard, at most
 
 
 def export(config: ConfigDict) -> None:
@@ -162,12 +164,29 @@ def _check_files(folder: Path, index: Index) -> None:
             raise InputError(f"{folder / file.name}: damaged")
 
 
-def _examples(split: Split) -> Iterator[dict]:
-    """The records of a split, in order."""
+def _shards(split: Split) -> list[range]:
+    """The images of each shard."""
+    if split.regions is not None:
+        sizes = [4 * math.prod(split.regions.shape[1:])] * len(split.image_ids)
+    else:
+        files = _source_files(split)
+        sizes = [path.stat().st_size if path.exists() else 0 for path in files]
+    starts, filled = [0], 0
+    for image, size in enumerate(sizes):
+        if filled and filled + size > SHARD_SIZE:
+            starts.append(image)
+            filled = 0
+        filled += size
+    return [range(*ends) for ends in itertools.pairwise([*starts, len(sizes)])]
+
+
+def _examples(split: Split, images: range) -> Iterator[dict]:
+    """The records of some images of a split, in order."""
     per = split.captions_per_image
-    count = len(split.image_ids)
     files = _source_files(split)
-    for i in progress(range(count), f"writing {split.name}", unit="images"):
+    count = len(split.image_ids)
+    what = f"writing {split.name}"
+    for i in progress(images, what, count, "images", initial=images.start):
         record = {
             "id": split.image_ids[i],
             "captions": split.captions[i * per : (i + 1) * per],
@@ -194,39 +213,39 @@ def _write_array_record(folder: Path, split: Split, planned: Index) -> None:
     for pattern in (f".{name}-[0-9]*.part", f"{name}-[0-9]*-of-[0-9]*.array_record"):
         for old in folder.glob(pattern):
             old.unlink()
-    parts: list[tuple[Path, int]] = []
-    examples = map(records.encode_record, _examples(split))
-    waiting = next(examples, None)
-    while waiting is not None:
-        part = folder / f".{split.name}-{len(parts):05d}.part"
-        size = count = 0
+    shards = _shards(split)
+    parts = [folder / f".{split.name}-{k:05d}.part" for k in range(len(shards))]
+    for part, images in zip(parts, shards, strict=True):
         with _failures_named(part):
             writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
-            while waiting is not None and (
-                size == 0 or size + len(waiting) <= SHARD_SIZE
-            ):
-                writer.write(waiting)
-                size, count = size + len(waiting), count + 1
-                waiting = next(examples, None)
+            for record in _examples(split, images):
+                writer.write(records.encode_record(record))
             writer.close()
-        parts.append((part, count))
-    shards = []
-    for number, (part, count) in enumerate(parts):
-        name = f"{split.name}-{number:05d}-of-{len(parts):05d}.array_record"
+    written = []
+    for k, (part, images) in enumerate(zip(parts, shards, strict=True)):
+        name = f"{split.name}-{k:05d}-of-{len(shards):05d}.array_record"
         part.rename(folder / name)
-        shards.append((name, count))
-    _write_index(folder, split, planned, shards)
+        written.append((name, len(images)))
+    _write_index(folder, split, planned, written)
 
 
 def _write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
     from vse_jax.data import tfds_builder  # slow to import
 
+    shapes = {planned.region_shape for _, planned in plans}
+    if len(shapes) > 1:  # TFDS knows one shape for all splits
+        raise InputError(
+            f"{folder}: not for splits of different region features {sorted(shapes)}; "
+            "export with config.data.format='array_record'"
+        )
     # An older version, and what killed exports left: TFDS names it *.incomplete*.
     shutil.rmtree(folder.parent, ignore_errors=True)
-    examples = {split.name: functools.partial(_examples, split) for split, _ in plans}
+    examples = {
+        split.name: [functools.partial(_examples, split, s) for s in _shards(split)]
+        for split, _ in plans
+    }
     with _failures_named(folder):
-        shape = plans[0][1].region_shape
-        shards = tfds_builder.write(folder.parents[1], examples, shape)
+        shards = tfds_builder.write(folder.parents[1], examples, *shapes)
     for split, planned in plans:
         _write_index(folder, split, planned, shards[split.name])
 

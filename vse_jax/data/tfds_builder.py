@@ -6,10 +6,11 @@ What --mode=export writes is opened by TFDS itself:
 """
 
 import contextlib
+import functools
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ import tensorflow_datasets as tfds
 
 from vse_jax.errors import InputError
 
-# split → its records (id, captions, and image: bytes or regions: array), made afresh.
-Splits = Mapping[str, Callable[[], Iterable[dict]]]
+# split → its shards, each a function that makes its records (id, captions, and image:
+# bytes or regions: array) afresh.
+Splits = Mapping[str, Sequence[Callable[[], Iterable[dict]]]]
 
 
-class ImageText(tfds.core.GeneratorBasedBuilder):
-    """Images with their captions; order and splits are those of the data root."""
+class ImageText(tfds.core.ShardBasedBuilder):
+    """Images with their captions; order, splits and shards are those that it is given.
+
+    TFDS's GeneratorBasedBuilder would need TensorFlow for more than a gigabyte.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -47,21 +52,27 @@ class ImageText(tfds.core.GeneratorBasedBuilder):
             )
         else:
             features["image"] = tfds.features.Image()
-        # Evaluation counts on the order, which TFDS would shuffle.
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
-        return {name: self._generate_examples(name) for name in self._splits}
+    def _shard_iterators_per_split(self, dl_manager):
+        return {
+            name: [
+                functools.partial(_keyed, shard, k) for k, shard in enumerate(shards)
+            ]
+            for name, shards in self._splits.items()
+        }
 
-    def _generate_examples(self, name: str):
-        for key, record in enumerate(self._splits[name]()):
-            if "image" in record:  # a file object: TFDS keeps its bytes as they are
-                record = record | {"image": io.BytesIO(record["image"])}
-            yield key, record
+
+def _keyed(shard: Callable[[], Iterable[dict]], number: int) -> Iterator[tuple]:
+    """(key, example) pairs, as TFDS wants them, of the shard `number`."""
+    for place, record in enumerate(shard()):
+        if "image" in record:  # a file object: TFDS keeps its bytes as they are
+            record = record | {"image": io.BytesIO(record["image"])}
+        yield f"{number}-{place}", record
 
 
 def write(
@@ -69,8 +80,7 @@ def write(
 ) -> dict[str, list[tuple[str, int]]]:
     """Writes all splits below `data_dir`: split → (shard file's name, its records).
 
-    TFDS writes into a folder of another name and renames it when all is done; it makes
-    shards of 64 MB to 1 GB and, in this version, ignores other wishes.
+    TFDS writes into a folder of another name and renames it when all is done.
 
     Raises:
         InputError: a split's name means something else to TFDS, or nothing.

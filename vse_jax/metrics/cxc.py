@@ -6,12 +6,12 @@ evaluation.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from vse_jax.data.layout import read_lines
+from vse_jax.data.remote import AnyPath
 from vse_jax.errors import InputError
 from vse_jax.metrics.positives import positions, read_object
 from vse_jax.metrics.ranking import check_finite, recall
@@ -22,7 +22,7 @@ _LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match
 def cxc_metrics(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
-    folder: Path,
+    folder: AnyPath,
 ) -> dict[str, dict[str, float]]:
     """Recalls in % of the four tasks.
 
@@ -78,7 +78,7 @@ def cxc_metrics(
     return {task: _recalls(ranked) for task, ranked in found.items()}
 
 
-def _index(ids: Sequence[str], path: Path, expected: int) -> dict[str, int]:
+def _index(ids: Sequence[str], path: AnyPath, expected: int) -> dict[str, int]:
     """id → row."""
     if len(ids) != expected:
         raise InputError(f"{path}: {len(ids)} ids, but the split has {expected}")
@@ -90,7 +90,7 @@ def _index(ids: Sequence[str], path: Path, expected: int) -> dict[str, int]:
 
 
 def _judgements(
-    annotations: dict, queries: dict[str, int], path: Path
+    annotations: dict, queries: dict[str, int], path: AnyPath
 ) -> list[list[tuple[str, float]]]:
     """(item id, score) pairs of every query, in the split's order."""
     result = []
@@ -107,7 +107,9 @@ def _judgements(
     return result
 
 
-def _matches(path: Path, index: dict[str, int], least_score: float) -> list[list[int]]:
+def _matches(
+    path: AnyPath, index: dict[str, int], least_score: float
+) -> list[list[int]]:
     """Rows of the items judged a match of each query within its own set."""
     result = []
     for query, judged in zip(

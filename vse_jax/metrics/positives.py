@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
 
+from vse_jax.data.remote import AnyPath, read_bytes
 from vse_jax.errors import InputError
 from vse_jax.metrics.ranking import first_equal_rows
 from vse_jax.progress import progress
@@ -70,16 +70,15 @@ def _positions_in(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.arange(len(right)) + reached - reached_by_right
 
 
-def read_object(path: Path) -> dict:
+def read_object(path: AnyPath) -> dict:
     """The object that a JSON file holds.
 
     Raises:
         InputError: no such file, or something else in it.
     """
+    data = read_bytes(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        content = json.loads(data)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
