@@ -14,9 +14,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vse_jax.command_line import errors_on_one_line, set_up_logging
-from vse_jax.errors import InputError
+from vse_jax.errors import InputError, check_choice
 
 MODES = ("train", "eval", "embed", "plot", "prepare", "export", "build_vocab")
+TASKS = {"retrieval": MODES, "gpo_synthetic": ("train", "plot")}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -49,40 +50,36 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-    """Dispatches on --mode."""
+    """Dispatches on config.task and --mode."""
     if _CONFIG.value is None:
         raise InputError("--config: name a config file, or the --workdir of a run")
-    config = _CONFIG.value
-    if _MODE.value in ("prepare", "export", "build_vocab"):
+    config, task, mode = _CONFIG.value, _CONFIG.value.task, _MODE.value
+    check_choice("config.task", task, tuple(TASKS))
+    check_choice(f"--mode for config.task={task}", mode, TASKS[task])
+    if mode in ("prepare", "export", "build_vocab"):
         # These need no accelerator, so jax stays unimported.
         from vse_jax.data import export, prepare, vocabulary
 
         work = {"prepare": prepare.prepare, "export": export.export}
         work["build_vocab"] = vocabulary.build_vocabulary
-        work[_MODE.value](config)
+        work[mode](config)
         return
-    if _WORKDIR.value is None:
-        raise InputError(f"--workdir: needed by --mode={_MODE.value}")
-    workdir = Path(_WORKDIR.value)
+    if _WORKDIR.value is None and task == "retrieval":
+        raise InputError(f"--workdir: needed by --mode={mode}")
+    workdir = Path(_WORKDIR.value or f"runs/{task}")
 
     from vse_jax.data.captions import settle_vocab_size
     from vse_jax.runtime import configure
 
     settle_vocab_size(config)
     configure(config)
-    if _MODE.value == "train":
-        from vse_jax.train import train
+    from vse_jax import evaluate, synthetic, train
+    from vse_jax.search.plots import plot
 
-        train(config, workdir)
-    elif _MODE.value == "plot":
-        from vse_jax.search.plots import plot
-
-        plot(config, workdir)
-    else:
-        from vse_jax import evaluate
-
-        mode = {"eval": evaluate.evaluate, "embed": evaluate.embed}
-        mode[_MODE.value](config, workdir)
+    train_of = {"retrieval": train.train, "gpo_synthetic": synthetic.run_study}
+    modes = {"train": train_of[task], "plot": plot}
+    modes |= {"eval": evaluate.evaluate, "embed": evaluate.embed}
+    modes[mode](config, workdir)
 
 
 def main(_) -> None:

@@ -11,6 +11,7 @@ from ml_collections.config_dict import placeholder
 def base() -> ConfigDict:
     """Returns the full, locked config: an unknown field or a wrong type is an error."""
     c = ConfigDict()
+    c.task = "retrieval"  # retrieval | gpo_synthetic (the paper's Table 6)
     c.seed = 0  # ≥ 0
     c.batch_size = 128  # pairs per step over all devices and hosts
     c.num_epochs = 25
