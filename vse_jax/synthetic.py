@@ -10,7 +10,7 @@ the true ones, also for sizes that it never saw.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,7 @@ def true_coefficients(
 # The generators.
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Gives each rank of sets of `lengths` its coefficient, 0 beyond a set's last."""
 
@@ -156,7 +157,7 @@ class IndexBiGRU(nnx.Module):
 
 _TEMPERATURE = 0.1  # GPO's
 
-GENERATORS: dict[str, Callable[[nnx.Rngs], Any]] = {
+GENERATORS: dict[str, Callable[[nnx.Rngs], Generator]] = {
     "fspool": lambda rngs: InterpolatedVector(rngs=rngs),
     "mlp": lambda rngs: PositionMLP(rngs=rngs),
     "index_bigru": lambda rngs: IndexBiGRU(rngs=rngs),
