@@ -60,7 +60,7 @@ def test_rmse_is_over_the_ranks_of_the_set():
     np.testing.assert_allclose(errors, [0.5, (0.18 / 3) ** 0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", synthetic.GENERATORS)
+@pytest.mark.parametrize("name", ["fspool", "index_bigru", "gpo"])
 def test_coefficients_sum_to_one_and_end_with_the_set(name):
     generator = synthetic.GENERATORS[name](nnx.Rngs(0))
     weights = weights_of(generator, [2, 7, 4], 7)
@@ -83,11 +83,13 @@ def test_the_interpolated_vector_is_read_at_the_relative_rank():
     np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
-def test_the_mlps_ranks_keep_their_proportions_in_every_set():
+def test_the_mlps_ranks_have_the_same_coefficient_in_every_set():
     generator = synthetic.GENERATORS["mlp"](nnx.Rngs(0))
-    two, five = weights_of(generator, [2, 5], 5)
-    assert abs(two[0] / two[1] - 1) > 1e-3
-    assert two[0] / two[1] == pytest.approx(five[0] / five[1], rel=1e-5)
+    small, large = weights_of(generator, [30, 100], 100)
+    np.testing.assert_allclose(small[:30], large[:30], rtol=1e-6)
+    assert np.ptp(large) > 1e-4
+    assert not small[30:].any()
+    assert large.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_index_bigru_is_gpo_with_vectors_of_its_own():
@@ -138,7 +140,7 @@ def test_training_brings_the_coefficients_nearer(config):
     assert losses.shape == (150, len(synthetic.PATTERNS))
     for index, pattern in enumerate(synthetic.PATTERNS):
         assert 0 < losses[-20:, index].mean() < losses[:5, index].mean() / 2, pattern
-    assert after["A"] < before["A"] / 2
+    assert after["M-10"] < before["M-10"] / 2
     assert after["M-1"] < before["M-1"] / 2
 
 

@@ -106,11 +106,12 @@ class InterpolatedVector(nnx.Module):
     """Index → a learned vector, read at the relative rank (as in FSPool).
 
     Its values are the scores themselves, not a network's, so a temperature would only
-    multiply Adam's steps: there is none.
+    multiply Adam's steps: there is none. They start small, near the average.
     """
 
     def __init__(self, pieces: int = 20, *, rngs: nnx.Rngs):
-        self.knots = nnx.Param(jax.random.normal(rngs.params(), (pieces + 1, 1)))
+        start = 0.1 * jax.random.normal(rngs.params(), (pieces + 1, 1))
+        self.knots = nnx.Param(start)
 
     def weights(self, lengths: Int[Array, " b"], size: int) -> Float[Array, "b {size}"]:
         scores = interpolate(self.knots[...], lengths, size)[..., 0]
@@ -118,7 +119,11 @@ class InterpolatedVector(nnx.Module):
 
 
 class PositionMLP(nnx.Module):
-    """Sines and cosines of the rank → perceptron: a rank's score ignores the size."""
+    """Sines and cosines of the rank → perceptron, which knows nothing of the set.
+
+    So a rank has the same coefficient in sets of every size: the softmax is over the
+    ranks of the largest set of training, and what lies beyond a smaller set is lost.
+    """
 
     def __init__(self, positions: int = 32, hidden: int = 32, *, rngs: nnx.Rngs):
         float32 = np.dtype(np.float32)
@@ -128,10 +133,12 @@ class PositionMLP(nnx.Module):
         self.positions = positions
 
     def weights(self, lengths: Int[Array, " b"], size: int) -> Float[Array, "b {size}"]:
-        encoding = jnp.asarray(position_encoding(size, self.positions))
+        encoding = jnp.asarray(position_encoding(LARGEST, self.positions))
         hidden = nnx.relu(self.second(nnx.relu(self.first(encoding))))
-        scores = jnp.broadcast_to(self.last(hidden)[:, 0], (len(lengths), size))
-        return _softmax(scores / _TEMPERATURE, lengths)
+        scores = self.last(hidden)[:, 0] / _TEMPERATURE
+        total = jax.nn.logsumexp(scores[:LARGEST_TRAINED])
+        coefficients = jnp.exp(scores - total)[:size]
+        return jnp.where(_mask(lengths, size), coefficients, 0)
 
 
 class IndexBiGRU(nnx.Module):
