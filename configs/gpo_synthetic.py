@@ -17,5 +17,5 @@ def get_config():
     c.task = "gpo_synthetic"
     c.batch_size = 16  # random sets a step
     c.max_steps = 3000
-    c.optimizer.learning_rate = 5e-3  # at the start; falls to 0 along a cosine
+    c.optimizer.learning_rate = 2e-3  # at the start; falls to 0 along a cosine
     return c

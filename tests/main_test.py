@@ -241,6 +241,8 @@ def test_a_cache_that_cannot_be_written_only_costs_time(trained, environment):
         (["--config.data.format=elves"], "config.data.format"),
         (["--config.data.format=tfds"], "train.json: No such file"),
         (["--config.image.pool=elves"], "pool"),
+        (["--config.task=elves"], "config.task: 'elves'"),
+        (["--config.task=gpo_synthetic", "--mode=eval"], "gpo_synthetic: 'eval'"),
         (["--config.image.kind=elves"], "config.image.kind"),
         (["--config.optimizer.name=elves"], "config.optimizer.name"),
         (["--config.matmul_precision=elves"], "config.matmul_precision"),

@@ -76,7 +76,7 @@ def test_the_gpo_row_is_the_projects_gpo():
 
 def test_the_interpolated_vector_is_read_at_the_relative_rank():
     generator = synthetic.InterpolatedVector(pieces=2, rngs=nnx.Rngs(0))
-    generator.knots[...] = jnp.log(jnp.array([[4.0], [1.0], [1.0]]))
+    generator.knots[...] = 0.1 * jnp.log(jnp.array([[4.0], [1.0], [1.0]]))
     weights = weights_of(generator, [3, 5], 5)
     # Between knots, scores and not coefficients are interpolated: log 2 at rank 1 of 5.
     expected = [[4 / 6, 1 / 6, 1 / 6, 0, 0], [4 / 9, 2 / 9, 1 / 9, 1 / 9, 1 / 9]]

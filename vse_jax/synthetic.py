@@ -103,14 +103,13 @@ class Generator(Protocol):
 
 
 class InterpolatedVector(nnx.Module):
-    """Index → a learned vector, read at the relative rank (as in FSPool).
+    """Index → a learned vector of scores, read at the relative rank (as in FSPool).
 
-    Its values are the scores themselves, not a network's, so a temperature would only
-    multiply Adam's steps: there is none. They start small, near the average.
+    The scores start near 0, so near the average.
     """
 
     def __init__(self, pieces: int = 20, *, rngs: nnx.Rngs):
-        start = 0.1 * jax.random.normal(rngs.params(), (pieces + 1, 1))
+        start = 0.01 * jax.random.normal(rngs.params(), (pieces + 1, 1))
         self.knots = nnx.Param(start)
 
     def weights(self, lengths: Int[Array, " b"], size: int) -> Float[Array, "b {size}"]:
@@ -159,7 +158,7 @@ class IndexBiGRU(nnx.Module):
         vectors = jnp.broadcast_to(vectors, (len(lengths), *vectors.shape))
         forward, backward = self.gru(vectors, _mask(lengths, size))
         scores = self.linear((forward + backward) / 2)[..., 0]
-        return _softmax(scores / _TEMPERATURE, lengths)
+        return _softmax(scores, lengths)
 
 
 _TEMPERATURE = 0.1  # GPO's
@@ -177,7 +176,8 @@ def _mask(lengths, size):
 
 
 def _softmax(scores, lengths):
-    return jax.nn.softmax(scores, axis=1, where=_mask(lengths, scores.shape[1]))
+    mask = _mask(lengths, scores.shape[1])
+    return jax.nn.softmax(scores / _TEMPERATURE, axis=1, where=mask)
 
 
 # Training.
