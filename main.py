@@ -4,16 +4,18 @@
     python main.py --workdir=runs/demo --mode=eval --config.eval.split=dev
 
 Any field of the config can be set: --config.batch_size=64, --config.data.root=DIR.
-Exit codes: 0 done, 1 bad input (one line on stderr).
+Several processes and preemption: docs/distributed.md. Exit codes: 0 done, 1 bad input
+or another process lost (one line on stderr), 75 preempted (run the same command again).
 """
 
 import os
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from vse_jax.command_line import errors_on_one_line, set_up_logging
+from vse_jax import preemption
+from vse_jax.command_line import errors_on_one_line, parse_flags, set_up_logging
 from vse_jax.errors import InputError, check_choice
 
 MODES = ("train", "eval", "embed", "plot", "prepare", "export", "build_vocab")
@@ -22,31 +24,9 @@ TASKS = {"retrieval": MODES, "gpo_synthetic": ("train", "plot")}
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl flags; without --config, the workdir's saved config is used.
-
-    Raises:
-        InputError: unknown flag or config field, or a value of the wrong type.
-    """
-    names = [arg.lstrip("-").split("=")[0] for arg in argv]
-    if "config" not in names and "workdir" in names:
-        position = names.index("workdir")
-        workdir = argv[position].partition("=")[2]
-        if "=" not in argv[position] and len(argv) > position + 1:
-            workdir = argv[position + 1]
-        if not workdir:
-            raise InputError("--workdir: no folder given")
-        argv = [argv[0], f"--config=configs/saved.py:{workdir}", *argv[1:]]
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        field = str(error).strip("\"'")
-        named = [arg for arg in argv if f".{field}" in arg.split("=")[0]]
-        raise InputError(f"{(named or [field])[0]}: no such config field") from None
-    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 
 
 def run() -> None:
@@ -67,17 +47,29 @@ def run() -> None:
     if _WORKDIR.value is None and task == "retrieval":
         raise InputError(f"--workdir: needed by --mode={mode}")
     workdir = Path(_WORKDIR.value or f"runs/{task}")
+    if (task, mode) == ("retrieval", "train"):
+        preemption.listen()
 
+    from vse_jax import cluster
+
+    with cluster.ends_together(), errors_on_one_line():
+        cluster.connect(_COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value)
+        run_on_devices(mode, config, workdir)
+
+
+def run_on_devices(mode: str, config: ConfigDict, workdir: Path) -> None:
+    """The modes that compute; every process of the run comes here."""
+    from vse_jax import evaluate, synthetic, train
+    from vse_jax.cluster import check_same_config
     from vse_jax.data.captions import settle_vocab_size
     from vse_jax.runtime import configure
+    from vse_jax.search.plots import plot
 
     settle_vocab_size(config)
     configure(config)
-    from vse_jax import evaluate, synthetic, train
-    from vse_jax.search.plots import plot
-
+    check_same_config(config, mode)
     train_of = {"retrieval": train.train, "gpo_synthetic": synthetic.run_study}
-    modes = {"train": train_of[task], "plot": plot}
+    modes = {"train": train_of[config.task], "plot": plot}
     modes |= {"eval": evaluate.evaluate, "embed": evaluate.embed}
     modes[mode](config, workdir)
 

@@ -1,13 +1,38 @@
-"""What the command-line programs share: logging, and errors as one line."""
+"""What the command-line programs share: flags, logging, and errors as one line."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
 from logging import CRITICAL, WARNING, Formatter, getLogger
 
-from absl import logging
+from absl import flags, logging
 
 from vse_jax.errors import InputError
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses absl flags; without --config, the workdir's saved config is used.
+
+    Raises:
+        InputError: unknown flag or config field, or a value of the wrong type.
+    """
+    names = [arg.lstrip("-").split("=")[0] for arg in argv]
+    if "config" not in names and "workdir" in names:
+        position = names.index("workdir")
+        workdir = argv[position].partition("=")[2]
+        if "=" not in argv[position] and len(argv) > position + 1:
+            workdir = argv[position + 1]
+        if not workdir:
+            raise InputError("--workdir: no folder given")
+        argv = [argv[0], f"--config=configs/saved.py:{workdir}", *argv[1:]]
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        field = str(error).strip("\"'")
+        named = [arg for arg in argv if f".{field}" in arg.split("=")[0]]
+        raise InputError(f"{(named or [field])[0]}: no such config field") from None
+    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
+        raise InputError(" ".join(str(error).split())) from None
 
 
 def set_up_logging() -> None:

@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import saved
+from vse_jax import preemption
 from vse_jax.checkpoint import Checkpoints
+from vse_jax.cluster import check_same_data
 from vse_jax.config import EVALUATION_FREE_FIELDS, check_same_run
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split, write_atomically
@@ -78,9 +80,15 @@ class Evaluator:
         self._caption_features = jitted("caption_features")
 
     def tokens(self, split: Split) -> CaptionTokens:
-        """The split's captions as token ids."""
+        """The split's captions as token ids.
+
+        Raises:
+            InputError: the processes of the run do not read the same split.
+        """
         if split.name not in self._tokens:
-            self._tokens[split.name] = caption_tokens(self._config, split.captions)
+            tokens = caption_tokens(self._config, split.captions)
+            check_same_data(split, tokens)
+            self._tokens[split.name] = tokens
         return self._tokens[split.name]
 
     def embed(self, model, split: Split, features: NpyRows | None = None) -> Embeddings:
@@ -140,6 +148,7 @@ class Evaluator:
                 encode(model, put_batch(batch, sharding), where)
             )
             yield rows[index >= 0], index[index >= 0]
+            preemption.check()
 
 
 def load_best(config: ConfigDict, workdir: Path) -> tuple[Evaluator, dict]:

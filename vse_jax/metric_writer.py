@@ -29,11 +29,12 @@ class MetricWriter:
         self._first_step = 0
         self._tensorboard: SummaryWriter | None = None
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, validated: bool = True) -> None:
         """Forgets what was written after `step`; call it before the first `write`.
 
         A resumed run repeats the steps since its checkpoint, and no step may be there
-        twice. TensorBoard is told to hide the events it already has.
+        twice. TensorBoard is told to hide the events it already has. Unless the
+        checkpoint was `validated`, the validation at `step` is repeated too.
 
         Raises:
             InputError: `metrics.jsonl` is damaged, or the disk is full.
@@ -43,7 +44,12 @@ class MetricWriter:
         self._first_step = step + 1
         if not self._path.exists():
             return
-        kept = [row for row in read_metrics(self._workdir) if row["step"] <= step]
+        kept = [
+            row
+            for row in read_metrics(self._workdir)
+            if row["step"] < step
+            or (row["step"] == step and (validated or not _is_validation(row)))
+        ]
         temporary = self._path.with_suffix(".tmp")
         try:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
@@ -108,6 +114,10 @@ def read_metrics(workdir: Path) -> list[dict]:
             ) from None
         rows.append(row)
     return rows
+
+
+def _is_validation(row: dict) -> bool:
+    return any(name.startswith("eval/") for name in row)
 
 
 def _line(row: dict) -> str:

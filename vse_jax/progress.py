@@ -9,6 +9,13 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 _LINE_EVERY_S = 10.0  # without a terminal
+_hidden = False
+
+
+def hide() -> None:
+    """Shows nothing from here on: another process of the run does."""
+    global _hidden
+    _hidden = True
 
 
 def progress(
@@ -23,6 +30,9 @@ def progress(
     A bar on a terminal; elsewhere (a log file, CI) a plain line every ten seconds and
     one at the end, so that a log stays readable.
     """
+    if _hidden:
+        yield from items
+        return
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():

@@ -1,10 +1,12 @@
 """Token features of a frozen BERT, computed once for all captions of a split."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
@@ -23,6 +25,7 @@ def cached_token_features(
         split: whose captions.
         folder: where the file lives; made when missing. Its name holds a hash of the
             weights and of the tokens, so that another text or model never reuses it.
+            Process 0 writes it, and all processes read it.
 
     Returns:
         float32 [sum of lengths, hidden]: token t of caption c is row offsets[c] + t of
@@ -35,23 +38,43 @@ def cached_token_features(
     bert = model["params"]["text"]["bert"]
     digest = hashlib.sha256(tokens.ids.tobytes() + tokens.offsets.tobytes())
     for leaf in jax.tree.leaves(bert):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(_whole(leaf).tobytes())
     path = folder / f"{split.name}_tokens_{digest.hexdigest()[:16]}.npy"
-    if not path.exists():
+    # All processes compute or none does, whatever they see of the folder by now.
+    if not multihost_utils.broadcast_one_to_all(np.bool_(path.exists())):
         hidden = bert["embeddings"]["word"]["embedding"].shape[1]
         shape = (int(tokens.offsets[-1]), hidden)
-        unfinished = path.with_suffix(".tmp")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Ordinary writes: on a full disk, a memory map would kill the process.
-            with unfinished.open("wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                start = file.tell()
-                for caption, features in evaluator.token_features(model, split):
-                    file.seek(start + tokens.span(caption).start * hidden * 4)
-                    file.write(np.asarray(features, "<f4").tobytes())
-            unfinished.replace(path)
-        except OSError as error:
-            raise InputError(f"{unfinished}: {error.strerror}") from error
+        rows = evaluator.token_features(model, split)
+        if jax.process_index() == 0:
+            starts = ((tokens.span(caption).start, rows) for caption, rows in rows)
+            _write(path, shape, starts)
+        else:
+            for _ in rows:
+                pass
+        multihost_utils.sync_global_devices(path.name)
     return NpyRows(path)
+
+
+def _whole(leaf) -> np.ndarray:
+    """The leaf's values, also where other processes hold a part of it."""
+    if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
+    """Writes (first row, rows) pieces as an npy file, whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Ordinary writes: on a full disk, a memory map would kill the process.
+        with unfinished.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
+            for row, values in pieces:
+                file.seek(start + row * shape[1] * 4)
+                file.write(np.asarray(values, "<f4").tobytes())
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{unfinished}: {error.strerror}") from error

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vse_jax import preemption
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import EVALUATION_FREE_FIELDS, check_same_run, save_config
 from vse_jax.data.layout import Split, read_split
@@ -127,6 +128,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
         InputError: bad config or data, another config's workdir, NaN loss, full disk.
+        Preempted: SIGTERM came, and what was reached is on disk.
     """
     # Read everything that can be wrong before any time is spent on training.
     mesh = make_mesh(config)
@@ -164,11 +166,15 @@ def _fit(
     optimizer = Optimizer(config.optimizer, model["params"])
     abstract = abstract_state(config, optimizer, mesh)
     best_rsum = -1.0  # below any: the first validation is the best so far
+    validated = True  # False: steps were made since the last validation
+    unwritten: list = []  # scalars of steps since the last line of metrics.jsonl
     converted_epoch = None
     if checkpoints.last_step() is not None:
         kept, rest, saved = checkpoints.restore_last(abstract.model, abstract.rest)
         state = TrainState(**kept, **rest)
         best_rsum = saved["best_rsum"]
+        validated = saved.get("validated", True)
+        unwritten = saved.get("unwritten", [])
         logging.info("resumed from step %d", int(state.step))
     else:
         state = initial_state(config, optimizer, mesh)
@@ -191,6 +197,7 @@ def _fit(
 
     # The loop. Its order is fixed: the checkpoint of a step is started before the next
     # batch is drawn, so that what is saved is exactly what has been trained on.
+    evaluator.tokens(dev)  # may be wrong, too
     data = TrainData(config, split, evaluator.tokens(split), features)
     schedule = Schedule.from_config(
         config, data.steps_per_epoch, ramp_steps=data.pairs // config.batch_size + 1
@@ -200,59 +207,85 @@ def _fit(
         total = min(total, config.max_steps)
     run_step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
     if converted_epoch is not None:
-        first_step = converted_epoch * schedule.steps_per_epoch
-        state = dataclasses.replace(state, step=state.step + first_step)
+        made_elsewhere = converted_epoch * schedule.steps_per_epoch
+        state = dataclasses.replace(state, step=state.step + made_elsewhere)
     step = int(state.step)
     if jax.process_index() == 0:
         save_config(config, workdir / "config.json")
     writer = MetricWriter(workdir, active=jax.process_index() == 0)
-    writer.truncate_after(step)
-    recorder = _Recorder(config, writer)
+    writer.truncate_after(step, validated)
+    recorder = _Recorder(config, writer, unwritten)
     if converted_epoch is not None:
         # What the converted weights reach on this data is what training has to beat.
         metrics = evaluator.evaluate(state.model, dev, dev_features)
         best_rsum = metrics["rsum"]
         writer.write(step, _scalars(f"eval/{dev.name}", metrics))
-        _save_last(checkpoints, step, state, best_rsum)
+        _save_last(checkpoints, step, state, best_rsum, validated)
     if step < total:
         logging.info("compiling the training step")
     process = (jax.process_index(), jax.process_count())
-    with data.batches(step, *process) as batches:
-        while step < total:
-            epoch = schedule.epoch(step)
-            groups = optimizer.open_groups(epoch)
-            end = min(total, (epoch + 1) * schedule.steps_per_epoch)
-            for _ in progress(
-                range(end - step),
-                f"epoch {epoch + 1}/{config.num_epochs}",
-                total=schedule.steps_per_epoch,
-                unit="step",
-                initial=step % schedule.steps_per_epoch,
-            ):
-                batch = recorder.timed_next(batches)
-                batch = put_batch(batch, batch_sharding(mesh))
-                state, scalars = run_step(state, batch, groups)
-                step += 1
-                recorder.add(step, scalars)
-                every = config.checkpoint.every_steps
-                if every and step % every == 0 and step < end:
+    try:
+        with data.batches(step, *process) as batches:
+            while step < total or not validated:
+                # Stopped between an epoch's last step and its validation, a run goes on
+                # with the latter.
+                epoch = schedule.epoch(step if validated else step - 1)
+                groups = optimizer.open_groups(epoch)
+                end = min(total, (epoch + 1) * schedule.steps_per_epoch)
+                for _ in progress(
+                    range(end - step),
+                    f"epoch {epoch + 1}/{config.num_epochs}",
+                    total=schedule.steps_per_epoch,
+                    unit="step",
+                    initial=step % schedule.steps_per_epoch,
+                ):
+                    preemption.check()
+                    batch = recorder.timed_next(batches)
+                    batch = put_batch(batch, batch_sharding(mesh))
+                    state, scalars = run_step(state, batch, groups)
+                    step += 1
+                    validated = False
+                    recorder.add(step, scalars)
+                    every = config.checkpoint.every_steps
+                    if every and step % every == 0 and step < end:
+                        recorder.flush(step)
+                        _save_last(checkpoints, step, state, best_rsum, validated)
                     recorder.flush(step)
-                    _save_last(checkpoints, step, state, best_rsum)
-            recorder.flush(step)
-            metrics = evaluator.evaluate(state.model, dev, dev_features)
-            writer.write(step, _scalars(f"eval/{dev.name}", metrics))
-            if metrics["rsum"] > best_rsum:
-                best_rsum = metrics["rsum"]
-                best = {"rsum": best_rsum, "epoch": epoch + 1}
-                checkpoints.save_best(step, state.model, best)
-            _save_last(checkpoints, step, state, best_rsum)
-            recorder.restart_clock()
-    writer.close()
+                metrics = evaluator.evaluate(state.model, dev, dev_features)
+                writer.write(step, _scalars(f"eval/{dev.name}", metrics))
+                if metrics["rsum"] > best_rsum:
+                    best_rsum = metrics["rsum"]
+                    best = {"rsum": best_rsum, "epoch": epoch + 1}
+                    checkpoints.save_best(step, state.model, best)
+                validated = True
+                _save_last(checkpoints, step, state, best_rsum, validated)
+                recorder.restart_clock()
+    except preemption.Preempted:
+        if checkpoints.last_step() != step:
+            unwritten = recorder.unwritten()
+            _save_last(checkpoints, step, state, best_rsum, validated, unwritten)
+            checkpoints.wait()
+        logging.info("SIGTERM: stopped after step %d, saved; run it again", step)
+        raise
+    finally:
+        writer.close()
     return schedule
 
 
-def _save_last(checkpoints, step: int, state: TrainState, best_rsum: float) -> None:
-    checkpoints.save_last(step, state.model, state.rest, {"best_rsum": best_rsum})
+def _save_last(
+    checkpoints: Checkpoints,
+    step: int,
+    state: TrainState,
+    best_rsum: float,
+    validated: bool,
+    unwritten: list | None = None,
+) -> None:
+    progress = {
+        "best_rsum": best_rsum,
+        "validated": validated,
+        "unwritten": unwritten or [],
+    }
+    checkpoints.save_last(step, state.model, state.rest, progress)
 
 
 def _scalars(prefix: str, metrics: dict) -> dict[str, float]:
@@ -265,12 +298,15 @@ def _scalars(prefix: str, metrics: dict) -> dict[str, float]:
 
 
 class _Recorder:
-    """Collects the steps' scalars on the device; writes one line every `log_every`."""
+    """Collects the steps' scalars on the device; writes one line every `log_every`.
 
-    def __init__(self, config: ConfigDict, writer: MetricWriter):
+    `unwritten` is what a run that stopped between two lines had collected.
+    """
+
+    def __init__(self, config: ConfigDict, writer: MetricWriter, unwritten: list):
         self._config = config
         self._writer = writer
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._pending: list[tuple[int, dict]] = [(step, row) for step, row in unwritten]
         self._compiled = False
         self.restart_clock()
 
@@ -278,6 +314,7 @@ class _Recorder:
         """Leaves what happened since the last line out of the rates."""
         self._start = time.monotonic()
         self._waited = 0.0
+        self._steps = 0
 
     def timed_next(self, batches):
         """The next batch; the time it takes is the step's wait for data."""
@@ -289,8 +326,9 @@ class _Recorder:
     def add(self, step: int, scalars: dict[str, jax.Array]) -> None:
         if self._pending:
             # At most two steps in flight: queued batches would fill the memory.
-            self._pending[-1][1]["loss"].block_until_ready()
+            jax.block_until_ready(self._pending[-1][1]["loss"])
         self._pending.append((step, scalars))
+        self._steps += 1
         if not self._compiled:
             self._compiled = True
             scalars["loss"].block_until_ready()
@@ -300,17 +338,15 @@ class _Recorder:
         if step % self._config.log_every == 0:
             self.flush(step)
 
-    def flush(self, step: int) -> None:
-        """Writes the means since the last line.
+    def unwritten(self) -> list:
+        """JSON-able [(step, scalars)] since the last line.
 
         Raises:
             InputError: a loss is NaN or infinite; names the first such step.
         """
-        if not self._pending:
-            return
-        steps = [number for number, _ in self._pending]
-        rows = jax.device_get([scalars for _, scalars in self._pending])
-        for number, row in zip(steps, rows, strict=True):
+        numbers = [number for number, _ in self._pending]
+        fetched = jax.device_get([scalars for _, scalars in self._pending])
+        for number, row in zip(numbers, fetched, strict=True):
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(row[name]):
                     raise InputError(
@@ -318,6 +354,20 @@ class _Recorder:
                         "last good checkpoint is kept (lower "
                         "config.optimizer.learning_rate?)"
                     )
+        return [
+            (number, {name: float(value) for name, value in row.items()})
+            for number, row in zip(numbers, fetched, strict=True)
+        ]
+
+    def flush(self, step: int) -> None:
+        """Writes the means since the last line.
+
+        Raises:
+            InputError: as `unwritten`.
+        """
+        if not self._pending:
+            return
+        rows = [row for _, row in self.unwritten()]
         seconds = time.monotonic() - self._start
         self._writer.write(
             step,
@@ -325,7 +375,7 @@ class _Recorder:
                 "train/loss": float(np.mean([row["loss"] for row in rows])),
                 "train/grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
                 "train/lr": float(rows[-1]["lr"]),
-                "perf/images_per_s": len(rows) * self._config.batch_size / seconds,
+                "perf/images_per_s": self._steps * self._config.batch_size / seconds,
                 "perf/data_wait": self._waited / seconds,
             },
         )
