@@ -250,7 +250,7 @@ def _fit(
                     if every and step % every == 0 and step < end:
                         recorder.flush(step)
                         _save_last(checkpoints, step, state, best_rsum, validated)
-                    recorder.flush(step)
+                recorder.flush(step)
                 metrics = evaluator.evaluate(state.model, dev, dev_features)
                 writer.write(step, _scalars(f"eval/{dev.name}", metrics))
                 if metrics["rsum"] > best_rsum:
@@ -264,7 +264,7 @@ def _fit(
         if checkpoints.last_step() != step:
             unwritten = recorder.unwritten()
             _save_last(checkpoints, step, state, best_rsum, validated, unwritten)
-            checkpoints.wait()
+        checkpoints.wait()
         logging.info("SIGTERM: stopped after step %d, saved; run it again", step)
         raise
     finally:
