@@ -16,6 +16,7 @@ from vse_jax.optimizer import Schedule
 from vse_jax.search import plots
 from vse_jax.search.plots import curves_picture
 from vse_jax.state import split_model
+from vse_jax.synthetic import PAPER
 
 SCHEDULE = Schedule(
     steps_per_epoch=10,
@@ -105,6 +106,16 @@ def test_the_study_of_poolings(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(STUDY))
     plots.plot(tiny.get_config(), tmp_path)
     assert_drawn(tmp_path, "pooling_study")
+
+
+def test_the_papers_synthetic_study(tmp_path):
+    (tmp_path / "table6.json").write_text(json.dumps(PAPER))
+    plots.plot(tiny.get_config(), tmp_path)
+    assert_drawn(tmp_path, "table6")
+    cut = {sizes: table for sizes, table in PAPER.items() if sizes != "larger"}
+    (tmp_path / "table6.json").write_text(json.dumps(cut))
+    with pytest.raises(InputError, match=r"table6\.json: no 'larger' in it"):
+        plots.plot(tiny.get_config(), tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"seeds": [0]}'])

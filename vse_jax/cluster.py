@@ -40,6 +40,8 @@ _LOST = (
 _HOSTS_OWN = (
     "data.root",
     "data.source",
+    "data.export_to",
+    "data.cache",
     "data.workers",
     "data.num_workers",
     "image.weights",

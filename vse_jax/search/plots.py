@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
 from vse_jax.data.layout import write_atomically
@@ -23,6 +24,7 @@ from vse_jax.models.gpo import GPO
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Schedule
 from vse_jax.state import abstract_model, merge_model
+from vse_jax.synthetic import PAPER, PATTERNS
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _GREEN, _ORANGE, _BLUE = "#009E73", "#D55E00", "#0072B2"
@@ -115,6 +117,8 @@ def plot(config: ConfigDict, workdir: Path) -> None:
     made = []
     if (workdir / "study.json").exists():
         made += study_picture(workdir, workdir)
+    if (workdir / "table6.json").exists():
+        made += table6_picture(workdir)
     if not made or (workdir / "checkpoints").exists():
         made += coefficients_picture(workdir, learned_coefficients(config, workdir))
     print("\n".join(map(str, made)))
@@ -220,6 +224,40 @@ def study_picture(folder: Path, destination: Path) -> list[Path]:
     _tidy(axes)
     axes.grid(axis="y", visible=False)
     return _save(figure, destination, "pooling_study")
+
+
+def table6_picture(folder: Path) -> list[Path]:
+    """Draws `table6.{png,svg}` from table6.json: ours beside the paper's, all cells.
+
+    Raises:
+        InputError: table6.json is missing or damaged.
+    """
+    ours = _read_json(folder / "table6.json", tuple(PAPER))
+    figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
+    grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
+    for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
+        for axes, pattern in zip(row, PATTERNS, strict=True):
+            for y, generator in enumerate(table):
+                pair = ours[sizes][generator][pattern], table[generator][pattern]
+                axes.plot(pair, (y, y), "-", color=_GREY, linewidth=1.5)
+                axes.plot(pair[1], y, "o", color=_ORANGE, markersize=8, mfc="white")
+                axes.plot(pair[0], y, "o", color=_BLUE, markersize=5)
+            axes.set_yticks(range(len(table)), list(table))
+            axes.set_ylim(len(table) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            _tidy(axes)
+        row[0].set_ylabel(f"{sizes} sizes", fontsize=12)
+    for axes, pattern in zip(grid[0], PATTERNS, strict=True):
+        axes.set_title(pattern, fontsize=13, color=_INK)
+    for axes in grid[-1]:
+        axes.set_xlim(left=-0.006)
+    marks = [
+        Line2D([], [], color=_BLUE, marker="o", linestyle="", markersize=5),
+        Line2D([], [], color=_ORANGE, marker="o", linestyle="", markersize=8, mfc="w"),
+    ]
+    figure.supxlabel("RMSE of the generated coefficients")
+    figure.legend(marks, ["here", "paper"], loc="outside upper right", ncols=2)
+    return _save(figure, folder, "table6")
 
 
 def _read_json(path: Path, keys: tuple[str, ...]) -> dict:
