@@ -64,6 +64,14 @@ def finish(processes, codes=(0, 0)) -> list[str]:
     return [err for _, err in results]
 
 
+def send(number, process, processes, workdir):
+    """Sends a signal to one of them as soon as there is a checkpoint."""
+    last = workdir / "checkpoints" / "last"
+    if not wait_for(lambda: any(last.glob("[0-9]*")), processes[0], seconds=600):
+        finish(processes, ("a checkpoint", "before the end"))
+    processes[process].send_signal(number)
+
+
 def rows(workdir):
     """metrics.jsonl without what depends on the machine's speed."""
     found = (
@@ -146,9 +154,7 @@ def test_one_is_killed_and_the_pair_goes_on(
     workdir = tmp_path / "run"
     args = [*args, f"--workdir={workdir}"]
     processes = start_pair(args, two_devices | {"VSE_JAX_TIMEOUT": "20"})
-    saved = workdir / "checkpoints" / "last" / "3"
-    assert wait_for(saved.exists, processes[0], seconds=300)
-    processes[victim].send_signal(signal.SIGKILL)
+    send(signal.SIGKILL, victim, processes, workdir)
     codes = [1, 1]
     codes[victim] = -signal.SIGKILL
     errors = finish(processes, codes)
@@ -163,9 +169,7 @@ def test_sigterm_to_one_stops_both_at_one_step(
     workdir = tmp_path / "run"
     args = [*args, f"--workdir={workdir}"]
     processes = start_pair(args, two_devices)
-    saved = workdir / "checkpoints" / "last" / "3"
-    assert wait_for(saved.exists, processes[0], seconds=300)
-    processes[1].send_signal(signal.SIGTERM)
+    send(signal.SIGTERM, 1, processes, workdir)
     errors = finish(processes, (75, 75))
     assert "SIGTERM: stopped after step" in errors[0]
     errors = finish(start_pair(args, two_devices))
