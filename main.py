@@ -60,13 +60,15 @@ def run() -> None:
 def run_on_devices(mode: str, config: ConfigDict, workdir: Path) -> None:
     """The modes that compute; every process of the run comes here."""
     from vse_jax import evaluate, synthetic, train
-    from vse_jax.cluster import check_same_config
+    from vse_jax.cluster import check_alone, check_same_config
     from vse_jax.data.captions import settle_vocab_size
     from vse_jax.runtime import configure
     from vse_jax.search.plots import plot
 
     settle_vocab_size(config)
     configure(config)
+    if mode == "plot" or config.task != "retrieval":
+        check_alone(f"--mode={mode} of config.task={config.task}")
     check_same_config(config, mode)
     train_of = {"retrieval": train.train, "gpo_synthetic": synthetic.run_study}
     modes = {"train": train_of[config.task], "plot": plot}

@@ -29,9 +29,7 @@ def base() -> ConfigDict:
     c.data.root = "data/coco"  # the folder that holds precomp/, or its URL (gs://…)
     c.data.format = "folder"  # folder (the published layout) | array_record | tfds
     c.data.export_to = placeholder(str)  # folder for --mode=export; None: data.root
-    c.data.cache = placeholder(
-        str
-    )  # folder for shards of a URL; None: ~/.cache/vse_jax
+    c.data.cache = placeholder(str)  # keeps a URL's shards; None: ~/.cache/vse_jax
     c.data.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures
     c.data.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
     c.data.train_split = "train"
@@ -78,7 +76,7 @@ def base() -> ConfigDict:
     c.text.vocab_threshold = 4  # --mode=build_vocab: times a word has to occur
     c.text.word_dim = 300  # size of a word's vector, bigru
     c.text.hidden = 768
-    c.text.layers = 12
+    c.text.layers = 12  # bigru: 1 or 2, or 0 with pool = 'seq2seq' (VSE++'s GRU)
     c.text.heads = 12
     c.text.ffn = 3072
     c.text.max_positions = 512

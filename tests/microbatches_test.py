@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks import memory
 from tests import tiny
 from tests.train_test import batch_of, region_config, set_up
 from vse_jax.models.vse import VSE
@@ -95,3 +96,20 @@ def test_statistics_are_those_of_each_microbatch_in_turn():
     for name, statistic in stats["image"]["mlp"]["bn"].items():
         running = getattr(model.image.mlp.bn, name)[...]
         np.testing.assert_allclose(statistic, running, rtol=1e-5, atol=1e-6)
+
+
+def test_rematerialised_blocks_keep_less():
+    config = tiny.get_config()
+    everything = memory.kept_bytes(config)
+    config.remat = True
+    assert memory.kept_bytes(config) < 0.6 * everything
+
+
+def test_microbatches_need_less_memory():
+    config = exact_config()
+    config.batch_size, config.text.vocab_size = 256, 32
+    peaks = []
+    for count in (1, 8):
+        config.microbatches = count
+        peaks.append(memory.analysis(config).temp_size_in_bytes)
+    assert peaks[1] < 0.3 * peaks[0]

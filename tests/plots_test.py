@@ -114,11 +114,13 @@ def test_the_papers_synthetic_study(tmp_path):
     assert_drawn(tmp_path, "table6")
     cut = {sizes: table for sizes, table in PAPER.items() if sizes != "larger"}
     (tmp_path / "table6.json").write_text(json.dumps(cut))
-    with pytest.raises(InputError, match=r"table6\.json: no 'larger' in it"):
+    with pytest.raises(InputError, match=r"table6\.json: damaged .*'larger'"):
         plots.plot(tiny.get_config(), tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"seeds": [0]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"seeds": [0]}', '{"seeds": [0], "variants": {"a": {}}}']
+)
 def test_damaged_results_are_named(tmp_path, content):
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(InputError, match=r"study\.json: "):

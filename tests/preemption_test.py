@@ -51,10 +51,10 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(config, tmp_path, monkeypat
 def test_sigterm_saves_and_ends_with_75(tiny_root, environment, tmp_path):
     workdir = tmp_path / "run"
     args = [f"--config=tests/tiny.py:{tiny_root}", f"--workdir={workdir}"]
-    process = start([*args, "--config.max_steps=300"], environment)
+    process = start(args, environment)
     metrics = workdir / "metrics.jsonl"
     assert wait_for(
-        lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process
+        lambda: metrics.exists() and '"step": 3' in metrics.read_text(), process, 300
     )
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=600)
@@ -70,7 +70,9 @@ def test_sigterm_saves_and_ends_with_75(tiny_root, environment, tmp_path):
 def test_sigterm_before_the_first_step(tiny_root, environment, tmp_path):
     args = [f"--config=tests/tiny.py:{tiny_root}", f"--workdir={tmp_path / 'run'}"]
     process = start(args, environment)
-    assert wait_for((tmp_path / "run").exists, process)  # jax is loaded, data is read
+    assert wait_for(
+        (tmp_path / "run").exists, process, 300
+    )  # jax is loaded, data is read
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 75, err

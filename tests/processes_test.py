@@ -123,7 +123,7 @@ def test_evaluation_equals_one_process(trained_by_two, environment, tmp_path):
 def test_others_go_on_from_its_checkpoint(
     trained_by_two, args, two_devices, environment, tmp_path
 ):
-    """One process; two that SLURM started, with every parameter in four parts."""
+    """One process; two that SLURM started, with large parameters in four parts."""
     more = [*args, f"--config.max_steps={STEPS + 2}"]
     for name in ("one", "slurm"):
         shutil.copytree(trained_by_two, tmp_path / name)
@@ -153,7 +153,7 @@ def test_one_is_killed_and_the_pair_goes_on(
 ):
     workdir = tmp_path / "run"
     args = [*args, f"--workdir={workdir}"]
-    processes = start_pair(args, two_devices | {"VSE_JAX_TIMEOUT": "20"})
+    processes = start_pair(args, two_devices | {"VSE_JAX_TIMEOUT": "60"})
     send(signal.SIGKILL, victim, processes, workdir)
     codes = [1, 1]
     codes[victim] = -signal.SIGKILL
@@ -177,24 +177,28 @@ def test_sigterm_to_one_stops_both_at_one_step(
     assert_same_run(workdir, trained_by_two)
 
 
-def test_another_config_or_other_data(args, two_devices, tiny_root, tmp_path):
-    root = tmp_path / "tiny"
+def test_another_config_data_or_workdir(
+    trained_by_two, args, two_devices, tiny_root, tmp_path
+):
+    """Process 1 differs: one line from both, before anything is computed."""
+    root, run = tmp_path / "tiny", f"--workdir={tmp_path / 'run'}"
     shutil.copytree(tiny_root, root)
     shutil.copytree(tiny_root.parent / "vocab", tmp_path / "vocab")
-    captions = root / "precomp" / "train_caps.txt"
-    captions.write_text(captions.read_text().replace("drawn", "seen"))
-    cases = {
-        "--config.loss.margin=0.3": "error: config differs between the processes: "
-        "loss.margin (0.3 in process 1, 0.2 in process 0)",
-        f"--config.data.root={root}": "error: data differs between the processes: "
-        "train captions",
-    }
-    for change, message in cases.items():
-        processes = start_pair(
-            [*args, f"--workdir={tmp_path / 'run'}"], two_devices, ((), (change,))
-        )
+    for split in ("train", "test"):
+        captions = root / "precomp" / f"{split}_caps.txt"
+        captions.write_text(captions.read_text().replace("drawn", "seen"))
+    trained, other_root = f"--workdir={trained_by_two}", f"--config.data.root={root}"
+    margin = "loss.margin (0.3 in process 1, 0.2 in process 0)"
+    for ours, others, message in (
+        ([run], ["--config.loss.margin=0.3"], f"config differs: {margin}"),
+        ([run], [other_root], "data differs: train captions"),
+        ([trained, "--mode=eval"], [other_root], "data differs: test captions"),
+        ([trained], [f"{run}-elsewhere"], "workdir differs: best (None in process 1"),
+    ):
+        processes = start_pair([*args, *ours], two_devices, ((), tuple(others)))
+        expected = message.replace("differs", "differs between the processes")
         for err in finish(processes, (1, 1)):
-            assert err.splitlines()[-1].startswith(message), err
+            assert err.splitlines()[-1].startswith(f"error: {expected}"), err
 
 
 def test_a_coordinator_that_never_answers(args, two_devices, tmp_path):
@@ -212,12 +216,19 @@ def test_a_coordinator_that_never_answers(args, two_devices, tmp_path):
         (("host:1", 0, None), "give all three"),
         ((None, 0, 2), "give all three"),
         (("host", 0, 2), "--coordinator=host: not HOST:PORT"),
+        (("host:99999", 0, 2), "not HOST:PORT"),
         (("host:1", 2, 2), "--process_id=2: not in 0 … 1"),
     ],
 )
 def test_flags_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         cluster.connect(*arguments)
+
+
+def test_a_time_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("VSE_JAX_TIMEOUT", "5m")
+    with pytest.raises(InputError, match="VSE_JAX_TIMEOUT=5m"):
+        cluster.connect("host:1", 0, 2)
 
 
 def test_alone_without_a_cluster(monkeypatch):

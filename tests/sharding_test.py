@@ -5,7 +5,7 @@ import pytest
 
 from configs import common
 from vse_jax.errors import InputError
-from vse_jax.sharding import make_mesh, state_sharding
+from vse_jax.sharding import check_training_batch, make_mesh, state_sharding
 
 
 def config(batch_size=128, **mesh):
@@ -27,8 +27,13 @@ def test_a_mesh_that_does_not_multiply_to_the_devices(mesh):
 
 
 def test_a_batch_that_does_not_divide_by_the_devices():
+    c = config(batch_size=100)
+    mesh = make_mesh(c)  # evaluation does not mind
     with pytest.raises(InputError, match=r"config\.batch_size: 100 .* 8 devices"):
-        make_mesh(config(batch_size=100))
+        check_training_batch(c, mesh)
+    c.eval.batch_size = 100
+    with pytest.raises(InputError, match=r"config\.eval\.batch_size: 100 .* 8 devices"):
+        make_mesh(c)
 
 
 def test_microbatches_that_do_not_divide_the_batch():
@@ -37,7 +42,7 @@ def test_microbatches_that_do_not_divide_the_batch():
     with pytest.raises(
         InputError, match=r"microbatches: a batch of 128 .* 3 .* × 8 dev"
     ):
-        make_mesh(c)
+        check_training_batch(c, make_mesh(c))
 
 
 def test_the_largest_dimension_that_divides_is_split():

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -134,6 +135,8 @@ class Checkpoints:
         """Full disk, no permission, …: one line; earlier ones are untouched."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone, which the disk has nothing to do with
         except Exception as error:
             logging.debug("save failed", exc_info=True)
             raise InputError(
@@ -145,7 +148,7 @@ class Checkpoints:
     def _damage_named(self, name: str, step: int | None) -> Iterator[None]:
         try:
             yield
-        except InputError:
+        except (InputError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # whatever missing or truncated files make it raise
             raise InputError(

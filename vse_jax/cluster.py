@@ -37,7 +37,7 @@ _LOST = (
     "on all: training goes on from the last checkpoint"
 )
 # Hosts may keep these elsewhere, or have other cores; what is read is compared.
-_HOSTS_OWN = (
+HOSTS_OWN = (
     "data.root",
     "data.source",
     "data.export_to",
@@ -71,7 +71,10 @@ def connect(
         return
     if coordinator is not None or process_id is not None or num_processes is not None:
         _check_arguments(*given)
-    seconds = int(os.environ.get("VSE_JAX_TIMEOUT") or 0)
+    given_time = os.environ.get("VSE_JAX_TIMEOUT") or "0"
+    if not given_time.isdecimal():
+        raise InputError(f"VSE_JAX_TIMEOUT={given_time}: not a number of seconds")
+    seconds = int(given_time)
     wait = seconds or _CONNECT_S
     # preemption.py listens to SIGTERM; JAX's own service would take the signal away.
     jax.config.update("jax_enable_preemption_service", False)
@@ -109,7 +112,14 @@ def _detected() -> bool:
         if cluster.name == "k8s" and "JOB_COMPLETION_INDEX" not in os.environ:
             continue  # a pod on its own, which may not ask the cluster about itself
         if cluster.is_env_present():
-            return cluster.get_process_count() > 1
+            try:
+                return cluster.get_process_count() > 1
+            except Exception as error:  # each kind of cluster has types of its own
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"{cluster.name}: cannot tell how many processes this run has "
+                    f"({reason}); give --coordinator, --process_id, --num_processes"
+                ) from None
     return False
 
 
@@ -120,7 +130,7 @@ def _check_arguments(coordinator, process_id, num_processes) -> None:
             "where SLURM, Kubernetes or a TPU pod starts the processes"
         )
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"--coordinator={coordinator}: not HOST:PORT")
     if not 0 <= process_id < num_processes:
         raise InputError(f"--process_id={process_id}: not in 0 … {num_processes - 1}")
@@ -137,6 +147,8 @@ def _give_up(coordinator, num_processes, seconds) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(_signal) -> None:
     """JAX aborts when process 0 is gone or another one gives no sign of life.
+
+    A crash of this process's own C++ code ends here too: its message stands above.
 
     It does so from a thread of its own; the main thread may hang in a collective for
     ever, so no Python exception would help. Python's `signal` cannot stop an abort.
@@ -188,10 +200,19 @@ def _is_loss(error: BaseException) -> bool:
     )
 
 
+def check_alone(what: str) -> None:
+    """Raises InputError if `what`, which is work for one process, was given several."""
+    if jax.process_count() > 1:
+        raise InputError(
+            f"{what} is for one process, not {jax.process_count()}; --num_processes=1 "
+            "where a cluster starts several"
+        )
+
+
 def check_same_config(config: ConfigDict, mode: str) -> None:
     """Raises InputError on every process unless all run the same thing."""
     fields = {"mode": mode} | flat_fields(config)
-    _check_same("config", {k: v for k, v in fields.items() if k not in _HOSTS_OWN})
+    check_same("config", {k: v for k, v in fields.items() if k not in HOSTS_OWN})
 
 
 def check_same_data(split: Split, tokens: CaptionTokens) -> None:
@@ -210,10 +231,11 @@ def check_same_data(split: Split, tokens: CaptionTokens) -> None:
         f"{split.name} {name}": hashlib.sha256(content).hexdigest()[:12]
         for name, content in contents.items()
     }
-    _check_same("data", facts)
+    check_same("data", facts)
 
 
-def _check_same(what: str, facts: Mapping[str, object]) -> None:
+def check_same(what: str, facts: Mapping[str, object]) -> None:
+    """Raises InputError on every process unless all have the same JSON-able `facts`."""
     if jax.process_count() == 1:
         return
     first, *others = map(json.loads, _gather(json.dumps(facts, sort_keys=True)))

@@ -99,6 +99,7 @@ class Evaluator:
             split: what to embed.
             features: of its captions' tokens, where they are kept (`token_features`).
         """
+        self.tokens(split)  # first of all: processes that differ would wait for ever
         dim = self._config.embed_dim
         images = np.full((len(split.image_ids), dim), np.nan, np.float32)
         captions = np.full((len(split.captions), dim), np.nan, np.float32)

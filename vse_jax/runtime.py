@@ -32,6 +32,7 @@ def configure(config: ConfigDict) -> None:
         "microbatches": 1,
         "log_every": 1,
         "image.size": 1,
+        "text.layers": 0,
         "data.max_tokens": 3,
         "checkpoint.every_steps": 1,
         "eval.batch_size": 1,

@@ -16,8 +16,8 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     """Mesh of `devices` (default: all) by `config.mesh`; -1: all that are left.
 
     Raises:
-        InputError: the axes do not multiply to the number of devices, or the batch
-            does not divide by it, or its microbatches do not.
+        InputError: the axes do not multiply to the number of devices, or evaluation's
+            batch does not divide by it.
     """
     devices = devices or jax.devices()
     count = len(devices)
@@ -31,17 +31,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
             f"config.mesh: data={config.mesh.data} × fsdp={config.mesh.fsdp} does not "
             f"multiply to the {count} devices"
         )
-    sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
-    for field, size in sizes.items():
-        if size % count:
-            raise InputError(
-                f"config.{field}: {size} does not divide by the {count} devices"
-            )
-    if config.batch_size % (count * config.microbatches):
-        raise InputError(
-            f"config.microbatches: a batch of {config.batch_size} does not divide by "
-            f"{config.microbatches} microbatches × {count} devices"
-        )
+    _check_divides("eval.batch_size", config.eval.batch_size, count)
     # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
     return jax.make_mesh(
         tuple(shape.values()),
@@ -49,6 +39,23 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
         axis_types=(AxisType.Auto,) * len(AXES),
         devices=devices,
     )
+
+
+def check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises InputError unless every device gets an equal share of each microbatch."""
+    _check_divides("batch_size", config.batch_size, mesh.size)
+    if config.batch_size % (mesh.size * config.microbatches):
+        raise InputError(
+            f"config.microbatches: a batch of {config.batch_size} does not divide by "
+            f"{config.microbatches} microbatches × {mesh.size} devices"
+        )
+
+
+def _check_divides(field: str, size: int, devices: int) -> None:
+    if size % devices:
+        raise InputError(
+            f"config.{field}: {size} does not divide by the {devices} devices"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -340,12 +340,12 @@ def run_study(config: ConfigDict, workdir: Path) -> Table:
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir}: holds checkpoints of another run")
     workdir.mkdir(parents=True, exist_ok=True)
-    save_config(config, workdir / "config.json")
     table: Table = {name: {} for name in SIZES}
     for generator in GENERATORS:
         graphdef, params, _ = train_generator(generator, config)
         for name, row in measure(graphdef, params).items():
             table[name][generator] = row
+    save_config(config, workdir / "config.json")
     text = json.dumps(table, indent=1)
     write_atomically(workdir / "table6.json", (text + "\n").encode())
     print(format_table(table))

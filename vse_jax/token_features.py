@@ -41,7 +41,9 @@ def cached_token_features(
         digest.update(_whole(leaf).tobytes())
     path = folder / f"{split.name}_tokens_{digest.hexdigest()[:16]}.npy"
     # All processes compute or none does, whatever they see of the folder by now.
-    if not multihost_utils.broadcast_one_to_all(np.bool_(path.exists())):
+    # (Only process 0 looks: a network file system may remember a "no" for a while.)
+    there = jax.process_index() == 0 and path.exists()
+    if not multihost_utils.broadcast_one_to_all(np.bool_(there)):
         hidden = bert["embeddings"]["word"]["embedding"].shape[1]
         shape = (int(tokens.offsets[-1]), hidden)
         rows = evaluator.token_features(model, split)

@@ -11,12 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vse_jax import preemption
+from vse_jax import cluster, preemption
 from vse_jax.checkpoint import Checkpoints
-from vse_jax.config import EVALUATION_FREE_FIELDS, check_same_run, save_config
+from vse_jax.config import (
+    EVALUATION_FREE_FIELDS,
+    FREE_FIELDS,
+    check_same_run,
+    save_config,
+)
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.errors import InputError
@@ -27,7 +33,13 @@ from vse_jax.microbatches import loss_and_gradients
 from vse_jax.optimizer import Optimizer, Schedule, merge
 from vse_jax.progress import progress
 from vse_jax.search.plots import curves_picture
-from vse_jax.sharding import batch_sharding, make_mesh, put_batch, replicated
+from vse_jax.sharding import (
+    batch_sharding,
+    check_training_batch,
+    make_mesh,
+    put_batch,
+    replicated,
+)
 from vse_jax.state import (
     TrainState,
     abstract_model,
@@ -132,21 +144,26 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     # Read everything that can be wrong before any time is spent on training.
     mesh = make_mesh(config)
+    check_training_batch(config, mesh)
     split = read_split(config, config.data.train_split)
     dev = read_split(config, config.data.dev_split)
-    read_split(config, config.eval.split)
+    test = read_split(config, config.eval.split)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}") from error
     with Checkpoints(workdir) as checkpoints:
+        steps = {"last": checkpoints.last_step(), "best": checkpoints.best_step()}
+        cluster.check_same("workdir", steps)
         saved = workdir / "config.json"
-        if checkpoints.last_step() is not None and saved.exists():
-            check_same_run(config, saved)
-        elif checkpoints.best_step() == 0 and saved.exists():
+        # Process 0 wrote it: where another host keeps its files is not in there.
+        hosts_own = cluster.HOSTS_OWN if jax.process_index() else ()
+        if steps["last"] is not None and saved.exists():
+            check_same_run(config, saved, FREE_FIELDS + hosts_own)
+        elif steps["best"] == 0 and saved.exists():
             # Converted weights: the model is given, the recipe is free.
             check_same_run(config, saved, EVALUATION_FREE_FIELDS)
-        schedule = _fit(config, workdir, mesh, split, dev, checkpoints)
+        schedule = _fit(config, workdir, mesh, (split, dev, test), checkpoints)
     if jax.process_index() == 0:
         curves_picture(workdir, schedule)
     evaluate(config, workdir)
@@ -156,11 +173,11 @@ def _fit(
     config: ConfigDict,
     workdir: Path,
     mesh: Mesh,
-    split: Split,
-    dev: Split,
+    splits: tuple[Split, Split, Split],
     checkpoints: Checkpoints,
 ) -> Schedule:
     """Everything of `train` between the reading of the data and the test."""
+    split, dev, _ = splits
     # Model, optimizer, and where an earlier run stopped.
     graphdef, model = abstract_model(config)
     optimizer = Optimizer(config.optimizer, model["params"])
@@ -184,6 +201,8 @@ def _fit(
             converted_epoch = released["epoch"]
             logging.info("converted weights; goes on after epoch %d", converted_epoch)
     evaluator = Evaluator(config, graphdef, mesh)
+    for each in splits:
+        evaluator.tokens(each)  # whose captions may be wrong, too
     features = dev_features = None
     if config.text.cache_features:
         if config.text.augment or not optimizer.never_opens("text/bert/"):
@@ -197,7 +216,6 @@ def _fit(
 
     # The loop. Its order is fixed: the checkpoint of a step is started before the next
     # batch is drawn, so that what is saved is exactly what has been trained on.
-    evaluator.tokens(dev)  # may be wrong, too
     data = TrainData(config, split, evaluator.tokens(split), features)
     schedule = Schedule.from_config(
         config, data.steps_per_epoch, ramp_steps=data.pairs // config.batch_size + 1
@@ -253,10 +271,15 @@ def _fit(
                 recorder.flush(step)
                 metrics = evaluator.evaluate(state.model, dev, dev_features)
                 writer.write(step, _scalars(f"eval/{dev.name}", metrics))
-                if metrics["rsum"] > best_rsum:
+                # Process 0 decides: another processor may rank a near tie otherwise,
+                # and processes that disagree would not save together.
+                better = np.bool_(metrics["rsum"] > best_rsum)
+                if multihost_utils.broadcast_one_to_all(better):
                     best_rsum = metrics["rsum"]
                     best = {"rsum": best_rsum, "epoch": epoch + 1}
                     checkpoints.save_best(step, state.model, best)
+                # After a stop in this validation the step's checkpoint is there already
+                # and stays as it is; at worst the validation is repeated once more.
                 validated = True
                 _save_last(checkpoints, step, state, best_rsum, validated)
                 recorder.restart_clock()

@@ -44,6 +44,10 @@ def export(config: ConfigDict) -> None:
             data set or the export of another kind of images.
     """
     check_choice("config.data.format", config.data.format, ("folder", *records.FORMATS))
+    if "://" in config.data.root:
+        raise InputError(
+            f"config.data.root: {config.data.root}: only a local folder is exported"
+        )
     forms: tuple[str, ...] = records.FORMATS
     if config.data.format != "folder":
         forms = (config.data.format,)
@@ -52,6 +56,7 @@ def export(config: ConfigDict) -> None:
     splits = [read_split(source, name) for name in _split_names(source)]
     target = _claim_target(config, splits)
     plans = [(split, _blank_index(config, split, target)) for split in splits]
+    _check_kinds(target, plans)
     for form in forms:
         folder = target / records.FOLDERS[form]
         good = [_is_good(folder, split, index) for split, index in plans]
@@ -135,6 +140,22 @@ def _source_files(split: Split) -> list[Path]:
     return split.pictures
 
 
+def _check_kinds(target: Path, plans: list[tuple[Split, Index]]) -> None:
+    """Raises InputError where there is an export of the other kind of images."""
+    for form in records.FORMATS:
+        for split, planned in plans:
+            path = target / records.FOLDERS[form] / f"{split.name}.json"
+            try:
+                kind = records.read_index(path).kind
+            except InputError:  # none, or a damaged one, which is written again
+                continue
+            if kind != planned.kind:
+                raise InputError(
+                    f"{path}: an export of image.kind {kind!r}; name another folder "
+                    "with config.data.export_to"
+                )
+
+
 def _is_good(folder: Path, split: Split, planned: Index) -> bool:
     """Whether the export of a split is there, whole, and of today's data."""
     path = folder / f"{split.name}.json"
@@ -146,11 +167,6 @@ def _is_good(folder: Path, split: Split, planned: Index) -> bool:
     except InputError as error:
         logging.warning("%s; written again", error)
         return False
-    if index.kind != planned.kind:
-        raise InputError(
-            f"{path}: an export of image.kind {index.kind!r}; name another folder with "
-            "config.data.export_to"
-        )
     if replace(index, files=()) != planned:
         logging.warning("%s: made from other files; written again", path)
         return False

@@ -12,6 +12,11 @@ def prepare(config: ConfigDict) -> None:
     Raises:
         InputError: nothing to prepare from, or bad input (names file and line).
     """
+    if "://" in config.data.root:
+        raise InputError(
+            f"config.data.root: {config.data.root}: prepare and export a local folder, "
+            "then upload it"
+        )
     if config.data.source is not None:
         own_pictures.prepare(config)
     elif config.data.name == "openmoji":

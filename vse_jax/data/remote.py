@@ -1,5 +1,6 @@
 """Data roots in cloud storage: read through epath, shards kept in a local folder."""
 
+import fcntl
 import hashlib
 import secrets
 from collections.abc import Iterator, Sequence
@@ -99,9 +100,11 @@ def local_copy(
         return folder
     target = Path(cache or "~/.cache/vse_jax/data").expanduser() / key
     target.mkdir(parents=True, exist_ok=True)
-    wanted = [file for file in files if not _is_whole(target / file.name, file.size)]
-    for file in progress(wanted, f"fetching {folder}", unit="files"):
-        _fetch(folder / file.name, target / file.name, file.sha256)
+    with (target / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a host's processes: one fetches, all read
+        wanted = [f for f in files if not _is_whole(target / f.name, f.size)]
+        for file in progress(wanted, f"fetching {folder}", unit="files"):
+            _fetch(folder / file.name, target / file.name, file.sha256)
     return target
 
 
@@ -110,7 +113,7 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
-    # Other processes, on other hosts too, may be fetching into the same folder.
+    # Other hosts, which the lock may not reach, may be fetching into the same folder.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     digest = hashlib.sha256()
     try:
