@@ -131,16 +131,18 @@ def test_the_loss_compares_pooled_vectors():
 
 
 def test_training_brings_the_coefficients_nearer(config):
+    config.optimizer.learning_rate = 0.01
     config.max_steps = 1
-    graphdef, params, _ = synthetic.train_generator("mlp", config)
+    graphdef, params, _ = synthetic.train_generator("fspool", config)
     before = synthetic.measure(graphdef, params)["seen"]
     config.max_steps = 120  # more than two calls of 50 steps
-    graphdef, params, losses = synthetic.train_generator("mlp", config)
+    graphdef, params, losses = synthetic.train_generator("fspool", config)
     after = synthetic.measure(graphdef, params)["seen"]
     assert losses.shape == (120, len(synthetic.PATTERNS))
-    for index, pattern in enumerate(synthetic.PATTERNS):
-        assert 0 < losses[-20:, index].mean() < losses[:5, index].mean() / 2, pattern
-    assert after["M-1"] < before["M-1"] / 2
+    for index, pattern in enumerate(synthetic.PATTERNS[1:], 1):  # A is where it starts
+        assert 0 < losses[-20:, index].mean() < losses[:5, index].mean() / 4, pattern
+    assert after["M-10"] < before["M-10"] * 0.75
+    assert after["T-50"] < before["T-50"] * 0.75
 
 
 def test_the_seed_decides_everything(config):
