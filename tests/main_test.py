@@ -58,13 +58,15 @@ def trained(tiny_args, environment, tmp_path_factory):
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the last checkpoint, read without the project's code."""
+    import jax
     import orbax.checkpoint as ocp
 
     (step,) = (workdir / "checkpoints" / "last").glob("[0-9]*")
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(step.absolute() / "model")
-    import jax
-
+        shapes = checkpointer.metadata(step.absolute() / "model").item_metadata.tree
+        # As NumPy arrays: the devices that wrote it may be another process's.
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+        tree = checkpointer.restore(step.absolute() / "model", target)
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -13,7 +13,7 @@ from vse_jax import cluster
 from vse_jax.errors import InputError
 from vse_jax.metric_writer import read_metrics
 
-STEPS = 8
+STEPS = 5
 LOST = "error: another process of this run has ended or hangs"
 
 
@@ -31,7 +31,7 @@ def args(tiny_root):
     return [
         f"--config=tests/tiny.py:{tiny_root}",
         f"--config.max_steps={STEPS}",
-        "--config.checkpoint.every_steps=3",
+        "--config.checkpoint.every_steps=2",
         "--config.eval.batch_size=24",  # leaves a rest of images and of captions
         "--config.text.ffn=2048",  # large enough to be sharded by fsdp
     ]

@@ -13,7 +13,12 @@ import pytest
 from tests import tiny
 from vse_jax.optimizer import Optimizer, Schedule, flatten
 from vse_jax.sharding import batch_sharding, make_mesh, put_batch
-from vse_jax.state import abstract_model, abstract_state, initial_state
+from vse_jax.state import (
+    abstract_model,
+    abstract_state,
+    initial_state,
+    new_state,
+)
 from vse_jax.train import compile_step, train_step
 
 
@@ -108,6 +113,15 @@ def gathered_elements(program: str) -> list[int]:
     """The size of every all-gather's result in a compiled program."""
     found = re.findall(r"= \(?\w+\[([\d,]*)\].*? all-gather(?:-start)?\(", program)
     return [math.prod(int(n) for n in shape.split(",") if n) for shape in found]
+
+
+def test_a_step_compiles_once():
+    """Its result is of the types of its argument, which weak types would change."""
+    config = tiny.get_config()
+    _, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    state = jax.eval_shape(lambda: new_state(config, optimizer))
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
 
 def test_frozen_leaves_stay_bit_equal_until_their_group_opens():

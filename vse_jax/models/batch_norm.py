@@ -25,7 +25,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, frozen: bool = False, scale: float = 1.0):
-        self.scale = nnx.Param(jnp.full(features, scale))
+        self.scale = nnx.Param(jnp.full(features, scale, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
