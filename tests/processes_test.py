@@ -158,7 +158,8 @@ def test_one_is_killed_and_the_pair_goes_on(
     codes = [1, 1]
     codes[victim] = -signal.SIGKILL
     errors = finish(processes, codes)
-    assert errors[1 - victim].splitlines()[-1].startswith(LOST)
+    # JAX's own lines may come before it, or break off after it.
+    assert [e for e in errors[1 - victim].splitlines() if e.startswith(LOST)]
     finish(start_pair(args, two_devices))
     assert_same_run(workdir, trained_by_two)
 

@@ -179,7 +179,8 @@ def ends_together() -> Iterator[None]:
             raise  # preempted: all processes leave
         if _is_loss(error):
             _print_error(_LOST)
-        elif not isinstance(error, SystemExit):  # which has printed its line
+            os._exit(1)
+        if not isinstance(error, SystemExit):  # which has printed its line
             traceback.print_exc()
         _leaving.set()
         with contextlib.suppress(Exception):
