@@ -28,5 +28,7 @@ def test_the_page_says_what_was_found():
     assert "| GPO | 325.0 ± 7.1 | 320.0 / 330.0 |  | 340.5 ± 0.7 | 500 | 1.00 |" in page
     assert "| 305.0 ± 7.1 | 300.0 / 310.0 | -20.0 | 340.5 ± 0.7 | 250 | 0.50 |" in page
     assert "It is: the difference of the means is **+20.0**" in page
-    page = pooling_study.document(study(vsepp=[318.0, 328.0]))
-    assert "It is not: the difference of the means is **+2.0**" in page
+    assert "best row: here that is **GPO**, +0.0 against GPO" in page
+    page = pooling_study.document(study(vsepp=[318.0, 338.0]))
+    assert "It is not: the difference of the means is **-3.0**" in page
+    assert "that is **average, [CLS] (VSE++)**, +3.0 against GPO" in page
