@@ -6,8 +6,8 @@ from PIL import Image, ImageColor
 
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import Split
+from vse_jax.search.colours import GREEN
 from vse_jax.search.report import (
-    _GREEN,
     _fitting,
     _font,
     _wrap,
@@ -38,7 +38,7 @@ def split(tmp_path) -> Split:
 
 def green_frames(path) -> int:
     """Number of green frames in a retrieval picture, from their horizontal edges."""
-    green = (load_image(path) == ImageColor.getrgb(_GREEN)).all(axis=2)
+    green = (load_image(path) == ImageColor.getrgb(GREEN)).all(axis=2)
     frame = 134  # px, a tile with its frame on both sides
     edges = np.lib.stride_tricks.sliding_window_view(green, frame, axis=1).all(axis=2)
     return int(edges.sum()) // 10  # an edge is 5 px thick; each frame has two

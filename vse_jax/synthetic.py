@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from vse_jax.config import save_config
 from vse_jax.data.layout import write_atomically
 from vse_jax.errors import InputError
-from vse_jax.models.gpo import GPO, position_encoding
+from vse_jax.models.gpo import GPO, TEMPERATURE, position_encoding
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import interpolate
@@ -134,7 +134,7 @@ class PositionMLP(nnx.Module):
     def weights(self, lengths: Int[Array, " b"], size: int) -> Float[Array, "b {size}"]:
         encoding = jnp.asarray(position_encoding(LARGEST, self.positions))
         hidden = nnx.relu(self.second(nnx.relu(self.first(encoding))))
-        scores = self.last(hidden)[:, 0] / _TEMPERATURE
+        scores = self.last(hidden)[:, 0] / TEMPERATURE
         total = jax.nn.logsumexp(scores[:LARGEST_TRAINED])
         coefficients = jnp.exp(scores - total)[:size]
         return jnp.where(_mask(lengths, size), coefficients, 0)
@@ -161,8 +161,6 @@ class IndexBiGRU(nnx.Module):
         return _softmax(scores, lengths)
 
 
-_TEMPERATURE = 0.1  # GPO's
-
 GENERATORS: dict[str, Callable[[nnx.Rngs], Generator]] = {
     "fspool": lambda rngs: InterpolatedVector(rngs=rngs),
     "mlp": lambda rngs: PositionMLP(rngs=rngs),
@@ -177,7 +175,7 @@ def _mask(lengths, size):
 
 def _softmax(scores, lengths):
     mask = _mask(lengths, scores.shape[1])
-    return jax.nn.softmax(scores / _TEMPERATURE, axis=1, where=mask)
+    return jax.nn.softmax(scores / TEMPERATURE, axis=1, where=mask)
 
 
 # Training.

@@ -10,7 +10,7 @@ from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
 from vse_jax.ops.sorted_pool import sorted_pool
 
-_TEMPERATURE = 0.1
+TEMPERATURE = 0.1  # of the softmax over the ranks
 _MASKED_SCORE = -1e4
 
 
@@ -63,7 +63,7 @@ class GPO(nnx.Module):
         )
         scores = self.linear((forward + backward) / 2)[..., 0]
         scores = jnp.where(mask, scores, _MASKED_SCORE)
-        return jax.nn.softmax(scores / _TEMPERATURE, axis=-1)
+        return jax.nn.softmax(scores / TEMPERATURE, axis=-1)
 
 
 def position_encoding(count: int, features: int) -> Float[np.ndarray, "{count} f"]:

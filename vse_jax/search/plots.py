@@ -23,12 +23,9 @@ from vse_jax.metric_writer import read_metrics
 from vse_jax.models.gpo import GPO
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Schedule
+from vse_jax.search.colours import BLUE, GREEN, GREY, INK, ORANGE, PALE
 from vse_jax.state import abstract_model, merge_model
 from vse_jax.synthetic import PAPER, PATTERNS
-
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-_GREEN, _ORANGE, _BLUE = "#009E73", "#D55E00", "#0072B2"
-_INK, _GREY, _PALE = "#222222", "#767676", "#E6E6E6"
 
 _SET_SIZES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a tower's largest set
 
@@ -46,11 +43,11 @@ def curves_picture(workdir: Path, schedule: Schedule) -> None:
 
     # Sums over all negatives are a hundred times those over the hardest: log scale.
     x, y = _series(rows, "train/loss", schedule)
-    loss_axes.semilogy(x, np.where(y > 0, y, np.nan), color=_BLUE, linewidth=1.2)
+    loss_axes.semilogy(x, np.where(y > 0, y, np.nan), color=BLUE, linewidth=1.2)
     loss_axes.set_ylabel("training loss, summed over the batch")
 
     names = sorted({key for row in rows for key in row if key.endswith("/rsum")})
-    for name, colour in zip(names, (_GREEN, _ORANGE, _BLUE), strict=False):
+    for name, colour in zip(names, (GREEN, ORANGE, BLUE), strict=False):
         x, y = _series(rows, name, schedule)
         best = int(np.argmax(y))
         split = name.split("/")[1]
@@ -82,7 +79,7 @@ def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
         if 0 < epoch < epochs:
             events.setdefault(epoch, []).append(label)
     for level, (epoch, labels) in enumerate(events.items()):
-        axes.axvline(epoch, color=_GREY, linestyle="--", linewidth=1)
+        axes.axvline(epoch, color=GREY, linestyle="--", linewidth=1)
         axes.annotate(
             "; ".join(labels),
             (epoch, 1),
@@ -91,7 +88,7 @@ def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
             textcoords="offset points",
             ha="left" if epoch < 0.6 * epochs else "right",
             fontsize=10,
-            color=_GREY,
+            color=GREY,
         )
 
 
@@ -184,9 +181,9 @@ def coefficients_picture(
     for axes, (tower, curves) in zip(
         figure.subplots(1, 2), towers.items(), strict=True
     ):
-        axes.set_title(names[tower], loc="left", fontsize=13, color=_INK)
+        axes.set_title(names[tower], loc="left", fontsize=13, color=INK)
         if isinstance(curves, str):
-            axes.text(0.5, 0.5, f"pool = '{curves}': no GPO", ha="center", color=_GREY)
+            axes.text(0.5, 0.5, f"pool = '{curves}': no GPO", ha="center", color=GREY)
             axes.set_axis_off()
             continue
         # Even steps of lightness, without the palest end.
@@ -217,9 +214,9 @@ def study_picture(folder: Path, destination: Path) -> list[Path]:
     axes = figure.subplots()
     for y, row in enumerate(variants):
         test = np.array(row["test"], float)
-        axes.barh(y, test.mean(), height=0.62, color=_BLUE, alpha=0.35)
-        axes.plot(test, np.full(len(test), y), "o", color=_BLUE, markersize=5)
-        axes.text(4, y, f"{test.mean():.1f}", va="center", color=_INK, fontsize=12)
+        axes.barh(y, test.mean(), height=0.62, color=BLUE, alpha=0.35)
+        axes.plot(test, np.full(len(test), y), "o", color=BLUE, markersize=5)
+        axes.text(4, y, f"{test.mean():.1f}", va="center", color=INK, fontsize=12)
     axes.set_yticks(range(len(variants)), [row["title"] for row in variants])
     axes.tick_params(axis="y", length=0, labelsize=12)
     axes.set_xlabel(
@@ -244,21 +241,21 @@ def table6_picture(folder: Path) -> list[Path]:
         for axes, pattern in zip(row, PATTERNS, strict=True):
             for y, generator in enumerate(table):
                 pair = ours[sizes][generator][pattern], table[generator][pattern]
-                axes.plot(pair, (y, y), "-", color=_GREY, linewidth=1.5)
-                axes.plot(pair[1], y, "o", color=_ORANGE, markersize=8, mfc="white")
-                axes.plot(pair[0], y, "o", color=_BLUE, markersize=5)
+                axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
+                axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
+                axes.plot(pair[0], y, "o", color=BLUE, markersize=5)
             axes.set_yticks(range(len(table)), list(table))
             axes.set_ylim(len(table) - 0.5, -0.5)
             axes.tick_params(axis="y", length=0)
             _tidy(axes)
         row[0].set_ylabel(f"{sizes} sizes", fontsize=12)
     for axes, pattern in zip(grid[0], PATTERNS, strict=True):
-        axes.set_title(pattern, fontsize=13, color=_INK)
+        axes.set_title(pattern, fontsize=13, color=INK)
     for axes in grid[-1]:
         axes.set_xlim(left=-0.006)
     marks = [
-        Line2D([], [], color=_BLUE, marker="o", linestyle="", markersize=5),
-        Line2D([], [], color=_ORANGE, marker="o", linestyle="", markersize=8, mfc="w"),
+        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=5),
+        Line2D([], [], color=ORANGE, marker="o", linestyle="", markersize=8, mfc="w"),
     ]
     figure.supxlabel("RMSE of the generated coefficients")
     figure.legend(marks, ["here", "paper"], loc="outside upper right", ncols=2)
@@ -275,7 +272,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _tidy(axes: Axes) -> None:
-    axes.grid(color=_PALE)
+    axes.grid(color=PALE)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -12,10 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import Split, write_atomically
 from vse_jax.errors import InputError
-
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-_GREEN, _ORANGE = "#009E73", "#D55E00"
-_INK, _GREY = "#222222", "#767676"
+from vse_jax.search.colours import GREEN, GREY, INK, ORANGE
 
 _TOP = 5
 _SENTENCES, _PICTURES = 12, 6  # shown, in two columns
@@ -98,17 +95,17 @@ def retrieval_picture(
     draw = ImageDraw.Draw(canvas)
 
     title = f"{split.name}: {len(images):,} pictures, {len(captions):,} sentences"
-    draw.text((_MARGIN, 26), title, _INK, _font(30, bold=True))
+    draw.text((_MARGIN, 26), title, INK, _font(30, bold=True))
     legend = (
         "✓ and a green frame: the right answer.  Orange: its place if it is not among "
         "the first five.  Numbers: similarity."
     )
     if split.pictures is None:
         legend += "  This data set comes without picture files: ids are shown."
-    draw.text((_MARGIN, 74), legend, _GREY, _font(18))
+    draw.text((_MARGIN, 74), legend, GREY, _font(18))
     heading = _font(22, bold=True)
-    draw.text((_MARGIN, top - 52), "Sentence → pictures", _INK, heading)
-    draw.text((_MARGIN, middle + 8), "Picture → sentences", _INK, heading)
+    draw.text((_MARGIN, top - 52), "Sentence → pictures", INK, heading)
+    draw.text((_MARGIN, middle + 8), "Picture → sentences", INK, heading)
 
     per = split.captions_per_image
     for k, image in enumerate(sentences):
@@ -129,37 +126,37 @@ def _draw_sentence(canvas, place, split: Split, caption: int, scores) -> None:
     draw, font = ImageDraw.Draw(canvas), _font(18)
     lines = _wrap(split.captions[caption] or "(empty caption)", font, _COLUMN, 2)
     for k, line in enumerate(lines, start=2 - len(lines)):  # close to its pictures
-        draw.text((x, y + k * _LINE), line, _INK, font)
+        draw.text((x, y + k * _LINE), line, INK, font)
     y += 2 * _LINE + 6
     right = caption // split.captions_per_image
     order = _order(scores, np.arange(len(scores)) == right)
     for image in order[:_TOP].tolist():
         score = f"{scores[image]:.2f}"
         if image == right:
-            _draw_tile(canvas, (x, y), split, image, f"✓ {score}", _GREEN, framed=True)
+            _draw_tile(canvas, (x, y), split, image, f"✓ {score}", GREEN, framed=True)
         else:
-            _draw_tile(canvas, (x, y), split, image, score, _GREY)
+            _draw_tile(canvas, (x, y), split, image, score, GREY)
         x += _TILE + _GAP
     rank = int(np.flatnonzero(order == right)[0]) + 1
     if rank > _TOP:
         x += 2 * _GAP  # apart from the results
         label = f"right: no. {rank:,}"
-        _draw_tile(canvas, (x, y), split, right, label, _ORANGE)
+        _draw_tile(canvas, (x, y), split, right, label, ORANGE)
 
 
 def _draw_picture(canvas, place, split: Split, image: int, scores) -> None:
     """A picture beside its five best sentences."""
     x, y = place
-    _draw_tile(canvas, place, split, image, "", _INK)
+    _draw_tile(canvas, place, split, image, "", INK)
     draw = ImageDraw.Draw(canvas)
     right = np.arange(len(scores)) // split.captions_per_image == image
     order = _order(scores, right)
     x += _TILE + 2 * _GAP
     for k, caption in enumerate(order[:_TOP].tolist()):
         font = _font(17, bold=bool(right[caption]))
-        colour = _GREEN if right[caption] else _INK
+        colour = GREEN if right[caption] else INK
         line_y = y + 2 + k * _LINE
-        draw.text((x, line_y), f"{scores[caption]:.2f}", _GREY, _font(17))
+        draw.text((x, line_y), f"{scores[caption]:.2f}", GREY, _font(17))
         if right[caption]:
             draw.text((x + 50, line_y), "✓", colour, font)
         width = _COLUMN - _TILE - 2 * _GAP - 72
@@ -169,7 +166,7 @@ def _draw_picture(canvas, place, split: Split, image: int, scores) -> None:
     if first > _TOP:
         line_y = y + _TILE + 4
         draw.text(
-            (x, line_y), f"first right sentence: no. {first:,}", _ORANGE, _font(15)
+            (x, line_y), f"first right sentence: no. {first:,}", ORANGE, _font(15)
         )
 
 
@@ -186,13 +183,13 @@ def _draw_tile(
         for k, line in enumerate(
             _wrap(split.image_ids[image], _font(14), _TILE - 16, 4)
         ):
-            draw.text((x + 8, y + 8 + 18 * k), line, _GREY, _font(14))
+            draw.text((x + 8, y + 8 + 18 * k), line, GREY, _font(14))
     else:
         offset = ((_TILE - thumbnail.width) // 2, (_TILE - thumbnail.height) // 2)
         canvas.paste(thumbnail, (x + offset[0], y + offset[1]))
     if framed:
-        draw.rectangle((x - 5, y - 5, x + _TILE + 4, y + _TILE + 4), None, _GREEN, 5)
-    font = _font(16, bold=colour != _GREY)
+        draw.rectangle((x - 5, y - 5, x + _TILE + 4, y + _TILE + 4), None, GREEN, 5)
+    font = _font(16, bold=colour != GREY)
     draw.text((x + _TILE / 2, y + _TILE + 10), label, colour, font, anchor="mt")
 
 
