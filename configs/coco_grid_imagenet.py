@@ -8,6 +8,7 @@ data/weights/imagenet_<name>. The paper lists no test result for these on COCO.
 """
 
 from configs import coco_grid, coco_grid_wsl, common
+from vse_jax.errors import InputError
 
 LAYERS = {
     "resnet50": (3, 4, 6, 3),
@@ -20,7 +21,9 @@ LAYERS = {
 def get_config(cnn: str = "resnet101"):
     c = coco_grid.get_config()
     if cnn not in LAYERS:
-        raise ValueError(f"coco_grid_imagenet.py:{cnn}: none of {', '.join(LAYERS)}")
+        raise InputError(
+            f"--config=…/coco_grid_imagenet.py:{cnn}: none of {', '.join(LAYERS)}"
+        )
     if cnn == "resnext101":
         coco_grid_wsl.use_wsl(c)
     c.image.pixels = "imagenet"

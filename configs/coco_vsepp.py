@@ -10,6 +10,7 @@ I→T 67.9 / 91.9 / 97.0, T→I 54.0 / 85.6 / 92.5, rsum 488.9.
 """
 
 from configs import coco_region, coco_region_bigru
+from vse_jax.errors import InputError
 
 
 def get_config(text: str = "bert"):
@@ -21,7 +22,7 @@ def get_config(text: str = "bert"):
 def use_vsepp(c, text: str):
     """The poolings of VSE++, and its GRU where `text` is 'gru'."""
     if text not in ("bert", "gru"):
-        raise ValueError(f"_vsepp.py:{text}: neither bert nor gru")
+        raise InputError(f"--config=…_vsepp.py:{text}: neither bert nor gru")
     c.image.pool = "avg"
     c.text.pool = "cls"
     if text == "gru":

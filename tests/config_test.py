@@ -26,6 +26,12 @@ def test_a_config_survives_json(name, tmp_path):
     assert flat_fields(loaded) == flat_fields(config)
 
 
+@pytest.mark.parametrize("name", ["coco_vsepp", "f30k_vsepp", "coco_grid_imagenet"])
+def test_an_unknown_variant_is_named(name):
+    with pytest.raises(InputError, match=r"\.py:vgg: n"):
+        importlib.import_module(f"configs.{name}").get_config("vgg")
+
+
 def test_an_unknown_saved_field_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"image": {"colour": 3}}')
     with pytest.raises(InputError, match=r"config\.json: .*colour"):
