@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from vse_jax.cluster import is_loss
 from vse_jax.errors import InputError
 from vse_jax.optimizer import flatten
 
@@ -65,6 +66,7 @@ class Checkpoints:
         Raises:
             InputError: this or the previous save could not be written.
         """
+        self._wait_for_other(self._best, "best")
         with self._errors_named("last"):
             self._last.save(
                 step,
@@ -77,6 +79,7 @@ class Checkpoints:
 
     def save_best(self, step: int, model, data: dict) -> None:
         """As `save_last`, without what only training needs."""
+        self._wait_for_other(self._last, "last")
         with self._errors_named("best"):
             self._best.save(
                 step,
@@ -130,14 +133,24 @@ class Checkpoints:
         with self._errors_named("best"):
             self._best.wait_until_finished()
 
+    def _wait_for_other(self, manager: ocp.CheckpointManager, name: str) -> None:
+        """One save at a time where several processes take part.
+
+        Orbax numbers its barriers as its threads come to them: with two saves going on,
+        processes may number them differently, and then wait for each other for ever.
+        """
+        if jax.process_count() > 1:
+            with self._errors_named(name):
+                manager.wait_until_finished()
+
     @contextlib.contextmanager
     def _errors_named(self, name: str) -> Iterator[None]:
         """Full disk, no permission, …: one line; earlier ones are untouched."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            raise  # another process is gone, which the disk has nothing to do with
         except Exception as error:
+            if is_loss(error):
+                raise  # another process is gone, which the disk has nothing to do with
             logging.debug("save failed", exc_info=True)
             raise InputError(
                 f"{self._folder / name}: could not save ({_first_line(error)}); "
@@ -148,9 +161,11 @@ class Checkpoints:
     def _damage_named(self, name: str, step: int | None) -> Iterator[None]:
         try:
             yield
-        except (InputError, jax.errors.JaxRuntimeError):
+        except InputError:
             raise
         except Exception as error:  # whatever missing or truncated files make it raise
+            if is_loss(error):
+                raise
             raise InputError(
                 f"{self._folder / name / str(step)}: damaged checkpoint "
                 f"({_first_line(error)})"

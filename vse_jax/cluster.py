@@ -177,7 +177,7 @@ def ends_together() -> Iterator[None]:
             raise
         if isinstance(error, SystemExit) and error.code != 1:
             raise  # preempted: all processes leave
-        if _is_loss(error):
+        if is_loss(error):
             _print_error(_LOST)
             os._exit(1)
         if not isinstance(error, SystemExit):  # which has printed its line
@@ -192,13 +192,17 @@ def ends_together() -> Iterator[None]:
         os._exit(1)
 
 
-def _is_loss(error: BaseException) -> bool:
-    """Whether a computation failed because another process is gone."""
+def is_loss(error: BaseException | None) -> bool:
+    """Whether this, or what led to it, was raised because another process is gone."""
     signs = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination")
-    text = str(error).lower()
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(
-        sign in text for sign in signs
-    )
+    while error is not None and jax.process_count() > 1:
+        text = str(error).lower()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(
+            sign in text for sign in signs
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_alone(what: str) -> None:
