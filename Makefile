@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
-	@echo "make test       ruff, mypy and the tests (about 15 minutes)"
+	@echo "make test       ruff, mypy and the tests (20 to 30 minutes)"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
 	@echo "make bench      time the pieces that docs/results.md lists"
