@@ -128,10 +128,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        with self._errors_named("last"):
-            self._last.wait_until_finished()
-        with self._errors_named("best"):
-            self._best.wait_until_finished()
+        self._wait_for(self._last, "last")
+        self._wait_for(self._best, "best")
+
+    def _wait_for(self, manager: ocp.CheckpointManager, name: str) -> None:
+        with self._errors_named(name):
+            manager.wait_until_finished()
 
     def _wait_for_other(self, manager: ocp.CheckpointManager, name: str) -> None:
         """One save at a time where several processes take part.
@@ -140,8 +142,7 @@ class Checkpoints:
         processes may number them differently, and then wait for each other for ever.
         """
         if jax.process_count() > 1:
-            with self._errors_named(name):
-                manager.wait_until_finished()
+            self._wait_for(manager, name)
 
     @contextlib.contextmanager
     def _errors_named(self, name: str) -> Iterator[None]:

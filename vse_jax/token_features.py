@@ -46,12 +46,12 @@ def cached_token_features(
     if not multihost_utils.broadcast_one_to_all(np.bool_(there)):
         hidden = bert["embeddings"]["word"]["embedding"].shape[1]
         shape = (int(tokens.offsets[-1]), hidden)
-        rows = evaluator.token_features(model, split)
+        captions = evaluator.token_features(model, split)
         if jax.process_index() == 0:
-            starts = ((tokens.span(caption).start, rows) for caption, rows in rows)
-            _write(path, shape, starts)
+            pieces = ((tokens.span(c).start, features) for c, features in captions)
+            _write(path, shape, pieces)
         else:
-            for _ in rows:
+            for _ in captions:
                 pass
         multihost_utils.sync_global_devices(path.name)
     return NpyRows(path)
