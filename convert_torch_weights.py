@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from vse_jax.command_line import errors_on_one_line, set_up_logging
-from vse_jax.errors import InputError
+from vse_jax.base.command_line import errors_on_one_line, set_up_logging
+from vse_jax.base.errors import InputError
 
 flags.DEFINE_string("checkpoint", None, "Released model_best.pth.")
 flags.DEFINE_string("hub", None, "Released model: OWNER/REPOSITORY/FOLDER.")

@@ -15,8 +15,8 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vse_jax import preemption
-from vse_jax.command_line import errors_on_one_line, parse_flags, set_up_logging
-from vse_jax.errors import InputError, check_choice
+from vse_jax.base.command_line import errors_on_one_line, parse_flags, set_up_logging
+from vse_jax.base.errors import InputError, check_choice
 
 MODES = ("train", "eval", "embed", "plot", "prepare", "export", "build_vocab")
 TASKS = {"retrieval": MODES, "gpo_synthetic": ("train", "plot")}

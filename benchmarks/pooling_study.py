@@ -19,10 +19,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import openmoji
-from vse_jax.command_line import errors_on_one_line, set_up_logging
-from vse_jax.config import check_same_run, save_config
-from vse_jax.data.layout import write_atomically
-from vse_jax.errors import InputError
+from vse_jax.base.command_line import errors_on_one_line, set_up_logging
+from vse_jax.base.config import check_same_run, save_config
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import write_atomically
 from vse_jax.metric_writer import read_metrics
 from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.runtime import configure

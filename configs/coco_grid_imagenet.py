@@ -8,7 +8,7 @@ data/weights/imagenet_<name>. The paper lists no test result for these on COCO.
 """
 
 from configs import coco_grid, coco_grid_wsl, common
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 LAYERS = {
     "resnet50": (3, 4, 6, 3),

@@ -10,7 +10,7 @@ I→T 67.9 / 91.9 / 97.0, T→I 54.0 / 85.6 / 92.5, rsum 488.9.
 """
 
 from configs import coco_region, coco_region_bigru
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 
 def get_config(text: str = "bert"):

@@ -6,8 +6,8 @@
 from pathlib import Path
 
 from configs import common
-from vse_jax.config import load_config
-from vse_jax.errors import InputError
+from vse_jax.base.config import load_config
+from vse_jax.base.errors import InputError
 
 
 def get_config(workdir: str = ""):

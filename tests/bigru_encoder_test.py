@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from tests import golden_weights, tiny
+from vse_jax.base.errors import InputError
 from vse_jax.convert import keys
-from vse_jax.errors import InputError
 from vse_jax.models.text_encoder import BiGRUEncoder
 from vse_jax.models.vse import l2_normalise
 

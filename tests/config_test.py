@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from vse_jax.config import check_same_run, flat_fields, load_config, save_config
-from vse_jax.errors import InputError
+from vse_jax.base.config import check_same_run, flat_fields, load_config, save_config
+from vse_jax.base.errors import InputError
 
 CONFIGS = sorted(
     path.stem

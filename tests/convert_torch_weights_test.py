@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests import official, tiny
+from vse_jax.base.errors import InputError
 from vse_jax.convert import workdir as workdirs
-from vse_jax.errors import InputError
 from vse_jax.metric_writer import read_metrics
 
 CONVERT = "convert_torch_weights.py"

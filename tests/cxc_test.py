@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metrics.cxc import cxc_metrics
 
 FOLDER = Path(__file__).parent / "golden"

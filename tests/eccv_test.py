@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metrics.eccv import eccv_metrics
 
 with warnings.catch_warnings():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vse_jax.base.errors import InputError
 from vse_jax.data.layout import Split
-from vse_jax.errors import InputError
 from vse_jax.evaluate import Embeddings, split_metrics
 from vse_jax.metrics.cxc import cxc_metrics
 

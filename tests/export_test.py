@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.main_test import MAIN, one_line_error, run
+from vse_jax.base.errors import InputError
 from vse_jax.data import export, layout, records
 from vse_jax.data.layout import read_split
-from vse_jax.errors import InputError
 
 INDICES = [
     f"{records.FOLDERS[form]}/{split}.json"

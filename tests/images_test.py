@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vse_jax.base.errors import InputError
 from vse_jax.data import images
 from vse_jax.data.images import augment, load_image, preprocess
-from vse_jax.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 RED = (255, 0, 0)

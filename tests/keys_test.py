@@ -4,8 +4,8 @@ import pytest
 from flax import nnx
 
 from tests import tiny
+from vse_jax.base.errors import InputError
 from vse_jax.convert import keys
-from vse_jax.errors import InputError
 from vse_jax.models.gpo import GPO
 from vse_jax.models.image_encoder import RegionEncoder
 from vse_jax.models.resnet import ResNet

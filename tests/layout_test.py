@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import common
+from vse_jax.base.errors import InputError
 from vse_jax.data import layout
 from vse_jax.data.layout import read_split
-from vse_jax.errors import InputError
 
 
 def make_root(root: Path, images: int = 4, per_image: int = 5) -> Path:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metric_writer import MetricWriter, read_metrics
 
 

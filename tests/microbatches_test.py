@@ -9,8 +9,8 @@ from flax import nnx
 from benchmarks import memory
 from tests import tiny
 from tests.train_test import batch_of, region_config, set_up
+from vse_jax.base.trees import flatten
 from vse_jax.models.vse import VSE
-from vse_jax.optimizer import flatten
 from vse_jax.sharding import batch_sharding, put_batch
 
 

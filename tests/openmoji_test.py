@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import openmoji as openmoji_config
+from vse_jax.base.errors import InputError
 from vse_jax.data import openmoji
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 from vse_jax.data.prepare import prepare
-from vse_jax.errors import InputError
 
 
 def rows():

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from configs import common
+from vse_jax.base.errors import InputError
 from vse_jax.data import own_pictures
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 from vse_jax.data.prepare import prepare
-from vse_jax.errors import InputError
 
 SPLITS = ("train", "dev", "test")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from absl import flags
 
+from vse_jax.base.errors import InputError
 from vse_jax.data import pipeline
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData, eval_batches
 from vse_jax.data.regions import NpyRows
-from vse_jax.errors import InputError
 
 BATCH = 16
 

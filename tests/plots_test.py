@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from tests import tiny
+from vse_jax.base.config import save_config
+from vse_jax.base.errors import InputError
 from vse_jax.checkpoint import Checkpoints
-from vse_jax.config import save_config
 from vse_jax.data.images import load_image
-from vse_jax.errors import InputError
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Schedule
 from vse_jax.search import plots

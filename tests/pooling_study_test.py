@@ -1,7 +1,7 @@
 """The study of poolings, but for the trainings themselves."""
 
 from benchmarks import pooling_study
-from vse_jax.config import flat_fields
+from vse_jax.base.config import flat_fields
 
 
 def test_a_variant_differs_from_the_demo_in_its_pooling_only():

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests import tiny
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.pooling import interpolate, make_pool
 from vse_jax.models.vse import VSE
 

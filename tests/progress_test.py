@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from vse_jax import progress as module
-from vse_jax.progress import progress
+from vse_jax.base import progress as module
+from vse_jax.base.progress import progress
 
 
 @pytest.fixture

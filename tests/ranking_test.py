@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metrics.ranking import ensemble, ranks, recall, retrieval_metrics
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from absl import flags
 
+from vse_jax.base.errors import InputError
 from vse_jax.data import export, records
 from vse_jax.data.captions import caption_tokens
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData, eval_batches
 from vse_jax.data.rows import ImageRows
-from vse_jax.errors import InputError
 
 
 @pytest.fixture(scope="module", autouse=True)

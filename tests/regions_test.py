@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vse_jax.base.errors import InputError
 from vse_jax.data.regions import NpyRows, drop_regions
-from vse_jax.errors import InputError
 
 
 def test_pickles_as_its_path(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from configs import coco_region_bigru
 from tests import official
 from tests.golden_weights import golden_weight, load
-from vse_jax.config import flat_fields
+from vse_jax.base.config import flat_fields
 from vse_jax.convert.released import from_checkpoint, to_checkpoint
 from vse_jax.state import abstract_model, merge_model
 

@@ -9,9 +9,9 @@ import torch
 from configs import coco_grid, coco_region
 from tests import official, tiny
 from tests.golden_weights import golden_weight, load
-from vse_jax.config import flat_fields
+from vse_jax.base.config import flat_fields
+from vse_jax.base.errors import InputError
 from vse_jax.convert.released import from_checkpoint, to_checkpoint
-from vse_jax.errors import InputError
 from vse_jax.state import abstract_model, merge_model
 
 NAMES = ("region_bert", "grid_bert", "region_bigru")

@@ -9,12 +9,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
+from vse_jax.base.errors import InputError
 from vse_jax.data import export, records, remote
 from vse_jax.data.captions import caption_tokens
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import eval_batches
 from vse_jax.data.vocabulary import build_vocabulary
-from vse_jax.errors import InputError
 from vse_jax.metrics.positives import read_object
 
 

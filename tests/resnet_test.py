@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from tests import golden_weights
+from vse_jax.base.errors import InputError
 from vse_jax.convert import keys
-from vse_jax.errors import InputError
 from vse_jax.models.resnet import ResNet
 
 SIZES = {"groups": 1, "group_width": 64, "width": 64, "patch": 4}

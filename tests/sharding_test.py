@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import common
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.sharding import check_training_batch, make_mesh, state_sharding
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs import gpo_synthetic
 from vse_jax import synthetic
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.gpo import GPO, position_encoding
 
 

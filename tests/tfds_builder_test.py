@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from vse_jax.base.errors import InputError
 from vse_jax.data import export, tfds_builder
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
-from vse_jax.errors import InputError
 
 _USE = """
 import sys

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from vse_jax.base.errors import InputError
 from vse_jax.convert import torch_file
-from vse_jax.errors import InputError
 
 BOTH = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vse_jax.optimizer import Optimizer, Schedule, flatten
+from vse_jax.base.trees import flatten
+from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.sharding import batch_sharding, make_mesh, put_batch
 from vse_jax.state import (
     abstract_model,

@@ -12,6 +12,7 @@ from nltk.tokenize import punkt, word_tokenize
 
 from configs import common
 from tests import tiny
+from vse_jax.base.errors import InputError
 from vse_jax.data import captions, vocabulary
 from vse_jax.data.vocabulary import (
     SPECIAL,
@@ -21,7 +22,6 @@ from vse_jax.data.vocabulary import (
     read_vocabulary,
     split_words,
 )
-from vse_jax.errors import InputError
 from vse_jax.train import train
 
 

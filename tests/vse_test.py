@@ -6,7 +6,7 @@ from flax import nnx
 
 from configs import common
 from tests import tiny
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.vse import VSE, l2_normalise
 
 

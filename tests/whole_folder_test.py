@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from vse_jax.convert.whole_folder import whole_folder
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_folder
 
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):

@@ -16,9 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from vse_jax.base.errors import InputError
+from vse_jax.base.trees import flatten
 from vse_jax.cluster import is_loss
-from vse_jax.errors import InputError
-from vse_jax.optimizer import flatten
 
 
 class Checkpoints:

@@ -23,11 +23,11 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vse_jax import progress
-from vse_jax.config import flat_fields
+from vse_jax.base import progress
+from vse_jax.base.config import flat_fields
+from vse_jax.base.errors import InputError
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
-from vse_jax.errors import InputError
 
 _CONNECT_S = 300  # until every process has come
 _SILENCE_S = 100  # without a sign of life, after which a process counts as dead

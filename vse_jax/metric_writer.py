@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import logging
 from tensorboardX import SummaryWriter
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 
 class MetricWriter:

@@ -8,31 +8,13 @@ learning-rate schedule (VSE∞, supplement 1; PyTorch's parameter groups).
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
-
-Flat = dict[str, Any]  # arrays, or their shapes
-
-
-def flatten(tree) -> Flat:
-    """Nested dict → {"image/fc/kernel": leaf}, in the order of the tree's leaves."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
-
-
-def merge(tree, flat: Flat):
-    """`tree` with the leaves named in `flat` replaced."""
-    leaves = {**flatten(tree), **flat}
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
+from vse_jax.base.errors import InputError
+from vse_jax.base.trees import Flat, flatten, merge
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metric_writer import MetricWriter
 
 

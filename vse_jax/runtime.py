@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vse_jax.config import flat_fields
-from vse_jax.errors import InputError, check_choice
+from vse_jax.base.config import flat_fields
+from vse_jax.base.errors import InputError, check_choice
 
 PRECISIONS = ("highest", "high", "default")
 DTYPES = ("float32", "bfloat16")

@@ -6,7 +6,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 AXES = ("data", "fsdp")
 _SHARD_FROM = 2**16  # elements; smaller leaves are replicated: not worth a collective

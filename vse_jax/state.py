@@ -13,6 +13,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vse_jax.base.files import resolve_folder
 from vse_jax.convert import pretrained
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Optimizer
@@ -103,14 +104,14 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
     """Replaces the towers' weights that `config.{text,image}.weights` name."""
     params, stats = state.params, state.batch_stats
     if config.text.kind == "bert" and config.text.weights is not None:
-        folder = pretrained.resolve_folder(config.text.weights)
+        folder = resolve_folder(config.text.weights)
         pretrained.check_bert_sizes(folder, config.text)
         bert = pretrained.load_bert(folder, params["text"]["bert"])
         text = params["text"] | {"bert": _placed_like(bert, params["text"]["bert"])}
         params = params | {"text": text}
         logging.info("BERT weights from %s", folder)
     if config.image.kind == "grid" and config.image.weights is not None:
-        folder = pretrained.resolve_folder(config.image.weights)
+        folder = resolve_folder(config.image.weights)
         pretrained.check_backbone_kind(folder, config.image)
         like = {
             "params": params["image"]["backbone"],

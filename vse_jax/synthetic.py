@@ -20,15 +20,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from vse_jax.config import save_config
-from vse_jax.data.layout import write_atomically
-from vse_jax.errors import InputError
+from vse_jax.base.config import save_config
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import write_atomically
+from vse_jax.base.progress import progress
 from vse_jax.models.gpo import GPO, TEMPERATURE, position_encoding
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import interpolate
 from vse_jax.ops.sorted_pool import sorted_pool
-from vse_jax.progress import progress
 
 Table = dict[str, dict[str, dict[str, float]]]  # range → generator → pattern → RMSE
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vse_jax.base.errors import InputError
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
-from vse_jax.errors import InputError
 from vse_jax.evaluate import Evaluator
 
 

@@ -14,22 +14,23 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax import cluster, preemption
-from vse_jax.checkpoint import Checkpoints
-from vse_jax.config import (
+from vse_jax.base.config import (
     EVALUATION_FREE_FIELDS,
     FREE_FIELDS,
     check_same_run,
     save_config,
 )
+from vse_jax.base.errors import InputError
+from vse_jax.base.progress import progress
+from vse_jax.base.trees import merge
+from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
-from vse_jax.errors import InputError
 from vse_jax.evaluate import Evaluator, evaluate
 from vse_jax.losses import hinge_loss
 from vse_jax.metric_writer import MetricWriter
 from vse_jax.microbatches import loss_and_gradients
-from vse_jax.optimizer import Optimizer, Schedule, merge
-from vse_jax.progress import progress
+from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.recorder import Recorder
 from vse_jax.search.plots import curves_picture
 from vse_jax.sharding import (

@@ -8,9 +8,9 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_folder
 from vse_jax.convert import keys, torch_file
-from vse_jax.convert.whole_folder import whole_folder
-from vse_jax.errors import InputError
 from vse_jax.models.resnet import ResNet
 
 

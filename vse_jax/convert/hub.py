@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 CHECKPOINT = "model_best.pth"
 

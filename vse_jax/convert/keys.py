@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 # Axis orders that turn a PyTorch tensor into ours.
 _SAME = None

@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.common import base, grid_rules, region_rules
-from vse_jax.config import flat_fields
+from vse_jax.base.config import flat_fields
+from vse_jax.base.errors import InputError
 from vse_jax.convert.backbones import KINDS
-from vse_jax.errors import InputError
 
 HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
 

@@ -1,6 +1,5 @@
 """Pretrained weights as start values: BERT and CNN backbones."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import safetensors
 import safetensors.numpy
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError
 from vse_jax.convert import keys, torch_file
-from vse_jax.errors import InputError
 
 # Our config.text fields: their names in a Hugging Face config.json.
 _BERT_SIZES = {
@@ -29,28 +28,6 @@ _BERT_KIND = {
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
 }
-
-
-def resolve_folder(name: str) -> Path:
-    """Returns the folder that a config field such as config.text.weights names.
-
-    Args:
-      name: a folder, or 'package:NAME/FOLDER' for one inside an installed package.
-
-    Raises:
-      InputError: there is no such package or folder.
-    """
-    if name.startswith("package:"):
-        package, _, folder = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"{name}: the package {package!r} is not installed")
-        path = Path(spec.submodule_search_locations[0]) / folder
-    else:
-        path = Path(name)
-    if not path.is_dir():
-        raise InputError(f"{name}: there is no folder {path}")
-    return path
 
 
 def bert_sizes(folder: Path) -> dict[str, int]:

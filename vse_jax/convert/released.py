@@ -16,9 +16,9 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError
 from vse_jax.convert import keys, torch_file
 from vse_jax.convert.options import HEAD_SIZE, config_of, options_of
-from vse_jax.errors import InputError
 from vse_jax.state import abstract_model
 
 Arrays = Mapping[str, np.ndarray]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 
 def read(path: Path) -> Any:

@@ -13,17 +13,16 @@ from jaxtyping import Int, Int32
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from vse_jax.convert.pretrained import resolve_folder
-from vse_jax.data.layout import read_lines
-from vse_jax.data.remote import AnyPath, root_path
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, read_lines, resolve_folder
+from vse_jax.base.progress import progress
+from vse_jax.data.remote import root_path
 from vse_jax.data.vocabulary import (
     MASK,
     find_vocabulary,
     read_vocabulary,
     split_words,
 )
-from vse_jax.errors import InputError
-from vse_jax.progress import progress
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
 

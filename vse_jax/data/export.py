@@ -21,13 +21,14 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.files import file_sha256, write_atomically
+from vse_jax.base.progress import progress
 from vse_jax.data import records
-from vse_jax.data.layout import Split, claim_root, read_split, write_atomically
+from vse_jax.data.layout import Split, claim_root, read_split
 from vse_jax.data.records import Index
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.remote import StoredFile, file_sha256
-from vse_jax.errors import InputError, check_choice
-from vse_jax.progress import progress
+from vse_jax.data.remote import StoredFile
 
 # One record a read; packed features take five times as long to read.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

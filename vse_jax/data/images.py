@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 # The data workers are the parallelism; a second pool inside OpenCV would only fight
 # them and XLA for the same cores.

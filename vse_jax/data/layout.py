@@ -19,6 +19,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.files import AnyPath, read_lines, write_atomically
 from vse_jax.data.records import (
     FORMATS,
     RecordPictures,
@@ -27,8 +29,7 @@ from vse_jax.data.records import (
     open_records,
 )
 from vse_jax.data.regions import NpyRows, open_regions
-from vse_jax.data.remote import AnyPath, read_bytes, root_path
-from vse_jax.errors import InputError, check_choice
+from vse_jax.data.remote import root_path
 
 # The published dev lists are longer; validation has always used their beginning.
 DEV_CAPTIONS = 5000
@@ -124,25 +125,6 @@ def _pictures(
     if not for_thumbnails and config.data.on_bad_image != "skip":
         _check_pictures_exist(image_ids, paths, ids_file)
     return paths
-
-
-def read_lines(path: AnyPath) -> list[str]:
-    """The stripped lines of a UTF-8 text file.
-
-    Raises:
-        InputError: no such file, or a line that is not UTF-8 (names it).
-    """
-    data = read_bytes(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8") from None
-    # Not splitlines(): it would also split at U+2028 and its kin inside a caption.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.strip() for line in lines]
 
 
 def read_captions(root: AnyPath, split: str) -> list[str]:
@@ -265,13 +247,3 @@ def write_root(
         write_atomically(precomp / f"{name}_caps.txt", captions.encode())
     text = json.dumps(dict(mapping), indent=0, ensure_ascii=False)
     write_atomically(root / "id_mapping.json", f"{text}\n".encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, whenever the process may be killed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

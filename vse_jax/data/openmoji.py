@@ -16,8 +16,9 @@ import resvg_py
 from ml_collections import ConfigDict
 from PIL import Image
 
+from vse_jax.base.files import write_atomically
+from vse_jax.base.progress import progress
 from vse_jax.data import layout
-from vse_jax.progress import progress
 
 _CAPTIONS = Path(__file__).with_name("openmoji_captions.csv")
 _CAPTIONS_PER_IMAGE = 5
@@ -81,4 +82,4 @@ def _render(job: tuple[Path, Path], size: int) -> None:
     # resvg writes an alpha channel, all opaque: decoding without it is twice as fast.
     rgb = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").save(rgb, "PNG")
-    layout.write_atomically(target, rgb.getvalue())
+    write_atomically(target, rgb.getvalue())

@@ -25,10 +25,11 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_lines
+from vse_jax.base.progress import progress
 from vse_jax.data import layout
 from vse_jax.data.images import load_image
-from vse_jax.errors import InputError
-from vse_jax.progress import progress
 
 SPLITS = ("train", "dev", "test")
 
@@ -81,7 +82,7 @@ def _caption_file(source: Path) -> Path:
 
 
 def _read_captions(source: Path) -> list[_Picture]:
-    lines = layout.read_lines(source)
+    lines = read_lines(source)
     header = next(csv.reader(lines[:1]), [])
     rows = _csv_rows(lines, source) if "image" in header else _tab_rows(lines, source)
     pictures: dict[str, _Picture] = {}

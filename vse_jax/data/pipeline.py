@@ -17,11 +17,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError, check_choice
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Batch, CaptionRows, ImageRows
-from vse_jax.errors import InputError, check_choice
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError
 from vse_jax.data import openmoji, own_pictures
-from vse_jax.errors import InputError
 
 
 def prepare(config: ConfigDict) -> None:

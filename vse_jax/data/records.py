@@ -26,10 +26,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, file_size, read_bytes
 from vse_jax.data.images import PictureBytes
 from vse_jax.data.regions import check_region_shape
-from vse_jax.data.remote import AnyPath, StoredFile, file_size, local_copy, read_bytes
-from vse_jax.errors import InputError
+from vse_jax.data.remote import StoredFile, local_copy
 
 FORMATS = ("array_record", "tfds")
 FOLDERS = {"array_record": "array_record", "tfds": "tfds/image_text/1.0.0"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from vse_jax.data.remote import AnyPath
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath
 
 
 class NpyRows:

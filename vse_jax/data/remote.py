@@ -6,16 +6,13 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import fsspec
 from etils import epath
 
-from vse_jax.errors import InputError
-from vse_jax.progress import progress
-
-# pathlib's for local files, so that nothing changes for them; epath's for URLs.
-AnyPath: TypeAlias = Path | epath.Path
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, unreadable
+from vse_jax.base.progress import progress
 
 SCHEMES = ("gs", "s3", "az", "hf")
 _CHUNK = 2**20  # bytes
@@ -48,41 +45,6 @@ def root_path(root: str) -> AnyPath:
     except ImportError as error:
         raise InputError(f"config.data.root: {root}: {error}") from None
     return epath.Path(root)
-
-
-def read_bytes(path: AnyPath) -> bytes:
-    """The content of a file.
-
-    Raises:
-        InputError: it cannot be read (names it).
-    """
-    try:
-        return path.read_bytes()
-    except Exception as error:
-        raise _unreadable(path, error) from None
-
-
-def file_size(path: AnyPath) -> int:
-    """Bytes of a file.
-
-    Raises:
-        InputError: there is none (names it).
-    """
-    try:
-        return path.stat().st_size if isinstance(path, Path) else path.stat().length
-    except Exception as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: AnyPath, error: Exception) -> Exception:
-    """What to raise: storage services have exception types of their own."""
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path}: No such file or directory")
-    if isinstance(error, OSError) and error.strerror:
-        return InputError(f"{path}: {error.strerror}")
-    if isinstance(path, Path):
-        return error
-    return InputError(f"{path}: {' '.join(str(error).split()) or repr(error)}")
 
 
 def local_copy(
@@ -134,10 +96,4 @@ def _chunks(source: AnyPath) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK):
                 yield chunk
     except Exception as error:
-        raise _unreadable(source, error) from None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise unreadable(source, error) from None

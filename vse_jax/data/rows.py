@@ -12,12 +12,12 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import check_choice
 from vse_jax.data.captions import CaptionTokens, augment_words, bucket
 from vse_jax.data.images import PIXELS, augment, load_image, preprocess
 from vse_jax.data.layout import Split
 from vse_jax.data.records import RecordPictures
 from vse_jax.data.regions import NpyRows, drop_regions
-from vse_jax.errors import check_choice
 
 Batch = dict[str, np.ndarray]
 

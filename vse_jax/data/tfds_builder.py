@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 # split → its shards, each a function that makes its records (id, captions, and image:
 # bytes or regions: array) afresh.

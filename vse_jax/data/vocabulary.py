@@ -16,10 +16,11 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
-from vse_jax.data.layout import read_captions, write_atomically
-from vse_jax.data.remote import AnyPath, read_bytes, root_path
-from vse_jax.errors import InputError
-from vse_jax.progress import progress
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, read_bytes, write_atomically
+from vse_jax.base.progress import progress
+from vse_jax.data.layout import read_captions
+from vse_jax.data.remote import root_path
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MASK = "<mask>"

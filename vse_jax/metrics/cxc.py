@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from vse_jax.data.layout import read_lines
-from vse_jax.data.remote import AnyPath
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, read_lines
 from vse_jax.metrics.positives import positions, read_object
 from vse_jax.metrics.ranking import check_finite, recall
 

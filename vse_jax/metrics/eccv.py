@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.metrics.positives import positions, read_object
 from vse_jax.metrics.ranking import check_finite
 

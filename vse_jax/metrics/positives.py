@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Float32
 
-from vse_jax.data.remote import AnyPath, read_bytes
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, read_bytes
+from vse_jax.base.progress import progress
 from vse_jax.metrics.ranking import first_equal_rows
-from vse_jax.progress import progress
 
 _TILE = 5_000_000  # similarities in memory at a time
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 _TILE = 5_000_000  # similarities in memory at a time: 20 MB, which caches still help
 _RECALLS = (1, 5, 10)

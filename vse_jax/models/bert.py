@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first

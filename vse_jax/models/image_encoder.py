@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.batch_norm import BatchNorm
 from vse_jax.models.layers import linear, symmetric_uniform
 from vse_jax.models.pooling import make_pool

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError, check_choice
+from vse_jax.base.errors import InputError, check_choice
 from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
 from vse_jax.models.layers import linear

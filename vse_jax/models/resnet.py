@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.batch_norm import BatchNorm
 
 _HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")

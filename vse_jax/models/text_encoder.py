@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear, symmetric_uniform

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 from vse_jax.models.image_encoder import GridEncoder, RegionEncoder
 from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
 

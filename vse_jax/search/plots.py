@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
-from vse_jax.data.layout import write_atomically
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import write_atomically
 from vse_jax.evaluate import load_best
 from vse_jax.metric_writer import read_metrics
 from vse_jax.models.gpo import GPO

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import write_atomically
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import Split, write_atomically
-from vse_jax.errors import InputError
+from vse_jax.data.layout import Split
 from vse_jax.search.colours import GREEN, GREY, INK, ORANGE
 
 _TOP = 5

@@ -7,7 +7,7 @@ from logging import CRITICAL, WARNING, Formatter, getLogger
 
 from absl import flags, logging
 
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import common
-from vse_jax.data.layout import write_atomically
-from vse_jax.errors import InputError
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import write_atomically
 
 # A run may be continued with other values of these: they decide how long, how fast and
 # where it runs and what it reports, never which numbers a step computes.

@@ -1,0 +1,145 @@
+"""Files and folders: read with clear errors, written whole or not at all."""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from etils import epath
+
+from vse_jax.base.errors import InputError
+
+# pathlib's for local files, so that nothing changes for them; epath's for URLs.
+AnyPath: TypeAlias = Path | epath.Path
+
+
+def read_bytes(path: AnyPath) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: it cannot be read (names it).
+    """
+    try:
+        return path.read_bytes()
+    except Exception as error:
+        raise unreadable(path, error) from None
+
+
+def read_lines(path: AnyPath) -> list[str]:
+    """The stripped lines of a UTF-8 text file.
+
+    Raises:
+        InputError: no such file, or a line that is not UTF-8 (names it).
+    """
+    data = read_bytes(path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-8") from None
+    # Not splitlines(): it would also split at U+2028 and its kin inside a caption.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.strip() for line in lines]
+
+
+def file_size(path: AnyPath) -> int:
+    """Bytes of a file.
+
+    Raises:
+        InputError: there is none (names it).
+    """
+    try:
+        return path.stat().st_size if isinstance(path, Path) else path.stat().length
+    except Exception as error:
+        raise unreadable(path, error) from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unreadable(path: AnyPath, error: Exception) -> Exception:
+    """What to raise where `path` could not be read: one line that names it.
+
+    Storage services have exception types of their own.
+    """
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: No such file or directory")
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{path}: {error.strerror}")
+    if isinstance(path, Path):
+        return error
+    return InputError(f"{path}: {' '.join(str(error).split()) or repr(error)}")
+
+
+def resolve_folder(name: str) -> Path:
+    """The folder that a config field such as config.text.weights names.
+
+    Args:
+        name: a folder, or 'package:NAME/FOLDER' for one inside an installed package.
+
+    Raises:
+        InputError: there is no such package or folder.
+    """
+    if name.startswith("package:"):
+        package, _, folder = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(f"{name}: the package {package!r} is not installed")
+        path = Path(spec.submodule_search_locations[0]) / folder
+    else:
+        path = Path(name)
+    if not path.is_dir():
+        raise InputError(f"{name}: there is no folder {path}")
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all, whenever the process may be killed.
+
+    The name of the unfinished file is random: hosts that share the folder may have
+    equal process ids. It is on the disk before it gets its name, so that not even a
+    power cut leaves an empty file under that name.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Gives a folder to write into, and makes it `target` when the block ends well.
+
+    Raises:
+        InputError: `target` exists and is not empty, or cannot be written.
+    """
+    target = target.absolute()
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise InputError(f"{target}: is already there; name a new folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target: a rename within one file system is a single act.
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".{target.name}."
+        ) as temporary:
+            folder = Path(temporary) / target.name
+            folder.mkdir()
+            yield folder
+            folder.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: {error.strerror or error}") from error
