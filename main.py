@@ -14,9 +14,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vse_jax import preemption
 from vse_jax.base.command_line import errors_on_one_line, parse_flags, set_up_logging
 from vse_jax.base.errors import InputError, check_choice
+from vse_jax.devices import preemption
 
 MODES = ("train", "eval", "embed", "plot", "prepare", "export", "build_vocab")
 TASKS = {"retrieval": MODES, "gpo_synthetic": ("train", "plot")}
@@ -50,7 +50,7 @@ def run() -> None:
     if (task, mode) == ("retrieval", "train"):
         preemption.listen()
 
-    from vse_jax import cluster
+    from vse_jax.devices import cluster
 
     with cluster.ends_together(), errors_on_one_line():
         cluster.connect(_COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value)
@@ -60,9 +60,9 @@ def run() -> None:
 def run_on_devices(mode: str, config: ConfigDict, workdir: Path) -> None:
     """The modes that compute; every process of the run comes here."""
     from vse_jax import evaluate, synthetic, train
-    from vse_jax.cluster import check_alone, check_same_config
     from vse_jax.data.captions import settle_vocab_size
-    from vse_jax.runtime import configure
+    from vse_jax.devices.cluster import check_alone, check_same_config
+    from vse_jax.devices.runtime import configure
     from vse_jax.search.plots import plot
 
     settle_vocab_size(config)

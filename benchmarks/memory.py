@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from vse_jax.devices.mesh import make_mesh
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.sharding import make_mesh
 from vse_jax.state import abstract_model, abstract_state, merge_model
 from vse_jax.train import compile_step
 

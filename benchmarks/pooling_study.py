@@ -23,11 +23,11 @@ from vse_jax.base.command_line import errors_on_one_line, set_up_logging
 from vse_jax.base.config import check_same_run, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
+from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.devices.runtime import configure
 from vse_jax.metric_writer import read_metrics
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.runtime import configure
 from vse_jax.search.plots import study_picture
-from vse_jax.sharding import batch_sharding, make_mesh, put_batch
 from vse_jax.state import abstract_model, abstract_state, initial_state
 from vse_jax.train import compile_step
 

@@ -5,8 +5,8 @@ import pytest
 
 from configs import common
 from tests import golden_weights
+from vse_jax.devices.mesh import batch_sharding, make_mesh
 from vse_jax.losses import hinge_loss
-from vse_jax.sharding import batch_sharding, make_mesh
 
 
 @pytest.mark.parametrize("case", ["b6", "b33"])

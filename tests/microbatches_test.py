@@ -10,8 +10,8 @@ from benchmarks import memory
 from tests import tiny
 from tests.train_test import batch_of, region_config, set_up
 from vse_jax.base.trees import flatten
+from vse_jax.devices.mesh import batch_sharding, put_batch
 from vse_jax.models.vse import VSE
-from vse_jax.sharding import batch_sharding, put_batch
 
 
 def descent(config, devices=1):

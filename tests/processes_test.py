@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.main_test import one_line_error, parameters, run, start, wait_for
-from vse_jax import cluster
 from vse_jax.base.errors import InputError
+from vse_jax.devices import cluster
 from vse_jax.metric_writer import read_metrics
 
 STEPS = 5

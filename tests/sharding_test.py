@@ -5,7 +5,7 @@ import pytest
 
 from configs import common
 from vse_jax.base.errors import InputError
-from vse_jax.sharding import check_training_batch, make_mesh, state_sharding
+from vse_jax.devices.mesh import check_training_batch, make_mesh, state_sharding
 
 
 def config(batch_size=128, **mesh):

@@ -12,8 +12,8 @@ import pytest
 
 from tests import tiny
 from vse_jax.base.trees import flatten
+from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.sharding import batch_sharding, make_mesh, put_batch
 from vse_jax.state import (
     abstract_model,
     abstract_state,
@@ -67,7 +67,9 @@ def bigru(config):
 
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
 def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatch):
-    monkeypatch.setattr("vse_jax.sharding._SHARD_FROM", 256)  # shard toy kernels too
+    monkeypatch.setattr(
+        "vse_jax.devices.mesh._SHARD_FROM", 256
+    )  # shard toy kernels too
     config = tiny.get_config() if kind == "grid_bert" else bigru(region_config())
     # One step of plain descent with rate 1: the change of a parameter is its gradient.
     config.optimizer.update({"name": "sgd", "learning_rate": 1.0, "clip": 1e9})

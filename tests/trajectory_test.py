@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from configs import common
 from tests import golden_weights
 from vse_jax.convert import keys
+from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.sharding import batch_sharding, make_mesh, put_batch
 from vse_jax.state import TrainState, abstract_state, split_model
 from vse_jax.train import compile_step
 

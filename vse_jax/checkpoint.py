@@ -18,7 +18,7 @@ from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten
-from vse_jax.cluster import is_loss
+from vse_jax.devices.cluster import is_loss
 
 
 class Checkpoints:

@@ -13,28 +13,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import saved
-from vse_jax import preemption
 from vse_jax.base.config import EVALUATION_FREE_FIELDS, check_same_run
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.checkpoint import Checkpoints
-from vse_jax.cluster import check_same_data
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import eval_batches
 from vse_jax.data.regions import NpyRows
-from vse_jax.metrics.cxc import cxc_metrics
-from vse_jax.metrics.eccv import eccv_metrics
-from vse_jax.metrics.ranking import ensemble, retrieval_metrics
-from vse_jax.search.report import format_table, retrieval_picture
-from vse_jax.sharding import (
+from vse_jax.devices import preemption
+from vse_jax.devices.cluster import check_same_data
+from vse_jax.devices.mesh import (
     batch_sharding,
     make_mesh,
     put_batch,
     replicated,
     state_sharding,
 )
+from vse_jax.metrics.cxc import cxc_metrics
+from vse_jax.metrics.eccv import eccv_metrics
+from vse_jax.metrics.ranking import ensemble, retrieval_metrics
+from vse_jax.search.report import format_table, retrieval_picture
 from vse_jax.state import abstract_model, merge_model, with_sharding
 
 

@@ -13,7 +13,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vse_jax import cluster, preemption
 from vse_jax.base.config import (
     EVALUATION_FREE_FIELDS,
     FREE_FIELDS,
@@ -26,6 +25,14 @@ from vse_jax.base.trees import merge
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
+from vse_jax.devices import cluster, preemption
+from vse_jax.devices.mesh import (
+    batch_sharding,
+    check_training_batch,
+    make_mesh,
+    put_batch,
+    replicated,
+)
 from vse_jax.evaluate import Evaluator, evaluate
 from vse_jax.losses import hinge_loss
 from vse_jax.metric_writer import MetricWriter
@@ -33,13 +40,6 @@ from vse_jax.microbatches import loss_and_gradients
 from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.recorder import Recorder
 from vse_jax.search.plots import curves_picture
-from vse_jax.sharding import (
-    batch_sharding,
-    check_training_batch,
-    make_mesh,
-    put_batch,
-    replicated,
-)
 from vse_jax.state import (
     TrainState,
     abstract_model,
