@@ -8,8 +8,8 @@ from flax import nnx
 
 from configs import coco_grid, coco_grid_wsl
 from vse_jax.base.errors import InputError
-from vse_jax.convert import keys, pretrained
 from vse_jax.convert.backbones import KINDS, Kind, build, convert_backbone
+from vse_jax.weights import keys, pretrained
 
 # One block a stage; the sizes in a block are fixed, so that 20 MB are the smallest.
 SMALL = Kind("v1", (1, 1, 1, 1), "detector", 1, 4)

@@ -8,9 +8,9 @@ from flax import nnx
 
 from tests import golden_weights, tiny
 from vse_jax.base.errors import InputError
-from vse_jax.convert import keys
 from vse_jax.models.text_encoder import BiGRUEncoder
 from vse_jax.models.vse import l2_normalise
+from vse_jax.weights import keys
 
 
 def tiny_config(layers=1):

@@ -10,10 +10,10 @@ from flax import nnx
 
 from benchmarks import pytorch_peer
 from tests.golden_weights import golden_module
-from vse_jax.convert import keys
 from vse_jax.models.image_encoder import GridEncoder
 from vse_jax.models.text_encoder import BertEncoder
 from vse_jax.models.vse import l2_normalise
+from vse_jax.weights import keys
 
 pytestmark = pytest.mark.slow
 

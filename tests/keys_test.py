@@ -5,11 +5,11 @@ from flax import nnx
 
 from tests import tiny
 from vse_jax.base.errors import InputError
-from vse_jax.convert import keys
 from vse_jax.models.gpo import GPO
 from vse_jax.models.image_encoder import RegionEncoder
 from vse_jax.models.resnet import ResNet
 from vse_jax.models.vse import VSE
+from vse_jax.weights import keys
 
 
 def tree_of(module):

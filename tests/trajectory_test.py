@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 
 from configs import common
 from tests import golden_weights
-from vse_jax.convert import keys
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.state import TrainState, abstract_state, split_model
 from vse_jax.train import compile_step
+from vse_jax.weights import keys
 
 # Parameters that the loss does not depend on: softmax ignores what all keys of a query
 # have in common, batch normalisation a constant before it. Their gradients are rounding

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.base.files import resolve_folder
-from vse_jax.convert import pretrained
 from vse_jax.devices.mesh import state_sharding
 from vse_jax.models.vse import VSE
 from vse_jax.optimizer import Optimizer
+from vse_jax.weights import pretrained
 
 
 @struct.dataclass

@@ -10,8 +10,8 @@ from flax import nnx
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
-from vse_jax.convert import keys, torch_file
 from vse_jax.models.resnet import ResNet
+from vse_jax.weights import keys, torch_file
 
 
 class Kind(NamedTuple):

@@ -9,7 +9,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.convert import keys, torch_file
+from vse_jax.weights import keys, torch_file
 
 # Our config.text fields: their names in a Hugging Face config.json.
 _BERT_SIZES = {
