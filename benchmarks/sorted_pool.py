@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vse_jax.ops.sorted_pool import sorted_pool
+from vse_jax.models.sorted_pool import sorted_pool
 
 SHAPES = ((128, 36, 1024), (128, 16, 512))  # sets, set size, dimensions
 ROUNDS = 5

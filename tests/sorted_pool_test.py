@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.ops.sorted_pool import sorted_pool
+from vse_jax.models.sorted_pool import sorted_pool
 
 SIZES = [9, 80]  # one for each way to sort
 

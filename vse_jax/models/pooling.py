@@ -15,7 +15,7 @@ from vse_jax.base.errors import InputError, check_choice
 from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
 from vse_jax.models.layers import linear
-from vse_jax.ops.sorted_pool import sorted_pool
+from vse_jax.models.sorted_pool import sorted_pool
 
 
 def make_pool(
