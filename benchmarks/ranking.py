@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from vse_jax.metrics.ranking import retrieval_metrics
+from vse_jax.evaluation.ranking import retrieval_metrics
 
 IMAGES, CAPTIONS_PER_IMAGE, DIMENSIONS = 5000, 5, 1024
 ROUNDS = 5

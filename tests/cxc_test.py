@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.metrics.cxc import cxc_metrics
+from vse_jax.evaluation.cxc import cxc_metrics
 
 FOLDER = Path(__file__).parent / "golden"
 GOLDEN = np.load(FOLDER / "cxc.npz")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.metrics.eccv import eccv_metrics
+from vse_jax.evaluation.eccv import eccv_metrics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its optional packages

@@ -8,8 +8,8 @@ import pytest
 from tests import tiny
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import Split
-from vse_jax.evaluate import Embeddings, split_metrics
-from vse_jax.metrics.cxc import cxc_metrics
+from vse_jax.evaluation.cxc import cxc_metrics
+from vse_jax.evaluation.evaluator import Embeddings, split_metrics
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,7 +33,8 @@ def test_cxc_and_eccv_only_when_asked(split, embeddings, monkeypatch):
     config.eval.cxc = config.eval.eccv = True
     asked = []
     monkeypatch.setattr(
-        "vse_jax.evaluate.eccv_metrics", lambda *args: asked.append(args) or {"i2t": 1}
+        "vse_jax.evaluation.evaluator.eccv_metrics",
+        lambda *args: asked.append(args) or {"i2t": 1},
     )
     metrics = split_metrics(config, split, embeddings)
     assert metrics["cxc"] == cxc_metrics(

@@ -106,7 +106,7 @@ def test_eval_and_embed_need_only_the_workdir(trained, environment):
     assert captions.shape == (160, 32)
     assert len((folder / "image_ids.txt").read_text().splitlines()) == 32
     # The embeddings are the ones that eval ranked.
-    from vse_jax.metrics.ranking import retrieval_metrics
+    from vse_jax.evaluation.ranking import retrieval_metrics
 
     assert retrieval_metrics(images, captions, 5) == json.loads(
         (workdir / "eval_dev.json").read_text()

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
-from vse_jax.metrics import positives
-from vse_jax.metrics.positives import positions, read_object
+from vse_jax.evaluation import positives
+from vse_jax.evaluation.positives import positions, read_object
 
 
 def brute_force(similarity: np.ndarray, right: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
-from vse_jax.metrics.ranking import ensemble, ranks, recall, retrieval_metrics
+from vse_jax.evaluation.ranking import ensemble, ranks, recall, retrieval_metrics
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 KEYS = ("r1", "r5", "r10", "medr", "meanr")

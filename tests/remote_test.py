@@ -15,7 +15,7 @@ from vse_jax.data.captions import caption_tokens
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import eval_batches
 from vse_jax.data.vocabulary import build_vocabulary
-from vse_jax.metrics.positives import read_object
+from vse_jax.evaluation.positives import read_object
 
 
 class Bucket(MemoryFileSystem):

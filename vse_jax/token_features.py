@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
-from vse_jax.evaluate import Evaluator
+from vse_jax.evaluation.evaluator import Evaluator
 
 
 def cached_token_features(

@@ -33,7 +33,7 @@ from vse_jax.devices.mesh import (
     put_batch,
     replicated,
 )
-from vse_jax.evaluate import Evaluator, evaluate
+from vse_jax.evaluation.evaluator import Evaluator, evaluate
 from vse_jax.losses import hinge_loss
 from vse_jax.metric_writer import MetricWriter
 from vse_jax.microbatches import loss_and_gradients

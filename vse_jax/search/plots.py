@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
-from vse_jax.evaluate import load_best
+from vse_jax.evaluation.evaluator import load_best
 from vse_jax.metric_writer import read_metrics
 from vse_jax.models.gpo import GPO
 from vse_jax.models.vse import VSE

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_bytes
 from vse_jax.base.progress import progress
-from vse_jax.metrics.ranking import first_equal_rows
+from vse_jax.evaluation.ranking import first_equal_rows
 
 _TILE = 5_000_000  # similarities in memory at a time
 

@@ -31,9 +31,9 @@ from vse_jax.devices.mesh import (
     replicated,
     state_sharding,
 )
-from vse_jax.metrics.cxc import cxc_metrics
-from vse_jax.metrics.eccv import eccv_metrics
-from vse_jax.metrics.ranking import ensemble, retrieval_metrics
+from vse_jax.evaluation.cxc import cxc_metrics
+from vse_jax.evaluation.eccv import eccv_metrics
+from vse_jax.evaluation.ranking import ensemble, retrieval_metrics
 from vse_jax.search.report import format_table, retrieval_picture
 from vse_jax.state import abstract_model, merge_model, with_sharding
 

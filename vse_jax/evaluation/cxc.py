@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines
-from vse_jax.metrics.positives import positions, read_object
-from vse_jax.metrics.ranking import check_finite, recall
+from vse_jax.evaluation.positives import positions, read_object
+from vse_jax.evaluation.ranking import check_finite, recall
 
 _LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match
 
