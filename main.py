@@ -59,12 +59,13 @@ def run() -> None:
 
 def run_on_devices(mode: str, config: ConfigDict, workdir: Path) -> None:
     """The modes that compute; every process of the run comes here."""
-    from vse_jax import synthetic, train
+    from vse_jax import synthetic
     from vse_jax.data.captions import settle_vocab_size
     from vse_jax.devices.cluster import check_alone, check_same_config
     from vse_jax.devices.runtime import configure
     from vse_jax.evaluation import evaluator as evaluate
     from vse_jax.search.plots import plot
+    from vse_jax.training import loop as train
 
     settle_vocab_size(config)
     configure(config)

@@ -19,9 +19,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vse_jax.devices.mesh import make_mesh
-from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.state import abstract_model, abstract_state, merge_model
-from vse_jax.train import compile_step
+from vse_jax.training.loop import compile_step
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import abstract_model, abstract_state, merge_model
 
 MICROBATCHES = (1, 2, 4, 8, 16)
 TOKENS = 32  # padded length of a caption

@@ -25,11 +25,11 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.devices.runtime import configure
-from vse_jax.metric_writer import read_metrics
-from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.search.plots import study_picture
-from vse_jax.state import abstract_model, abstract_state, initial_state
-from vse_jax.train import compile_step
+from vse_jax.training.loop import compile_step
+from vse_jax.training.metric_writer import read_metrics
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import abstract_model, abstract_state, initial_state
 
 FOLDER = Path("runs/study")
 DOCUMENT = Path("docs/pooling_study.md")

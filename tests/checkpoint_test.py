@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoint import Checkpoints
+from vse_jax.training.checkpoint import Checkpoints
 
 
 def model(value: float, size: int = 1000):

@@ -10,9 +10,9 @@ import pytest
 from tests import tiny
 from tests.train_test import batch_of, bigru, region_config
 from vse_jax.devices.mesh import make_mesh
-from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.state import abstract_model, abstract_state
-from vse_jax.train import train_step
+from vse_jax.training.loop import train_step
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import abstract_model, abstract_state
 
 # Softmax, norms, roots and gates lose too much in eight bits of mantissa.
 DELICATE = {

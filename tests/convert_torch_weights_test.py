@@ -18,7 +18,7 @@ import torch
 from tests import official, tiny
 from vse_jax.base.errors import InputError
 from vse_jax.convert import workdir as workdirs
-from vse_jax.metric_writer import read_metrics
+from vse_jax.training.metric_writer import read_metrics
 
 CONVERT = "convert_torch_weights.py"
 

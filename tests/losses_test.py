@@ -6,7 +6,7 @@ import pytest
 from configs import common
 from tests import golden_weights
 from vse_jax.devices.mesh import batch_sharding, make_mesh
-from vse_jax.losses import hinge_loss
+from vse_jax.training.losses import hinge_loss
 
 
 @pytest.mark.parametrize("case", ["b6", "b33"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vse_jax.metric_writer import read_metrics
+from vse_jax.training.metric_writer import read_metrics
 
 MAIN = [sys.executable, "main.py"]
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.metric_writer import MetricWriter, read_metrics
+from vse_jax.training.metric_writer import MetricWriter, read_metrics
 
 
 def write(workdir, steps, value=1.0, resume_at=0):

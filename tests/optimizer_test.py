@@ -8,7 +8,7 @@ import torch
 from configs import common
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten
-from vse_jax.optimizer import Optimizer, Schedule
+from vse_jax.training.optimizer import Optimizer, Schedule
 
 SHAPES = {"image/backbone/kernel": (3, 2), "image/fc/kernel": (2, 4), "text/b": (5,)}
 RULES = (("^image/backbone/", 0.1, 1), (".*", 1.0, 0))  # the CNN opens in epoch 1

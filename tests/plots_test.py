@@ -9,14 +9,14 @@ from flax import nnx
 from tests import tiny
 from vse_jax.base.config import save_config
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.images import load_image
 from vse_jax.models.vse import VSE
-from vse_jax.optimizer import Schedule
 from vse_jax.search import plots
 from vse_jax.search.plots import curves_picture
-from vse_jax.state import split_model
 from vse_jax.synthetic import PAPER
+from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.state import split_model
 
 SCHEDULE = Schedule(
     steps_per_epoch=10,

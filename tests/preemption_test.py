@@ -7,7 +7,7 @@ import pytest
 from tests.main_test import run, start, wait_for
 from tests.processes_test import assert_same_run, rows
 from vse_jax.devices import preemption
-from vse_jax.train import train
+from vse_jax.training.loop import train
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from tests.main_test import one_line_error, parameters, run, start, wait_for
 from vse_jax.base.errors import InputError
 from vse_jax.devices import cluster
-from vse_jax.metric_writer import read_metrics
+from vse_jax.training.metric_writer import read_metrics
 
 STEPS = 5
 LOST = "error: another process of this run has ended or hangs"

@@ -11,7 +11,7 @@ from tests import official
 from tests.golden_weights import golden_weight, load
 from vse_jax.base.config import flat_fields
 from vse_jax.convert.released import from_checkpoint, to_checkpoint
-from vse_jax.state import abstract_model, merge_model
+from vse_jax.training.state import abstract_model, merge_model
 
 
 def with_second_layer(shapes):

@@ -12,7 +12,7 @@ from tests.golden_weights import golden_weight, load
 from vse_jax.base.config import flat_fields
 from vse_jax.base.errors import InputError
 from vse_jax.convert.released import from_checkpoint, to_checkpoint
-from vse_jax.state import abstract_model, merge_model
+from vse_jax.training.state import abstract_model, merge_model
 
 NAMES = ("region_bert", "grid_bert", "region_bigru")
 

@@ -13,14 +13,14 @@ import pytest
 from tests import tiny
 from vse_jax.base.trees import flatten
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
-from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.state import (
+from vse_jax.training.loop import compile_step, train_step
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import (
     abstract_model,
     abstract_state,
     initial_state,
     new_state,
 )
-from vse_jax.train import compile_step, train_step
 
 
 def batch_of(config, seed=0):

@@ -18,9 +18,9 @@ from configs import common
 from tests import golden_weights
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.vse import VSE
-from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.state import TrainState, abstract_state, split_model
-from vse_jax.train import compile_step
+from vse_jax.training.loop import compile_step
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import TrainState, abstract_state, split_model
 from vse_jax.weights import keys
 
 # Parameters that the loss does not depend on: softmax ignores what all keys of a query

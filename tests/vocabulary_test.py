@@ -22,7 +22,7 @@ from vse_jax.data.vocabulary import (
     read_vocabulary,
     split_words,
 )
-from vse_jax.train import train
+from vse_jax.training.loop import train
 
 
 @pytest.fixture

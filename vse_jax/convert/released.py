@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.convert.options import HEAD_SIZE, config_of, options_of
-from vse_jax.state import abstract_model
+from vse_jax.training.state import abstract_model
 from vse_jax.weights import keys, torch_file
 
 Arrays = Mapping[str, np.ndarray]

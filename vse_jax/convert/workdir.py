@@ -19,9 +19,9 @@ from configs.common import base
 from vse_jax.base.config import load_config, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
-from vse_jax.checkpoint import Checkpoints
 from vse_jax.convert.released import Origin, Released, from_checkpoint, to_checkpoint
-from vse_jax.state import abstract_model
+from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.state import abstract_model
 from vse_jax.weights import torch_file
 
 

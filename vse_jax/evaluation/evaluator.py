@@ -17,7 +17,6 @@ from vse_jax.base.config import EVALUATION_FREE_FIELDS, check_same_run
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
-from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import eval_batches
@@ -35,7 +34,8 @@ from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
 from vse_jax.evaluation.ranking import ensemble, retrieval_metrics
 from vse_jax.search.report import format_table, retrieval_picture
-from vse_jax.state import abstract_model, merge_model, with_sharding
+from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.state import abstract_model, merge_model, with_sharding
 
 
 @dataclass(frozen=True)

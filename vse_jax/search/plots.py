@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.evaluation.evaluator import load_best
-from vse_jax.metric_writer import read_metrics
 from vse_jax.models.gpo import GPO
 from vse_jax.models.vse import VSE
-from vse_jax.optimizer import Schedule
 from vse_jax.search.colours import BLUE, GREEN, GREY, INK, ORANGE, PALE
-from vse_jax.state import abstract_model, merge_model
 from vse_jax.synthetic import PAPER, PATTERNS
+from vse_jax.training.metric_writer import read_metrics
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.state import abstract_model, merge_model
 
 _SET_SIZES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a tower's largest set
 

@@ -22,7 +22,6 @@ from vse_jax.base.config import (
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
 from vse_jax.base.trees import merge
-from vse_jax.checkpoint import Checkpoints
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.devices import cluster, preemption
@@ -34,20 +33,21 @@ from vse_jax.devices.mesh import (
     replicated,
 )
 from vse_jax.evaluation.evaluator import Evaluator, evaluate
-from vse_jax.losses import hinge_loss
-from vse_jax.metric_writer import MetricWriter
-from vse_jax.microbatches import loss_and_gradients
-from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.recorder import Recorder
 from vse_jax.search.plots import curves_picture
-from vse_jax.state import (
+from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.losses import hinge_loss
+from vse_jax.training.metric_writer import MetricWriter
+from vse_jax.training.microbatches import loss_and_gradients
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.recorder import Recorder
+from vse_jax.training.state import (
     TrainState,
     abstract_model,
     abstract_state,
     initial_state,
     merge_model,
 )
-from vse_jax.token_features import cached_token_features
+from vse_jax.training.token_features import cached_token_features
 
 
 def train_step(

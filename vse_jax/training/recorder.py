@@ -9,7 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.metric_writer import MetricWriter
+from vse_jax.training.metric_writer import MetricWriter
 
 
 class Recorder:

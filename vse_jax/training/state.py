@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.files import resolve_folder
 from vse_jax.devices.mesh import state_sharding
 from vse_jax.models.vse import VSE
-from vse_jax.optimizer import Optimizer
+from vse_jax.training.optimizer import Optimizer
 from vse_jax.weights import pretrained
 
 
