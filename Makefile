@@ -55,6 +55,7 @@ check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test: check
 	$(BIN)/python -m pytest -m "not slow"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from vse_jax.base.command_line import errors_on_one_line, set_up_logging
+from configs import common
+from vse_jax.base import command_line as cli
 from vse_jax.base.errors import InputError
 
 flags.DEFINE_string("checkpoint", None, "Released model_best.pth.")
@@ -35,7 +36,7 @@ _TASKS = {
 }
 
 
-def run() -> None:
+def run(_) -> None:
     """Dispatches on the flag that says what to do."""
     names = (*_TASKS, "workdir", "kind", "output")
     given = {n: v for n in names if (v := flags.FLAGS[n].value) is not None}
@@ -68,7 +69,7 @@ def run() -> None:
         file = download(given["hub"])
     else:
         file = Path(given["checkpoint"])
-    released = from_torch(file, workdir)
+    released = from_torch(file, workdir, common)
     config = released.config
     print(
         f"{workdir}: {config.data.name}, {config.image.kind} + {config.text.kind}, "
@@ -76,22 +77,8 @@ def run() -> None:
     )
 
 
-def main(_) -> None:
-    set_up_logging()
-    with errors_on_one_line():
-        run()
-
-
-def _parser(argv):
-    with errors_on_one_line():
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            raise InputError(" ".join(str(error).split())) from None
-
-
 if __name__ == "__main__":
     # Copying arrays needs no accelerator; one that is busy should not be in the way.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main, flags_parser=_parser)
+    app.run(cli.program(run), flags_parser=cli.parse)

@@ -19,9 +19,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vse_jax.devices.mesh import make_mesh
-from vse_jax.training.loop import compile_step
+from vse_jax.models.build import abstract_model, merge_model
 from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_model, abstract_state, merge_model
+from vse_jax.training.state import abstract_state
+from vse_jax.training.step import compile_step
 
 MICROBATCHES = (1, 2, 4, 8, 16)
 TOKENS = 32  # padded length of a caption
@@ -45,7 +46,7 @@ def analysis(config: ConfigDict):
     mesh = make_mesh(config, jax.devices()[:1])
     graphdef, model = abstract_model(config)
     optimizer = Optimizer(config.optimizer, model["params"])
-    state = abstract_state(config, optimizer, mesh)
+    state = abstract_state(optimizer, model, mesh)
     schedule = Schedule.from_config(config, 4425, 4426)
     step = compile_step(config, graphdef, optimizer, schedule, mesh, state)
     groups = optimizer.open_groups(config.num_epochs)

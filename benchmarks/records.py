@@ -19,10 +19,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import coco_region, openmoji
-from vse_jax.data.export import export
+from vse_jax.commands.export import export
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
-from vse_jax.data.records import FORMATS
+from vse_jax.data.records.index import FORMATS
 
 IMAGES = 1000
 

@@ -12,6 +12,7 @@ from configs import common
 
 def get_config():
     c = common.base()
+    c.data.dev_captions = 5000  # the published dev lists are longer
     c.image.weights = "data/weights/original_updown_backbone"
     c.text.weights = "data/weights/bert-base-uncased"
     c.eval.split = "testall"

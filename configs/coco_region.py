@@ -12,6 +12,7 @@ from configs import common
 
 def get_config():
     c = common.base()
+    c.data.dev_captions = 5000  # the published dev lists are longer
     c.image.kind = "region"
     c.text.weights = "data/weights/bert-base-uncased"
     c.loss.ramp_epoch = -1

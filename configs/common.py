@@ -11,7 +11,7 @@ from ml_collections.config_dict import placeholder
 def base() -> ConfigDict:
     """Returns the full, locked config: an unknown field or a wrong type is an error."""
     c = ConfigDict()
-    c.task = "retrieval"  # retrieval | gpo_synthetic (the paper's Table 6)
+    c.task = "retrieval"  # retrieval | gpo_synthetic | pooling_study (studies/)
     c.seed = 0  # ≥ 0
     c.batch_size = 128  # pairs per step over all devices and hosts
     c.num_epochs = 25
@@ -23,6 +23,7 @@ def base() -> ConfigDict:
     c.compute_dtype = "float32"  # of the towers; parameters and loss stay float32
     c.matmul_precision = "highest"  # 'highest' float32, 'high' TF32/bf16x3, 'default'
     c.embed_dim = 1024
+    c.profile = placeholder(str)  # FIRST:LAST, steps from 1: their trace to W/profile/
 
     c.data = ConfigDict()
     c.data.name = "coco"  # coco | f30k | openmoji | any: decides the image folder
@@ -34,12 +35,14 @@ def base() -> ConfigDict:
     c.data.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
     c.data.train_split = "train"
     c.data.dev_split = "dev"
+    c.data.dev_captions = placeholder(int)  # validate on the first ones; None: on all
     c.data.distinct_images = False  # no picture twice in a batch (five passes an epoch)
     c.data.on_bad_image = "error"  # error | skip (another pair of the split stands in)
     c.data.workers = "auto"  # threads | processes | auto (the faster: threads)
     c.data.num_workers = 0  # 0: one per core, at most 16
-    c.data.max_tokens = 512  # longer captions are cut, [SEP] kept
-    c.data.token_buckets = (16, 32, 64, 128, 512)  # padded lengths; the last cuts too
+    c.data.max_tokens = 128  # longer captions are cut, [SEP] kept
+    # Padded lengths, each at most 1.5 × the one before: none is much too long.
+    c.data.token_buckets = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
     c.image = ConfigDict()
     c.image.kind = "grid"  # grid (CNN cells) | region (precomputed features)

@@ -23,7 +23,7 @@ def get_config():
     c.data.name = "openmoji"
     c.data.root = "data/openmoji"
     c.data.distinct_images = True
-    c.data.token_buckets = (8, 12, 16, 32)  # the longest caption has 27
+    c.data.token_buckets = (8, 12, 16, 24, 32)  # the longest caption has 27
 
     c.image.size = 96
     c.image.pixels = "imagenet"

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory) -> Path:
-    """The data root of `tests.tiny`; read-only for tests."""
+    """The data root of `tests.helpers.tiny`; read-only for tests."""
     return tiny.write_root(tmp_path_factory.mktemp("data") / "tiny")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import official, tiny
+from tests.helpers import official, tiny
 from vse_jax.base.errors import InputError
 from vse_jax.convert import workdir as workdirs
 from vse_jax.training.metric_writer import read_metrics

@@ -3,49 +3,27 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers.programs import (
+    MAIN,
+    one_line_error,
+    parameters,
+    run,
+    start,
+    wait_for,
+)
 from vse_jax.training.metric_writer import read_metrics
-
-MAIN = [sys.executable, "main.py"]
 
 
 @pytest.fixture(scope="session")
 def tiny_args(tiny_root):
-    return [f"--config=tests/tiny.py:{tiny_root}", "--config.checkpoint.every_steps=7"]
-
-
-def start(args, environment, program=MAIN):
-    return subprocess.Popen(
-        [*program, *args],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(args, environment, code=0, program=MAIN):
-    process = start(args, environment, program)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == code, f"{out}\n{err}"
-    return out, err
-
-
-def one_line_error(args, environment, program=MAIN):
-    """Runs something that must fail as bad input does; returns the line."""
-    _, err = run(args, environment, code=1, program=program)
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert lines[0] == err.strip().splitlines()[-1], err
-    assert "Traceback" not in err
-    return lines[0]
+    return [
+        f"--config=tests/helpers/tiny.py:{tiny_root}",
+        "--config.checkpoint.every_steps=7",
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -54,21 +32,6 @@ def trained(tiny_args, environment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "trained"
     out, err = run([*tiny_args, f"--workdir={workdir}"], environment)
     return workdir, out, err
-
-
-def parameters(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the last checkpoint, read without the project's code."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    (step,) = (workdir / "checkpoints" / "last").glob("[0-9]*")
-    with ocp.StandardCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(step.absolute() / "model").item_metadata.tree
-        # As NumPy arrays: the devices that wrote it may be another process's.
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-        tree = checkpointer.restore(step.absolute() / "model", target)
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def test_a_run_leaves_what_it_promises(trained):
@@ -137,16 +100,6 @@ def test_one_epoch_on_real_pictures_learns(environment, tmp_path):
     assert dev["eval/dev/rsum"] > 5 * 7
     metrics = json.loads((workdir / "eval_test.json").read_text())
     assert (metrics["images"], metrics["captions"]) == (500, 2500)
-
-
-def wait_for(condition, process, seconds=120):
-    """True as soon as `condition()` holds; False when the process ends first."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if condition():
-            return True
-        time.sleep(0.001)
-    return False
 
 
 def test_a_killed_run_ends_with_the_same_bits(

@@ -1,46 +1,171 @@
-"""What the command-line programs share: flags, logging, and errors as one line."""
+"""What the command-line programs share: configs, flags, logging, errors as one line."""
 
 import contextlib
+import difflib
+import importlib.util
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from logging import CRITICAL, WARNING, Formatter, getLogger
+from pathlib import Path
 
 from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
+from vse_jax.base.config import config_problems, flat_fields, load_config, plain
 from vse_jax.base.errors import InputError
 
+_OVERRIDE = "--config."
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl flags; without --config, the workdir's saved config is used.
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses absl flags; for absl.app.run(…, flags_parser=parse).
+
+    Returns:
+        The program's name and the arguments --config.FIELD=VALUE, which it leaves.
+    """
+    arguments: list[str] = []
+    overrides: list[str] = []
+    for argument in argv:
+        is_override = argument.lstrip("-").startswith("config.")
+        (overrides if is_override else arguments).append(argument)
+    with errors_on_one_line():
+        try:
+            rest = flags.FLAGS(arguments)[1:]
+        except flags.Error as error:
+            raise InputError(plain(error)) from None
+        if rest:
+            raise InputError(f"{rest[0]}: no such argument")
+    return [argv[0], *(_OVERRIDE + argument.lstrip("-")[7:] for argument in overrides)]
+
+
+def program(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """`run` as what absl.app.run calls, with the arguments that `parse` left."""
+
+    def main(argv: list[str]) -> None:
+        set_up_logging()
+        with errors_on_one_line():
+            run(argv[1:])
+
+    return main
+
+
+def full_config(
+    name: str | None,
+    workdir: str | None,
+    overrides: Sequence[str],
+    base: Callable[[], ConfigDict],
+    home: Path,
+) -> ConfigDict:
+    """The config that a command line names, complete and possible.
+
+    Args:
+        name: of --config; None: the one that the run in `workdir` saved.
+        workdir: of --workdir.
+        overrides: --config.FIELD=VALUE.
+        base, home: as for `read_config`.
 
     Raises:
-        InputError: unknown flag or config field, or a value of the wrong type.
+        InputError: no config, or wrong fields; names all of them.
     """
-    names = [arg.lstrip("-").split("=")[0] for arg in argv]
-    if "config" not in names and "workdir" in names:
-        position = names.index("workdir")
-        workdir = argv[position].partition("=")[2]
-        if "=" not in argv[position] and len(argv) > position + 1:
-            workdir = argv[position + 1]
-        if not workdir:
-            raise InputError("--workdir: no folder given")
-        argv = [argv[0], f"--config=configs/saved.py:{workdir}", *argv[1:]]
+    if name is not None:
+        config = read_config(name, base, home)
+    elif workdir:
+        config = load_config(Path(workdir) / "config.json", base())
+    else:
+        raise InputError("--config: name a config file, or the --workdir of a run")
+    problems = [*override(config, overrides), *config_problems(config)]
+    if problems:
+        raise InputError("; ".join(problems))
+    return config
+
+
+def read_config(name: str, base: Callable[[], ConfigDict], home: Path) -> ConfigDict:
+    """The config of a file: FILE.py, FILE.py:VARIANT, or a run's FILE.json.
+
+    Args:
+        name: path, looked for below the current folder and then below `home`. A Python
+            file defines get_config(), or get_config(variant).
+        base: makes the config with every field (configs/common.py).
+        home: the project's folder.
+
+    Raises:
+        InputError: no such file, or an error in it (names its line).
+    """
+    file, _, variant = name.partition(":")
+    path = next((p for p in (Path(file), home / file) if p.is_file()), None)
+    if path is None:
+        raise InputError(f"--config={name}: no such file {file}")
+    if path.suffix == ".json":
+        return load_config(path, base())
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config={name}: neither a .py nor a .json file")
+    module = importlib.util.module_from_spec(spec)
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        field = str(error).strip("\"'")
-        named = [arg for arg in argv if f".{field}" in arg.split("=")[0]]
-        raise InputError(f"{(named or [field])[0]}: no such config field") from None
-    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+        spec.loader.exec_module(module)
+        config = module.get_config(*([variant] if variant else []))
+    except InputError:
+        raise
+    except Exception as error:  # the file is the user's: anything may go wrong in it
+        raise InputError(f"{path}{_line_in(path, error)}: {_kind(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() returns no ConfigDict")
+    return config
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """', line N' of the deepest place in `path` that an error came through."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename) == path]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg}"
+    return f"{type(error).__name__}: {plain(error)}"
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Sets fields of `config` by arguments of the form --config.FIELD=VALUE.
+
+    Returns:
+        A text for each unknown field and each value of the wrong type.
+    """
+    wrong = []
+    for argument in arguments:
+        field, equals, _ = argument.removeprefix(_OVERRIDE).partition("=")
+        known = flat_fields(config)
+        if field not in known:
+            close = difflib.get_close_matches(field, known, 1, cutoff=0.75)
+            hint = f"; did you mean {_OVERRIDE}{close[0]}?" if close else ""
+            wrong.append(f"{argument}: no such config field{hint}")
+        elif not equals:
+            wrong.append(f"{argument}: no value; write {argument}=VALUE")
+        else:
+            # The library parses values by the field's type; a set of flags of its own
+            # for each argument, so that every wrong one is found.
+            parser = flags.FlagValues()
+            line = ["main.py", argument]
+            config_flags.DEFINE_config_dict(
+                "config", config, flag_values=parser, sys_argv=line
+            )
+            try:
+                parser(line)
+            except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+                wrong.append(f"{argument}: {plain(error)}")
+    return wrong
 
 
 def set_up_logging() -> None:
     """One short line a message; other packages' chatter only from warnings on.
 
-    A save that fails is reported by checkpoint.py: Orbax's own records of it, its
-    tasks that nobody waits for any more, and what its closed event loop throws would
-    only bury that line.
+    A save that fails is reported by training/checkpoint.py: Orbax's own records of it,
+    its tasks that nobody waits for any more, and what its closed event loop throws
+    would only bury that line. --verbosity=1 shows them all.
     """
 
     def wanted(record) -> bool:
@@ -53,25 +178,37 @@ def set_up_logging() -> None:
 
     handler = logging.get_absl_handler()
     handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    if verbose():
+        return
     handler.addFilter(wanted)
-    logging.set_verbosity(logging.INFO)
     sys.unraisablehook = unraisable
     getLogger("asyncio").setLevel(CRITICAL)
+
+
+def verbose() -> bool:
+    """Whether --verbosity=1 (or more) asks for tracebacks and all records."""
+    return flags.FLAGS.is_parsed() and flags.FLAGS.verbosity >= 1
 
 
 @contextlib.contextmanager
 def errors_on_one_line() -> Iterator[None]:
     """Ends the program with code 1 and one line on stderr at an `InputError`.
 
-    So does what the operating system says of a file: no space, no permission, …
+    So does what the operating system says of a file: no space, no permission, … Before
+    it comes the traceback, with --verbosity=1.
     """
     try:
         yield
     except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
+        line = str(error)
         if isinstance(error, OSError):
-            if error.filename is None:
-                raise
-            error = InputError(f"{error.filename}: {error.strerror}")
+            line = f"{error.filename}: {error.strerror}"
         logging.flush()
-        print(f"error: {error}", file=sys.stderr)
+        if verbose():
+            traceback.print_exc()
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
         sys.exit(1)

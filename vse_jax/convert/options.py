@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
-from configs.common import base, grid_rules, region_rules
 from vse_jax.base.config import flat_fields
 from vse_jax.base.errors import InputError
 from vse_jax.convert.backbones import KINDS
@@ -28,8 +27,28 @@ _DATA_SUFFIX = "_precomp"  # data_name is coco_precomp or f30k_precomp
 _SCALE_1 = 256  # px; image side at input_scale_factor 1
 
 
+@runtime_checkable
+class Recipes(Protocol):
+    """The published recipes: the module configs/common.py.
+
+    The converter's command line passes it in; the package itself does not depend on the
+    configs.
+    """
+
+    def base(self) -> ConfigDict: ...
+
+    def grid_rules(
+        self, embedding_warmup: int, backbone_warmup: int, backbone: float
+    ) -> tuple: ...
+
+    def region_rules(self) -> tuple: ...
+
+
 def config_of(
-    options: Mapping[str, Any], sizes: Mapping[str, Any], source: str
+    options: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    source: str,
+    recipes: Recipes,
 ) -> ConfigDict:
     """Returns the config of a released model.
 
@@ -41,6 +60,7 @@ def config_of(
       options: name → value.
       sizes: config fields (dotted) that the tensors decide, image.kind among them.
       source: the file's name, for the errors.
+      recipes: gives the values that the options do not.
 
     Raises:
       InputError: an option of the wrong type or of an unknown value.
@@ -55,28 +75,23 @@ def config_of(
             raise InputError(f"{source}: option {name} is {value!r}, not {expected}")
         return value
 
-    config = base()
+    config = recipes.base()
     published = flat_fields(config)
     fields = dict(sizes)
     for theirs, ours in _SAME.items():
         fields[ours] = option(theirs, published[ours])
     fields["image.normalise"] = not option("no_imgnorm", False)
     fields["text.normalise"] = not option("no_txtnorm", False)
-    if sizes["text.kind"] == "bert":
-        # One with fewer positions than the published one takes shorter captions.
-        positions = min(sizes["text.max_positions"], config.data.max_tokens)
-        shorter = (size for size in config.data.token_buckets if size < positions)
-        fields["data.max_tokens"] = positions
-        fields["data.token_buckets"] = (*shorter, positions)
     data_name = option("data_name", "coco").removesuffix(_DATA_SUFFIX)
     fields["data.name"] = data_name
+    fields["data.dev_captions"] = 5000  # as the program validates
     fields["data.root"] = f"data/{data_name}"
     fields["eval.split"] = "testall" if data_name == "coco" else "test"
     optimizer = option("optim", "adam")
     fields["optimizer.name"] = _known(_OPTIMIZERS, optimizer, f"{source}: option optim")
     if sizes["image.kind"] == "region":
         fields["loss.ramp_epoch"] = -1
-        config.optimizer.rules = region_rules()
+        config.optimizer.rules = recipes.region_rules()
         if optimizer == "sgd":
             fields["optimizer.weight_decay"] = 0.0
         elif sizes["text.kind"] == "bigru":
@@ -91,7 +106,7 @@ def config_of(
         fields["image.size"] = int(_SCALE_1 * option("input_scale_factor", 2.0))
         warmup = option("embedding_warmup_epochs", 1)
         fields["loss.ramp_epoch"] = warmup
-        config.optimizer.rules = grid_rules(
+        config.optimizer.rules = recipes.grid_rules(
             embedding_warmup=warmup,
             backbone_warmup=option("backbone_warmup_epochs", 0),
             backbone=option("backbone_lr_factor", 0.01),

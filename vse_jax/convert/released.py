@@ -17,8 +17,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.convert.options import HEAD_SIZE, config_of, options_of
-from vse_jax.training.state import abstract_model
+from vse_jax.convert.options import HEAD_SIZE, Recipes, config_of, options_of
+from vse_jax.models.build import abstract_model
 from vse_jax.weights import keys, torch_file
 
 Arrays = Mapping[str, np.ndarray]
@@ -67,12 +67,13 @@ class Released:
     origin: Origin
 
 
-def from_checkpoint(checkpoint: Any, source: str) -> Released:
+def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
     """Takes a checkpoint apart.
 
     Args:
       checkpoint: what `torch_file.read` gave.
       source: the file's name, for the errors.
+      recipes: see `options.config_of`.
 
     Raises:
       InputError: not a checkpoint of the official program, or of a model that is not
@@ -89,7 +90,8 @@ def from_checkpoint(checkpoint: Any, source: str) -> Released:
         raise InputError(f"{source}: 'opt' holds no options")
     if not options:
         logging.info("%s: no options in it; the published ones are taken", source)
-    config = config_of(options, image.sizes(tensors) | text.sizes(tensors), source)
+    sizes = image.sizes(tensors) | text.sizes(tensors)
+    config = config_of(options, sizes, source, recipes)
     _, template = abstract_model(config)
     table = _table(image, text)
     return Released(

@@ -15,18 +15,23 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import SingleDeviceSharding
 
-from configs.common import base
 from vse_jax.base.config import load_config, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
+from vse_jax.convert.options import Recipes
 from vse_jax.convert.released import Origin, Released, from_checkpoint, to_checkpoint
-from vse_jax.training.checkpoint import Checkpoints
-from vse_jax.training.state import abstract_model
+from vse_jax.models.build import abstract_model
+from vse_jax.training.checkpoint import CONVERTED, Checkpoints
 from vse_jax.weights import torch_file
 
 
-def from_torch(file: Path, workdir: Path) -> Released:
+def from_torch(file: Path, workdir: Path, recipes: Recipes) -> Released:
     """Converts a checkpoint of the official program into a new workdir.
+
+    Args:
+      file: of the official program.
+      workdir: new folder.
+      recipes: configs/common.py, see `options.config_of`.
 
     `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
     on the data that training goes on with.
@@ -36,12 +41,12 @@ def from_torch(file: Path, workdir: Path) -> Released:
         `workdir` exists; nothing is left behind.
     """
     with whole_folder(workdir) as folder:
-        released = from_checkpoint(torch_file.read(file), str(file))
+        released = from_checkpoint(torch_file.read(file), str(file), recipes)
         save_config(released.config, folder / "config.json")
         _save_origin(released.origin, folder)
         progress = {"rsum": released.best_rsum, "epoch": released.epoch}
         with Checkpoints(folder) as checkpoints:
-            checkpoints.save_best(0, released.model, progress)
+            checkpoints.save_best(CONVERTED, released.model, progress)
     return released
 
 
@@ -52,7 +57,7 @@ def to_torch(workdir: Path, file: Path) -> None:
       InputError: no checkpoint there, a model that the official program does not have,
         or `file` cannot be written.
     """
-    config = load_config(base(), workdir / "config.json")
+    config = load_config(workdir / "config.json")
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir}: no checkpoints there; train first")
     device = SingleDeviceSharding(jax.devices()[0])

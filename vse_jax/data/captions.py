@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, resolve_folder
 from vse_jax.base.progress import progress
-from vse_jax.data.remote import root_path
+from vse_jax.data.records.buckets import root_path
 from vse_jax.data.vocabulary import (
     MASK,
     find_vocabulary,
@@ -57,15 +57,12 @@ class CaptionTokens:
 def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
     """Tokenises `captions` as the config's text tower wants them.
 
-    Captions are cut where data.max_tokens, the largest of data.token_buckets or BERT's
-    positions end.
+    Longer captions than `longest_caption` are cut.
 
     Raises:
         InputError: no vocabulary, or one that does not fit config.text.vocab_size.
     """
-    if not config.data.token_buckets:
-        raise InputError("config.data.token_buckets: empty")
-    longest = min(config.data.max_tokens, max(config.data.token_buckets))
+    longest = longest_caption(config)
     vocab_file = find_vocab(config)
     model_size = config.text.vocab_size
     if config.text.kind == "bigru":
@@ -73,7 +70,6 @@ def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
         # With a smaller vocabulary, too, the ids are those of other words.
         fits = tokens.vocab_size == model_size
     else:
-        longest = min(longest, config.text.max_positions)
         tokens = tokenize_captions(captions, vocab_file, longest)
         fits = tokens.vocab_size <= model_size
     if not fits:
@@ -82,6 +78,23 @@ def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
             f"{model_size}"
         )
     return tokens
+
+
+def longest_caption(config: ConfigDict) -> int:
+    """The tokens that a caption keeps: data.max_tokens, or all of BERT's positions."""
+    if config.text.kind == "bert":
+        return min(config.data.max_tokens, config.text.max_positions)
+    return config.data.max_tokens
+
+
+def padded_lengths(config: ConfigDict) -> tuple[int, ...]:
+    """The lengths that batches of captions are padded to: a program each.
+
+    Those of config.data.token_buckets that are needed, the longest caption's last.
+    """
+    longest = longest_caption(config)
+    shorter = {size for size in config.data.token_buckets if size < longest}
+    return (*sorted(shorter), longest)
 
 
 def settle_vocab_size(config: ConfigDict) -> None:
@@ -260,12 +273,6 @@ def augment_words(
     return out[~removed]
 
 
-def bucket(length: int, token_buckets: tuple[int, ...]) -> int:
-    """The smallest padded length of config.data.token_buckets that holds `length`."""
-    fitting = [size for size in token_buckets if size >= length]
-    if not fitting:
-        raise InputError(
-            f"config.data.token_buckets: a caption has {length} tokens, the largest "
-            f"bucket {max(token_buckets)}"
-        )
-    return min(fitting)
+def bucket(length: int, lengths: tuple[int, ...]) -> int:
+    """The smallest of the padded `lengths` that holds `length`."""
+    return min(size for size in lengths if size >= length)

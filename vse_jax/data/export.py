@@ -1,8 +1,4 @@
-"""--mode=export: a data root in the published layout, written as records.
-
-Run again, it checks every file against its SHA-256 and writes only what is missing,
-damaged or made from other data.
-"""
+"""Writes a split that was read from a folder as records (see records/reader.py)."""
 
 import contextlib
 import functools
@@ -21,103 +17,36 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
-from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.errors import InputError
 from vse_jax.base.files import file_sha256, write_atomically
 from vse_jax.base.progress import progress
-from vse_jax.data import records
-from vse_jax.data.layout import Split, claim_root, read_split
-from vse_jax.data.records import Index
+from vse_jax.data.layout import Split
+from vse_jax.data.records.array_record import encode_record
+from vse_jax.data.records.index import (
+    VERSION,
+    Index,
+    StoredFile,
+    check_size,
+    list_digests,
+    read_index,
+)
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.remote import StoredFile
 
 # One record a read; packed features take five times as long to read.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_SIZE = 256 * 10**6  # bytes of pictures or features in a shard, at most
 
 
-def export(config: ConfigDict) -> None:
-    """Writes every split of config.data.root as records, below config.data.export_to.
-
-    config.data.format says in which form; 'folder', the form that is read, writes both.
-
-    Raises:
-        InputError: bad data, a place that is no local folder, or one that holds another
-            data set or the export of another kind of images.
-    """
-    check_choice("config.data.format", config.data.format, ("folder", *records.FORMATS))
-    if "://" in config.data.root:
-        raise InputError(
-            f"config.data.root: {config.data.root}: only a local folder is exported"
-        )
-    forms: tuple[str, ...] = records.FORMATS
-    if config.data.format != "folder":
-        forms = (config.data.format,)
-    source = config.copy_and_resolve_references()
-    source.data.format = "folder"
-    splits = [read_split(source, name) for name in _split_names(source)]
-    target = _claim_target(config, splits)
-    plans = [(split, _blank_index(config, split, target)) for split in splits]
-    _check_kinds(target, plans)
-    for form in forms:
-        folder = target / records.FOLDERS[form]
-        good = [_is_good(folder, split, index) for split, index in plans]
-        if form == "array_record":
-            for plan, is_good in zip(plans, good, strict=True):
-                if not is_good:
-                    _write_array_record(folder, *plan)
-        elif not all(good):
-            _write_tfds(folder, plans)
-            good = [False] * len(plans)  # TFDS writes a data set as a whole
-        for split, is_good in zip(splits, good, strict=True):
-            _print_summary(folder, split, "checked" if is_good else "written")
-
-
-def _split_names(config: ConfigDict) -> list[str]:
-    precomp = Path(config.data.root) / "precomp"
-    needed = ["_ids.txt", "_caps.txt"]
-    if config.image.kind == "region":
-        needed.append("_ims.npy")
-    names = [
-        name
-        for name in sorted(p.name[:-8] for p in precomp.glob("*_ids.txt"))
-        if all((precomp / f"{name}{end}").is_file() for end in needed)
-    ]
-    if not names:
-        raise InputError(f"{precomp}: no split with {', '.join(needed)} to export")
-    return names
-
-
-def _claim_target(config: ConfigDict, splits: list[Split]) -> Path:
-    """The folder to export to, with the splits' lists in it."""
-    root, target = Path(config.data.root), Path(config.data.root)
-    if config.data.export_to is not None:
-        target = Path(config.data.export_to)
-        if "://" in config.data.export_to:
-            raise InputError(
-                f"config.data.export_to: {config.data.export_to}: export to a local "
-                "folder, then upload it"
-            )
-    if target.resolve() == root.resolve():
-        return root
-    claim_root(target, str(root.resolve()), "config.data.export_to")
-    (target / "precomp").mkdir(exist_ok=True)
-    for split in splits:
-        for name in records.list_names(split.name):
-            path = Path("precomp", name)
-            write_atomically(target / path, (root / path).read_bytes())
-    return target
-
-
-def _blank_index(config: ConfigDict, split: Split, target: Path) -> Index:
+def blank_index(config: ConfigDict, split: Split, target: Path) -> Index:
     """The index of an export that is to be written: without files."""
     regions = split.regions
     return Index(
-        version=records.VERSION,
+        version=VERSION,
         kind=config.image.kind,
         images=len(split.image_ids),
         region_shape=() if regions is None else tuple(regions.shape[1:]),
         source=_source_digest(split),
-        texts=records.list_digests(target, split.name),
+        texts=list_digests(target, split.name),
         files=(),
     )
 
@@ -141,29 +70,13 @@ def _source_files(split: Split) -> list[Path]:
     return split.pictures
 
 
-def _check_kinds(target: Path, plans: list[tuple[Split, Index]]) -> None:
-    """Raises InputError where there is an export of the other kind of images."""
-    for form in records.FORMATS:
-        for split, planned in plans:
-            path = target / records.FOLDERS[form] / f"{split.name}.json"
-            try:
-                kind = records.read_index(path).kind
-            except InputError:  # none, or a damaged one, which is written again
-                continue
-            if kind != planned.kind:
-                raise InputError(
-                    f"{path}: an export of image.kind {kind!r}; name another folder "
-                    "with config.data.export_to"
-                )
-
-
-def _is_good(folder: Path, split: Split, planned: Index) -> bool:
+def is_good(folder: Path, split: Split, planned: Index) -> bool:
     """Whether the export of a split is there, whole, and of today's data."""
     path = folder / f"{split.name}.json"
     if not path.exists():
         return False
     try:
-        index = records.read_index(path)
+        index = read_index(path)
         _check_files(folder, index)
     except InputError as error:
         logging.warning("%s; written again", error)
@@ -176,7 +89,7 @@ def _is_good(folder: Path, split: Split, planned: Index) -> bool:
 
 def _check_files(folder: Path, index: Index) -> None:
     for file in progress(index.files, f"checking {folder}", unit="files"):
-        records.check_size(folder, file)
+        check_size(folder, file)
         if file_sha256(folder / file.name) != file.sha256:
             raise InputError(f"{folder / file.name}: damaged")
 
@@ -222,7 +135,7 @@ def _picture_bytes(path: Path) -> bytes:
     return b""
 
 
-def _write_array_record(folder: Path, split: Split, planned: Index) -> None:
+def write_array_record(folder: Path, split: Split, planned: Index) -> None:
     """Writes a split's shards under other names, renames them, then the index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{split.name}.json").unlink(missing_ok=True)
@@ -236,7 +149,7 @@ def _write_array_record(folder: Path, split: Split, planned: Index) -> None:
         with _failures_named(part):
             writer = ArrayRecordWriter(str(part), _WRITER_OPTIONS)
             for record in _examples(split, images):
-                writer.write(records.encode_record(record))
+                writer.write(encode_record(record))
             writer.close()
     written = []
     for k, (part, images) in enumerate(zip(parts, shards, strict=True)):
@@ -246,8 +159,8 @@ def _write_array_record(folder: Path, split: Split, planned: Index) -> None:
     _write_index(folder, split, planned, written)
 
 
-def _write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
-    from vse_jax.data import tfds_builder  # slow to import
+def write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
+    from vse_jax.data.records import tfds  # slow to import
 
     shapes = {planned.region_shape for _, planned in plans}
     if len(shapes) > 1:  # TFDS knows one shape for all splits
@@ -262,7 +175,7 @@ def _write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
         for split, _ in plans
     }
     with _failures_named(folder):
-        shards = tfds_builder.write(folder.parents[1], examples, *shapes)
+        shards = tfds.write(folder.parents[1], examples, *shapes)
     for split, planned in plans:
         _write_index(folder, split, planned, shards[split.name])
 
@@ -288,12 +201,3 @@ def _write_index(
     ]
     index = replace(planned, files=tuple(files))
     write_atomically(folder / f"{split.name}.json", index.to_json())
-
-
-def _print_summary(folder: Path, split: Split, done: str) -> None:
-    index = records.read_index(folder / f"{split.name}.json")
-    size = sum(file.size for file in index.files) / 1e6
-    print(
-        f"{folder}: {split.name}: {index.images:,} images, shards: "
-        f"{len(index.shards)}, {size:,.1f} MB, {done}"
-    )

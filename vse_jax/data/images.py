@@ -17,8 +17,6 @@ from vse_jax.base.errors import InputError
 # them and XLA for the same cores.
 cv2.setNumThreads(0)
 
-PIXELS = ("detector", "imagenet")  # values of config.image.pixels
-
 _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225])

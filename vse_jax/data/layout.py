@@ -17,22 +17,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, write_atomically
-from vse_jax.data.records import (
-    FORMATS,
-    RecordPictures,
-    RecordRegions,
-    list_names,
-    open_records,
-)
+from vse_jax.data.records.buckets import root_path
+from vse_jax.data.records.index import FORMATS, list_names
+from vse_jax.data.records.reader import RecordPictures, RecordRegions, open_records
 from vse_jax.data.regions import NpyRows, open_regions
-from vse_jax.data.remote import root_path
-
-# The published dev lists are longer; validation has always used their beginning.
-DEV_CAPTIONS = 5000
 
 
 @dataclass(frozen=True)
@@ -65,15 +58,19 @@ def read_split(config: ConfigDict, split: str) -> Split:
             captions that do not fit, or an id without a picture (with
             config.data.on_bad_image = 'skip', a picture file may be missing).
     """
-    check_choice("config.data.format", config.data.format, ("folder", *FORMATS))
     root = root_path(config.data.root)
     if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root}: no such data root (config.data.root)")
     image_ids, captions, per_image = _read_lists(root, split)
     listed = len(image_ids)
-    if split == "dev":
-        image_ids = image_ids[: DEV_CAPTIONS // per_image]
-        captions = captions[: DEV_CAPTIONS // per_image * per_image]
+    limit = config.data.dev_captions if split == config.data.dev_split else None
+    if limit is not None and len(captions) > limit:
+        image_ids = image_ids[: limit // per_image]
+        captions = captions[: limit // per_image * per_image]
+        logging.info(
+            "split %r: the first %d of %d captions (config.data.dev_captions)",
+            *(split, len(captions), listed * per_image),
+        )
     pictures: list[Path] | RecordPictures | None
     regions: NpyRows | RecordRegions | None
     if config.data.format != "folder":

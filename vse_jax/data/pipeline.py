@@ -17,24 +17,44 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.errors import InputError
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
+from vse_jax.data.order import Order
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Batch, CaptionRows, ImageRows
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps
 
+# What a worker makes of a step: a batch, and what was wrong with each bad picture.
+_Made = tuple[Batch, tuple[str, ...]]
+
+
+def training_order(config: ConfigDict, split: Split) -> Order:
+    """The order in which a split is trained on.
+
+    Raises:
+        InputError: the split is smaller than a batch.
+    """
+    order = Order(
+        seed=config.seed,
+        images=len(split.image_ids),
+        captions_per_image=split.captions_per_image,
+        batch_size=config.batch_size,
+        distinct_images=config.data.distinct_images,
+    )
+    if order.steps_per_epoch == 0:
+        raise InputError(
+            f"{split.root}: the {len(split.image_ids)} images and "
+            f"{len(split.captions)} captions of split {split.name!r} are too few for a "
+            f"batch (config.batch_size = {config.batch_size})"
+        )
+    return order
+
 
 class TrainData:
-    """The training batches of a split.
-
-    With config.data.distinct_images an epoch is captions_per_image passes over the
-    pictures, each with a fresh order and another caption of every picture, so that no
-    batch holds a picture twice; without it, one pass over all captions. Either way a
-    caption appears at most once an epoch, and a pass's partial last batch is dropped.
-    """
+    """The training batches of a split, in the order that `data.order` describes."""
 
     def __init__(
         self,
@@ -49,23 +69,9 @@ class TrainData:
             InputError: the split is smaller than a batch.
         """
         self.config = config
-        self.pairs = len(split.captions)
-        self._order = _Order(
-            seed=config.seed,
-            images=len(split.image_ids),
-            captions_per_image=split.captions_per_image,
-            batch_size=config.batch_size,
-            distinct_images=config.data.distinct_images,
-        )
+        self._order = training_order(config, split)
         self._images = ImageRows(config, split)
         self._captions = CaptionRows(config, tokens, token_features)
-        self.steps_per_epoch = self._order.steps_per_epoch
-        if self.steps_per_epoch == 0:
-            raise InputError(
-                f"{split.root}: the {len(split.image_ids)} images and {self.pairs} "
-                f"captions of split {split.name!r} are too few for a batch "
-                f"(config.batch_size = {config.batch_size})"
-            )
 
     @contextlib.contextmanager
     def batches(
@@ -84,138 +90,31 @@ class TrainData:
             yield batches
 
 
-def eval_batches(
-    config: ConfigDict,
-    split: Split,
-    what: str,
-    tokens: CaptionTokens | None = None,
-    token_features: NpyRows | np.ndarray | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Every image ('images') or caption ('captions') of a split once: (batch, index).
-
-    index [B] int32 says which image or caption each row is, −1 for the padding that
-    fills the last batch; every process gets the same number of batches. Captions (they
-    need `tokens`) come sorted by length, so that short ones are padded little.
-    """
-    size = config.eval.batch_size
-    share = _share(size, process_index, process_count)
-    make: _EvalImages | _EvalCaptions
-    if what == "images":
-        order = _padded(np.arange(len(split.image_ids)), size)
-        make = _EvalImages(ImageRows(config, split), order, share)
-    else:
-        assert tokens is not None
-        order = _padded(np.argsort(tokens.lengths, kind="stable"), size)
-        captions = CaptionRows(config, tokens, token_features)
-        make = _EvalCaptions(captions, order, share)
-    with _stream(config, make, 0, len(order)) as batches:
-        for batch in batches:
-            index = batch.pop("index")
-            yield batch, index
-
-
-def _padded(order: np.ndarray, size: int) -> np.ndarray:
-    """`order` as rows of `size`, the last filled with −1."""
-    return np.append(order, np.full(-len(order) % size, -1)).reshape(-1, size)
-
-
-def _share(batch_size: int, process_index: int, process_count: int) -> slice:
-    if batch_size % process_count:
-        raise InputError(
-            f"a batch of {batch_size} does not divide among {process_count} processes"
-        )
-    size = batch_size // process_count
-    return slice(process_index * size, (process_index + 1) * size)
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Which caption stands where: a function of (seed, epoch)."""
-
-    seed: int
-    images: int
-    captions_per_image: int
-    batch_size: int
-    distinct_images: bool
-
-    @property
-    def passes(self) -> int:
-        return self.captions_per_image if self.distinct_images else 1
-
-    @property
-    def steps_per_pass(self) -> int:
-        pairs = self.images * self.captions_per_image
-        return pairs // self.passes // self.batch_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.passes * self.steps_per_pass
-
-
-@functools.lru_cache(maxsize=2)  # workers on both sides of an epoch's end
-def _epoch_order(order: _Order, epoch: int) -> np.ndarray:
-    """Caption indices [passes, steps_per_pass, batch_size] of an epoch."""
-    rng = np.random.default_rng([order.seed, epoch])
-    images, per_image = order.images, order.captions_per_image
-    if order.distinct_images:
-        turns = rng.permuted(np.tile(np.arange(per_image), (images, 1)), axis=1)
-        passes = [rng.permutation(images) for _ in range(order.passes)]
-        captions = np.stack(
-            [image * per_image + turns[image, i] for i, image in enumerate(passes)]
-        )
-    else:
-        captions = rng.permutation(images * per_image)[None]
-    whole = order.steps_per_pass * order.batch_size
-    return captions[:, :whole].reshape(order.passes, -1, order.batch_size)
-
-
-# What a worker makes of a step: a batch, and what was wrong with each bad picture.
-_Made = tuple[Batch, tuple[str, ...]]
-
-
 @dataclass(frozen=True)
 class _TrainBatch:
     """step → this process's share of that training batch."""
 
     images: ImageRows
     captions: CaptionRows
-    order: _Order
+    order: Order
     share: slice
 
     def __call__(self, step: int) -> _Made:
-        epoch, step_in_epoch = divmod(step, self.order.steps_per_epoch)
-        turn, place = divmod(step_in_epoch, self.order.steps_per_pass)
-        order = _epoch_order(self.order, epoch)[turn]
-        length = self.captions.padded_length(order[place])  # of the global batch
-        columns = range(self.order.batch_size)[self.share]
+        place = self.order.place(step)
+        wanted = self.order.batch(place)
+        length = self.captions.padded_length(wanted)  # of the global batch
+        columns = range(len(wanted))[self.share]
         batch = self.images.empty(len(columns))
         batch |= self.captions.empty(len(columns), length)
         bad: list[str] = []
         for row, column in enumerate(columns):
-            # NumPy fills seeds up with zeros: the 1 keeps element 0's apart from the
-            # order's, [seed, epoch].
-            seed = [self.order.seed, epoch, step_in_epoch, column + 1]
-            rng = np.random.default_rng(seed)
-            candidates = self._candidates(order, place, column, length)
-            caption, problems = self._read_image(batch, row, candidates, rng)
+            rng = self.order.generator(place, column)
+            candidates = self.order.stand_ins(place, column)
+            fitting = (c for c in candidates if self.captions.fits(c, length))
+            caption, problems = self._read_image(batch, row, fitting, rng)
             self.captions.read(batch, row, caption, rng)
             bad += problems
         return batch, tuple(bad)
-
-    def _candidates(
-        self, order: np.ndarray, place: int, column: int, longest: int
-    ) -> Iterator[int]:
-        """The caption order[place, column], then those that may stand in for it.
-
-        They come from the same column of the pass's other batches: no other row of this
-        batch ever wants them, so a batch of distinct pictures stays one.
-        """
-        for turn in range(len(order)):
-            caption = int(order[(place + turn) % len(order), column])
-            if self.captions.tokens.lengths[caption] <= longest:
-                yield caption
 
     def _read_image(
         self,
@@ -240,15 +139,84 @@ class _TrainBatch:
 
 
 @dataclass(frozen=True)
+class EvalBatches:
+    """Every image, or every caption, of a split once.
+
+    A batch's index [B] int32 says which image or caption each row is, −1 for what fills
+    the last batch up; every process gets the same number of batches.
+    """
+
+    config: ConfigDict
+    order: np.ndarray  # [batches, batch]
+    make: "_EvalImages | _EvalCaptions"
+    process_count: int
+
+    @property
+    def rows(self) -> int:
+        """How many images or captions there are."""
+        return int((self.order >= 0).sum())
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @contextlib.contextmanager
+    def read(self, process_index: int) -> Iterator[Iterator[Batch]]:
+        """This process's share of each batch, with 'index' among its arrays."""
+        share = _share(self.order.shape[1], process_index, self.process_count)
+        make = functools.partial(_eval_share, self.make, self.order, share)
+        with _stream(self.config, make, 0, len(self)) as batches:
+            yield batches
+
+
+def eval_images(
+    config: ConfigDict, split: Split, process_count: int = 1
+) -> EvalBatches:
+    """The split's images in batches of config.eval.batch_size, in their order."""
+    order = _padded(np.arange(len(split.image_ids)), config.eval.batch_size)
+    make = _EvalImages(ImageRows(config, split))
+    return EvalBatches(config, order, make, process_count)
+
+
+def eval_captions(
+    config: ConfigDict,
+    tokens: CaptionTokens,
+    token_features: NpyRows | np.ndarray | None = None,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Captions sorted by length, so that short ones are padded little."""
+    by_length = np.argsort(tokens.lengths, kind="stable")
+    order = _padded(by_length, config.eval.batch_size)
+    make = _EvalCaptions(CaptionRows(config, tokens, token_features))
+    return EvalBatches(config, order, make, process_count)
+
+
+def _padded(order: np.ndarray, size: int) -> np.ndarray:
+    """`order` as rows of `size`, the last filled with −1."""
+    return np.append(order, np.full(-len(order) % size, -1)).reshape(-1, size)
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size % process_count:
+        raise InputError(
+            f"a batch of {batch_size} does not divide among {process_count} processes"
+        )
+    size = batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _eval_share(make, order: np.ndarray, share: slice, step: int) -> _Made:
+    index = order[step, share].astype(np.int32)
+    batch, bad = make(order[step], index)
+    return batch | {"index": index}, bad
+
+
+@dataclass(frozen=True)
 class _EvalImages:
-    """step → this process's share of an evaluation batch of images, with its index."""
+    """(global batch, this process's share of it) → that share's images."""
 
     images: ImageRows
-    order: np.ndarray
-    share: slice
 
-    def __call__(self, step: int) -> _Made:
-        index = self.order[step, self.share].astype(np.int32)
+    def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
         batch = self.images.empty(len(index))
         bad: list[str] = []
         for row, image in enumerate(index[index >= 0].tolist()):
@@ -259,25 +227,21 @@ class _EvalImages:
                 if not self.images.skip:
                     raise
                 bad.append(str(error))
-        return batch | {"index": index}, tuple(bad)
+        return batch, tuple(bad)
 
 
 @dataclass(frozen=True)
 class _EvalCaptions:
-    """step → the same of captions."""
+    """(global batch, this process's share of it) → that share's captions."""
 
     captions: CaptionRows
-    order: np.ndarray
-    share: slice
 
-    def __call__(self, step: int) -> _Made:
-        everyones = self.order[step]
-        index = everyones[self.share].astype(np.int32)
-        length = self.captions.padded_length(everyones[everyones >= 0])
+    def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
+        length = self.captions.padded_length(whole[whole >= 0])
         batch = self.captions.empty(len(index), length)
         for row, caption in enumerate(index[index >= 0].tolist()):
             self.captions.read(batch, row, caption, None)
-        return batch | {"index": index}, ()
+        return batch, ()
 
 
 @contextlib.contextmanager
@@ -331,6 +295,5 @@ def _workers(config: ConfigDict) -> tuple[str, int]:
     that work at 512 px.
     """
     kind = config.data.workers
-    check_choice("config.data.workers", kind, ("auto", "threads", "processes"))
     workers = config.data.num_workers or min(os.cpu_count() or 1, _MAX_WORKERS)
     return "processes" if kind == "processes" else "threads", workers

@@ -1,6 +1,8 @@
 """Precomputed region features: read row by row, never as a whole."""
 
 import math
+import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ class NpyRows:
         self.shape: tuple[int, ...] = array[::stride].shape
         self.dtype: np.dtype = array.dtype
         self._start = array.offset  # bytes before the first row
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __reduce__(self):
         return NpyRows, (self.path, self.stride)
@@ -41,7 +45,7 @@ class NpyRows:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice) -> np.ndarray:
-        """A row, or the rows of a slice without step."""
+        """A row, or the rows of a slice without step; not to be written to."""
         wanted = range(len(self))[rows]
         if isinstance(wanted, int):
             return self._read(wanted, 1)[0]
@@ -50,13 +54,15 @@ class NpyRows:
 
     def _read(self, first: int, count: int) -> np.ndarray:
         row = math.prod(self.shape[1:])
-        values = np.fromfile(
-            self.path,
-            self.dtype,
-            count=max((count - 1) * self.stride + 1, 0) * row,
-            offset=self._start + first * self.stride * row * self.dtype.itemsize,
-        )
-        return values.reshape(-1, *self.shape[1:])[:: self.stride]
+        rows = max((count - 1) * self.stride + 1, 0)
+        size = rows * row * self.dtype.itemsize
+        start = self._start + first * self.stride * row * self.dtype.itemsize
+        # At a place of its own: threads share the open file.
+        content = os.pread(self._descriptor, size, start)
+        if len(content) < size:
+            raise InputError(f"{self.path}: ends before row {first + count - 1}")
+        values = np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+        return values[:: self.stride]
 
 
 def open_regions(

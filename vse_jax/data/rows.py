@@ -12,11 +12,15 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax.base.errors import check_choice
-from vse_jax.data.captions import CaptionTokens, augment_words, bucket
-from vse_jax.data.images import PIXELS, augment, load_image, preprocess
+from vse_jax.data.captions import (
+    CaptionTokens,
+    augment_words,
+    bucket,
+    padded_lengths,
+)
+from vse_jax.data.images import augment, load_image, preprocess
 from vse_jax.data.layout import Split
-from vse_jax.data.records import RecordPictures
+from vse_jax.data.records.reader import RecordPictures
 from vse_jax.data.regions import NpyRows, drop_regions
 
 Batch = dict[str, np.ndarray]
@@ -26,10 +30,6 @@ class ImageRows:
     """Reads the image part of a batch, a row at a time, in the workers."""
 
     def __init__(self, config: ConfigDict, split: Split):
-        check_choice("config.image.pixels", config.image.pixels, PIXELS)
-        check_choice(
-            "config.data.on_bad_image", config.data.on_bad_image, ("error", "skip")
-        )
         self.image = config.image
         self.skip = config.data.on_bad_image == "skip"
         self.pictures: list[str] | RecordPictures = []
@@ -83,12 +83,16 @@ class CaptionRows:
     ):
         self.tokens = tokens
         self.token_features = token_features
-        self.token_buckets = config.data.token_buckets
+        self.padded_lengths = padded_lengths(config)
         self.word_probability = config.text.augment
 
     def padded_length(self, captions: np.ndarray) -> int:
         """The bucket of the longest of `captions`, before any augmentation."""
-        return bucket(int(self.tokens.lengths[captions].max()), self.token_buckets)
+        return bucket(int(self.tokens.lengths[captions].max()), self.padded_lengths)
+
+    def fits(self, caption: int, length: int) -> bool:
+        """Whether a caption has at most `length` tokens."""
+        return bool(self.tokens.lengths[caption] <= length)
 
     def empty(self, count: int, length: int) -> Batch:
         """The caption part of a batch, zeros."""

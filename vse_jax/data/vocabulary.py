@@ -17,10 +17,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_bytes, write_atomically
+from vse_jax.base.files import AnyPath, read_bytes
 from vse_jax.base.progress import progress
-from vse_jax.data.layout import read_captions
-from vse_jax.data.remote import root_path
+from vse_jax.data.records.buckets import root_path
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MASK = "<mask>"
@@ -68,7 +67,7 @@ def find_vocabulary(config: ConfigDict) -> AnyPath:
     """
     if config.text.vocab is not None:
         return Path(config.text.vocab)
-    folder, name = _folder(config), config.data.name
+    folder, name = vocabulary_folder(config), config.data.name
     for path in (folder / f"{name}_precomp_vocab.json", folder / f"{name}_vocab.json"):
         if path.is_file():
             return path
@@ -78,7 +77,8 @@ def find_vocabulary(config: ConfigDict) -> AnyPath:
     )
 
 
-def _folder(config: ConfigDict) -> AnyPath:
+def vocabulary_folder(config: ConfigDict) -> AnyPath:
+    """vocab/ beside the data root, where the published files lie."""
     return root_path(config.data.root).parent / "vocab"
 
 
@@ -123,39 +123,3 @@ def count_words(captions: list[str], threshold: int) -> list[str]:
     frequent = [word for word, count in counts.items() if count >= threshold]
     ordered = sorted(frequent, key=lambda word: (-counts[word], word))
     return [*SPECIAL, *ordered]
-
-
-def build_vocabulary(config: ConfigDict) -> None:
-    """--mode=build_vocab: writes the vocabulary of the training captions.
-
-    To config.text.vocab, or to where `find_vocabulary` looks first.
-
-    Raises:
-        InputError: no captions, the place is no local one, or the file holds another
-            vocabulary already: a model that was trained with it would read the wrong
-            words.
-    """
-    captions = read_captions(root_path(config.data.root), config.data.train_split)
-    words = count_words(captions, config.text.vocab_threshold)
-    content = {
-        "word2idx": {word: i for i, word in enumerate(words)},
-        "idx2word": dict(enumerate(words)),
-        "idx": len(words),
-    }
-    data = (json.dumps(content) + "\n").encode()
-    path = _folder(config) / f"{config.data.name}_precomp_vocab.json"
-    if config.text.vocab is not None:
-        path = Path(config.text.vocab)
-    if not isinstance(path, Path):
-        raise InputError(f"{path}: name a local file to write with config.text.vocab")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_bytes() != data:
-            raise InputError(
-                f"{path}: holds another vocabulary; remove it, or name another file "
-                "with config.text.vocab"
-            )
-        write_atomically(path, data)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    print(f"{path}: {len(words)} words, from {len(captions)} captions")

@@ -85,6 +85,15 @@ def state_sharding(mesh: Mesh, tree):
     return jax.tree.map(place, tree)
 
 
+def with_sharding(mesh: Mesh, abstract):
+    """Shapes of a tree, each with the sharding that `state_sharding` gives it."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        state_sharding(mesh, abstract),
+    )
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
     """This process's share of a batch → global arrays."""
     return {

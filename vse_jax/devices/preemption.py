@@ -1,6 +1,6 @@
 """SIGTERM: all processes stop at the same moment, save, and exit with code 75."""
 
-import functools
+import os
 import signal
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
@@ -16,7 +16,7 @@ class Preempted(SystemExit):
 class _State:
     listening = False
     noticed = False  # this process got the signal
-    answer = None  # to the question of the last `check`: did any?
+    checks = 0  # made so far, the same number in all processes
 
 
 def listen() -> None:
@@ -29,41 +29,32 @@ def listen() -> None:
     _State.listening = True
 
 
+def connected() -> None:
+    """Call it when the processes of a run have found each other.
+
+    JAX's service listens to SIGTERM from then on, and tells the others of it. What came
+    before is sent to it again.
+    """
+    if _State.noticed:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def check() -> None:
     """Raises `Preempted` once SIGTERM has come, on all processes at the same call.
 
-    All processes have to call this at the same places of their work. With several it
-    asks in one call and acts in the next, so that nobody waits for the answer.
+    All processes have to call this at the same places of their work: JAX's service
+    counts the calls and has them act at one that none of them has reached yet.
     """
     if not _State.listening:
         return
-    import jax  # not above: `listen` is wanted before the seconds that this takes
+    # Not above: `listen` is wanted before the seconds that importing jax takes.
+    import jax
+    from jax.experimental import multihost_utils
 
+    _State.checks += 1
     if jax.process_count() == 1:
-        if _State.noticed:
-            raise Preempted
-        return
-    answer, _State.answer = _State.answer, _any_noticed(_State.noticed)
-    if answer is not None and bool(answer):
+        reached = _State.noticed
+    else:
+        reached = multihost_utils.reached_preemption_sync_point(_State.checks)
+    if reached:
         raise Preempted
-
-
-def _any_noticed(noticed: bool):
-    import jax
-    import numpy as np
-
-    sharding, ask = _question()
-    here = np.full(jax.local_device_count(), noticed)
-    return ask(jax.make_array_from_process_local_data(sharding, here))
-
-
-@functools.cache
-def _question():
-    """(sharding of one bool for each device, the jitted question)."""
-    import jax
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    mesh = Mesh(jax.devices(), ("all",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    ask = jax.jit(jax.numpy.any, out_shardings=everywhere)
-    return NamedSharding(mesh, PartitionSpec("all")), ask

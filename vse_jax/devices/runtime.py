@@ -1,49 +1,54 @@
-"""Settings of the JAX runtime that a run needs before its first computation."""
+"""What every computation needs before it starts, and how it ends."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import flat_fields
-from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.command_line import errors_on_one_line
+from vse_jax.base.config import shared_fields
+from vse_jax.devices import cluster, preemption
+from vse_jax.devices.agreement import check_same
 
-PRECISIONS = ("highest", "high", "default")
-DTYPES = ("float32", "bfloat16")
+Connection = tuple[str | None, int | None, int | None]  # arguments of cluster.connect
+
+
+@contextlib.contextmanager
+def started(
+    config: ConfigDict, mode: str, connection: Connection, alone: bool
+) -> Iterator[None]:
+    """Joins the processes of the run and sets JAX up for the block.
+
+    Args:
+        config, mode: of the run; compared between its processes.
+        connection: coordinator, process_id, num_processes, or three times None.
+        alone: the mode is work for one process.
+
+    Raises:
+        SystemExit: the block failed, or the processes do not fit; one line says how.
+    """
+    with cluster.ends_together(), errors_on_one_line():
+        cluster.connect(*connection)
+        preemption.connected()
+        configure(config)
+        if alone:
+            cluster.check_alone(f"--mode={mode} of config.task={config.task}")
+        check_same("config", {"mode": mode} | shared_fields(config))
+        yield
 
 
 def configure(config: ConfigDict) -> None:
     """Sets matmul precision and the persistent compilation cache.
 
-    The cache is in JAX_COMPILATION_CACHE_DIR, or ~/.cache/vse_jax. A cache that cannot
-    be written only costs time: JAX then warns and compiles.
-
-    Raises:
-        InputError: one of the config's general fields has an impossible value.
+    The cache is where JAX_COMPILATION_CACHE_DIR says, or in ~/.cache/vse_jax/compiled.
+    One that cannot be written only costs time: JAX then warns and compiles.
     """
-    check_choice("config.matmul_precision", config.matmul_precision, PRECISIONS)
-    check_choice("config.compute_dtype", config.compute_dtype, DTYPES)
-    smallest = {
-        "seed": 0,
-        "num_epochs": 1,
-        "max_steps": 1,
-        "batch_size": 1,
-        "microbatches": 1,
-        "log_every": 1,
-        "image.size": 1,
-        "text.layers": 0,
-        "data.max_tokens": 3,
-        "checkpoint.every_steps": 1,
-        "eval.batch_size": 1,
-    }
-    fields = flat_fields(config)
-    for field, least in smallest.items():
-        value = fields[field]
-        if isinstance(value, int) and value < least:
-            raise InputError(f"config.{field}: {value} is less than {least}")
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path.home() / ".cache" / "vse_jax"
+        cache = Path.home() / ".cache" / "vse_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -6,8 +6,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.base.errors import InputError
-
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
 _INIT = jax.nn.initializers.normal(0.02)
@@ -19,14 +17,14 @@ class Bert(nnx.Module):
     The tree mirrors PyTorch's names, so that conversion is a table (convert/keys.py).
 
     Args:
-      vocab_size, hidden, layers, heads, ffn, max_positions: sizes as in config.text.
+      vocab_size, hidden, layers, heads, ffn, max_positions: sizes.
       dropout: on embeddings, attention weights and both residual branches.
       remat: keep only each layer's input for the backward pass, and compute the layer
         again there.
       dtype: of the matrix products; normalisation statistics and softmax are float32.
 
     Raises:
-      InputError: heads do not divide hidden, or (in a call) a caption is longer than
+      ValueError: heads do not divide hidden, or (in a call) more tokens than
         max_positions.
     """
 
@@ -45,9 +43,7 @@ class Bert(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if hidden % heads:
-            raise InputError(
-                f"config.text: {heads} heads do not divide hidden {hidden}"
-            )
+            raise ValueError(f"{heads} heads do not divide hidden {hidden}")
         self.embeddings = Embeddings(
             vocab_size, hidden, max_positions, dropout, dtype=dtype, rngs=rngs
         )
@@ -96,10 +92,7 @@ class Embeddings(nnx.Module):
     def __call__(self, token_ids, *, train, rngs):
         tokens, positions = token_ids.shape[1], self.position.num_embeddings
         if tokens > positions:
-            raise InputError(
-                f"config.text.max_positions: captions are padded to {tokens} tokens, "
-                f"more than {positions}"
-            )
+            raise ValueError(f"{tokens} tokens, but {positions} positions")
         x = self.word(token_ids)
         x += self.position(jnp.arange(tokens))
         x += self.token_type(jnp.zeros(1, jnp.int32))

@@ -5,12 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
-from ml_collections import ConfigDict
 
-from vse_jax.base.errors import InputError
 from vse_jax.models.batch_norm import BatchNorm
 from vse_jax.models.layers import linear, symmetric_uniform
-from vse_jax.models.pooling import make_pool
 from vse_jax.models.resnet import ResNet
 
 # Share of the training images whose grid is never thinned (the official constant).
@@ -18,32 +15,18 @@ _WHOLE_GRIDS = 0.2
 
 
 class GridEncoder(nnx.Module):
-    """CNN → linear → pooling over the cells of the last feature map."""
+    """CNN → linear → pooling over the cells of the last feature map.
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        dtype = np.dtype(config.compute_dtype)
-        cnn = config.image.backbone
-        if cnn.batch_norm not in ("frozen", "train"):
-            raise InputError(
-                f"config.image.backbone.batch_norm: {cnn.batch_norm!r} is not "
-                "frozen | train"
-            )
-        self.backbone = ResNet(
-            block=cnn.block,
-            stem=cnn.stem,
-            patch=cnn.patch,
-            layers=cnn.layers,
-            width=cnn.width,
-            groups=cnn.groups,
-            group_width=cnn.group_width,
-            frozen_norm=cnn.batch_norm == "frozen",
-            remat=config.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.fc = _xavier_linear(self.backbone.channels, config.embed_dim, dtype, rngs)
-        self.gpool = make_pool(config, "image", config.embed_dim, rngs=rngs)
-        self.drop = config.image.drop
+    `drop`: size augmentation (paper, section 4.3); 0: none.
+    """
+
+    def __init__(
+        self, backbone: ResNet, fc: nnx.Linear, pool: nnx.Module, *, drop: float
+    ):
+        self.backbone = backbone
+        self.fc = fc
+        self.gpool = pool
+        self.drop = drop
 
     def __call__(
         self,
@@ -65,12 +48,10 @@ class GridEncoder(nnx.Module):
 class RegionEncoder(nnx.Module):
     """Linear + residual perceptron on each region → pooling."""
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        dtype = np.dtype(config.compute_dtype)
-        features, embed = config.image.feature_dim, config.embed_dim
-        self.fc = _xavier_linear(features, embed, dtype, rngs)
-        self.mlp = MLP(features, embed // 2, embed, dtype=dtype, rngs=rngs)
-        self.gpool = make_pool(config, "image", config.embed_dim, rngs=rngs)
+    def __init__(self, fc: nnx.Linear, mlp: "MLP", pool: nnx.Module):
+        self.fc = fc
+        self.mlp = mlp
+        self.gpool = pool
 
     def __call__(
         self,
@@ -106,7 +87,10 @@ class MLP(nnx.Module):
         return self.output(jax.nn.relu(x))
 
 
-def _xavier_linear(in_features, out_features, dtype, rngs):
+def xavier_linear(
+    in_features: int, out_features: int, *, dtype: np.dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A dense layer that starts from U(±√(6 / (in + out))), its bias from 0."""
     bound = (6 / (in_features + out_features)) ** 0.5
     return nnx.Linear(
         in_features,

@@ -5,13 +5,13 @@ of each set in any places (at least one); what padding holds has no effect. All 
 in float32. They are those that the paper compares with its GPO (VSE∞, section 5).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
-from ml_collections import ConfigDict
 
-from vse_jax.base.errors import InputError, check_choice
 from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
 from vse_jax.models.layers import linear
@@ -19,36 +19,18 @@ from vse_jax.models.sorted_pool import sorted_pool
 
 
 def make_pool(
-    config: ConfigDict, tower: str, features: int, *, rngs: nnx.Rngs
+    name: str, *, features: int, hidden: int, k: int, rngs: nnx.Rngs
 ) -> nnx.Module:
-    """Returns the aggregator that config.image.pool or config.text.pool names.
+    """The aggregator that config.image.pool or config.text.pool names.
 
     Args:
-      config: the whole config.
-      tower: 'image' or 'text'.
-      features: size of the vectors; that of the result too, but for seq2seq, whose is
-        config.embed_dim.
-      rngs: stream `params` gives the start values.
-
-    Raises:
-      InputError: unknown name, or a pool_k below 1.
+        name: one of `POOLS`.
+        features: size of the vectors; that of the result too, but for seq2seq.
+        hidden: size of seq2seq's result.
+        k: how many values kmax averages.
+        rngs: stream `params` gives the start values.
     """
-    kind, k = config[tower].pool, config[tower].pool_k
-    if k < 1:
-        raise InputError(f"config.{tower}.pool_k: {k} is less than 1")
-    pools = {
-        "gpo": lambda: GPO(rngs=rngs),
-        "avg": AveragePool,
-        "max": MaxPool,
-        "kmax": lambda: KMaxPool(k),
-        "gem": GeMPool,
-        "fspool": lambda: FSPool(features, rngs=rngs),
-        "cls": FirstPool,
-        "seq2seq": lambda: Seq2SeqPool(features, config.embed_dim, rngs=rngs),
-        "selfattn": lambda: SelfAttentionPool(features, rngs=rngs),
-    }
-    check_choice(f"config.{tower}.pool", kind, tuple(pools))
-    return pools[kind]()
+    return POOLS[name](features=features, hidden=hidden, k=k, rngs=rngs)
 
 
 class AveragePool(nnx.Module):
@@ -195,3 +177,19 @@ def _member(features, index):
     """features[i, index[i]] for each i, float32."""
     rows = jnp.take_along_axis(features, index[:, None, None], axis=1)
     return rows[:, 0].astype(jnp.float32)
+
+
+# Name → a function of `make_pool`'s arguments, of which each takes what it needs.
+POOLS: dict[str, Callable[..., nnx.Module]] = {
+    "gpo": lambda rngs, **_: GPO(rngs=rngs),
+    "avg": lambda **_: AveragePool(),
+    "max": lambda **_: MaxPool(),
+    "kmax": lambda k, **_: KMaxPool(k),
+    "gem": lambda **_: GeMPool(),
+    "fspool": lambda features, rngs, **_: FSPool(features, rngs=rngs),
+    "cls": lambda **_: FirstPool(),
+    "seq2seq": lambda features, hidden, rngs, **_: Seq2SeqPool(
+        features, hidden, rngs=rngs
+    ),
+    "selfattn": lambda features, rngs, **_: SelfAttentionPool(features, rngs=rngs),
+}

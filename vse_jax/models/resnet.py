@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vse_jax.base.errors import InputError
 from vse_jax.models.batch_norm import BatchNorm
 
 _HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -60,9 +59,9 @@ class ResNet(nnx.Module):
         elif stem == "patch":
             self.conv1 = Conv(3, width, patch, stride=patch, rngs=rngs)
         else:
-            raise InputError(f"config.image.backbone.stem: no stem {stem!r}")
+            raise ValueError(f"no stem {stem!r}")
         if block not in ("v1", "torchvision", "basic"):
-            raise InputError(f"config.image.backbone.block: no block {block!r}")
+            raise ValueError(f"no block {block!r}")
         self.bn1 = BatchNorm(width, frozen=frozen_norm)
         self.pool = stem == "conv7"
         self.ceil_pool = block == "v1"

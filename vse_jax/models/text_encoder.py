@@ -1,38 +1,22 @@
 """Text towers: token ids → BERT or a bidirectional GRU → pooling over the tokens."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
-from vse_jax.base.errors import InputError
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
-from vse_jax.models.layers import linear, symmetric_uniform
-from vse_jax.models.pooling import make_pool
 
 
 class BertEncoder(nnx.Module):
     """Pools the linearly mapped BERT vectors of a caption, [CLS] and [SEP] included."""
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        dtype = np.dtype(config.compute_dtype)
-        text = config.text
-        self.bert = Bert(
-            vocab_size=text.vocab_size,
-            hidden=text.hidden,
-            layers=text.layers,
-            heads=text.heads,
-            ffn=text.ffn,
-            max_positions=text.max_positions,
-            dropout=text.dropout,
-            remat=config.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.linear = linear(text.hidden, config.embed_dim, dtype=dtype, rngs=rngs)
-        self.gpool = make_pool(config, "text", config.embed_dim, rngs=rngs)
+    def __init__(self, bert: Bert, linear: nnx.Linear, pool: nnx.Module):
+        self.bert = bert
+        self.linear = linear
+        self.gpool = pool
 
     def __call__(
         self,
@@ -71,32 +55,12 @@ class BiGRUEncoder(nnx.Module):
     The state of a word is the mean of the two directions; <start> and <end> are words
     like any other. Without layers the word vectors themselves are pooled: with
     pool = 'seq2seq' that is the GRU of VSE++, whose last state is the caption.
-
-    Raises:
-      InputError: the config wants token features stored, which only frozen ones can be,
-        or no layers and a pooling that does not change the vectors' size.
     """
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        text = config.text
-        if text.cache_features:
-            raise InputError("config.text.cache_features: a BiGRU has none to store")
-        if not text.layers and text.pool != "seq2seq":
-            raise InputError("config.text.layers: 0 needs config.text.pool = 'seq2seq'")
-        dtype = np.dtype(config.compute_dtype)
-        self.embed = nnx.Embed(
-            text.vocab_size,
-            text.word_dim,
-            embedding_init=symmetric_uniform(0.1),
-            rngs=rngs,
-        )
-        inputs = [text.word_dim] + [2 * config.embed_dim] * text.layers
-        self.rnn = nnx.List(
-            BiGRU(size, config.embed_dim, dtype=dtype, rngs=rngs)
-            for size in inputs[: text.layers]
-        )
-        size = config.embed_dim if text.layers else text.word_dim
-        self.gpool = make_pool(config, "text", size, rngs=rngs)
+    def __init__(self, embed: nnx.Embed, layers: Sequence[BiGRU], pool: nnx.Module):
+        self.embed = embed
+        self.rnn = nnx.List(layers)
+        self.gpool = pool
 
     def __call__(
         self,

@@ -3,14 +3,6 @@
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
-
-from vse_jax.base.errors import InputError
-from vse_jax.models.image_encoder import GridEncoder, RegionEncoder
-from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
-
-_IMAGE_TOWERS = {"grid": GridEncoder, "region": RegionEncoder}
-_TEXT_TOWERS = {"bert": BertEncoder, "bigru": BiGRUEncoder}
 
 
 class VSE(nnx.Module):
@@ -20,20 +12,23 @@ class VSE(nnx.Module):
     come with the call (streams `dropout` and `size`), so there is no other state.
 
     Args:
-      config: as built by configs/common.py.
-      rngs: stream `params` gives the start values.
-
-    Raises:
-      InputError: a config field names a tower, block or pooling that does not exist.
+        image, text: the towers, called as (batch, train=…, rngs=…) → pooled vectors
+            [b, d], float32.
+        normalise_images, normalise_captions: divide the pooled vectors by their length.
     """
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        image_tower = _choose(_IMAGE_TOWERS, config.image.kind, "config.image.kind")
-        text_tower = _choose(_TEXT_TOWERS, config.text.kind, "config.text.kind")
-        self.image = image_tower(config, rngs=rngs)
-        self.text = text_tower(config, rngs=rngs)
-        self.normalise_images = config.image.normalise
-        self.normalise_captions = config.text.normalise
+    def __init__(
+        self,
+        image: nnx.Module,
+        text: nnx.Module,
+        *,
+        normalise_images: bool = True,
+        normalise_captions: bool = True,
+    ):
+        self.image = image
+        self.text = text
+        self.normalise_images = normalise_images
+        self.normalise_captions = normalise_captions
 
     def __call__(
         self,
@@ -53,7 +48,7 @@ class VSE(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b d"]:
-        """Returns image embeddings, float32, of unit length unless config says not to.
+        """Returns image embeddings, float32, of unit length if normalised.
 
         Args:
           batch: 'images' [b, h, w, 3], preprocessed (grid), or 'regions' [b, k, f] and
@@ -84,7 +79,7 @@ class VSE(nnx.Module):
 
     def caption_features(self, batch: dict[str, Array]) -> Float[Array, "b t h"]:
         """Returns what 'token_features' may hold in place of batch['token_ids']."""
-        return self.text.features(batch)
+        return self.text.features(batch)  # type: ignore[attr-defined]
 
 
 def l2_normalise(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
@@ -92,9 +87,3 @@ def l2_normalise(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
     squares = jnp.square(x).sum(axis=-1, keepdims=True)
     # Without a floor the root's gradient at a zero row is infinite, and the step NaN.
     return x / (jnp.sqrt(jnp.maximum(squares, 1e-24)) + 1e-8)
-
-
-def _choose(towers, kind, field):
-    if kind not in towers:
-        raise InputError(f"{field}: {kind!r} is none of {', '.join(towers)}")
-    return towers[kind]

@@ -5,20 +5,40 @@
 
 A checkpoint appears under its name only when it is whole (Orbax renames it), and an old
 one goes only after the new one has come: a run killed at any moment, or a disk that
-fills up, leaves a usable one.
+fills up, leaves a usable one. Each is on disk before the next is started, so `best` is
+the one that `last` names, or is missing where `last` itself is the best.
 """
 
 import contextlib
+import dataclasses
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten
 from vse_jax.devices.cluster import is_loss
+
+CONVERTED = 0  # step of `best` in a folder that convert_torch_weights.py made
+
+
+@dataclass
+class Reached:
+    """What a run has reached: the item `data` of its last checkpoint.
+
+    step: finished steps. validated: how many they were at the last validation.
+    best_rsum, best_step: of the best validation (−1, None: none yet; step 0: converted
+    weights).
+    """
+
+    step: int = 0
+    validated: int = 0
+    best_rsum: float = -1.0
+    best_step: int | None = None
 
 
 class Checkpoints:
@@ -32,9 +52,8 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, read_only: bool = False):
         self._folder = (Path(workdir) / "checkpoints").absolute()
-        trees = ("model", "optimizer")
-        self._last = _manager(self._folder / "last", trees, read_only)
-        self._best = _manager(self._folder / "best", trees[:1], read_only)
+        self._last = _manager(self._folder / "last", ("model", "optimizer"), read_only)
+        self._best = _manager(self._folder / "best", ("model",), read_only)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -54,112 +73,153 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return self._best.latest_step()
 
-    def save_last(self, step: int, model, optimizer, data: dict) -> None:
+    def save_last(self, model, optimizer, reached: Reached) -> None:
         """Starts writing; `model` and `optimizer` may be donated once this returns.
 
         Args:
-            step: number of finished steps.
             model: {"params", "batch_stats"}.
             optimizer: what else the train state holds.
-            data: JSON-able progress of the run.
+            reached: where the run stands.
 
         Raises:
             InputError: this or the previous save could not be written.
         """
-        self._wait_for_other(self._best, "best")
-        with self._errors_named("last"):
-            self._last.save(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(model),
-                    optimizer=ocp.args.StandardSave(optimizer),
-                    data=ocp.args.JsonSave(data),
-                ),
-            )
+        self._save(
+            self._last,
+            reached.step,
+            model=ocp.args.StandardSave(model),
+            optimizer=ocp.args.StandardSave(optimizer),
+            data=ocp.args.JsonSave(dataclasses.asdict(reached)),
+        )
 
     def save_best(self, step: int, model, data: dict) -> None:
-        """As `save_last`, without what only training needs."""
-        self._wait_for_other(self._last, "last")
-        with self._errors_named("best"):
-            self._best.save(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(model), data=ocp.args.JsonSave(data)
-                ),
+        """As `save_last`, without what only training needs.
+
+        Args:
+            step: finished steps.
+            model: {"params", "batch_stats"}.
+            data: {"rsum": on dev, "epoch": finished epochs}.
+        """
+        self._save(
+            self._best,
+            step,
+            model=ocp.args.StandardSave(model),
+            data=ocp.args.JsonSave(data),
+        )
+
+    def _save(self, manager: ocp.CheckpointManager, step: int, **items) -> None:
+        # One after the other, so that `best` is never older than `last` says. (Orbax
+        # numbers its barriers as its threads come to them, too: with two saves going
+        # on, processes might wait for each other for ever.)
+        self.wait()
+        with self._failures_named(manager):
+            saved = manager.save(step, args=ocp.args.Composite(**items))
+        if not saved:  # Orbax skips a step that is not after the latest one
+            raise InputError(
+                f"{manager.directory}: step {step} was not saved, because step "
+                f"{manager.latest_step()} is there"
             )
 
     def restore_last(self, model, optimizer):
-        """(model, optimizer, data) of the last checkpoint.
+        """(model, optimizer, Reached) of the last checkpoint.
 
         The arguments are abstract trees with shardings: restoring without a target
         would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
+
+        Raises:
+            InputError: it is damaged, or of another model or version.
         """
-        step = self._last.latest_step()
-        with self._damage_named("last", step):
-            self._check_fits(self._last, step, model)
-            restored = self._last.restore(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardRestore(model),
-                    optimizer=ocp.args.StandardRestore(optimizer),
-                    data=ocp.args.JsonRestore(),
-                ),
-            )
-        return restored["model"], restored["optimizer"], restored["data"]
+        restored = self._restore(
+            self._last,
+            model,
+            model=ocp.args.StandardRestore(model),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            data=ocp.args.JsonRestore(),
+        )
+        try:
+            reached = Reached(**restored["data"])
+        except TypeError:
+            raise InputError(
+                f"{self._folder / 'last'}: written by another version of vse_jax; "
+                "finish the run with that version"
+            ) from None
+        return restored["model"], restored["optimizer"], reached
 
     def restore_best(self, model):
         """(model, data) of the best checkpoint.
 
         Raises:
-            InputError: there is none, or it is of another model.
+            InputError: there is none, it is damaged, or it is of another model.
         """
-        step = self._best.latest_step()
-        if step is None:
+        if self.best_step() is None:
             raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
-        with self._damage_named("best", step):
-            self._check_fits(self._best, step, model)
-            restored = self._best.restore(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardRestore(model), data=ocp.args.JsonRestore()
-                ),
-            )
+        restored = self._restore(
+            self._best,
+            model,
+            model=ocp.args.StandardRestore(model),
+            data=ocp.args.JsonRestore(),
+        )
         return restored["model"], restored["data"]
+
+    def _restore(self, manager: ocp.CheckpointManager, target, **items):
+        step = manager.latest_step()
+        with self._damage_named(manager, step):
+            self._check_fits(manager, step, target)
+            return manager.restore(step, args=ocp.args.Composite(**items))
+
+    def check_start(self) -> None:
+        """Raises InputError where `best` has no `last` beside it.
+
+        A run saves `last` first, so somebody removed it; going on from the start would
+        leave that best model in place of the new run's. Converted weights have none.
+        """
+        best = self.best_step()
+        if self.last_step() is None and best not in (None, CONVERTED):
+            raise InputError(
+                f"{self._folder}: best/{best} is there, but no last checkpoint to go "
+                f"on from; name another --workdir, or remove {self._folder} to start "
+                "again"
+            )
+
+    def best_is_missing(self, reached: Reached) -> bool:
+        """Whether a kill between two saves left `last` as the only place of the best.
+
+        Raises:
+            InputError: `best` is not the one that `last` names: somebody changed it.
+        """
+        there = self.best_step()
+        # After a stop in a validation, it may have been found once already.
+        if there in (reached.best_step, reached.step):
+            return False
+        if reached.best_step == reached.step:
+            return True
+        raise InputError(
+            f"{self._folder}: last/{reached.step} says that step {reached.best_step} "
+            f"was the best, but best/ holds {'none' if there is None else there}; "
+            f"bring it back, or remove {self._folder} to start again"
+        )
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        self._wait_for(self._last, "last")
-        self._wait_for(self._best, "best")
-
-    def _wait_for(self, manager: ocp.CheckpointManager, name: str) -> None:
-        with self._errors_named(name):
-            manager.wait_until_finished()
-
-    def _wait_for_other(self, manager: ocp.CheckpointManager, name: str) -> None:
-        """One save at a time where several processes take part.
-
-        Orbax numbers its barriers as its threads come to them: with two saves going on,
-        processes may number them differently, and then wait for each other for ever.
-        """
-        if jax.process_count() > 1:
-            self._wait_for(manager, name)
+        for manager in (self._last, self._best):
+            with self._failures_named(manager):
+                manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _errors_named(self, name: str) -> Iterator[None]:
+    def _failures_named(self, manager: ocp.CheckpointManager) -> Iterator[None]:
         """Full disk, no permission, …: one line; earlier ones are untouched."""
         try:
             yield
         except Exception as error:
-            if is_loss(error):
-                raise  # another process is gone, which the disk has nothing to do with
-            logging.debug("save failed", exc_info=True)
+            if not _is_of_the_disk(error):
+                raise
             raise InputError(
-                f"{self._folder / name}: could not save ({_first_line(error)}); "
+                f"{manager.directory}: could not save ({_first_line(error)}); "
                 f"the last good checkpoint there stays usable"
             ) from error
 
     @contextlib.contextmanager
-    def _damage_named(self, name: str, step: int | None) -> Iterator[None]:
+    def _damage_named(self, manager: ocp.CheckpointManager, step) -> Iterator[None]:
         try:
             yield
         except InputError:
@@ -168,14 +228,14 @@ class Checkpoints:
             if is_loss(error):
                 raise
             raise InputError(
-                f"{self._folder / name / str(step)}: damaged checkpoint "
-                f"({_first_line(error)})"
+                f"{manager.directory / str(step)}: damaged checkpoint "
+                f"({_first_line(error)}); what to do: docs/files.md"
             ) from error
 
-    def _check_fits(self, manager: ocp.CheckpointManager, step: int, target) -> None:
+    def _check_fits(self, manager: ocp.CheckpointManager, step, target) -> None:
         """Raises InputError that names how the stored model differs from `target`."""
         stored = manager.item_metadata(step)["model"]
-        there = {path: str(leaf.shape) for path, leaf in flatten(stored).items()}
+        there = {path: str(leaf.shape) for path, leaf in flatten(stored.tree).items()}
         here = {path: str(leaf.shape) for path, leaf in flatten(target).items()}
         differing = [
             f"{path} ({there.get(path, 'none')} there, {here.get(path, 'none')} here)"
@@ -194,10 +254,17 @@ class Checkpoints:
 def _manager(
     folder: Path, trees: tuple[str, ...], read_only: bool
 ) -> ocp.CheckpointManager:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for name in trees:
+        handler = ocp.StandardCheckpointHandler()
+        registry.add(name, ocp.args.StandardSave, handler)
+        registry.add(name, ocp.args.StandardRestore, handler)
+    handler = ocp.JsonCheckpointHandler()
+    registry.add("data", ocp.args.JsonSave, handler)
+    registry.add("data", ocp.args.JsonRestore, handler)
     return ocp.CheckpointManager(
         folder,
-        item_handlers={name: ocp.StandardCheckpointHandler() for name in trees}
-        | {"data": ocp.JsonCheckpointHandler()},
+        handler_registry=registry,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=1,
             read_only=read_only,
@@ -206,6 +273,17 @@ def _manager(
     )
 
 
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether the system refused a file, which Orbax passes on in many ways."""
+    while error is not None:
+        # Tensorstore's: "… [OS error 28: ENOSPC No space left on device]".
+        if isinstance(error, OSError) or re.search(r"\[OS error \d+", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    logging.debug("checkpoint", exc_info=error)
     return lines[0][:300] if lines else type(error).__name__

@@ -64,6 +64,28 @@ class Schedule:
         return jnp.where(self.epoch(step) == self.ramp_epoch, ramp, 1.0)
 
 
+@dataclass(frozen=True)
+class Group:
+    """The parameters that one rule of config.optimizer.rules governs.
+
+    key: names its state in checkpoints. factor: of the learning rate. opens: the first
+    epoch that trains it; −1: none does. paths: of its parameters.
+    """
+
+    key: str
+    factor: float
+    opens: int
+    paths: tuple[str, ...]
+
+    @property
+    def ever_trains(self) -> bool:
+        return self.opens >= 0 and self.factor > 0 and bool(self.paths)
+
+    def of(self, flat: Flat) -> Flat:
+        """Its leaves among `flat`."""
+        return {path: flat[path] for path in self.paths}
+
+
 class Optimizer:
     """Groups of parameters by ordered rules (regex, learning-rate factor, epoch).
 
@@ -72,22 +94,26 @@ class Optimizer:
         params: parameter tree; shapes are enough.
 
     Raises:
-        InputError: a parameter that no rule matches, or an unknown optimizer name.
+        InputError: a parameter that no rule matches.
     """
 
     def __init__(self, config: ConfigDict, params):
         self._config = config
-        self._rules = [tuple(rule) for rule in config.rules]
-        self._group = {path: self._first_match(path) for path in flatten(params)}
+        members: list[list[str]] = [[] for _ in config.rules]
+        for path in flatten(params):
+            members[self._first_match(path)].append(path)
+        self.groups = {
+            str(number): Group(str(number), factor, opens, tuple(paths))
+            for number, ((_, factor, opens), paths) in enumerate(
+                zip(config.rules, members, strict=True)
+            )
+        }
 
     def _first_match(self, path: str) -> int:
-        for index, (pattern, _, _) in enumerate(self._rules):
+        for number, (pattern, _, _) in enumerate(self._config.rules):
             if re.search(pattern, path):
-                return index
+                return number
         raise InputError(f"config.optimizer.rules: no rule matches parameter {path}")
-
-    def _members(self, flat: Flat, group: int) -> Flat:
-        return {path: x for path, x in flat.items() if self._group[path] == group}
 
     def _transformation(self) -> optax.GradientTransformation:
         """Direction of descent of one group, before the learning rate."""
@@ -98,47 +124,53 @@ class Optimizer:
         )
         if c.name == "adamw":
             return optax.chain(optax.scale_by_adam(0.9, 0.999, 1e-8), decay)
-        if c.name == "sgd":  # PyTorch's SGD adds the decay before the momentum
-            return optax.chain(decay, optax.trace(0.9, nesterov=c.nesterov))
-        raise InputError(f"config.optimizer.name: '{c.name}' is not adamw or sgd")
+        # PyTorch's SGD adds the decay before the momentum.
+        return optax.chain(decay, optax.trace(0.9, nesterov=c.nesterov))
 
     def init(self, params) -> dict[str, optax.OptState]:
-        """State of each group that ever opens, by the group's index as a string."""
+        """State of each group that ever trains, by its key."""
         flat = flatten(params)
         return {
-            str(group): self._transformation().init(self._members(flat, group))
-            for group, (_, factor, epoch) in enumerate(self._rules)
-            if epoch >= 0 and factor > 0 and self._members(flat, group)
+            key: self._transformation().init(group.of(flat))
+            for key, group in self.groups.items()
+            if group.ever_trains
         }
 
-    def open_groups(self, epoch: int) -> tuple[int, ...]:
-        """Groups that train in `epoch`: a static argument of the step, so that XLA
-        never computes a frozen group's gradient."""
+    def open_groups(self, epoch: int) -> tuple[str, ...]:
+        """Keys of the groups that train in `epoch`: a static argument of the step, so
+        that XLA never computes a frozen group's gradient."""
         return tuple(
-            group
-            for group, (_, factor, opens) in enumerate(self._rules)
-            if 0 <= opens <= epoch and factor > 0
+            key
+            for key, group in self.groups.items()
+            if group.ever_trains and group.opens <= epoch
+        )
+
+    def trained_paths(self) -> frozenset[str]:
+        """The parameters that are trained, sooner or later."""
+        groups = self.groups.values()
+        return frozenset(
+            p for group in groups if group.ever_trains for p in group.paths
         )
 
     def never_opens(self, prefix: str) -> bool:
         """Whether no parameter below `prefix` is ever trained."""
-        rules = {self._rules[g] for p, g in self._group.items() if p.startswith(prefix)}
-        return all(opens < 0 or factor == 0 for _, factor, opens in rules)
+        return not any(path.startswith(prefix) for path in self.trained_paths())
 
-    def select(self, params, groups: tuple[int, ...]) -> Flat:
-        """The leaves of `params` that belong to `groups`."""
+    def select(self, params, keys: tuple[str, ...]) -> Flat:
+        """The leaves of `params` that belong to the groups with these keys."""
         flat = flatten(params)
-        return {path: x for path, x in flat.items() if self._group[path] in groups}
+        wanted = {path for key in keys for path in self.groups[key].paths}
+        return {path: x for path, x in flat.items() if path in wanted}
 
-    def update(self, grads: Flat, state, params, rate, groups: tuple[int, ...]):
+    def update(self, grads: Flat, state, params, rate, keys: tuple[str, ...]):
         """One step over the open groups.
 
         Args:
-            grads: gradients of exactly the leaves in `groups`.
+            grads: gradients of exactly the leaves in these groups.
             state: what `init` returned, or an earlier update.
             params: the whole parameter tree.
             rate: scalar, learning rate before the groups' factors.
-            groups: open groups.
+            keys: of the open groups.
 
         Returns:
             New params, new state, and the gradients' global norm before clipping.
@@ -148,17 +180,14 @@ class Optimizer:
         clip = self._config.clip
         scale = jnp.minimum(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
         clipped = {path: g * scale for path, g in grads.items()}
-        flat = self.select(params, groups)
+        flat = flatten(params)
         state = dict(state)
         new: Flat = {}
-        for group in groups:
-            members = self._members(flat, group)
-            if not members:
-                continue
-            direction, state[str(group)] = self._transformation().update(
-                self._members(clipped, group), state[str(group)], members
+        for group in (self.groups[key] for key in keys):
+            members = group.of(flat)
+            direction, state[group.key] = self._transformation().update(
+                group.of(clipped), state[group.key], members
             )
-            factor = self._rules[group][1]
             for path, x in members.items():
-                new[path] = x - rate * factor * direction[path]
+                new[path] = x - rate * group.factor * direction[path]
         return merge(params, new), state, norm

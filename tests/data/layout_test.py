@@ -1,0 +1,238 @@
+"""The on-disk layout: what is read, what is written, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import common
+from vse_jax.base.errors import InputError
+from vse_jax.data import layout
+from vse_jax.data.layout import read_split
+
+
+def make_root(root: Path, images: int = 4, per_image: int = 5) -> Path:
+    """A data root with a test split; its pictures are empty files."""
+    rows = [
+        (str(i), [f"caption {j} of {i}" for j in range(per_image)])
+        for i in range(images)
+    ]
+    layout.write_root(
+        root, {"test": rows}, {image: f"{image}.jpg" for image, _ in rows}
+    )
+    (root / "images").mkdir()
+    for image, _ in rows:
+        (root / "images" / f"{image}.jpg").touch()
+    return root
+
+
+def config_for(root: Path, kind: str = "grid"):
+    c = common.base()
+    c.data.root = str(root)
+    c.image.kind = kind
+    c.image.feature_dim = 8
+    return c
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_root(tmp_path / "root")
+
+
+def test_written_root_reads_back(root):
+    split = read_split(config_for(root), "test")
+
+    assert split.image_ids == ["0", "1", "2", "3"]
+    assert split.captions_per_image == 5
+    assert split.captions[5:7] == ["caption 0 of 1", "caption 1 of 1"]
+    assert split.pictures == [root / "images" / f"{i}.jpg" for i in range(4)]
+    assert split.regions is None
+    assert not list(root.rglob(".*"))  # no temporary file is left
+
+
+@pytest.mark.parametrize("per_image", [1, 2, 5])
+def test_ids_may_be_listed_once_per_caption(tmp_path, per_image):
+    root = make_root(tmp_path / "root", per_image=per_image)
+    ids = [f"{i}\n" for i in range(4) for _ in range(per_image)]
+    (root / "precomp/test_ids.txt").write_text("".join(ids))
+
+    split = read_split(config_for(root), "test")
+
+    assert split.image_ids == ["0", "1", "2", "3"]
+    assert split.captions_per_image == per_image
+
+
+def test_dev_is_its_first_5000_captions(tmp_path):
+    root = make_root(tmp_path / "root", images=1003)
+    for part in ("ids", "caps"):
+        (root / f"precomp/test_{part}.txt").rename(root / f"precomp/dev_{part}.txt")
+
+    split = read_split(config_for(root), "dev")
+
+    assert len(split.image_ids) == len(split.pictures) == 1000
+    assert len(split.captions) == 5000
+    assert split.captions[-1] == "caption 4 of 999"
+
+
+def test_flickr_has_its_own_picture_folder(root):
+    (root / "images").rename(root / "flickr30k-images")
+    c = config_for(root)
+    c.data.name = "f30k"
+
+    assert read_split(c, "test").pictures[0].parent.name == "flickr30k-images"
+
+
+def test_caption_lines(root):
+    """An empty caption is legal; only line ends end a line."""
+    captions = ["\ufeff first ", "", "one\u2028line", "tab\tinside", "last"]
+    text = "\r\n".join(captions * 4) + "\r\n"
+    (root / "precomp/test_caps.txt").write_bytes(text.encode())
+
+    split = read_split(config_for(root), "test")
+
+    assert split.captions[:5] == ["first", "", "one\u2028line", "tab\tinside", "last"]
+
+
+def test_line_breaks_inside_a_caption_are_written_as_spaces(tmp_path):
+    layout.write_root(tmp_path, {"test": [("1", ["two\nlines \r\n here"])]}, {})
+
+    assert layout.read_lines(tmp_path / "precomp/test_caps.txt") == ["two lines here"]
+
+
+class TestRegions:
+    def test_rows_follow_the_images(self, root):
+        regions = np.random.default_rng(0).random((4, 3, 8), np.float32)
+        np.save(root / "precomp/test_ims.npy", regions)
+
+        split = read_split(config_for(root, "region"), "test")
+
+        np.testing.assert_array_equal(split.regions[2], regions[2])
+
+    def test_rows_once_per_caption(self, root):
+        regions = np.random.default_rng(0).random((4, 3, 8), np.float32)
+        np.save(root / "precomp/test_ims.npy", regions.repeat(5, axis=0))
+
+        split = read_split(config_for(root, "region"), "test")
+
+        assert len(split.regions) == 4
+        np.testing.assert_array_equal(split.regions[2], regions[2])
+
+    def test_pictures_are_not_needed(self, root):
+        np.save(root / "precomp/test_ims.npy", np.zeros((4, 3, 8), np.float32))
+        (root / "id_mapping.json").unlink()
+
+        assert read_split(config_for(root, "region"), "test").pictures is None
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.zeros((7, 3, 8), np.float32), "7 rows for 4 images"),
+            (np.zeros((4, 3, 9), np.float32), "3 regions of 9 features"),
+            (np.zeros((4, 37, 8), np.float32), "37 regions of 8 features"),
+            (np.zeros((4, 8), np.float32), r"shape \(4, 8\)"),
+            (np.zeros((4, 3, 8), np.int32), "int32 values"),
+        ],
+    )
+    def test_wrong_arrays(self, root, array, message):
+        np.save(root / "precomp/test_ims.npy", array)
+
+        with pytest.raises(InputError, match=f"test_ims.npy: .*{message}"):
+            read_split(config_for(root, "region"), "test")
+
+
+def write(name: str, text: str | bytes):
+    """A way to break a data root: another content of a file."""
+    data = text if isinstance(text, bytes) else text.encode()
+    return lambda root: (root / name).write_bytes(data)
+
+
+def remove(name: str):
+    return lambda root: (root / name).unlink()
+
+
+BAD_ROOTS = {
+    "no ids": (remove("precomp/test_ids.txt"), "test_ids.txt: No such file"),
+    "no captions": (remove("precomp/test_caps.txt"), "test_caps.txt: No such file"),
+    "no mapping": (remove("id_mapping.json"), "id_mapping.json: No such file"),
+    "no picture": (remove("images/2.jpg"), "images/2.jpg: no such file.*'2'"),
+    "counts": (
+        write("precomp/test_caps.txt", "a caption\n" * 18),
+        "test_caps.txt: 18 captions do not divide by the 4 images of test_ids.txt",
+    ),
+    "fewer captions": (
+        write("precomp/test_caps.txt", "a caption\n" * 3),
+        "3 captions do not divide by the 4 images",
+    ),
+    "counts when listed per caption": (
+        write("precomp/test_ids.txt", "0\n0\n1\n1\n"),
+        "20 captions do not divide by the 2 images .* each listed 2 times",
+    ),
+    "no images at all": (write("precomp/test_ids.txt", ""), "test_ids.txt: empty"),
+    "no captions at all": (write("precomp/test_caps.txt", ""), "test_caps.txt: empty"),
+    "id twice": (
+        write("precomp/test_ids.txt", "0\n1\n2\n0\n"),
+        "test_ids.txt, line 4: image id '0' is already on line 1",
+    ),
+    "uneven ids": (
+        write("precomp/test_ids.txt", "0\n0\n1\n"),
+        "line 3: image id '1' is listed 1 times, the first one 2 times",
+    ),
+    "blank id": (write("precomp/test_ids.txt", "0\n\n2\n3\n"), "line 2: no image id"),
+    "unmapped id": (
+        write("precomp/test_ids.txt", "0\n1\n2\nx\n"),
+        "test_ids.txt: image id 'x' has no picture in .*id_mapping.json",
+    ),
+    "mapping to no path": (
+        write("id_mapping.json", json.dumps({str(i): i for i in range(4)})),
+        "image id '0' has no picture",
+    ),
+    "mapping is no JSON": (write("id_mapping.json", "{"), "id_mapping.json: not JSON"),
+    "mapping is a list": (write("id_mapping.json", "[]"), "id_mapping.json: not an"),
+    "not UTF-8": (
+        write("precomp/test_caps.txt", b"fine\nalso fine\ncaf\xe9\n"),
+        "test_caps.txt, line 3: not UTF-8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROOTS)
+def test_bad_root_gives_one_clear_line(root, name):
+    damage, message = BAD_ROOTS[name]
+    damage(root)
+
+    with pytest.raises(InputError, match=message) as error:
+        read_split(config_for(root), "test")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_root_and_split(root):
+    with pytest.raises(InputError, match=r"nowhere: no such data root"):
+        read_split(config_for(root / "nowhere"), "test")
+    with pytest.raises(InputError, match=r"train_caps.txt: No such file"):
+        read_split(config_for(root), "train")
+
+
+def test_skip_lets_a_picture_be_missing(root):
+    (root / "images/2.jpg").unlink()
+    c = config_for(root)
+    c.data.on_bad_image = "skip"
+
+    assert len(read_split(c, "test").pictures) == 4
+
+
+class TestClaimRoot:
+    def test_same_source_again(self, tmp_path):
+        layout.claim_root(tmp_path / "root", "mine.csv")
+        make_root(tmp_path / "root")
+        layout.claim_root(tmp_path / "root", "mine.csv")
+
+    def test_other_source(self, tmp_path):
+        layout.claim_root(tmp_path, "mine.csv")
+        with pytest.raises(InputError, match=r"made from mine.csv, not from yours.csv"):
+            layout.claim_root(tmp_path, "yours.csv")
+
+    def test_a_root_that_we_did_not_make(self, root):
+        with pytest.raises(InputError, match="already holds a data set"):
+            layout.claim_root(root, "mine.csv")
+        assert not (root / "prepared_from.txt").exists()

@@ -1,0 +1,253 @@
+"""Splits read from records: the batches of the folder, and what is refused."""
+
+import itertools
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags
+
+from tests.helpers.steps import eval_batches
+from vse_jax.base.errors import InputError
+from vse_jax.commands.export import export
+from vse_jax.data.captions import caption_tokens
+from vse_jax.data.images import load_image
+from vse_jax.data.layout import read_split
+from vse_jax.data.pipeline import TrainData
+from vse_jax.data.records.index import FOLDERS, FORMATS, read_index
+from vse_jax.data.rows import ImageRows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+    """grain's worker processes read absl's flags, as main.py has parsed them."""
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", params=["grid", "region"])
+def exported(request, tiny_root, tmp_path_factory):
+    """(kind, exported copy of the tiny root): several shards a split, both formats."""
+    root = tmp_path_factory.mktemp(request.param) / "tiny"
+    shutil.copytree(tiny_root, root)
+    shutil.copytree(tiny_root.parent / "vocab", root.parent / "vocab")
+    config = small_config(request.param, root)
+    if request.param == "region":
+        rng = np.random.default_rng(0)
+        for split in ("train", "dev", "test"):
+            images = len((root / f"precomp/{split}_ids.txt").read_text().split())
+            regions = rng.random((images, 6, 8), np.float32)
+            np.save(root / f"precomp/{split}_ims.npy", regions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vse_jax.data.export.SHARD_SIZE", 5_000)
+        export(config)
+    return request.param, root
+
+
+def small_config(kind, root):
+    from tests.helpers import tiny
+
+    config = tiny.get_config(str(root))
+    config.image.kind = kind
+    config.image.max_regions, config.image.feature_dim = 7, 8
+    config.data.workers, config.data.num_workers = "threads", 2
+    return config
+
+
+@pytest.fixture
+def config(exported):
+    return small_config(*exported)
+
+
+@pytest.fixture
+def damaged(exported, tmp_path):
+    """A config over a copy of the exported root that a test may damage."""
+    kind, root = exported
+    shutil.copytree(root, tmp_path / "tiny")
+    shutil.copytree(root.parent / "vocab", tmp_path / "vocab")
+    return small_config(kind, tmp_path / "tiny")
+
+
+def train_batches(config, count=8):
+    split = read_split(config, "train")
+    data = TrainData(config, split, caption_tokens(config, split.captions))
+    with data.batches(3) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def assert_equal_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+class TestBatches:
+    def test_train(self, config, form):
+        expected = train_batches(config)
+        config.data.format = form
+        assert_equal_batches(train_batches(config), expected)
+
+    def test_rows_travel_to_processes(self, config, form):
+        config.data.format = form
+        rows = ImageRows(config, read_split(config, "train"))
+        batch = rows.empty(1)
+        rows.read(batch, 0, 95, None)  # its reader is open now
+        data = pickle.dumps(rows)
+        again = pickle.loads(data).empty(1)
+        pickle.loads(data).read(again, 0, 95, None)
+        assert_equal_batches([again], [batch])
+        assert len(data) < 20_000
+
+    @pytest.mark.parametrize("what", ["images", "captions"])
+    def test_eval(self, config, form, what):
+        def batches():
+            split = read_split(config, "dev")
+            tokens = caption_tokens(config, split.captions)
+            return [
+                batch | {"index": index}
+                for batch, index in eval_batches(config, split, what, tokens)
+            ]
+
+        expected = batches()
+        config.data.format = form
+        assert_equal_batches(batches(), expected)
+
+    def test_split(self, config, form):
+        folder = read_split(config, "train")
+        config.data.format = form
+        split = read_split(config, "train")
+        assert split.image_ids == folder.image_ids
+        assert split.captions == folder.captions
+        if config.image.kind == "grid":  # as thumbnails are read
+            image = load_image(split.pictures[7])
+            np.testing.assert_array_equal(image, load_image(folder.pictures[7]))
+            assert len(split.pictures) == 96
+            with pytest.raises(IndexError):
+                split.pictures[96]
+        else:
+            assert split.pictures is None
+            assert split.regions.shape == (96, 6, 8)
+            np.testing.assert_array_equal(split.regions[-1], folder.regions[95])
+
+    def test_a_missing_shard_is_named(self, damaged, form):
+        damaged.data.format = form
+        shard = shard_paths(damaged, "train")[1]
+        shard.unlink()
+        with pytest.raises(InputError, match=f"{shard.name}: No such file") as error:
+            read_split(damaged, "train")
+        assert "\n" not in str(error.value)
+        read_split(damaged, "dev")  # is whole
+
+    def test_a_truncated_shard_is_named(self, damaged, form):
+        damaged.data.format = form
+        shard = shard_paths(damaged, "train")[1]
+        shard.write_bytes(shard.read_bytes()[:-1000])
+        with pytest.raises(InputError, match=f"{shard.name}: [0-9]* bytes, but [0-9]*"):
+            read_split(damaged, "train")
+
+    def test_a_damaged_record_names_its_shard(self, damaged, form):
+        damaged.data.format = form
+        shard = shard_paths(damaged, "train")[1]
+        data = bytearray(shard.read_bytes())
+        data[1000:2000] = bytes(1000)
+        shard.write_bytes(data)
+        with pytest.raises(InputError, match=f"{shard.name}: damaged at image") as e:
+            train_batches(damaged, 30)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("exported", ["grid"], indirect=True)
+def test_processes(exported):
+    """One of the four combinations: processes take seconds to start."""
+    config = small_config(*exported)
+    expected = train_batches(config, 3)
+    config.data.format, config.data.workers = "tfds", "processes"
+    assert_equal_batches(train_batches(config, 3), expected)
+
+
+def shard_paths(config, split):
+    from pathlib import Path
+
+    folder = Path(config.data.root) / FOLDERS[config.data.format]
+    index = read_index(folder / f"{split}.json")
+    assert len(index.shards) > 2
+    return [folder / shard.name for shard in index.shards]
+
+
+@pytest.mark.parametrize("exported", ["grid"], indirect=True)
+def test_a_bad_picture_is_skipped_as_in_the_folder(exported, damaged):
+    picture = read_split(damaged, "train").pictures[7]
+    picture.write_bytes(b"no picture")
+    read_split(damaged, "train").pictures[8].unlink()
+    damaged.data.on_bad_image = "skip"
+    export(damaged)
+    expected = train_batches(damaged, 30)
+
+    damaged.data.format = "array_record"
+    assert_equal_batches(train_batches(damaged, 30), expected)
+
+    damaged.data.on_bad_image = "error"
+    message = f"array_record, image id '{picture.stem}': not a readable picture"
+    with pytest.raises(InputError, match=message) as error:
+        load_image(read_split(damaged, "train").pictures[7])
+    assert "object at" not in str(error.value)
+
+
+class TestRefused:
+    @pytest.fixture
+    def config(self, damaged):
+        damaged.data.format = "array_record"
+        return damaged
+
+    def index(self, config):
+        from pathlib import Path
+
+        return Path(config.data.root) / "array_record/dev.json"
+
+    def test_unknown_format(self, config):
+        config.data.format = "tar"
+        with pytest.raises(InputError, match=r"config.data.format: 'tar' is none of"):
+            read_split(config, "dev")
+
+    def test_a_split_that_was_not_exported(self, config):
+        precomp = self.index(config).parents[1] / "precomp"
+        for part in ("ids", "caps"):
+            shutil.copy(precomp / f"dev_{part}.txt", precomp / f"val_{part}.txt")
+        with pytest.raises(InputError, match=r"array_record/val.json: No such file"):
+            read_split(config, "val")
+
+    def test_other_captions(self, config):
+        captions = self.index(config).parents[1] / "precomp/dev_caps.txt"
+        captions.write_text(captions.read_text().replace("red", "blue"))
+        with pytest.raises(InputError, match=r"dev.json: its records are not of the"):
+            read_split(config, "dev")
+
+    def test_other_kind(self, config):
+        kinds = {"grid": "region", "region": "grid"}
+        config.image.kind = kinds[config.image.kind]
+        with pytest.raises(InputError, match=r"dev.json: an export of image.kind"):
+            read_split(config, "dev")
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"files": [{}]}', '{"files": 1}'])
+    def test_a_damaged_index(self, config, text):
+        self.index(config).write_text(text)
+        with pytest.raises(InputError, match=r"dev.json: no index of an export") as e:
+            read_split(config, "dev")
+        assert "\n" not in str(e.value)
+
+    def test_another_version(self, config):
+        fields = json.loads(self.index(config).read_text())
+        self.index(config).write_text(json.dumps(fields | {"version": 2}))
+        with pytest.raises(InputError, match=r"dev.json: version 2; .* reads 1"):
+            read_split(config, "dev")
+
+
+@pytest.mark.parametrize("exported", ["region"], indirect=True)
+def test_other_region_shape(exported, config):
+    config.data.format, config.image.feature_dim = "array_record", 16
+    with pytest.raises(InputError, match=r"6 regions of 8 features; .*feature_dim 16"):
+        read_split(config, "dev")

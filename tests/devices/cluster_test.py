@@ -1,0 +1,233 @@
+"""Two real processes with two CPU devices each, as users start them."""
+
+import json
+import shutil
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from tests.helpers.programs import (
+    assert_same_run,
+    one_line_error,
+    rows,
+    run,
+    start,
+    wait_for,
+)
+from vse_jax.base.errors import InputError
+from vse_jax.devices import cluster
+
+STEPS = 5
+LOST = "error: another process of this run has ended or hangs"
+
+
+@pytest.fixture(scope="session")
+def two_devices(environment):
+    return {
+        **environment,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "VSE_JAX_TIMEOUT": "60",  # to come together, on a machine with other work
+    }
+
+
+@pytest.fixture(scope="session")
+def args(tiny_root):
+    return [
+        f"--config=tests/helpers/tiny.py:{tiny_root}",
+        f"--config.max_steps={STEPS}",
+        "--config.checkpoint.every_steps=2",
+        "--config.eval.batch_size=24",  # leaves a rest of images and of captions
+        "--config.text.ffn=2048",  # large enough to be sharded by fsdp
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_pair(args, environment, extra=((), ())):
+    """Starts both; `extra` holds each one's own arguments."""
+    ours = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    return [
+        start([*args, *ours, f"--process_id={i}", *extra[i]], environment)
+        for i in range(2)
+    ]
+
+
+def finish(processes, codes=(0, 0)) -> list[str]:
+    """Waits; returns what each wrote to stderr."""
+    try:
+        results = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    found = tuple(process.returncode for process in processes)
+    assert found == tuple(codes), results
+    return [err for _, err in results]
+
+
+def send(number, process, processes, workdir):
+    """Sends a signal to one of them as soon as there is a checkpoint."""
+    last = workdir / "checkpoints" / "last"
+    if not wait_for(lambda: any(last.glob("[0-9]*")), processes[0], seconds=600):
+        finish(processes, ("a checkpoint", "before the end"))
+    processes[process].send_signal(number)
+
+
+def losses(workdir) -> dict[int, float]:
+    return {row["step"]: row["train/loss"] for row in rows(workdir) if len(row) == 4}
+
+
+@pytest.fixture(scope="session")
+def trained_by_two(args, two_devices, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "two"
+    errors = finish(start_pair([*args, f"--workdir={workdir}"], two_devices))
+    assert "2 processes, 4 devices" in errors[0]
+    assert "step" not in errors[1]  # process 0 speaks for both
+    return workdir
+
+
+def test_training_equals_one_process(trained_by_two, args, two_devices, tmp_path):
+    four = two_devices["XLA_FLAGS"].replace("=2", "=4")
+    run([*args, f"--workdir={tmp_path}"], two_devices | {"XLA_FLAGS": four})
+    expected, found = losses(tmp_path), losses(trained_by_two)
+    assert list(found) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+def test_evaluation_equals_one_process(trained_by_two, environment, tmp_path):
+    two = json.loads((trained_by_two / "eval_test.json").read_text())
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_by_two, workdir)
+    # Nothing remains of 32 images and 160 captions in batches of 32.
+    batch = "--config.eval.batch_size=32"
+    run([f"--workdir={workdir}", "--mode=eval", batch], environment)
+    assert json.loads((workdir / "eval_test.json").read_text()) == two
+
+
+def test_others_go_on_from_its_checkpoint(
+    trained_by_two, args, two_devices, environment, tmp_path
+):
+    """One process; two that SLURM started, with large parameters in four parts."""
+    more = [*args, f"--config.max_steps={STEPS + 2}"]
+    for name in ("one", "slurm"):
+        shutil.copytree(trained_by_two, tmp_path / name)
+    slurm = {
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    processes = [
+        start(
+            [*more, f"--workdir={tmp_path / 'slurm'}", "--config.mesh.fsdp=4"],
+            {**two_devices, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+        )
+        for i in range(2)
+    ]
+    errors = finish(processes)
+    assert f"resumed from step {STEPS}" in errors[0]
+    run([*more, f"--workdir={tmp_path / 'one'}"], environment)
+    one, slurm = losses(tmp_path / "one"), losses(tmp_path / "slurm")
+    assert list(one) == list(slurm) == list(range(1, STEPS + 3))
+    np.testing.assert_allclose(list(slurm.values()), list(one.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_is_killed_and_the_pair_goes_on(
+    victim, trained_by_two, args, two_devices, tmp_path
+):
+    workdir = tmp_path / "run"
+    args = [*args, f"--workdir={workdir}"]
+    processes = start_pair(args, two_devices | {"VSE_JAX_TIMEOUT": "60"})
+    send(signal.SIGKILL, victim, processes, workdir)
+    codes = [1, 1]
+    codes[victim] = -signal.SIGKILL
+    errors = finish(processes, codes)
+    # JAX's own lines may come before it, or break off after it.
+    assert [e for e in errors[1 - victim].splitlines() if e.startswith(LOST)]
+    finish(start_pair(args, two_devices))
+    assert_same_run(workdir, trained_by_two)
+
+
+def test_sigterm_to_one_stops_both_at_one_step(
+    trained_by_two, args, two_devices, tmp_path
+):
+    workdir = tmp_path / "run"
+    args = [*args, f"--workdir={workdir}"]
+    processes = start_pair(args, two_devices)
+    send(signal.SIGTERM, 1, processes, workdir)
+    errors = finish(processes, (75, 75))
+    assert "SIGTERM: stopped after step" in errors[0]
+    errors = finish(start_pair(args, two_devices))
+    assert "resumed from step" in errors[0]
+    assert_same_run(workdir, trained_by_two)
+
+
+def test_another_config_data_or_workdir(
+    trained_by_two, args, two_devices, tiny_root, tmp_path
+):
+    """Process 1 differs: one line from both, before anything is computed."""
+    root, run = tmp_path / "tiny", f"--workdir={tmp_path / 'run'}"
+    shutil.copytree(tiny_root, root)
+    shutil.copytree(tiny_root.parent / "vocab", tmp_path / "vocab")
+    for split in ("train", "test"):
+        captions = root / "precomp" / f"{split}_caps.txt"
+        captions.write_text(captions.read_text().replace("drawn", "seen"))
+    trained, other_root = f"--workdir={trained_by_two}", f"--config.data.root={root}"
+    margin = "loss.margin (0.3 in process 1, 0.2 in process 0)"
+    for ours, others, message in (
+        ([run], ["--config.loss.margin=0.3"], f"config differs: {margin}"),
+        ([run], [other_root], "data differs: train captions"),
+        ([trained, "--mode=eval"], [other_root], "data differs: test captions"),
+        ([trained], [f"{run}-elsewhere"], "workdir differs: best (None in process 1"),
+    ):
+        processes = start_pair([*args, *ours], two_devices, ((), tuple(others)))
+        expected = message.replace("differs", "differs between the processes")
+        for err in finish(processes, (1, 1)):
+            assert err.splitlines()[-1].startswith(f"error: {expected}"), err
+
+
+def test_a_coordinator_that_never_answers(args, two_devices, tmp_path):
+    absent = f"--coordinator=127.0.0.1:{free_port()}"
+    args = [*args, f"--workdir={tmp_path}", absent, "--num_processes=2"]
+    soon = two_devices | {"VSE_JAX_TIMEOUT": "3"}
+    line = one_line_error([*args, "--process_id=1"], soon)
+    assert "did not all come together within 3 s" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1", None, 2), "give all three"),
+        (("host:1", 0, None), "give all three"),
+        ((None, 0, 2), "give all three"),
+        (("host", 0, 2), "--coordinator=host: not HOST:PORT"),
+        (("host:99999", 0, 2), "not HOST:PORT"),
+        (("host:1", 2, 2), "--process_id=2: not in 0 … 1"),
+    ],
+)
+def test_flags_that_do_not_fit(arguments, message):
+    with pytest.raises(InputError, match=message):
+        cluster.connect(*arguments)
+
+
+def test_a_time_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("VSE_JAX_TIMEOUT", "5m")
+    with pytest.raises(InputError, match="VSE_JAX_TIMEOUT=5m"):
+        cluster.connect("host:1", 0, 2)
+
+
+def test_alone_without_a_cluster(monkeypatch):
+    """No waiting on a laptop, in a pod on its own, or in a job of one task."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    slurm = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
+    for name, value in zip(slurm, ("7", "localhost", "1", "0", "0"), strict=True):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    cluster.connect(None, None, None)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert cluster._detected()
+    cluster.connect(None, None, 1)  # told so

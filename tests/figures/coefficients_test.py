@@ -1,0 +1,53 @@
+"""Learned coefficients: read off a checkpoint, drawn with the same bytes each time."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers import tiny
+from tests.helpers.pictures import assert_drawn
+from vse_jax.base.config import save_config
+from vse_jax.base.errors import InputError
+from vse_jax.commands.plot import plot
+from vse_jax.figures.coefficients import learned_coefficients
+from vse_jax.models.build import build_model, merge_model, split_model
+from vse_jax.training.best import load_best
+from vse_jax.training.checkpoint import Checkpoints
+
+
+def kept_run(workdir, **pools):
+    """A workdir with a best checkpoint of an untrained model, and its config."""
+    config = tiny.get_config()
+    config.image.pool = pools.get("image", "gpo")
+    config.text.pool = pools.get("text", "gpo")
+    save_config(config, workdir / "config.json")
+    _, model = split_model(build_model(config, rngs=nnx.Rngs(0)))
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save_best(1, model, {"rsum": 1.0, "epoch": 1})
+    return config
+
+
+def test_coefficients_are_those_of_the_towers_for_several_set_sizes(tmp_path):
+    config = kept_run(tmp_path, text="avg")
+    graphdef, model, _ = load_best(config, tmp_path)
+    towers = learned_coefficients(config, merge_model(graphdef, model))
+    assert towers["text"] == "avg"
+    assert list(towers["image"]) == [2, 4, 8, 12, 16]  # of 4 × 4 cells
+    for size, weights in towers["image"].items():
+        assert len(weights) == size
+        np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
+
+
+def test_a_run_without_gpo_has_no_coefficients(tmp_path):
+    config = kept_run(tmp_path, image="avg", text="cls")
+    with pytest.raises(InputError, match="no tower has a GPO"):
+        plot(config, tmp_path)
+
+
+def test_plot_draws_what_a_run_holds(tmp_path, capsys):
+    config = kept_run(tmp_path)
+    plot(config, tmp_path)
+    first = assert_drawn(tmp_path, "coefficients")
+    assert str(tmp_path / "coefficients.svg") in capsys.readouterr().out
+    plot(config, tmp_path)
+    assert assert_drawn(tmp_path, "coefficients") == first

@@ -1,0 +1,40 @@
+"""The curves of a run, drawn from metrics.jsonl."""
+
+import json
+
+import pytest
+
+from vse_jax.base.errors import InputError
+from vse_jax.data.images import load_image
+from vse_jax.figures.curves import curves_picture
+from vse_jax.training.optimizer import Schedule
+
+SCHEDULE = Schedule(
+    steps_per_epoch=10,
+    ramp_steps=11,
+    learning_rate=1e-3,
+    lr_update=2,
+    vse_mean_warmup_epochs=1,
+    ramp_epoch=1,
+)
+
+
+@pytest.mark.parametrize("loss", [3.0, None, 0.0])
+def test_curves(tmp_path, loss):
+    rows = [{"step": step, "train/loss": loss} for step in range(1, 41)]
+    rows += [{"step": 10 * k, "eval/dev/rsum": 100.0 + k} for k in (1, 2, 3, 4)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    curves_picture(tmp_path, SCHEDULE)
+    assert load_image(tmp_path / "curves.png").shape[1] > 1200
+
+
+def test_curves_of_a_run_without_validation(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
+    curves_picture(tmp_path, SCHEDULE)
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_curves_without_metrics_name_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        curves_picture(tmp_path, SCHEDULE)

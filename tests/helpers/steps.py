@@ -1,0 +1,66 @@
+"""Training steps and evaluation batches of toy models."""
+
+import jax
+import numpy as np
+
+from tests.helpers import tiny
+from vse_jax.data.pipeline import eval_captions, eval_images
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.models.build import abstract_model
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import abstract_state, initial_state
+from vse_jax.training.step import compile_step
+
+
+def batch_of(config, seed=0):
+    rng = np.random.default_rng(seed)
+    b, size = config.batch_size, config.image.size
+    lengths = rng.integers(2, 17, b).astype(np.int32)
+    ids = rng.integers(5, 32, (b, 16)).astype(np.int32)
+    batch = {
+        "token_ids": np.where(np.arange(16) < lengths[:, None], ids, 0),
+        "token_lengths": lengths,
+    }
+    if config.image.kind == "grid":
+        images = rng.normal(size=(b, size, size, 3)).astype(np.float32)
+        return batch | {"images": images}
+    counts = rng.integers(1, config.image.max_regions + 1, b).astype(np.int32)
+    shape = (b, config.image.max_regions, config.image.feature_dim)
+    regions = rng.normal(size=shape).astype(np.float32)
+    regions *= (np.arange(shape[1]) < counts[:, None])[..., None]
+    return batch | {"regions": regions, "region_lengths": counts}
+
+
+def set_up(config, devices=1, steps_per_epoch=4):
+    mesh = make_mesh(config, jax.devices()[:devices])
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    abstract = abstract_state(optimizer, model, mesh)
+    schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
+    step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
+    return mesh, optimizer, initial_state(config, optimizer, abstract), step
+
+
+def region_config():
+    c = tiny.get_config()
+    c.image.kind = "region"
+    c.image.feature_dim = 24
+    c.image.max_regions = 9
+    return c
+
+
+def bigru(config):
+    config.text.update(kind="bigru", layers=1, word_dim=16, pool="gpo")
+    return config
+
+
+def eval_batches(config, split, what, tokens=None, features=None, host=0, hosts=1):
+    """(batch, index) of every evaluation batch, `what` being images or captions."""
+    if what == "images":
+        batches = eval_images(config, split, hosts)
+    else:
+        batches = eval_captions(config, tokens, features, hosts)
+    with batches.read(host) as stream:
+        for batch in stream:
+            index = batch.pop("index")
+            yield batch, index

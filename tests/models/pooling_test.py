@@ -1,0 +1,184 @@
+"""Every aggregator: what it computes, and what all of them promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers import tiny
+from vse_jax.base.errors import InputError
+from vse_jax.models.build import build_model
+from vse_jax.models.pooling import interpolate, make_pool
+
+POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfattn")
+ORDERED = ("cls", "seq2seq")  # depend on the order of the set, and should
+SIZE, DIM = 8, 6
+
+
+def pool_of(kind, k=3):
+    config = tiny.get_config()
+    config.embed_dim = DIM
+    config.image.pool, config.image.pool_k = kind, k
+    return make_pool(config, "image", DIM, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pool(kind):
+    """The jitted aggregator, as a function of features and mask."""
+    module = pool_of(kind)
+    return jax.jit(lambda features, mask: module(features, mask))
+
+
+def sets(lengths=(8, 5, 2, 1), seed=0):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(len(lengths), SIZE, DIM)).astype(np.float32)
+    mask = np.arange(SIZE) < np.array(lengths)[:, None]
+    return jnp.asarray(features), jnp.asarray(mask)
+
+
+def test_padding_does_not_matter(pool):
+    features, mask = sets()
+    pooled = pool(features, mask)
+    assert pooled.dtype == np.float32
+    for anything in (jnp.nan, 1e9):
+        spoilt = jnp.where(mask[..., None], features, anything)
+        np.testing.assert_array_equal(pool(spoilt, mask), pooled)
+    for spoilt_by in (jnp.nan, 0.0):
+        wider = jnp.pad(
+            features, ((0, 0), (1, 2), (0, 0)), constant_values=spoilt_by
+        )  # in front, too: the members may lie anywhere
+        moved = pool(wider, jnp.pad(mask, ((0, 0), (1, 2))))
+        np.testing.assert_allclose(moved, pooled, atol=1e-6)
+
+
+def test_the_order_of_the_set_matters_only_where_it_should(kind, pool):
+    features, mask = sets(lengths=(8, 8, 8))
+    pooled = pool(features, mask)
+    order = np.array([5, 2, 7, 0, 1, 6, 4, 3])
+    shuffled = pool(features[:, order], mask)
+    if kind in ORDERED:
+        assert np.abs(shuffled - pooled).max() > 1e-3
+    else:
+        np.testing.assert_allclose(shuffled, pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["single", "ties", "ragged"])
+def test_gradients_are_finite_and_stay_within_the_set(kind, case):
+    module = pool_of(kind)
+    features, mask = sets()
+    if case == "single":
+        mask = mask.at[:].set(jnp.arange(SIZE) == 0)
+    if case == "ties":
+        features = jnp.round(features)  # several equal values, also the largest
+        features = features.at[0].set(0.0)
+    features = jnp.where(mask[..., None], features, jnp.nan)
+    graphdef, params = nnx.split(module)
+
+    def total(params, features):
+        return jnp.square(nnx.merge(graphdef, params)(features, mask)).sum()
+
+    gradients = jax.jit(jax.grad(total, (0, 1)))(params, features)
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all()
+    outside = np.where(mask[..., None], 0, gradients[1])
+    np.testing.assert_array_equal(outside, 0)
+    if case == "ragged":
+        for leaf in jax.tree.leaves(gradients):
+            assert np.abs(leaf).max() > 0
+
+
+def test_a_set_of_one_is_its_member(kind, pool):
+    """… of positive values, weighted (fspool) or read by a GRU (seq2seq)."""
+    features, mask = sets(lengths=(1, 1))
+    pooled = pool(jnp.abs(features), mask)
+    if kind == "fspool":
+        expected = pool_of(kind).knots[0] * jnp.abs(features[:, 0])
+    elif kind == "seq2seq":
+        gru = pool_of(kind).gru
+        expected = gru(jnp.abs(features[:, :1]), mask[:, :1])[:, 0]
+    else:
+        expected = jnp.abs(features[:, 0])
+    np.testing.assert_allclose(pooled, expected, atol=1e-6)
+
+
+def by_hand(kind, x):
+    """The aggregators that have a closed form, of one set [n, d]."""
+    ordered = np.sort(x, axis=0)[::-1]
+    return {
+        "avg": x.mean(axis=0),
+        "max": x.max(axis=0),
+        "kmax": ordered[:3].mean(axis=0),
+        "gem": (np.maximum(x, 1e-6) ** 3).mean(axis=0) ** (1 / 3),
+        "cls": x[0],
+    }[kind]
+
+
+@pytest.mark.parametrize("closed", ["avg", "max", "kmax", "gem", "cls"])
+def test_values_by_hand(closed):
+    features, mask = sets()
+    pooled = pool_of(closed)(features, mask)
+    for row, x, members in zip(pooled, features, mask, strict=True):
+        expected = by_hand(closed, np.asarray(x)[np.asarray(members)])
+        np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_k_beyond_the_set_averages_it_whole():
+    features, mask = sets(lengths=(8, 2, 5))
+    np.testing.assert_allclose(
+        pool_of("kmax", k=6)(features, mask)[1:],
+        pool_of("avg")(features, mask)[1:],
+        atol=1e-6,
+    )
+    # The small set before it does not shrink the k of the last one.
+    alone = pool_of("kmax", k=4)(features[2:], mask[2:])
+    together = pool_of("kmax", k=4)(features, mask)[2:]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_fspool_weights_are_piecewise_linear_in_the_relative_rank():
+    knots = jnp.array([[1.0], [0.0], [2.0]])  # at the ratios 0, 1/2 and 1
+    weights = interpolate(knots, jnp.array([5, 3, 1]), 5)[..., 0]
+    np.testing.assert_allclose(weights[0], [1, 0.5, 0, 1, 2])
+    np.testing.assert_allclose(weights[1, :3], [1, 0, 2])
+    np.testing.assert_allclose(weights[2, 0], 1)
+
+
+def test_self_attention_prefers_what_scores_higher():
+    module = pool_of("selfattn")
+    features, mask = sets(lengths=(4, 2))
+    module.score.kernel[...] = module.score.kernel[...] * 1e4  # as good as a choice
+    pooled = module(features, mask)
+    scores = module.score(jnp.tanh(module.hidden(features)))[..., 0]
+    best = jnp.argmax(jnp.where(mask, scores, -jnp.inf), axis=1)
+    np.testing.assert_allclose(pooled, features[jnp.arange(2), best], atol=1e-4)
+
+
+def test_both_towers_take_every_aggregator(kind):
+    config = tiny.get_config()
+    config.image.pool = config.text.pool = kind
+    batch = {
+        "images": jnp.zeros((2, tiny.SIZE, tiny.SIZE, 3)),
+        "token_ids": jnp.full((2, 16), 5),
+        "token_lengths": jnp.array([16, 3]),
+    }
+    images, captions = jax.eval_shape(build_model(config, rngs=nnx.Rngs(0)), batch)
+    assert images.shape == captions.shape == (2, config.embed_dim)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_bad_choice_names_its_field(tower):
+    config = tiny.get_config()
+    config[tower].pool = "median"
+    with pytest.raises(
+        InputError, match=rf"config\.{tower}\.pool: 'median' is none of"
+    ):
+        make_pool(config, tower, DIM, rngs=nnx.Rngs(0))
+    config[tower].update(pool="kmax", pool_k=0)
+    with pytest.raises(InputError, match=rf"config\.{tower}\.pool_k: 0"):
+        make_pool(config, tower, DIM, rngs=nnx.Rngs(0))

@@ -1,0 +1,121 @@
+"""bfloat16 towers: what must stay float32 does, in every equation of the step."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.helpers import tiny
+from tests.helpers.steps import batch_of, bigru, region_config
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.models.build import abstract_model
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import abstract_state
+from vse_jax.training.step import train_step
+
+# Softmax, norms, roots and gates lose too much in eight bits of mantissa.
+DELICATE = {
+    *("exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "tanh", "logistic"),
+    *("reduce_max", "argmax", "sort", "cumsum", "integer_pow", "pow"),
+}
+# Only these files may compute in bfloat16; others may at most convert from or to it.
+TOWERS = {"bert.py", "resnet.py", "batch_norm.py", "gru.py", "image_encoder.py"}
+TOWERS |= {"text_encoder.py", "layers.py"}
+# And these never see it.
+FLOAT32_ONLY = {"losses.py", "optimizer.py"}
+
+
+FOLDERS = ("vse_jax", "models", "ops", "tests")
+
+
+def equations(jaxpr, line=("", 0), cached=False):
+    """(equation, (file, line)) of all of them, inner functions and loops included.
+
+    The line is the innermost of this project that led to the equation. jax traces its
+    own jitted functions once for all callers: there (`cached`) the call's line counts.
+    """
+    for equation in jaxpr.eqns:
+        traceback = equation.source_info.traceback
+        frames = traceback.frames if traceback and not cached else ()
+        ours = (f for f in frames if Path(f.file_name).parent.name in FOLDERS)
+        here = next(((f.file_name, f.line_num) for f in ours), line)
+        shared = equation.primitive.name in ("jit", "pjit", "custom_jvp_call")
+        inner = [
+            getattr(value, "jaxpr", value)
+            for value in jax.tree.leaves(
+                list(equation.params.values()),
+                is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
+            )
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+        ]
+        for other in inner:
+            yield from equations(other, here, cached or shared)
+        if not inner:
+            yield equation, here
+
+
+def violations(jaxpr) -> list[str]:
+    """Where something that must stay float32 is bfloat16."""
+    found = []
+    for equation, (file, line) in equations(jaxpr):
+        values = [*equation.invars, *equation.outvars]
+        if not any(getattr(v.aval, "dtype", None) == jnp.bfloat16 for v in values):
+            continue
+        name, place = equation.primitive.name, Path(file).name
+        # The derivative of GELU, e^(−x²/2), is as exact as the activations around it.
+        gelu = (name, place) == ("exp", "bert.py") and "gelu" in line_of(file, line)
+        wrong = (
+            (name in DELICATE and not gelu)
+            or (place not in TOWERS and name != "convert_element_type")
+            or place in FLOAT32_ONLY
+        )
+        if wrong:
+            found.append(f"{name} in {place}:{line}")
+    return found
+
+
+def line_of(file: str, number: int) -> str:
+    return Path(file).read_text().splitlines()[number - 1]
+
+
+def step_of(config):
+    """(the training step as equations, shapes of its results)"""
+    config.compute_dtype = "bfloat16"
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    mesh = make_mesh(config, jax.devices()[:1])
+    step = functools.partial(
+        train_step,
+        groups=optimizer.open_groups(0),
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=Schedule.from_config(config, 4, 5),
+        margin=config.loss.margin,
+        mesh=mesh,
+    )
+    state = abstract_state(optimizer, model, mesh)
+    return jax.make_jaxpr(step, return_shape=True)(state, batch_of(config))
+
+
+@pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
+@pytest.mark.parametrize("pool", ["gpo", "selfattn"])
+def test_what_must_stay_float32_does(kind, pool):
+    config = tiny.get_config() if kind == "grid_bert" else bigru(region_config())
+    config.image.pool = config.text.pool = pool
+    program, results = step_of(config)
+    text = str(program)
+    assert text.count("bf16") > 50  # the towers do use it
+    assert violations(program.jaxpr) == []
+    dtypes = {x.dtype for x in jax.tree.leaves(results)}
+    assert not dtypes & {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
+
+
+def test_a_silent_bfloat16_is_found():
+    half = jnp.ones((4, 3), jnp.bfloat16)
+    for function in (jax.nn.softmax, lambda x: x @ x.T, lambda x: x + 1):
+        assert violations(jax.make_jaxpr(function)(half).jaxpr)
+    assert not violations(
+        jax.make_jaxpr(lambda x: x.astype(jnp.float32) + 1)(half).jaxpr
+    )

@@ -1,0 +1,147 @@
+"""The training step: equal on every mesh, exact about what is frozen."""
+
+import functools
+import importlib
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import tiny
+from tests.helpers.steps import batch_of, bigru, region_config, set_up
+from vse_jax.base.trees import flatten
+from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.models.build import abstract_model
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.state import abstract_state, new_state
+from vse_jax.training.step import train_step
+
+
+@pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
+def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatch):
+    monkeypatch.setattr(
+        "vse_jax.devices.mesh._SHARD_FROM", 256
+    )  # shard toy kernels too
+    config = tiny.get_config() if kind == "grid_bert" else bigru(region_config())
+    # One step of plain descent with rate 1: the change of a parameter is its gradient.
+    config.optimizer.update({"name": "sgd", "learning_rate": 1.0, "clip": 1e9})
+    config.optimizer.weight_decay = 0.0
+    results = []
+    for devices, fsdp in ((1, 1), (8, 1), (8, 2), (8, 8)):
+        config.mesh.fsdp = fsdp
+        mesh, optimizer, state, step = set_up(config, devices)
+        # Copies: views of the buffers would keep them from being donated.
+        before = {path: np.array(x) for path, x in flatten(state.params).items()}
+        batch = put_batch(batch_of(config), batch_sharding(mesh))
+        kernel = state.params["image"]["fc"]["kernel"]
+        assert kernel.is_fully_replicated == (fsdp == 1)
+        compiled = step.lower(state, batch, optimizer.open_groups(0)).compile()
+        with jax.transfer_guard("disallow"):  # nothing goes through the host
+            state, metrics = compiled(state, batch)
+        assert kernel.is_deleted()  # donated
+        after = jax.device_get(flatten(state.params))
+        gradients = {path: before[path] - after[path] for path in after}
+        results.append((jax.device_get(metrics), gradients, state.batch_stats))
+        program = compiled.as_text()
+        assert not re.findall(r"\b(infeed|outfeed|send|recv)\(", program)
+        gathered = max(gathered_elements(program), default=0)
+        if devices > 1 and fsdp == 1:
+            # All that any device asks the others for are the embeddings of a tower.
+            assert gathered == config.batch_size * config.embed_dim
+    one = results[0]
+    for metrics, gradients, stats in results[1:]:
+        np.testing.assert_allclose(metrics["loss"], one[0]["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], one[0]["grad_norm"], rtol=1e-4)
+        scale = max(np.abs(g).max() for g in one[1].values())
+        for path, gradient in gradients.items():
+            np.testing.assert_allclose(
+                gradient, one[1][path], rtol=1e-4, atol=1e-5 * scale, err_msg=path
+            )
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            jax.device_get(stats),
+            jax.device_get(one[2]),
+        )
+
+
+def gathered_elements(program: str) -> list[int]:
+    """The size of every all-gather's result in a compiled program."""
+    found = re.findall(r"= \(?\w+\[([\d,]*)\].*? all-gather(?:-start)?\(", program)
+    return [math.prod(int(n) for n in shape.split(",") if n) for shape in found]
+
+
+def test_a_step_compiles_once():
+    """Its result is of the types of its argument, which weak types would change."""
+    config = tiny.get_config()
+    _, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    state = jax.eval_shape(lambda: new_state(config, optimizer))
+    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
+
+
+def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
+    config = tiny.get_config()
+    config.optimizer.rules = (
+        ("^image/backbone/layer2/", 1.0, 1),
+        ("^image/backbone/", 1.0, 2),
+        (".*", 1.0, 0),
+    )
+    mesh, optimizer, state, step = set_up(config, steps_per_epoch=2)
+    start = jax.device_get(flatten(state.params))
+    batch = put_batch(batch_of(config), batch_sharding(mesh))
+    counts = []
+    for number in range(6):
+        state, _ = step(state, batch, optimizer.open_groups(number // 2))
+        params = jax.device_get(flatten(state.params))
+        for path, x in params.items():
+            opens = 1 if "layer2" in path else 2 if "backbone" in path else 0
+            moved = not np.array_equal(x, start[path])
+            # The last linear layer's bias, for one, may move by exactly nothing; a
+            # kernel never does.
+            if number < 2 * opens:
+                assert not moved, (path, number)
+            elif path.endswith("kernel"):
+                assert moved, (path, number)
+        counts.append([int(state.opt_state[g][0].count) for g in "012"])
+    assert counts[-1] == [4, 2, 6]
+
+
+@pytest.mark.parametrize("name", ["coco_grid", "coco_region"])
+def test_a_full_size_step_of_the_published_recipes_traces(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    mesh = make_mesh(config)
+    state = abstract_state(optimizer, model, mesh)
+    schedule = Schedule.from_config(config, 4425, 4426)
+    b = config.batch_size
+
+    def of(shape, dtype=np.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch = {"token_ids": of((b, 32), np.int32), "token_lengths": of((b,), np.int32)}
+    if config.image.kind == "grid":
+        batch["images"] = of((b, config.image.size, config.image.size, 3))
+    else:
+        batch["regions"] = of((b, 36, 2048))
+        batch["region_lengths"] = of((b,), np.int32)
+    step = functools.partial(
+        train_step,
+        groups=optimizer.open_groups(1),
+        graphdef=graphdef,
+        optimizer=optimizer,
+        schedule=schedule,
+        margin=config.loss.margin,
+        mesh=mesh,
+    )
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert metrics["loss"].shape == ()
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    millions = sum(x.size for x in jax.tree.leaves(model["params"])) / 1e6
+    # BERT-base without its pooler, the linear layers, GPO, and ResNet-101 or the MLP.
+    assert millions == pytest.approx(
+        {"coco_grid": 154.3, "coco_region": 113.4}[name], 0.01
+    )

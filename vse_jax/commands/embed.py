@@ -1,0 +1,68 @@
+"""--mode=embed: the embeddings of a split as files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import load_config
+from vse_jax.base.files import write_atomically
+from vse_jax.data.layout import Split, read_split
+from vse_jax.devices.agreement import on_first
+from vse_jax.evaluation.evaluator import Embeddings
+from vse_jax.evaluation.ranking import ensemble
+from vse_jax.training.best import best_evaluator
+
+
+def embed(config: ConfigDict, workdir: Path) -> None:
+    """Writes embeddings/<split>/{images.npy, captions.npy, image_ids.txt}.
+
+    Of the best checkpoint in `workdir` and config.eval.split; float32 [N, D].
+    """
+    split = read_split(config, config.eval.split)
+    embeddings = embed_best(config, workdir, split)
+
+    def write() -> None:
+        folder = workdir / "embeddings" / split.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("images", "captions"):
+            content = io.BytesIO()
+            np.save(content, getattr(embeddings, name))
+            write_atomically(folder / f"{name}.npy", content.getvalue())
+        ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
+        write_atomically(folder / "image_ids.txt", ids.encode())
+        print(
+            f"{folder}: images {embeddings.images.shape}, "
+            f"captions {embeddings.captions.shape}"
+        )
+
+    on_first(write)
+
+
+def embed_best(config: ConfigDict, workdir: Path, split: Split) -> Embeddings:
+    """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
+
+    With config.eval.ensemble they are those of its members put together, so that their
+    inner products are the mean of the members' similarities.
+    """
+    if config.eval.ensemble is None:
+        evaluator, model = best_evaluator(config, workdir)
+        return evaluator.embed(model, split)
+    members = []
+    for folder in map(Path, config.eval.ensemble.split(",")):
+        member = load_config(folder / "config.json")
+        _use_data_of(config, member)
+        evaluator, model = best_evaluator(member, folder)
+        embeddings = evaluator.embed(model, read_split(member, split.name))
+        members.append((embeddings.images, embeddings.captions))
+    return Embeddings(*ensemble(members))
+
+
+def _use_data_of(config: ConfigDict, member: ConfigDict) -> None:
+    """Lets a member of an ensemble read the data, and use the devices, of `config`."""
+    for name in ("root", "name", "format", "cache", "on_bad_image"):
+        member.data[name] = config.data[name]
+    member.mesh, member.eval = config.mesh, config.eval
+    if member.text.kind == config.text.kind and config.text.vocab is not None:
+        member.text.vocab = config.text.vocab

@@ -1,0 +1,54 @@
+"""--mode=eval: ranks a split with the best checkpoint of a run."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vse_jax.base.files import write_atomically
+from vse_jax.commands.embed import embed_best
+from vse_jax.data.layout import Split, read_split
+from vse_jax.devices.agreement import on_first
+from vse_jax.evaluation.cxc import cxc_metrics
+from vse_jax.evaluation.eccv import eccv_metrics
+from vse_jax.evaluation.evaluator import Embeddings
+from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.table import format_table
+from vse_jax.figures.retrieval import retrieval_picture
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Ranks config.eval.split with the best checkpoint in `workdir`.
+
+    Writes eval_<split>.json and retrieval.png there, prints the table.
+    """
+    split = read_split(config, config.eval.split)
+    embeddings = embed_best(config, workdir, split)
+
+    def report() -> None:
+        metrics = split_metrics(config, split, embeddings)
+        workdir.mkdir(parents=True, exist_ok=True)  # an ensemble's may be new
+        text = json.dumps(metrics, indent=1) + "\n"
+        write_atomically(workdir / f"eval_{split.name}.json", text.encode())
+        retrieval_picture(
+            workdir / "retrieval.png", split, embeddings.images, embeddings.captions
+        )
+        print(format_table(metrics, f"{config.data.name} {split.name}"))
+
+    on_first(report)
+
+
+def split_metrics(config: ConfigDict, split: Split, embeddings: Embeddings) -> dict:
+    """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
+    images, captions = embeddings.images, embeddings.captions
+    metrics = retrieval_metrics(images, captions, split.captions_per_image)
+    if config.eval.cxc:
+        metrics["cxc"] = cxc_metrics(images, captions, split.root / "cxc_annots")
+    if config.eval.eccv:
+        plausible = config.eval.plausible_matches
+        metrics["eccv"] = eccv_metrics(
+            images, captions, split.image_ids, plausible and Path(plausible)
+        )
+    if config.eval.ensemble is not None:
+        metrics["ensemble"] = config.eval.ensemble.split(",")
+    return metrics

@@ -1,0 +1,20 @@
+"""--mode=plot: the coefficients that a trained model's GPO has learned."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vse_jax.figures.coefficients import coefficients_picture, learned_coefficients
+from vse_jax.models.build import merge_model
+from vse_jax.training.best import load_best
+
+
+def plot(config: ConfigDict, workdir: Path) -> None:
+    """Draws coefficients.{png,svg} of the best checkpoint in `workdir`.
+
+    Raises:
+        InputError: no checkpoint, or no tower has a GPO.
+    """
+    graphdef, model, _ = load_best(config, workdir)
+    towers = learned_coefficients(config, merge_model(graphdef, model))
+    print("\n".join(map(str, coefficients_picture(workdir, towers))))

@@ -1,0 +1,27 @@
+"""--mode=prepare: makes the data root that a config trains on."""
+
+from ml_collections import ConfigDict
+
+from vse_jax.base.errors import InputError
+from vse_jax.data.prepare import openmoji, own_pictures
+
+
+def prepare(config: ConfigDict) -> None:
+    """Writes config.data.root from config.data.source or the embedded pictures.
+
+    Raises:
+        InputError: nothing to prepare from, or bad input (names file and line).
+    """
+    if "://" in config.data.root:
+        raise InputError(
+            f"config.data.root: {config.data.root}: prepare and export a local folder, "
+            "then upload it"
+        )
+    if config.data.source is not None:
+        own_pictures.prepare(config)
+    elif config.data.name == "openmoji":
+        openmoji.prepare(config)
+    else:
+        raise InputError(
+            "config.data.source: name a CSV file or a folder of pictures with captions"
+        )

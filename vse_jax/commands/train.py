@@ -1,0 +1,52 @@
+"""--mode=train: trains, or goes on where it stopped, and ends with the test metrics."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import save_config
+from vse_jax.base.errors import InputError
+from vse_jax.commands.evaluate import evaluate
+from vse_jax.data.captions import settle_vocab_size
+from vse_jax.data.layout import read_split
+from vse_jax.devices.agreement import on_first
+from vse_jax.devices.mesh import check_training_batch, make_mesh
+from vse_jax.figures.curves import curves_picture
+from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.facts import report, run_facts
+from vse_jax.training.loop import fit
+from vse_jax.training.start import Splits, begin, check_workdir, start
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains in `workdir`, or goes on where it stopped, then tests the best epoch.
+
+    Raises:
+        InputError: bad config or data, another config's workdir, NaN loss, full disk.
+        Preempted: SIGTERM came, and what was reached is on disk.
+    """
+    # Read everything that can be wrong before any time is spent on training.
+    settle_vocab_size(config)
+    mesh = make_mesh(config)
+    check_training_batch(config, mesh)
+    names = (config.data.train_split, config.data.dev_split, config.eval.split)
+    splits = Splits(*(read_split(config, name) for name in names))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}") from error
+    with Checkpoints(workdir) as checkpoints:
+        check_workdir(config, workdir, checkpoints)
+        run, state, reached = start(config, workdir, mesh, splits, checkpoints)
+        try:
+            if jax.process_index() == 0:
+                save_config(config, workdir / "config.json")
+                report(run_facts(run, state, splits, mesh), workdir)
+            begin(run, state, reached)
+            fit(run, state, reached)
+        finally:
+            run.recorder.close()
+            run.profiler.close()
+    on_first(lambda: curves_picture(workdir, run.schedule))
+    evaluate(config, workdir)

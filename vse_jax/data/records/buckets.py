@@ -1,0 +1,89 @@
+"""Data roots in cloud storage: read through epath, shards kept in a local folder."""
+
+import fcntl
+import hashlib
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import fsspec
+from etils import epath
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, unreadable
+from vse_jax.base.progress import progress
+from vse_jax.data.records.index import StoredFile
+
+SCHEMES = ("gs", "s3", "az", "hf")
+_CHUNK = 2**20  # bytes
+
+
+def root_path(root: str) -> AnyPath:
+    """config.data.root as a path: a local folder, or a URL such as gs://bucket/coco.
+
+    Raises:
+        InputError: an unknown scheme, or one whose package is not installed.
+    """
+    scheme, separator, _ = root.partition("://")
+    if not separator:
+        return Path(root)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise InputError(f"config.data.root: {root}: neither a folder nor {known}")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise InputError(f"config.data.root: {root}: {error}") from None
+    return epath.Path(root)
+
+
+def local_copy(
+    folder: AnyPath, files: Sequence[StoredFile], cache: str | None, key: str
+) -> Path:
+    """`folder` itself, or where `files` of a remote folder have been copied to.
+
+    The readers of records need local files. Each is fetched once, checked against its
+    SHA-256, and kept in <cache>/<key>/; `cache` is ~/.cache/vse_jax/data where None.
+
+    Raises:
+        InputError: a file cannot be fetched, or is not the one that was exported.
+    """
+    if isinstance(folder, Path):
+        return folder
+    target = Path(cache or "~/.cache/vse_jax/data").expanduser() / key
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a host's processes: one fetches, all read
+        wanted = [f for f in files if not _is_whole(target / f.name, f.size)]
+        for file in progress(wanted, f"fetching {folder}", unit="files"):
+            _fetch(folder / file.name, target / file.name, file.sha256)
+    return target
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
+    # Other hosts, which the lock may not reach, may be fetching into the same folder.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as copy:
+            for chunk in _chunks(source):
+                digest.update(chunk)
+                copy.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise InputError(f"{source}: damaged (its SHA-256 is not the index's)")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _chunks(source: AnyPath) -> Iterator[bytes]:
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except Exception as error:
+        raise unreadable(source, error) from None

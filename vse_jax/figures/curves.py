@@ -1,0 +1,85 @@
+"""Curves of a run: training loss and rsum over the epochs."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vse_jax.base.files import write_atomically
+from vse_jax.figures.style import BLUE, GREEN, GREY, ORANGE, tidy
+from vse_jax.training.metric_writer import read_metrics
+from vse_jax.training.optimizer import Schedule
+
+
+def curves_picture(workdir: Path, schedule: Schedule) -> None:
+    """Draws `curves.png` from `metrics.jsonl`: training loss and rsum over the epochs.
+
+    Raises:
+        InputError: `metrics.jsonl` is missing or damaged.
+    """
+    rows = read_metrics(workdir)
+    epochs = max((row["step"] for row in rows), default=0) / schedule.steps_per_epoch
+    figure = Figure(figsize=(15, 5.5), dpi=110, layout="constrained")
+    loss_axes, rsum_axes = figure.subplots(1, 2)
+
+    # Sums over all negatives are a hundred times those over the hardest: log scale.
+    x, y = _series(rows, "train/loss", schedule)
+    loss_axes.semilogy(x, np.where(y > 0, y, np.nan), color=BLUE, linewidth=1.2)
+    loss_axes.set_ylabel("training loss, summed over the batch")
+
+    names = sorted({key for row in rows for key in row if key.endswith("/rsum")})
+    for name, colour in zip(names, (GREEN, ORANGE, BLUE), strict=False):
+        x, y = _series(rows, name, schedule)
+        best = int(np.argmax(y))
+        split = name.split("/")[1]
+        label = f"{split}: best {y[best]:.1f} after {x[best]:.4g} epochs"
+        rsum_axes.plot(x, y, "o-", color=colour, markersize=4, label=label)
+        rsum_axes.plot(x[best], y[best], "*", color=colour, markersize=14)
+        rsum_axes.legend(loc="lower right")
+    rsum_axes.set_ylabel("rsum (at most 600)")
+    rsum_axes.set_ylim(bottom=0)
+
+    for axes in (loss_axes, rsum_axes):
+        axes.set_xlabel(f"epoch ({schedule.steps_per_epoch:,} steps each)")
+        axes.set_xlim(0, 1.02 * max(epochs, 1e-9))
+        tidy(axes)
+        _mark_events(axes, schedule, epochs)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_atomically(workdir / "curves.png", png.getvalue())
+
+
+def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
+    """Dashed lines where the schedule changes what is trained."""
+    events: dict[int, list[str]] = {}
+    for epoch, label in (
+        (schedule.vse_mean_warmup_epochs, "hardest negatives only"),
+        (schedule.lr_update, "learning rate ÷ 10"),
+        (schedule.ramp_epoch, "CNN opens, loss ramps up"),
+    ):
+        if 0 < epoch < epochs:
+            events.setdefault(epoch, []).append(label)
+    for level, (epoch, labels) in enumerate(events.items()):
+        axes.axvline(epoch, color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(
+            "; ".join(labels),
+            (epoch, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 5 + 14 * level),  # a line each: events may be close
+            textcoords="offset points",
+            ha="left" if epoch < 0.6 * epochs else "right",
+            fontsize=10,
+            color=GREY,
+        )
+
+
+def _series(rows: list[dict], name: str, schedule: Schedule):
+    """(epochs, values) of one scalar; a value that was not finite is NaN."""
+    points = [
+        (row["step"] / schedule.steps_per_epoch, row[name])
+        for row in rows
+        if name in row
+    ]
+    return np.array(points, float).reshape(-1, 2).T  # None becomes NaN

@@ -1,0 +1,142 @@
+"""From a config to a model: the only place of models/ that reads a config.
+
+A model is handled in two parts: its graph definition, and plain dicts of its arrays.
+Plain dicts under `jax.jit` dispatch far faster than `nnx.jit`, and a checkpoint of
+plain dicts does not depend on how NNX spells its state.
+"""
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from vse_jax.models.bert import Bert
+from vse_jax.models.gru import BiGRU
+from vse_jax.models.image_encoder import MLP, GridEncoder, RegionEncoder, xavier_linear
+from vse_jax.models.layers import linear, symmetric_uniform
+from vse_jax.models.pooling import make_pool
+from vse_jax.models.resnet import ResNet
+from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
+from vse_jax.models.vse import VSE
+
+
+def build_model(config: ConfigDict, *, rngs: nnx.Rngs) -> VSE:
+    """The config's model; stream `params` of `rngs` gives the start values."""
+    return VSE(
+        image=build_image_tower(config, rngs=rngs),
+        text=build_text_tower(config, rngs=rngs),
+        normalise_images=config.image.normalise,
+        normalise_captions=config.text.normalise,
+    )
+
+
+def build_image_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The tower that config.image.kind names (paper, section 3.1)."""
+    towers = {"grid": _grid_tower, "region": _region_tower}
+    return towers[config.image.kind](config, rngs)
+
+
+def build_text_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The tower that config.text.kind names (paper, section 3.1)."""
+    towers = {"bert": _bert_tower, "bigru": _bigru_tower}
+    return towers[config.text.kind](config, rngs)
+
+
+# The order of the lines in these four decides which random numbers a module starts
+# with: a run from a seed depends on it.
+
+
+def _grid_tower(config: ConfigDict, rngs: nnx.Rngs) -> GridEncoder:
+    dtype, cnn = np.dtype(config.compute_dtype), config.image.backbone
+    backbone = ResNet(
+        block=cnn.block,
+        stem=cnn.stem,
+        patch=cnn.patch,
+        layers=cnn.layers,
+        width=cnn.width,
+        groups=cnn.groups,
+        group_width=cnn.group_width,
+        frozen_norm=cnn.batch_norm == "frozen",
+        remat=config.remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    fc = xavier_linear(backbone.channels, config.embed_dim, dtype=dtype, rngs=rngs)
+    pool = _pool(config, "image", config.embed_dim, rngs)
+    return GridEncoder(backbone, fc, pool, drop=config.image.drop)
+
+
+def _region_tower(config: ConfigDict, rngs: nnx.Rngs) -> RegionEncoder:
+    dtype = np.dtype(config.compute_dtype)
+    features, embed = config.image.feature_dim, config.embed_dim
+    fc = xavier_linear(features, embed, dtype=dtype, rngs=rngs)
+    mlp = MLP(features, embed // 2, embed, dtype=dtype, rngs=rngs)
+    return RegionEncoder(fc, mlp, _pool(config, "image", embed, rngs))
+
+
+def _bert_tower(config: ConfigDict, rngs: nnx.Rngs) -> BertEncoder:
+    dtype, text = np.dtype(config.compute_dtype), config.text
+    bert = Bert(
+        vocab_size=text.vocab_size,
+        hidden=text.hidden,
+        layers=text.layers,
+        heads=text.heads,
+        ffn=text.ffn,
+        max_positions=text.max_positions,
+        dropout=text.dropout,
+        remat=config.remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    to_embedding = linear(text.hidden, config.embed_dim, dtype=dtype, rngs=rngs)
+    return BertEncoder(
+        bert, to_embedding, _pool(config, "text", config.embed_dim, rngs)
+    )
+
+
+def _bigru_tower(config: ConfigDict, rngs: nnx.Rngs) -> BiGRUEncoder:
+    dtype, text = np.dtype(config.compute_dtype), config.text
+    embed = nnx.Embed(
+        text.vocab_size,
+        text.word_dim,
+        embedding_init=symmetric_uniform(0.1),
+        rngs=rngs,
+    )
+    inputs = [text.word_dim] + [2 * config.embed_dim] * text.layers
+    layers = [
+        BiGRU(size, config.embed_dim, dtype=dtype, rngs=rngs)
+        for size in inputs[: text.layers]
+    ]
+    size = config.embed_dim if text.layers else text.word_dim
+    return BiGRUEncoder(embed, layers, _pool(config, "text", size, rngs))
+
+
+def _pool(config: ConfigDict, tower: str, features: int, rngs: nnx.Rngs) -> nnx.Module:
+    return make_pool(
+        config[tower].pool,
+        features=features,
+        hidden=config.embed_dim,
+        k=config[tower].pool_k,
+        rngs=rngs,
+    )
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """(graph definition, {"params", "batch_stats"}) of a VSE model."""
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = states
+    return graphdef, {
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(stats),
+    }
+
+
+def merge_model(graphdef: nnx.GraphDef, model: dict[str, Any]) -> VSE:
+    """Inverse of `split_model`."""
+    return nnx.merge(graphdef, model["params"], model["batch_stats"])
+
+
+def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """As `split_model` of the config's model, with shapes instead of arrays."""
+    return split_model(nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0))))

@@ -1,0 +1,40 @@
+"""The best model of a run, for everything that uses one."""
+
+from pathlib import Path
+
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import EVALUATION_FREE, check_same_run
+from vse_jax.base.errors import InputError
+from vse_jax.data.captions import settle_vocab_size
+from vse_jax.devices.mesh import make_mesh, with_sharding
+from vse_jax.evaluation.evaluator import Evaluator, Model
+from vse_jax.models.build import abstract_model
+from vse_jax.training.checkpoint import Checkpoints
+
+
+def load_best(config: ConfigDict, workdir: Path) -> tuple[nnx.GraphDef, Model, Mesh]:
+    """(graph definition, model, mesh) of the best checkpoint in `workdir`.
+
+    Raises:
+        InputError: no checkpoint, or of another model.
+    """
+    settle_vocab_size(config)
+    mesh = make_mesh(config)
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir}: no checkpoints there; train first")
+    check_same_run(config, workdir / "config.json", EVALUATION_FREE)
+    graphdef, abstract = abstract_model(config)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
+    logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
+    return graphdef, model, mesh
+
+
+def best_evaluator(config: ConfigDict, workdir: Path) -> tuple[Evaluator, Model]:
+    """(evaluator, model) of the best checkpoint in `workdir`, as `load_best`."""
+    graphdef, model, mesh = load_best(config, workdir)
+    return Evaluator(config, graphdef, model, mesh), model

@@ -1,0 +1,162 @@
+"""How a run begins: its parts, and the state that it starts from.
+
+Three ways: from nothing (with the config's pretrained weights), from where an earlier
+start of the same run stopped, or from converted weights.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import EVALUATION_FREE, check_same_run
+from vse_jax.base.errors import InputError
+from vse_jax.data.layout import Split
+from vse_jax.data.pipeline import TrainData, training_order
+from vse_jax.data.regions import NpyRows
+from vse_jax.devices.agreement import check_same
+from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.models.build import abstract_model
+from vse_jax.training.checkpoint import CONVERTED, Checkpoints, Reached
+from vse_jax.training.loop import Run, save, save_best, validate
+from vse_jax.training.metric_writer import MetricWriter
+from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.profiler import Profiler
+from vse_jax.training.recorder import Recorder
+from vse_jax.training.state import TrainState, abstract_state, initial_state
+from vse_jax.training.step import compile_step
+from vse_jax.training.token_features import cached_token_features
+
+
+class Splits(NamedTuple):
+    train: Split
+    dev: Split
+    test: Split
+
+
+def check_workdir(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> None:
+    """Raises InputError unless `workdir` is new, or holds this run or its weights."""
+    steps = {"last": checkpoints.last_step(), "best": checkpoints.best_step()}
+    check_same("workdir", steps)
+    checkpoints.check_start()
+    saved = workdir / "config.json"
+    if steps["last"] is not None and saved.exists():
+        check_same_run(config, saved)
+    elif steps["best"] == CONVERTED and saved.exists():
+        # The model is given, the recipe is free.
+        check_same_run(config, saved, EVALUATION_FREE)
+
+
+def start(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    splits: Splits,
+    checkpoints: Checkpoints,
+) -> tuple[Run, TrainState, Reached]:
+    """The parts of the run, the state that it goes on from, and how far that is.
+
+    Raises:
+        InputError: bad captions, weights or checkpoints.
+    """
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    abstract = abstract_state(optimizer, model, mesh)
+    order = training_order(config, splits.train)
+    schedule = Schedule.from_config(
+        config,
+        order.steps_per_epoch,
+        ramp_steps=len(splits.train.captions) // config.batch_size + 1,
+    )
+    evaluator = Evaluator(config, graphdef, model, mesh)
+    for split in splits:
+        evaluator.tokens(split)  # a bad caption is found before hours of training
+    if checkpoints.last_step() is not None:
+        state, reached = resumed(abstract, checkpoints)
+    else:
+        state, reached = initial_state(config, optimizer, abstract), Reached()
+        if checkpoints.best_step() == CONVERTED:
+            state, reached = converted(state, abstract, checkpoints, schedule)
+    features, dev_features = _token_features(
+        config, optimizer, evaluator, state, splits, workdir / "cache"
+    )
+    writer = MetricWriter(workdir, active=jax.process_index() == 0)
+    writer.truncate_after(reached.step, reached.validated == reached.step)
+    run = Run(
+        config=config,
+        step=compile_step(config, graphdef, optimizer, schedule, mesh, abstract),
+        optimizer=optimizer,
+        schedule=schedule,
+        data=TrainData(config, splits.train, evaluator.tokens(splits.train), features),
+        evaluator=evaluator,
+        dev=splits.dev,
+        dev_features=dev_features,
+        checkpoints=checkpoints,
+        recorder=Recorder(writer, config.batch_size),
+        profiler=Profiler(config.profile, workdir / "profile"),
+    )
+    return run, state, reached
+
+
+def resumed(
+    abstract: TrainState, checkpoints: Checkpoints
+) -> tuple[TrainState, Reached]:
+    """Where the last start of this run stopped."""
+    model, rest, reached = checkpoints.restore_last(abstract.model, abstract.rest)
+    logging.info("resumed from step %d", reached.step)
+    return TrainState(**model, **rest), reached
+
+
+def converted(
+    state: TrainState,
+    abstract: TrainState,
+    checkpoints: Checkpoints,
+    schedule: Schedule,
+) -> tuple[TrainState, Reached]:
+    """The weights that convert_torch_weights.py left, after their epochs."""
+    model, about = checkpoints.restore_best(abstract.model)
+    logging.info("converted weights; goes on after epoch %d", about["epoch"])
+    step = about["epoch"] * schedule.steps_per_epoch
+    state = dataclasses.replace(state, **model, step=state.step + step)
+    return state, Reached(step=step)
+
+
+def begin(run: Run, state: TrainState, reached: Reached) -> None:
+    """What has to be done once before the loop: `best` is as `reached` says.
+
+    What converted weights reach on this data is what training has to beat; a best model
+    that a kill kept from being saved is saved now.
+    """
+    if run.checkpoints.best_step() == CONVERTED and reached.best_step is None:
+        validate(run, state, reached)
+        reached.best_step = CONVERTED
+        save(run, state, reached)
+    elif run.checkpoints.best_is_missing(reached):
+        save_best(run, state, reached)
+
+
+def _token_features(
+    config: ConfigDict,
+    optimizer: Optimizer,
+    evaluator: Evaluator,
+    state: TrainState,
+    splits: Splits,
+    cache: Path,
+) -> tuple[NpyRows | None, NpyRows | None]:
+    """Of the training and the dev captions, where config.text.cache_features asks."""
+    if not config.text.cache_features:
+        return None, None
+    if not optimizer.never_opens("text/bert/"):
+        raise InputError(
+            "config.text.cache_features: needs a rule in optimizer.rules that never "
+            "opens ^text/bert/"
+        )
+    train, dev = (
+        cached_token_features(evaluator, state.model, split, cache)
+        for split in (splits.train, splits.dev)
+    )
+    return train, dev
