@@ -50,13 +50,14 @@ def run(_) -> None:
         raise InputError(f"--{task} {verb} --{name}")
 
     if task == "backbone":
-        from vse_jax.convert.backbones import convert_backbone
+        # Here and below: a wrong flag is found before jax is imported.
+        from vse_jax.convert.backbones import convert_backbone  # noqa: PLC0415
 
         output = Path(given["output"])
         convert_backbone(Path(given["backbone"]), given["kind"], output)
         print(f"{output}: {given['kind']} CNN, for config.image.weights")
         return
-    from vse_jax.convert.workdir import from_torch, to_torch
+    from vse_jax.convert.workdir import from_torch, to_torch  # noqa: PLC0415
 
     workdir = Path(given["workdir"])
     if task == "to-torch":
@@ -64,7 +65,7 @@ def run(_) -> None:
         print(f"{given['to-torch']}: for the official code")
         return
     if task == "hub":
-        from vse_jax.convert.hub import download
+        from vse_jax.convert.hub import download  # noqa: PLC0415
 
         file = download(given["hub"])
     else:

@@ -68,7 +68,7 @@ def run(overrides: list[str]) -> None:
     if _MODE.value == "train":
         preemption.listen()
     # Not above: a wrong field is found without the seconds that importing jax takes.
-    from vse_jax.devices import runtime
+    from vse_jax.devices import runtime  # noqa: PLC0415
 
     connection = (_COORDINATOR.value, _PROCESS_ID.value, _NUM_PROCESSES.value)
     with runtime.started(config, _MODE.value, connection, alone=not mode.processes):

@@ -25,94 +25,130 @@ def base() -> ConfigDict:
     c.embed_dim = 1024
     c.profile = placeholder(str)  # FIRST:LAST, steps from 1: their trace to W/profile/
 
-    c.data = ConfigDict()
-    c.data.name = "coco"  # coco | f30k | openmoji | any: decides the image folder
-    c.data.root = "data/coco"  # the folder that holds precomp/, or its URL (gs://…)
-    c.data.format = "folder"  # folder (the published layout) | array_record | tfds
-    c.data.export_to = placeholder(str)  # folder for --mode=export; None: data.root
-    c.data.cache = placeholder(str)  # keeps a URL's shards; None: ~/.cache/vse_jax
-    c.data.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures
-    c.data.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
-    c.data.train_split = "train"
-    c.data.dev_split = "dev"
-    c.data.dev_captions = placeholder(int)  # validate on the first ones; None: on all
-    c.data.distinct_images = False  # no picture twice in a batch (five passes an epoch)
-    c.data.on_bad_image = "error"  # error | skip (another pair of the split stands in)
-    c.data.workers = "auto"  # threads | processes | auto (the faster: threads)
-    c.data.num_workers = 0  # 0: one per core, at most 16
-    c.data.max_tokens = 128  # longer captions are cut, [SEP] kept
-    # Padded lengths, each at most 1.5 × the one before: none is much too long.
-    c.data.token_buckets = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
-    c.image = ConfigDict()
-    c.image.kind = "grid"  # grid (CNN cells) | region (precomputed features)
-    c.image.pool = "gpo"  # gpo | avg | max | kmax | gem | fspool | seq2seq | selfattn |
-    # cls (the set's first vector)
-    c.image.pool_k = 5  # kmax: how many values of each dimension are averaged
-    c.image.normalise = True  # False: the original's --no_imgnorm
-    c.image.weights = placeholder(str)  # converted backbone folder (pretrained CNN)
-    c.image.size = 512  # px, both sides; 256 × input_scale_factor
-    c.image.pixels = "detector"  # detector (BGR − means) | imagenet (RGB standardised)
-    c.image.crop_min = 0.6  # training crop: ratio ~ U(crop_min, 1) of both sides
-    c.image.flip = 0.5  # probability of the training mirror
-    c.image.drop = 0.2  # size augmentation: share of the set that may be dropped
-    c.image.feature_dim = 2048  # region features
-    c.image.max_regions = 36  # static set size of region features
-    c.image.backbone = ConfigDict()
-    c.image.backbone.block = "v1"  # v1 (stride on first 1×1) | torchvision | basic
-    c.image.backbone.stem = "conv7"  # conv7 (7×7/2 + max pool) | patch (patch × patch)
-    c.image.backbone.patch = 4  # px; stem 'patch' only
-    c.image.backbone.layers = (3, 4, 23, 3)  # blocks per stage
-    c.image.backbone.width = 64  # channels of the stem and of the first stage
-    c.image.backbone.groups = 1  # ResNeXt-101 32×8d: 32
-    c.image.backbone.group_width = 64  # channels per group at width 64; ResNeXt: 8
-    c.image.backbone.batch_norm = "frozen"  # frozen (running statistics) | train
-
-    c.text = ConfigDict()
-    c.text.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold)
-    c.text.pool = "gpo"  # the same; cls is BERT's [CLS]
-    c.text.pool_k = 5  # as image.pool_k
-    c.text.normalise = True  # False: the original's --no_txtnorm
-    c.text.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
-    c.text.vocab = placeholder(str)  # file; None: weights folder, <root>/../vocab
-    c.text.vocab_size = 30522  # 0 (bigru): as many as the vocabulary holds
-    c.text.vocab_threshold = 4  # --mode=build_vocab: times a word has to occur
-    c.text.word_dim = 300  # size of a word's vector, bigru
-    c.text.hidden = 768
-    c.text.layers = 12  # bigru: 1 or 2, or 0 with pool = 'seq2seq' (VSE++'s GRU)
-    c.text.heads = 12
-    c.text.ffn = 3072
-    c.text.max_positions = 512
-    c.text.dropout = 0.1  # inside BERT, as in its pretraining
-    c.text.augment = 0.2  # probability that a training word is masked/replaced/removed
-    c.text.cache_features = False  # frozen BERT: its token features are computed once
-
-    c.loss = ConfigDict()
-    c.loss.margin = 0.2
-    c.loss.vse_mean_warmup_epochs = 1  # all negatives first, then only the hardest
-    c.loss.ramp_epoch = 1  # loss × (step in epoch / steps) in this epoch; -1: never
-
-    c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"  # adamw (β 0.9/0.999, ε 1e-8) | sgd (momentum 0.9)
-    c.optimizer.learning_rate = 5e-4
-    c.optimizer.lr_update = 15  # epoch at whose start the rate drops to a tenth
-    c.optimizer.weight_decay = 1e-4  # decoupled for adamw
-    c.optimizer.weight_decay_on = ".*"  # regex of the parameters that decay
-    c.optimizer.nesterov = False  # sgd only
-    c.optimizer.clip = 2.0  # global gradient norm over the open parameters; 0: no limit
-    c.optimizer.rules = grid_rules()
-
-    c.checkpoint = ConfigDict()
-    c.checkpoint.every_steps = placeholder(int)  # None: at the end of each epoch only
-
-    c.eval = ConfigDict()
-    c.eval.split = "test"
-    c.eval.batch_size = 128
-    c.eval.ensemble = placeholder(str)  # workdirs, comma-separated
-    c.eval.cxc = False  # also report CxC, from <data.root>/cxc_annots/
-    c.eval.eccv = False  # also report ECCV Caption (COCO's 5K test images)
-    c.eval.plausible_matches = placeholder(str)  # folder with pm_*.json: ECCV's PMRP
+    c.data = _data()
+    c.image = _image()
+    c.text = _text()
+    c.loss = _loss()
+    c.optimizer = _optimizer()
+    c.checkpoint = _checkpoint()
+    c.eval = _eval()
     return c.lock()
+
+
+def _data() -> ConfigDict:
+    """What is read, and how."""
+    c = ConfigDict()
+    c.name = "coco"  # coco | f30k | openmoji | any: decides the image folder
+    c.root = "data/coco"  # the folder that holds precomp/, or its URL (gs://…)
+    c.format = "folder"  # folder (the published layout) | array_record | tfds
+    c.export_to = placeholder(str)  # folder for --mode=export; None: data.root
+    c.cache = placeholder(str)  # keeps a URL's shards; None: ~/.cache/vse_jax
+    c.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures
+    c.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
+    c.train_split = "train"
+    c.dev_split = "dev"
+    c.dev_captions = placeholder(int)  # validate on the first ones; None: on all
+    c.distinct_images = False  # no picture twice in a batch (five passes an epoch)
+    c.on_bad_image = "error"  # error | skip (another pair of the split stands in)
+    c.workers = "auto"  # threads | processes | auto (the faster: threads)
+    c.num_workers = 0  # 0: one per core, at most 16
+    c.max_tokens = 128  # longer captions are cut, [SEP] kept
+    # Padded lengths, each at most 1.5 × the one before: none is much too long.
+    c.token_buckets = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+    return c
+
+
+def _image() -> ConfigDict:
+    """The image tower, and what it sees."""
+    c = ConfigDict()
+    c.kind = "grid"  # grid (CNN cells) | region (precomputed features)
+    c.pool = "gpo"  # gpo | avg | max | kmax | gem | fspool | seq2seq | selfattn |
+    # cls (the set's first vector)
+    c.pool_k = 5  # kmax: how many values of each dimension are averaged
+    c.normalise = True  # False: the original's --no_imgnorm
+    c.weights = placeholder(str)  # converted backbone folder (pretrained CNN)
+    c.size = 512  # px, both sides; 256 × input_scale_factor
+    c.pixels = "detector"  # detector (BGR − means) | imagenet (RGB standardised)
+    c.crop_min = 0.6  # training crop: ratio ~ U(crop_min, 1) of both sides
+    c.flip = 0.5  # probability of the training mirror
+    c.drop = 0.2  # size augmentation: share of the set that may be dropped
+    c.feature_dim = 2048  # region features
+    c.max_regions = 36  # static set size of region features
+    c.backbone = ConfigDict()
+    c.backbone.block = "v1"  # v1 (stride on first 1×1) | torchvision | basic
+    c.backbone.stem = "conv7"  # conv7 (7×7/2 + max pool) | patch (patch × patch)
+    c.backbone.patch = 4  # px; stem 'patch' only
+    c.backbone.layers = (3, 4, 23, 3)  # blocks per stage
+    c.backbone.width = 64  # channels of the stem and of the first stage
+    c.backbone.groups = 1  # ResNeXt-101 32×8d: 32
+    c.backbone.group_width = 64  # channels per group at width 64; ResNeXt: 8
+    c.backbone.batch_norm = "frozen"  # frozen (running statistics) | train
+    return c
+
+
+def _text() -> ConfigDict:
+    """The text tower, and what it reads."""
+    c = ConfigDict()
+    c.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold)
+    c.pool = "gpo"  # the same; cls is BERT's [CLS]
+    c.pool_k = 5  # as image.pool_k
+    c.normalise = True  # False: the original's --no_txtnorm
+    c.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
+    c.vocab = placeholder(str)  # file; None: weights folder, <root>/../vocab
+    c.vocab_size = 30522  # 0 (bigru): as many as the vocabulary holds
+    c.vocab_threshold = 4  # --mode=build_vocab: times a word has to occur
+    c.word_dim = 300  # size of a word's vector, bigru
+    c.hidden = 768
+    c.layers = 12  # bigru: 1 or 2, or 0 with pool = 'seq2seq' (VSE++'s GRU)
+    c.heads = 12
+    c.ffn = 3072
+    c.max_positions = 512
+    c.dropout = 0.1  # inside BERT, as in its pretraining
+    c.augment = 0.2  # probability that a training word is masked/replaced/removed
+    c.cache_features = False  # frozen BERT: its token features are computed once
+    return c
+
+
+def _loss() -> ConfigDict:
+    """The triplet loss (paper, Eq. 5) and its schedule."""
+    c = ConfigDict()
+    c.margin = 0.2
+    c.vse_mean_warmup_epochs = 1  # all negatives first, then only the hardest
+    c.ramp_epoch = 1  # loss × (step in epoch / steps) in this epoch; -1: never
+    return c
+
+
+def _optimizer() -> ConfigDict:
+    """AdamW or SGD, and which parameters train when."""
+    c = ConfigDict()
+    c.name = "adamw"  # adamw (β 0.9/0.999, ε 1e-8) | sgd (momentum 0.9)
+    c.learning_rate = 5e-4
+    c.lr_update = 15  # epoch at whose start the rate drops to a tenth
+    c.weight_decay = 1e-4  # decoupled for adamw
+    c.weight_decay_on = ".*"  # regex of the parameters that decay
+    c.nesterov = False  # sgd only
+    c.clip = 2.0  # global gradient norm over the open parameters; 0: no limit
+    c.rules = grid_rules()
+    return c
+
+
+def _checkpoint() -> ConfigDict:
+    """When a run is saved."""
+    c = ConfigDict()
+    c.every_steps = placeholder(int)  # None: at the end of each epoch only
+    return c
+
+
+def _eval() -> ConfigDict:
+    """What is evaluated, and how."""
+    c = ConfigDict()
+    c.split = "test"
+    c.batch_size = 128
+    c.ensemble = placeholder(str)  # workdirs, comma-separated
+    c.cxc = False  # also report CxC, from <data.root>/cxc_annots/
+    c.eccv = False  # also report ECCV Caption (COCO's 5K test images)
+    c.plausible_matches = placeholder(str)  # folder with pm_*.json: ECCV's PMRP
+    return c
 
 
 def grid_rules(embedding_warmup=1, backbone_warmup=0, backbone=0.01, bert=0.1):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs import common
 from tests.helpers import official, tiny
 from vse_jax.base.errors import InputError
 from vse_jax.convert import workdir as workdirs
@@ -95,7 +96,7 @@ def test_training_goes_on_where_the_official_program_stopped(
     )
     torch.save(checkpoint | {"epoch": 3}, tmp_path / "model.pth")
     folder = tmp_path / "W"
-    workdirs.from_torch(tmp_path / "model.pth", folder)
+    workdirs.from_torch(tmp_path / "model.pth", folder, common)
     args = [f"--workdir={folder}", f"--config.data.root={region_root}"]
     _, err = run("main.py", [*args, "--config.log_every=10"], environment)
     assert "goes on after epoch 3" in err
@@ -152,14 +153,14 @@ def test_a_bad_file_leaves_nothing_behind(content, tmp_path):
     else:
         file.write_bytes(content)
     with pytest.raises(InputError, match=r"model\.pth: "):
-        workdirs.from_torch(file, tmp_path / "W")
+        workdirs.from_torch(file, tmp_path / "W", common)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
 def test_a_workdir_that_exists_is_left_alone(released, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is already there"):
-        workdirs.from_torch(released, tmp_path)
+        workdirs.from_torch(released, tmp_path, common)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -3,6 +3,9 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,10 @@ from tests.helpers.programs import (
     start,
     wait_for,
 )
+from vse_jax.base.config import load_config
+from vse_jax.base.errors import InputError
+from vse_jax.commands.evaluate import evaluate
+from vse_jax.commands.train import train
 from vse_jax.training.metric_writer import read_metrics
 
 
@@ -79,7 +86,7 @@ def test_eval_and_embed_need_only_the_workdir(trained, environment):
 def test_an_ensemble_of_twins_ranks_as_one(trained, environment, tmp_path):
     workdir, _, _ = trained
     alone = json.loads((workdir / "eval_test.json").read_text())
-    args = [f"--config=configs/saved.py:{workdir}", f"--workdir={tmp_path}"]
+    args = [f"--config={workdir}/config.json", f"--workdir={tmp_path}"]
     args += ["--mode=eval", f"--config.eval.ensemble={workdir},{workdir}"]
     run(args, environment)
     together = json.loads((tmp_path / "eval_test.json").read_text())
@@ -168,7 +175,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(trained, environment, tmp_pa
 def test_a_nan_loss_stops_and_names_the_step(trained, environment, tmp_path):
     workdir = tmp_path / "nan"
     args = [
-        f"--config=configs/saved.py:{trained[0]}",
+        f"--config={trained[0]}/config.json",
         f"--workdir={workdir}",
         "--config.optimizer.learning_rate=1e30",
     ]
@@ -182,51 +189,152 @@ def test_a_cache_that_cannot_be_written_only_costs_time(trained, environment):
     run([f"--workdir={trained[0]}", "--mode=eval"], nowhere)
 
 
+@pytest.fixture(scope="session")
+def without_jax(environment, tmp_path_factory):
+    """An environment in which importing jax fails."""
+    folder = tmp_path_factory.mktemp("no_jax")
+    (folder / "jax.py").write_text("raise ImportError('jax was imported')")
+    return {**environment, "PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            ["--config.batch_sise=3"],
+            "--config.batch_sise=3: no such config field; did you mean "
+            "--config.batch_size?",
+        ),
+        (
+            ["--config.image.nope=3", "--config.batch_size=many", "--config.seed=-1"],
+            "--config.image.nope=3: no such config field; flag "
+            "--config.batch_size=many: invalid literal for int() with base 10: 'many'; "
+            "config.seed: -1 is less than 0",
+        ),
+        (["--config.seed"], "--config.seed: no value; write --config.seed=VALUE"),
+        (
+            ["--config=configs/absent.py"],
+            "--config=configs/absent.py: no such file configs/absent.py",
+        ),
+        (["--config=README.md"], "--config=README.md: neither a .py nor a .json file"),
+        (["--mode=fly"], "--mode for config.task=retrieval: 'fly' is none of train"),
+        (
+            ["--config.task=gpo_synthetic", "--config.max_steps=1", "--mode=eval"],
+            "--mo",
+        ),
+        (["--nope"], "Unknown command line flag 'nope'"),
+        (["nope"], "nope: no such argument"),
+        (["--workdir="], "--workdir: needed by --mode=train"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_one_line(
+    change, line, tiny_args, without_jax, tmp_path
+):
+    args = [*tiny_args, f"--workdir={tmp_path / 'run'}", *change]
+    assert one_line_error(args, without_jax).startswith(f"error: {line}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("def get_config(:\n", ", line 1: SyntaxError: invalid syntax"),
+        ("import nothing_here\n", ", line 1: ModuleNotFoundError: No module named"),
+        (
+            "from configs import common\n\ndef get_config():\n    c = common.base()\n"
+            "    c.imag.size = 3\n    return c\n",
+            ", line 5: AttributeError: 'imag'",
+        ),
+        (
+            "from configs import common\n\ndef get_config():\n    c = common.base()\n"
+            "    c.image.sise = 3\n    return c\n",
+            ", line 5: AttributeError: no field 'sise' in the config; did you mean",
+        ),
+        ("x = 1\n", ": AttributeError: module 'config_file' has no attribute"),
+        ("def get_config():\n    return {}\n", ": get_config() returns no ConfigDict"),
+    ],
+)
+def test_an_error_in_ones_own_config_is_shown_with_its_line(
+    content, line, without_jax, tmp_path
+):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    found = one_line_error([f"--config={file}", f"--workdir={tmp_path}"], without_jax)
+    assert found.startswith(f"error: {file}{line}"), found
+
+
+def test_runs_from_any_folder(without_jax, tmp_path):
+    """The project's configs are found, and so are one's own beside one."""
+    (tmp_path / "mine.py").write_text("from configs.openmoji import get_config\n")
+    program = [sys.executable, str(Path("main.py").absolute())]
+    for config in ("configs/openmoji.py", "mine.py"):
+        args = [*program, f"--config={config}", "--mode=fly"]
+        done = subprocess.run(
+            args, cwd=tmp_path, env=without_jax, capture_output=True, text=True
+        )
+        assert "'fly' is none of" in done.stderr
+
+
+def test_verbosity_shows_where_an_error_comes_from(tiny_args, without_jax):
+    _, err = run([*tiny_args, "--verbosity=1", "--workdir="], without_jax, code=1)
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: --workdir: needed")
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (["--config.nope=3"], "--config.nope=3: no such config field"),
-        (["--config.image.nope=3"], "--config.image.nope=3: no such config field"),
-        (["--config.batch_size=many"], "--config.batch_size=many"),
-        (["--config=configs/absent.py"], "configs/absent.py"),
-        (["--config.data.root=/absent"], "/absent"),
-        (["--config.data.dev_split=absent"], "absent_caps.txt"),
-        (["--config.eval.split=absent"], "absent_caps.txt"),
-        (["--config.data.workers=elves"], "config.data.workers"),
-        (["--config.data.format=elves"], "config.data.format"),
-        (["--config.data.format=tfds"], "train.json: No such file"),
-        (["--config.image.pool=elves"], "pool"),
-        (["--config.task=elves"], "config.task: 'elves'"),
-        (["--config.task=gpo_synthetic", "--mode=eval"], "gpo_synthetic: 'eval'"),
-        (["--config.image.kind=elves"], "config.image.kind"),
-        (["--config.optimizer.name=elves"], "config.optimizer.name"),
-        (["--config.matmul_precision=elves"], "config.matmul_precision"),
-        (["--config.mesh.data=3"], "config.mesh"),
-        (["--config.batch_size=1000"], "config.batch_size"),
-        (["--config.text.vocab_size=7"], "config.text.vocab_size"),
-        (["--config.text.weights=/absent"], "/absent"),
-        (["--config.image.weights=/absent"], "/absent"),
-        (["--mode=fly"], "--mode=fly"),
-        (["--workdir=/proc/absent"], "/proc/absent"),
+        ({"data.root": "/absent"}, "/absent: no such data root"),
+        ({"data.dev_split": "absent"}, "absent_caps.txt"),
+        ({"eval.split": "absent"}, "absent_caps.txt"),
+        ({"data.format": "tfds"}, "train.json: No such file"),
+        ({"mesh.data": 3}, "config.mesh: data=3"),
+        ({"batch_size": 1000}, "config.batch_size = 1000"),
+        ({"text.vocab_size": 7}, "config.text.vocab_size is 7"),
+        ({"text.weights": "/absent"}, "/absent"),
+        ({"image.weights": "/absent"}, "/absent"),
     ],
 )
-def test_bad_input_is_one_line(change, names, tiny_args, environment, tmp_path):
-    args = [*tiny_args, f"--workdir={tmp_path / 'run'}", *change]
-    assert names in one_line_error(args, environment)
+def test_bad_input_is_named(change, names, tiny_config, tmp_path):
+    tiny_config.update_from_flattened_dict(change)
+    with pytest.raises(InputError) as error:
+        train(tiny_config, tmp_path / "run")
+    assert names in str(error.value)
 
 
-def test_a_workdir_of_another_config_names_the_fields(trained, environment):
-    args = [
-        f"--workdir={trained[0]}",
-        "--config.embed_dim=64",
-        "--config.loss.margin=0.1",
-    ]
-    line = one_line_error(args, environment)
-    assert "embed_dim (32 there, 64 here), loss.margin (0.2 there, 0.1 here)" in line
-    line = one_line_error([*args[:2], "--mode=eval"], environment)
-    assert line.endswith("differing fields: embed_dim (32 there, 64 here)")
+def test_a_workdir_that_cannot_be_made(tiny_config):
+    with pytest.raises(InputError, match="/proc/absent: "):
+        train(tiny_config, Path("/proc/absent"))
 
 
-def test_a_workdir_without_a_run(environment, tmp_path):
-    line = one_line_error([f"--workdir={tmp_path}", "--mode=eval"], environment)
+def test_a_workdir_of_another_config_names_the_fields(trained):
+    config = load_config(trained[0] / "config.json")
+    config.loss.margin = 0.1
+    with pytest.raises(InputError, match=r"loss.margin \(0.2 there, 0.1 here\)"):
+        train(config, trained[0])
+    config.embed_dim = 64
+    # The recipe is of no interest to evaluation.
+    with pytest.raises(InputError, match=r"fields: embed_dim \(32 there, 64 here\)$"):
+        evaluate(config, trained[0])
+
+
+def test_a_workdir_without_a_run(without_jax, tmp_path):
+    line = one_line_error([f"--workdir={tmp_path}", "--mode=eval"], without_jax)
     assert "no saved config" in line
+
+
+def test_a_run_says_what_computes_and_what_it_trains(trained):
+    workdir, _, err = trained
+    facts = json.loads((workdir / "run.json").read_text())
+    assert facts["devices"]["count"] == facts["processes"] == 1
+    assert facts["mesh"] == {"data": 1, "fsdp": 1}
+    assert facts["data"]["train"] == {"images": 96, "captions": 480}
+    assert (facts["data"]["steps_per_epoch"], facts["data"]["steps"]) == (30, 60)
+    total = sum(x.size for x in parameters(workdir).values())
+    counts = [n for tower in facts["parameters"].values() for n in tower.values()]
+    statistics = sum(
+        x.size for path, x in parameters(workdir).items() if "batch_stats" in path
+    )
+    assert sum(counts) == total - statistics
+    assert f"results go to {workdir}" in err
+    assert "1 × cpu" in err

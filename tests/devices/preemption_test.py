@@ -13,7 +13,6 @@ from vse_jax.devices import preemption
 def config(tiny_config):
     c = tiny_config
     c.max_steps = 7
-    c.log_every = 5  # stops fall between two lines
     return c
 
 
@@ -42,9 +41,19 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(config, tmp_path, monkeypat
     stop_at(monkeypatch, 0)
     train(config, workdir)
     assert_same_run(workdir, tmp_path / "whole")
-    assert [row["step"] for row in rows(workdir)] == [5, 7, 7]
+    assert [row["step"] for row in rows(workdir)] == [*range(1, 8), 7]
     name = "eval_test.json"
     assert (workdir / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_what_was_measured_before_a_stop_is_written(config, tmp_path, monkeypatch):
+    config.log_every = 5
+    stop_at(monkeypatch, 4)
+    with pytest.raises(preemption.Preempted):
+        train(config, tmp_path)
+    stop_at(monkeypatch, 0)
+    train(config, tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == [3, 5, 7, 7]
 
 
 def test_sigterm_saves_and_ends_with_75(tiny_root, environment, tmp_path):

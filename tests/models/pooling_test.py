@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from vse_jax.base.errors import InputError
 from vse_jax.models.build import build_model
 from vse_jax.models.pooling import interpolate, make_pool
 
@@ -17,10 +16,7 @@ SIZE, DIM = 8, 6
 
 
 def pool_of(kind, k=3):
-    config = tiny.get_config()
-    config.embed_dim = DIM
-    config.image.pool, config.image.pool_k = kind, k
-    return make_pool(config, "image", DIM, rngs=nnx.Rngs(0))
+    return make_pool(kind, features=DIM, hidden=DIM, k=k, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module", params=POOLS)
@@ -169,16 +165,3 @@ def test_both_towers_take_every_aggregator(kind):
     }
     images, captions = jax.eval_shape(build_model(config, rngs=nnx.Rngs(0)), batch)
     assert images.shape == captions.shape == (2, config.embed_dim)
-
-
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_bad_choice_names_its_field(tower):
-    config = tiny.get_config()
-    config[tower].pool = "median"
-    with pytest.raises(
-        InputError, match=rf"config\.{tower}\.pool: 'median' is none of"
-    ):
-        make_pool(config, tower, DIM, rngs=nnx.Rngs(0))
-    config[tower].update(pool="kmax", pool_k=0)
-    with pytest.raises(InputError, match=rf"config\.{tower}\.pool_k: 0"):
-        make_pool(config, tower, DIM, rngs=nnx.Rngs(0))

@@ -5,7 +5,6 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights
-from vse_jax.base.errors import InputError
 from vse_jax.models.resnet import ResNet
 from vse_jax.weights import keys
 
@@ -77,5 +76,5 @@ def test_trained_norms_update_and_frozen_ones_do_not():
 
 @pytest.mark.parametrize("field", ["block", "stem"])
 def test_an_unknown_kind_names_its_field(field):
-    with pytest.raises(InputError, match=f"config.image.backbone.{field}.*'v3'"):
+    with pytest.raises(ValueError, match=f"no {field} 'v3'"):
         build(**{"block": "v1", "layers": (1,)} | {field: "v3"})

@@ -151,7 +151,7 @@ def run(request) -> Run:
         c, case.steps_per_epoch, ramp_steps=case.steps_per_epoch
     )
     mesh = make_mesh(c, jax.devices()[:1])
-    abstract = abstract_state(c, optimizer, mesh)
+    abstract = abstract_state(optimizer, start, mesh)
     step = compile_step(c, graphdef, optimizer, schedule, mesh, abstract)
 
     def official(state):

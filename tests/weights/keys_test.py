@@ -13,7 +13,7 @@ from vse_jax.weights import keys
 
 def region_tower():
     config = tiny.get_config()
-    config.image.feature_dim = 12
+    config.image.kind, config.image.feature_dim = "region", 12
     return build_image_tower(config, rngs=nnx.Rngs(0))
 
 

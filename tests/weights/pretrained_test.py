@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.helpers.modules import backbone, tree_of
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import resolve_folder
 from vse_jax.models.bert import Bert
 from vse_jax.weights import keys, pretrained
 
@@ -41,7 +42,7 @@ def hugging_face_names(tree):
 
 
 def test_minilm_equals_the_transformers_model():
-    folder = pretrained.resolve_folder(MINILM)
+    folder = resolve_folder(MINILM)
     model = bert(pretrained.bert_sizes(folder))
     graphdef, state = nnx.split(model)
     model = nnx.merge(graphdef, pretrained.load_bert(folder, nnx.to_pure_dict(state)))
@@ -111,7 +112,7 @@ def test_a_backbone_is_read_under_either_naming(tmp_path, table):
 
 
 def test_sizes_come_from_the_config_file(tmp_path):
-    sizes = pretrained.bert_sizes(pretrained.resolve_folder(MINILM))
+    sizes = pretrained.bert_sizes(resolve_folder(MINILM))
     assert sizes == {
         "vocab_size": 30522,
         "hidden": 384,
@@ -143,4 +144,4 @@ def test_a_bad_config_file_is_named(tmp_path, content, message):
 )
 def test_a_folder_that_is_not_there_is_named(name):
     with pytest.raises(InputError, match=name):
-        pretrained.resolve_folder(name)
+        resolve_folder(name)

@@ -160,7 +160,7 @@ def write_array_record(folder: Path, split: Split, planned: Index) -> None:
 
 
 def write_tfds(folder: Path, plans: list[tuple[Split, Index]]) -> None:
-    from vse_jax.data.records import tfds  # slow to import
+    from vse_jax.data.records import tfds  # noqa: PLC0415 (slow to import)
 
     shapes = {planned.region_shape for _, planned in plans}
     if len(shapes) > 1:  # TFDS knows one shape for all splits

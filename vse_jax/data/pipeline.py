@@ -69,7 +69,7 @@ class TrainData:
             InputError: the split is smaller than a batch.
         """
         self.config = config
-        self._order = training_order(config, split)
+        self.order = training_order(config, split)
         self._images = ImageRows(config, split)
         self._captions = CaptionRows(config, tokens, token_features)
 
@@ -85,7 +85,7 @@ class TrainData:
                 for batch in batches: ...
         """
         share = _share(self.config.batch_size, process_index, process_count)
-        make = _TrainBatch(self._images, self._captions, self._order, share)
+        make = _TrainBatch(self._images, self._captions, self.order, share)
         with _stream(self.config, make, start_step, _ENDLESS) as batches:
             yield batches
 

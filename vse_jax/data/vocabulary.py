@@ -7,32 +7,64 @@ when a file is read, and the model one word vector more than the file has words.
 """
 
 import collections
+import contextlib
 import functools
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_bytes
+from vse_jax.base.files import AnyPath, read_bytes, write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.data.records.buckets import root_path
 
+_KEPT_FROM = 20_000  # captions, from which on their words are kept
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MASK = "<mask>"
 
 
-def split_words(captions: Iterable[str]) -> Iterator[list[str]]:
+def split_words(captions: Sequence[str]) -> Iterator[list[str]]:
     """Yields the words of each caption: lower case, NLTK's `word_tokenize`.
 
     That splits sentences with NLTK's Punkt model, then each sentence into words. Where
     the model is not installed, sentences end at . ? or ! before a space.
+
+    The words of many captions are kept in ~/.cache/vse_jax/words: NLTK would take its
+    time for them again at every start of a run.
     """
+    if len(captions) < _KEPT_FROM:
+        yield from _split(captions)
+        return
+    path = _kept_words(captions)
+    if not path.exists():
+        lines = [" ".join(words) for words in _split(captions)]
+        with contextlib.suppress(OSError):  # then they are split again next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, "\n".join(lines).encode())
+    else:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    for line in lines:
+        yield line.split(" ") if line else []
+
+
+def _kept_words(captions: Sequence[str]) -> Path:
+    """The file of the words of these captions, split by this splitter."""
+    digest = hashlib.sha256("\n".join(captions).encode())
+    splitter = getattr(_sentence_splitter(), "__name__", "rule")
+    digest.update(f"{metadata.version('nltk')} {splitter}".encode())
+    folder = Path.home() / ".cache" / "vse_jax" / "words"
+    return folder / f"{digest.hexdigest()[:32]}.txt"
+
+
+def _split(captions: Iterable[str]) -> Iterator[list[str]]:
     # It brings scipy along: two seconds that only BiGRU models should pay.
-    from nltk.tokenize import word_tokenize
+    from nltk.tokenize import word_tokenize  # noqa: PLC0415
 
     sentences = _sentence_splitter()
     for caption in captions:
@@ -45,7 +77,7 @@ def split_words(captions: Iterable[str]) -> Iterator[list[str]]:
 
 @functools.cache  # so that the log says it once
 def _sentence_splitter() -> Callable[[str], list[str]]:
-    from nltk.tokenize import punkt_model_available, sent_tokenize
+    from nltk.tokenize import punkt_model_available, sent_tokenize  # noqa: PLC0415
 
     if punkt_model_available():
         return sent_tokenize

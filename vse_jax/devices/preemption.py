@@ -48,8 +48,8 @@ def check() -> None:
     if not _State.listening:
         return
     # Not above: `listen` is wanted before the seconds that importing jax takes.
-    import jax
-    from jax.experimental import multihost_utils
+    import jax  # noqa: PLC0415
+    from jax.experimental import multihost_utils  # noqa: PLC0415
 
     _State.checks += 1
     if jax.process_count() == 1:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.trees import merge
 from vse_jax.devices.mesh import batch_sharding, replicated
 from vse_jax.models.build import merge_model
+from vse_jax.models.vse import VSE
 from vse_jax.training.losses import hinge_loss
 from vse_jax.training.microbatches import loss_and_gradients
 from vse_jax.training.optimizer import Optimizer, Schedule
@@ -44,17 +45,14 @@ def train_step(
         scales what is descended, not what is reported), grad_norm (before clipping),
         lr.
     """
-    step_key = jax.random.fold_in(state.rng, state.step)
 
     def embed(open_params, batch_stats, batch, number):
-        params = merge(state.params, open_params)
-        model = merge_model(graphdef, {"params": params, "batch_stats": batch_stats})
-        # The first microbatch draws what a whole batch would.
-        key = jnp.where(number == 0, step_key, jax.random.fold_in(step_key, number))
-        dropout, size = jax.random.split(key)
-        rngs = nnx.Rngs(dropout=dropout, size=size)
-        embeddings = model(batch, train=True, rngs=rngs)
-        return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        model = {
+            "params": merge(state.params, open_params),
+            "batch_stats": batch_stats,
+        }
+        rngs = _random_streams(state, number)
+        return _embed(merge_model(graphdef, model), batch, rngs)
 
     def loss_fn(images, captions):
         return hinge_loss(images, captions, margin, schedule.hardest(state.step), mesh)
@@ -81,6 +79,21 @@ def train_step(
         opt_state=opt_state,
     )
     return new, {"loss": loss, "grad_norm": norm, "lr": rate}
+
+
+def _random_streams(state: TrainState, number) -> nnx.Rngs:
+    """Those of dropout and size augmentation, for a microbatch of the step."""
+    step_key = jax.random.fold_in(state.rng, state.step)
+    # The first microbatch draws what a whole batch would.
+    key = jnp.where(number == 0, step_key, jax.random.fold_in(step_key, number))
+    dropout, size = jax.random.split(key)
+    return nnx.Rngs(dropout=dropout, size=size)
+
+
+def _embed(model: VSE, batch: dict[str, jax.Array], rngs: nnx.Rngs):
+    """(embeddings of images and captions, new batch statistics)."""
+    embeddings = model(batch, train=True, rngs=rngs)
+    return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def compile_step(

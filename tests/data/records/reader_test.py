@@ -208,11 +208,6 @@ class TestRefused:
 
         return Path(config.data.root) / "array_record/dev.json"
 
-    def test_unknown_format(self, config):
-        config.data.format = "tar"
-        with pytest.raises(InputError, match=r"config.data.format: 'tar' is none of"):
-            read_split(config, "dev")
-
     def test_a_split_that_was_not_exported(self, config):
         precomp = self.index(config).parents[1] / "precomp"
         for part in ("ids", "caps"):

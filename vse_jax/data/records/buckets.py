@@ -1,5 +1,6 @@
 """Data roots in cloud storage: read through epath, shards kept in a local folder."""
 
+import contextlib
 import fcntl
 import hashlib
 import secrets
@@ -53,7 +54,10 @@ def local_copy(
     target = Path(cache or "~/.cache/vse_jax/data").expanduser() / key
     target.mkdir(parents=True, exist_ok=True)
     with (target / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a host's processes: one fetches, all read
+        # Of a host's processes one fetches and all read. Some network file systems have
+        # no locks: then each fetches, which costs time only.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         wanted = [f for f in files if not _is_whole(target / f.name, f.size)]
         for file in progress(wanted, f"fetching {folder}", unit="files"):
             _fetch(folder / file.name, target / file.name, file.sha256)

@@ -143,7 +143,7 @@ def open_records(
     examples: Examples
     if config.data.format == "tfds":
         # TFDS takes long to import and is needed for nothing else.
-        from vse_jax.data.records.tfds import open_examples
+        from vse_jax.data.records.tfds import open_examples  # noqa: PLC0415
 
         examples = open_examples(local, split)
     else:
