@@ -46,6 +46,8 @@ def environment(tmp_path_factory):
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        # Small programs, too, are compiled by the first of many processes only.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         # Raised inside ml_collections: it loads configs with load_module().
         "PYTHONWARNINGS": "error,ignore:the load_module:DeprecationWarning",
     }

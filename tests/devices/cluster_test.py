@@ -144,11 +144,15 @@ def test_one_is_killed_and_the_pair_goes_on(
     args = [*args, f"--workdir={workdir}"]
     processes = start_pair(args, two_devices | {"VSE_JAX_TIMEOUT": "60"})
     send(signal.SIGKILL, victim, processes, workdir)
-    codes = [1, 1]
-    codes[victim] = -signal.SIGKILL
-    errors = finish(processes, codes)
-    # JAX's own lines may come before it, or break off after it.
-    assert [e for e in errors[1 - victim].splitlines() if e.startswith(LOST)]
+    outputs = [process.communicate(timeout=600) for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes[victim] == -signal.SIGKILL
+    # Process 0 runs JAX's service: where it is gone, JAX may abort the other one before
+    # that one's own line, and says so itself.
+    code, (_, err) = codes[1 - victim], outputs[1 - victim]
+    ours = [line for line in err.splitlines() if line.startswith(LOST)]
+    aborted = victim == 0 and code == -signal.SIGABRT and "JAX distributed" in err
+    assert aborted or (code == 1 and ours), (code, err)
     finish(start_pair(args, two_devices))
     assert_same_run(workdir, trained_by_two)
 
@@ -167,25 +171,24 @@ def test_sigterm_to_one_stops_both_at_one_step(
     assert_same_run(workdir, trained_by_two)
 
 
-def test_another_config_data_or_workdir(
+def test_other_data_or_another_config(
     trained_by_two, args, two_devices, tiny_root, tmp_path
 ):
-    """Process 1 differs: one line from both, before anything is computed."""
+    """Process 1 differs: one line from both, before anything is computed.
+
+    (What else is compared, and how it is named: agreement_test.py.)
+    """
     root, run = tmp_path / "tiny", f"--workdir={tmp_path / 'run'}"
     shutil.copytree(tiny_root, root)
     shutil.copytree(tiny_root.parent / "vocab", tmp_path / "vocab")
-    for split in ("train", "test"):
-        captions = root / "precomp" / f"{split}_caps.txt"
-        captions.write_text(captions.read_text().replace("drawn", "seen"))
-    trained, other_root = f"--workdir={trained_by_two}", f"--config.data.root={root}"
+    captions = root / "precomp" / "train_caps.txt"
+    captions.write_text(captions.read_text().replace("drawn", "seen"))
     margin = "loss.margin (0.3 in process 1, 0.2 in process 0)"
-    for ours, others, message in (
-        ([run], ["--config.loss.margin=0.3"], f"config differs: {margin}"),
-        ([run], [other_root], "data differs: train captions"),
-        ([trained, "--mode=eval"], [other_root], "data differs: test captions"),
-        ([trained], [f"{run}-elsewhere"], "workdir differs: best (None in process 1"),
+    for others, message in (
+        (["--config.loss.margin=0.3"], f"config differs: {margin}"),
+        ([f"--config.data.root={root}"], "data differs: train captions"),
     ):
-        processes = start_pair([*args, *ours], two_devices, ((), tuple(others)))
+        processes = start_pair([*args, run], two_devices, ((), tuple(others)))
         expected = message.replace("differs", "differs between the processes")
         for err in finish(processes, (1, 1)):
             assert err.splitlines()[-1].startswith(f"error: {expected}"), err
@@ -229,5 +232,10 @@ def test_alone_without_a_cluster(monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     cluster.connect(None, None, None)
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert cluster._detected()
+    assert cluster.started_by_cluster()
     cluster.connect(None, None, 1)  # told so
+    for name in slurm:
+        monkeypatch.delenv(f"SLURM_{name}")
+    assert not cluster.started_by_cluster()  # a pod without an index
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    assert cluster.started_by_cluster()

@@ -1,0 +1,52 @@
+"""Rows of a batch: shapes, padding, augmentation only with random numbers."""
+
+import numpy as np
+import pytest
+
+from vse_jax.data.captions import caption_tokens
+from vse_jax.data.layout import read_split
+from vse_jax.data.rows import CaptionRows, ImageRows
+
+
+@pytest.fixture
+def split(tiny_config):
+    return read_split(tiny_config, "train")
+
+
+def test_a_picture_is_augmented_with_an_rng_only(tiny_config, split):
+    rows = ImageRows(tiny_config, split)
+    batch = rows.empty(3)
+    assert batch["images"].shape == (3, 32, 32, 3)
+    rows.read(batch, 0, 5, None)
+    rows.read(batch, 1, 5, np.random.default_rng(0))
+    rows.read(batch, 2, 5, None)
+    np.testing.assert_array_equal(batch["images"][0], batch["images"][2])
+    assert not np.array_equal(batch["images"][0], batch["images"][1])
+
+
+def test_a_caption_is_padded_with_zeros(tiny_config, split):
+    tokens = caption_tokens(tiny_config, split.captions)
+    rows = CaptionRows(tiny_config, tokens, None)
+    length = rows.padded_length(np.arange(5))
+    assert length == 16
+    batch = rows.empty(2, length)
+    rows.read(batch, 1, 4, None)
+    count = int(tokens.lengths[4])
+    np.testing.assert_array_equal(
+        batch["token_ids"][1, :count], tokens.ids[tokens.span(4)]
+    )
+    assert (batch["token_ids"][1, count:] == 0).all()
+    assert batch["token_lengths"].tolist() == [1, count]
+    assert rows.fits(4, count)
+    assert not rows.fits(4, count - 1)
+
+
+def test_stored_features_stand_in_for_ids(tiny_config, split):
+    tokens = caption_tokens(tiny_config, split.captions)
+    features = np.arange(2 * len(tokens.ids), dtype=np.float32).reshape(-1, 2)
+    rows = CaptionRows(tiny_config, tokens, features)
+    batch = rows.empty(1, 16)
+    rows.read(batch, 0, 7, np.random.default_rng(0))  # never augmented
+    np.testing.assert_array_equal(
+        batch["token_features"][0, : int(tokens.lengths[7])], features[tokens.span(7)]
+    )

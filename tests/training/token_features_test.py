@@ -1,0 +1,54 @@
+"""Token features of a frozen BERT: computed once for a text and a model."""
+
+import jax
+import numpy as np
+import pytest
+
+from vse_jax.base.errors import InputError
+from vse_jax.data.layout import read_split
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.models.build import abstract_model, build_model, split_model
+from vse_jax.training.token_features import cached_token_features
+
+
+@pytest.fixture
+def parts(tiny_config):
+    from flax import nnx
+
+    graphdef, abstract = abstract_model(tiny_config)
+    mesh = make_mesh(tiny_config, jax.devices()[:1])
+    _, model = split_model(build_model(tiny_config, rngs=nnx.Rngs(0)))
+    evaluator = Evaluator(tiny_config, graphdef, abstract, mesh)
+    return evaluator, model, read_split(tiny_config, "test")
+
+
+def test_they_are_kept_and_not_computed_again(parts, tmp_path, monkeypatch):
+    evaluator, model, split = parts
+    first = cached_token_features(evaluator, model, split, tmp_path / "cache")
+    tokens = evaluator.tokens(split)
+    assert first.shape == (tokens.offsets[-1], 32)
+    for caption, rows in evaluator.token_features(model, split):
+        np.testing.assert_array_equal(first[tokens.span(caption)], rows)
+
+    monkeypatch.setattr(evaluator, "token_features", None)  # is not needed again
+    again = cached_token_features(evaluator, model, split, tmp_path / "cache")
+    np.testing.assert_array_equal(again[0:9], first[0:9])
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_another_model_has_features_of_its_own(parts, tmp_path):
+    evaluator, model, split = parts
+    first = cached_token_features(evaluator, model, split, tmp_path)
+    other = jax.tree.map(lambda x: x + 0.1, model)
+    second = cached_token_features(evaluator, other, split, tmp_path)
+    assert first.path != second.path
+    assert not np.array_equal(first[0], second[0])
+
+
+def test_a_folder_that_cannot_be_written_is_named(parts):
+    evaluator, model, split = parts
+    from pathlib import Path
+
+    with pytest.raises(InputError, match="/proc/nowhere"):
+        cached_token_features(evaluator, model, split, Path("/proc/nowhere"))
