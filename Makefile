@@ -98,7 +98,7 @@ demo: setup
 
 study: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
-	$(BIN)/python -m benchmarks.pooling_study
+	$(BIN)/python -m studies.pooling
 
 check: setup-dev
 	$(BIN)/ruff format --check .
@@ -106,11 +106,15 @@ check: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# A file's tests share what they have trained, so a file is one worker's; the files that
+# start processes of their own come first (tests/conftest.py).
+WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 bench: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare

@@ -45,7 +45,8 @@ MODES = {
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py[:VARIANT], or a run's JSON.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_MODE = flags.DEFINE_string("mode", "train", ", ".join(mode for _, mode in MODES))
+_MODES = ", ".join({mode: "" for _, mode in MODES})
+_MODE = flags.DEFINE_string("mode", "train", _MODES)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")

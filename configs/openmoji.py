@@ -23,7 +23,8 @@ def get_config():
     c.data.name = "openmoji"
     c.data.root = "data/openmoji"
     c.data.distinct_images = True
-    c.data.token_buckets = (8, 12, 16, 24, 32)  # the longest caption has 27
+    # The longest caption has 27 tokens; one's own may have more.
+    c.data.token_buckets = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 
     c.image.size = 96
     c.image.pixels = "imagenet"

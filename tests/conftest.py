@@ -24,6 +24,16 @@ import pytest
 
 from tests.helpers import tiny
 
+# The longest files first, so that no worker ends with one of them alone.
+_FIRST = ("cluster_test", "main_test", "step_test", "trajectory_test")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        return _FIRST.index(item.path.stem) if item.path.stem in _FIRST else len(_FIRST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory) -> Path:

@@ -119,7 +119,8 @@ def _line_in(path: Path, error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if Path(f.filename) == path]
+    file = path.resolve()
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file]
     return f", line {lines[-1]}" if lines else ""
 
 

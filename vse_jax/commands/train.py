@@ -17,6 +17,7 @@ from vse_jax.training.checkpoint import Checkpoints
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
 from vse_jax.training.start import Splits, begin, check_workdir, start
+from vse_jax.training.start import plan as make_plan
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -38,11 +39,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         raise InputError(f"{workdir}: {error.strerror}") from error
     with Checkpoints(workdir) as checkpoints:
         check_workdir(config, workdir, checkpoints)
-        run, state, reached = start(config, workdir, mesh, splits, checkpoints)
+        plan = make_plan(config, mesh, splits)
+        if jax.process_index() == 0:
+            save_config(config, workdir / "config.json")
+            report(run_facts(plan, workdir), workdir)
+        run, state, reached = start(plan, workdir, checkpoints)
         try:
-            if jax.process_index() == 0:
-                save_config(config, workdir / "config.json")
-                report(run_facts(run, state, splits, mesh), workdir)
             begin(run, state, reached)
             fit(run, state, reached)
         finally:

@@ -44,8 +44,12 @@ def configure(config: ConfigDict) -> None:
     """Sets matmul precision and the persistent compilation cache.
 
     The cache is where JAX_COMPILATION_CACHE_DIR says, or in ~/.cache/vse_jax/compiled.
-    One that cannot be written only costs time: JAX then warns and compiles.
+    One that cannot be written only costs time: JAX then warns and compiles. Several
+    processes on CPUs go without: process 0 alone would find its programs there, and
+    gloo gives up on the others, which compile theirs, after 30 seconds.
     """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path.home() / ".cache" / "vse_jax" / "compiled"

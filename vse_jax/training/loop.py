@@ -31,6 +31,7 @@ class Run:
 
     config: ConfigDict
     step: Callable  # of compile_step
+    total: int  # steps of the whole run
     optimizer: Optimizer
     schedule: Schedule
     data: TrainData
@@ -40,12 +41,6 @@ class Run:
     checkpoints: Checkpoints
     recorder: Recorder
     profiler: Profiler
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole run."""
-        steps = self.config.num_epochs * self.schedule.steps_per_epoch
-        return min(steps, self.config.max_steps or steps)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether a validation is due after `step` steps."""

@@ -5,11 +5,13 @@ start of the same run stopped, or from converted weights.
 """
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from absl import logging
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -51,46 +53,75 @@ def check_workdir(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -
         check_same_run(config, saved, EVALUATION_FREE)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, known before anything is computed.
+
+    abstract: shapes and shardings of its state.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    splits: Splits
+    graphdef: nnx.GraphDef
+    optimizer: Optimizer
+    schedule: Schedule
+    abstract: TrainState
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        steps = self.config.num_epochs * self.schedule.steps_per_epoch
+        return min(steps, self.config.max_steps or steps)
+
+
+def plan(config: ConfigDict, mesh: Mesh, splits: Splits) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        InputError: too little data for a batch, or a parameter that no rule matches.
+    """
+    graphdef, model = abstract_model(config)
+    optimizer = Optimizer(config.optimizer, model["params"])
+    schedule = Schedule.from_config(
+        config,
+        training_order(config, splits.train).steps_per_epoch,
+        ramp_steps=len(splits.train.captions) // config.batch_size + 1,
+    )
+    abstract = abstract_state(optimizer, model, mesh)
+    return Plan(config, mesh, splits, graphdef, optimizer, schedule, abstract)
+
+
 def start(
-    config: ConfigDict,
-    workdir: Path,
-    mesh: Mesh,
-    splits: Splits,
-    checkpoints: Checkpoints,
+    plan: Plan, workdir: Path, checkpoints: Checkpoints
 ) -> tuple[Run, TrainState, Reached]:
     """The parts of the run, the state that it goes on from, and how far that is.
 
     Raises:
         InputError: bad captions, weights or checkpoints.
     """
-    graphdef, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
-    abstract = abstract_state(optimizer, model, mesh)
-    order = training_order(config, splits.train)
-    schedule = Schedule.from_config(
-        config,
-        order.steps_per_epoch,
-        ramp_steps=len(splits.train.captions) // config.batch_size + 1,
-    )
-    evaluator = Evaluator(config, graphdef, model, mesh)
+    config, splits, mesh = plan.config, plan.splits, plan.mesh
+    evaluator = Evaluator(config, plan.graphdef, plan.abstract.model, mesh)
     for split in splits:
         evaluator.tokens(split)  # a bad caption is found before hours of training
     if checkpoints.last_step() is not None:
-        state, reached = resumed(abstract, checkpoints)
+        state, reached = resumed(plan.abstract, checkpoints)
     else:
-        state, reached = initial_state(config, optimizer, abstract), Reached()
+        state = initial_state(config, plan.optimizer, plan.abstract)
+        reached = Reached()
         if checkpoints.best_step() == CONVERTED:
-            state, reached = converted(state, abstract, checkpoints, schedule)
-    features, dev_features = _token_features(
-        config, optimizer, evaluator, state, splits, workdir / "cache"
-    )
+            state, reached = converted(state, plan, checkpoints)
+    features, dev_features = _token_features(plan, evaluator, state, workdir / "cache")
     writer = MetricWriter(workdir, active=jax.process_index() == 0)
     writer.truncate_after(reached.step, reached.validated == reached.step)
     run = Run(
         config=config,
-        step=compile_step(config, graphdef, optimizer, schedule, mesh, abstract),
-        optimizer=optimizer,
-        schedule=schedule,
+        step=compile_step(
+            config, plan.graphdef, plan.optimizer, plan.schedule, mesh, plan.abstract
+        ),
+        total=plan.steps,
+        optimizer=plan.optimizer,
+        schedule=plan.schedule,
         data=TrainData(config, splits.train, evaluator.tokens(splits.train), features),
         evaluator=evaluator,
         dev=splits.dev,
@@ -112,15 +143,12 @@ def resumed(
 
 
 def converted(
-    state: TrainState,
-    abstract: TrainState,
-    checkpoints: Checkpoints,
-    schedule: Schedule,
+    state: TrainState, plan: Plan, checkpoints: Checkpoints
 ) -> tuple[TrainState, Reached]:
     """The weights that convert_torch_weights.py left, after their epochs."""
-    model, about = checkpoints.restore_best(abstract.model)
+    model, about = checkpoints.restore_best(plan.abstract.model)
     logging.info("converted weights; goes on after epoch %d", about["epoch"])
-    step = about["epoch"] * schedule.steps_per_epoch
+    step = about["epoch"] * plan.schedule.steps_per_epoch
     state = dataclasses.replace(state, **model, step=state.step + step)
     return state, Reached(step=step)
 
@@ -140,23 +168,18 @@ def begin(run: Run, state: TrainState, reached: Reached) -> None:
 
 
 def _token_features(
-    config: ConfigDict,
-    optimizer: Optimizer,
-    evaluator: Evaluator,
-    state: TrainState,
-    splits: Splits,
-    cache: Path,
+    plan: Plan, evaluator: Evaluator, state: TrainState, cache: Path
 ) -> tuple[NpyRows | None, NpyRows | None]:
     """Of the training and the dev captions, where config.text.cache_features asks."""
-    if not config.text.cache_features:
+    if not plan.config.text.cache_features:
         return None, None
-    if not optimizer.never_opens("text/bert/"):
+    if not plan.optimizer.never_opens("text/bert/"):
         raise InputError(
             "config.text.cache_features: needs a rule in optimizer.rules that never "
             "opens ^text/bert/"
         )
     train, dev = (
         cached_token_features(evaluator, state.model, split, cache)
-        for split in (splits.train, splits.dev)
+        for split in (plan.splits.train, plan.splits.dev)
     )
     return train, dev
