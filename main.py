@@ -1,12 +1,10 @@
 """Trains, evaluates and uses VSE∞ models: see README.md.
 
     python main.py --config=configs/openmoji.py --workdir=runs/demo [--mode=train]
-    python main.py --workdir=runs/demo --mode=eval --config.eval.split=dev
 
-Any field of the config can be set: --config.batch_size=64, --config.data.root=DIR; they
-are listed in configs/common.py. Several processes and preemption: docs/distributed.md.
-Exit codes: 0 done, 1 bad input or another process lost (one line on stderr; its
-traceback with --verbosity=1), 75 preempted (run the same command again).
+--config.FIELD=VALUE sets any field of configs/common.py. Exit codes: 0 done, 1 bad
+input or another process lost (one line on stderr; its traceback with --verbosity=1), 75
+preempted (run the same command again).
 """
 
 import importlib
@@ -29,24 +27,25 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    ("retrieval", "train"): Mode("vse_jax.commands.train:train", processes=True),
-    ("retrieval", "eval"): Mode("vse_jax.commands.evaluate:evaluate", processes=True),
-    ("retrieval", "embed"): Mode("vse_jax.commands.embed:embed", processes=True),
-    ("retrieval", "plot"): Mode("vse_jax.commands.plot:plot"),
-    ("retrieval", "prepare"): Mode("vse_jax.commands.prepare:prepare", devices=False),
-    ("retrieval", "export"): Mode("vse_jax.commands.export:export", devices=False),
-    ("retrieval", "build_vocab"): Mode(
-        "vse_jax.commands.build_vocab:build_vocab", devices=False
-    ),
-    ("gpo_synthetic", "train"): Mode("studies.gpo_synthetic:run_study"),
-    ("gpo_synthetic", "plot"): Mode("studies.plots:plot"),
-    ("pooling_study", "plot"): Mode("studies.plots:plot"),
+    "retrieval": {
+        "train": Mode("vse_jax.commands.train:train", processes=True),
+        "eval": Mode("vse_jax.commands.evaluate:evaluate", processes=True),
+        "embed": Mode("vse_jax.commands.embed:embed", processes=True),
+        "plot": Mode("vse_jax.commands.plot:plot"),
+        "prepare": Mode("vse_jax.commands.prepare:prepare", devices=False),
+        "export": Mode("vse_jax.commands.export:export", devices=False),
+        "build_vocab": Mode("vse_jax.commands.build_vocab:build_vocab", devices=False),
+    },
+    "gpo_synthetic": {
+        "train": Mode("studies.gpo_synthetic:run_study"),
+        "plot": Mode("studies.plots:plot"),
+    },
+    "pooling_study": {"plot": Mode("studies.plots:plot")},
 }
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py[:VARIANT], or a run's JSON.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_MODES = ", ".join({mode: "" for _, mode in MODES})
-_MODE = flags.DEFINE_string("mode", "train", _MODES)
+_MODE = flags.DEFINE_string("mode", "train", ", ".join(MODES["retrieval"]))
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
@@ -54,16 +53,14 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the r
 
 def run(overrides: list[str]) -> None:
     """Does what --mode says."""
-    home = Path(__file__).parent
-    name, folder = _CONFIG.value, _WORKDIR.value
-    config = cli.full_config(name, folder, overrides, common.base, home)
-    modes = tuple(mode for task, mode in MODES if task == config.task)
-    check_choice(f"--mode for config.task={config.task}", _MODE.value, modes)
-    mode = MODES[config.task, _MODE.value]
+    home, folder = Path(__file__).parent, _WORKDIR.value
+    config = cli.full_config(_CONFIG.value, folder, overrides, common.base, home)
+    of_task = f"--mode for config.task={config.task}"
+    check_choice(of_task, _MODE.value, tuple(MODES[config.task]))
+    mode = MODES[config.task][_MODE.value]
     module, function = mode.function.split(":")
     if not mode.devices:
-        getattr(importlib.import_module(module), function)(config)
-        return
+        return getattr(importlib.import_module(module), function)(config)
     if not folder:
         raise InputError(f"--workdir: needed by --mode={_MODE.value}")
     if _MODE.value == "train":

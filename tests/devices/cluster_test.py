@@ -86,7 +86,8 @@ def losses(workdir) -> dict[int, float]:
 def trained_by_two(args, two_devices, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "two"
     errors = finish(start_pair([*args, f"--workdir={workdir}"], two_devices))
-    assert "2 processes, 4 devices" in errors[0]
+    assert "4 × cpu" in errors[0]
+    assert "processes: 2" in errors[0]
     assert "step" not in errors[1]  # process 0 speaks for both
     return workdir
 
