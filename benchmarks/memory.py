@@ -32,7 +32,10 @@ GB = 1e9
 def batch_of(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a training batch."""
     b, image = config.batch_size, config.image
-    shapes = {"token_ids": ((b, TOKENS), np.int32), "token_lengths": ((b,), np.int32)}
+    shapes: dict[str, tuple] = {
+        "token_ids": ((b, TOKENS), np.int32),
+        "token_lengths": ((b,), np.int32),
+    }
     if image.kind == "grid":
         shapes["images"] = ((b, image.size, image.size, 3), np.float32)
     else:
