@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs import coco_region_bigru
+from configs import coco_region_bigru, common
 from tests.helpers import official
 from tests.helpers.golden_weights import golden_weight, load
 from vse_jax.base.config import flat_fields
@@ -42,7 +42,7 @@ def test_a_converted_model_gives_the_official_embeddings(case, layers):
             },
         ]
     }
-    released = from_checkpoint(checkpoint, "model.pth")
+    released = from_checkpoint(checkpoint, "model.pth", common)
     assert released.config.text.layers == layers
     graphdef, _ = abstract_model(released.config)
     model = merge_model(graphdef, jax.tree.map(jnp.asarray, released.model))
@@ -62,7 +62,7 @@ def test_the_published_layout_gives_the_published_recipe():
         official.state_dict({key: shape for key, (shape, _) in tower.items()})
         for tower in official.layout("region_bigru")
     ]
-    config = from_checkpoint(checkpoint, "model.pth").config
+    config = from_checkpoint(checkpoint, "model.pth", common).config
     expected = coco_region_bigru.get_config()
     expected.text.vocab_size = 9481
     assert flat_fields(config) == flat_fields(expected)
@@ -80,5 +80,5 @@ def test_a_model_that_was_trained_here_goes_to_the_official_program():
     options = checkpoint["opt"]
     assert (options.word_dim, options.num_layers, options.vocab_size) == (6, 2, 20)
     assert options.vocab_path == "data/vocab"
-    config_back = from_checkpoint(checkpoint, "model.pth").config
+    config_back = from_checkpoint(checkpoint, "model.pth", common).config
     assert flat_fields(config_back) == flat_fields(config)

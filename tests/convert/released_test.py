@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs import coco_grid, coco_region
+from configs import coco_grid, coco_region, common
 from tests.helpers import official, tiny
 from tests.helpers.golden_weights import golden_weight, load
 from vse_jax.base.config import flat_fields
@@ -21,7 +21,7 @@ NAMES = ("region_bert", "grid_bert", "region_bigru")
 def pair(request):
     """A checkpoint with every released key and what it converts to; read-only."""
     checkpoint = official.checkpoint(request.param, blocks=99)
-    return checkpoint, from_checkpoint(checkpoint, "model.pth")
+    return checkpoint, from_checkpoint(checkpoint, "model.pth", common)
 
 
 def back(released):
@@ -73,7 +73,7 @@ def test_a_converted_model_gives_the_official_embeddings():
             for prefix, tower in zip(("img_enc.", "txt_enc."), towers, strict=True)
         ]
     }
-    released = from_checkpoint(checkpoint, "model.pth")
+    released = from_checkpoint(checkpoint, "model.pth", common)
     graphdef, _ = abstract_model(released.config)
     model = merge_model(graphdef, jax.tree.map(jnp.asarray, released.model))
     region, text = load("image_region"), load("text_bert")
@@ -91,7 +91,7 @@ def test_a_converted_model_gives_the_official_embeddings():
 
 
 def test_both_names_of_the_cnn_share_their_memory():
-    again = back(from_checkpoint(official.checkpoint("grid_bert"), "model.pth"))
+    again = back(from_checkpoint(official.checkpoint("grid_bert"), "model.pth", common))
     image = again["model"][0]
     start = "module.backbone"
     for resnet, part in (("conv1", "base.0"), ("layer4.0.conv1", "top.0.0.conv1")):
@@ -103,14 +103,14 @@ def test_both_names_of_the_cnn_share_their_memory():
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_keys_without_the_parallel_prefix_are_kept_so(name):
     checkpoint = official.checkpoint(name)
-    released = from_checkpoint(checkpoint, "model.pth")
+    released = from_checkpoint(checkpoint, "model.pth", common)
     plain = checkpoint | {
         "model": [
             {key.removeprefix("module."): tensor for key, tensor in tower.items()}
             for tower in checkpoint["model"]
         ]
     }
-    converted = from_checkpoint(plain, "model.pth")
+    converted = from_checkpoint(plain, "model.pth", common)
     assert converted.origin.prefixes == ("", "")
     jax.tree.map(np.testing.assert_array_equal, converted.model, released.model)
     assert_same_tensors(back(converted), plain)
@@ -118,7 +118,9 @@ def test_keys_without_the_parallel_prefix_are_kept_so(name):
 
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_layers_are_counted(name):
-    config = from_checkpoint(official.checkpoint(name, blocks=2), "model.pth").config
+    config = from_checkpoint(
+        official.checkpoint(name, blocks=2), "model.pth", common
+    ).config
     assert config.text.layers == 2
     if name == "grid_bert":
         assert config.image.backbone.layers == (2, 2, 2, 2)
@@ -138,7 +140,7 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
         for tower in official.layout(name)
     ]
     checkpoint["model"] = [official.state_dict(tower) for tower in shapes]
-    config = from_checkpoint(checkpoint, "model.pth").config
+    config = from_checkpoint(checkpoint, "model.pth", common).config
     expected = recipe.get_config()
     expected.text.weights = expected.image.weights = None
     assert flat_fields(config) == flat_fields(expected)
@@ -179,7 +181,6 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
                 "text.ffn": 192,
                 "data.name": "f30k",
                 "data.root": "data/f30k",
-                "data.token_buckets": (16, 32),
                 "eval.split": "test",
                 "optimizer.rules": (("^text/bert/", 0.1, 0), (".*", 1.0, 0)),
             },
@@ -237,7 +238,7 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
 )
 def test_options_and_sizes_become_the_config(name, options, fields):
     checkpoint = official.checkpoint(name, **options)
-    released = from_checkpoint(checkpoint, "model.pth")
+    released = from_checkpoint(checkpoint, "model.pth", common)
     found = flat_fields(released.config)
     assert {field: found[field] for field in fields} == fields
     expected = vars(checkpoint["opt"]) | {"embed_size": 64}
@@ -246,8 +247,6 @@ def test_options_and_sizes_become_the_config(name, options, fields):
 
 def small(recipe, **backbone):
     config = recipe.get_config()
-    config.data.max_tokens = 32
-    config.data.token_buckets = (16, 32)
     config.embed_dim = 16
     config.image.feature_dim = 24
     config.text.weights = config.image.weights = None
@@ -286,13 +285,13 @@ def test_a_model_that_was_trained_here_goes_to_the_official_program(name):
     assert checkpoint["opt"].precomp_enc_type == (
         "basic" if name == "region" else "backbone"
     )
-    config_back = from_checkpoint(checkpoint, "model.pth").config
+    config_back = from_checkpoint(checkpoint, "model.pth", common).config
     assert flat_fields(config_back) == flat_fields(config)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_such_a_model_has_exactly_the_released_keys(name):
-    released = from_checkpoint(official.checkpoint(name), "model.pth")
+    released = from_checkpoint(official.checkpoint(name), "model.pth", common)
     fresh = to_checkpoint(released.config, released.model, 0, 0.0, 0, None)
     for found, shapes in zip(fresh["model"], official.small_layout(name), strict=True):
         assert {key: tuple(tensor.shape) for key, tensor in found.items()} == shapes
@@ -307,7 +306,7 @@ def test_a_model_that_the_official_program_lacks_names_the_field():
 def test_without_options_the_published_ones_are_taken():
     checkpoint = official.checkpoint("grid_bert")
     del checkpoint["opt"]
-    config = from_checkpoint(checkpoint, "model.pth").config
+    config = from_checkpoint(checkpoint, "model.pth", common).config
     assert config.image.size == 512
     assert config.optimizer.rules == coco_grid.get_config().optimizer.rules
 
@@ -315,7 +314,7 @@ def test_without_options_the_published_ones_are_taken():
 @pytest.mark.parametrize("missing", ["resnet", "base"])
 def test_one_copy_of_the_cnn_is_enough(missing):
     checkpoint = official.checkpoint("grid_bert")
-    expected = from_checkpoint(checkpoint, "model.pth")
+    expected = from_checkpoint(checkpoint, "model.pth", common)
     unwanted = r"resnet" if missing == "resnet" else ("base", "top")
     image = {
         key: tensor
@@ -323,7 +322,7 @@ def test_one_copy_of_the_cnn_is_enough(missing):
         if not key.removeprefix("module.backbone.").startswith(unwanted)
     }
     single = checkpoint | {"model": [image, checkpoint["model"][1]]}
-    found = from_checkpoint(single, "model.pth")
+    found = from_checkpoint(single, "model.pth", common)
     jax.tree.map(np.testing.assert_array_equal, found.model, expected.model)
 
 
@@ -333,7 +332,7 @@ def test_copies_of_the_cnn_that_differ_are_named():
     for part in ("base.0.weight", "top.0.0.bn1.running_mean"):
         image[f"module.backbone.{part}"] = image[f"module.backbone.{part}"] + 1
     with pytest.raises(InputError) as error:
-        from_checkpoint(checkpoint, "model.pth")
+        from_checkpoint(checkpoint, "model.pth", common)
     assert str(error.value) == (
         "model.pth: the two copies of the CNN differ: "
         "img_enc.backbone.resnet.conv1.weight and img_enc.backbone.base.0.weight, "
@@ -350,7 +349,7 @@ def test_missing_extra_and_misshapen_tensors_are_reported_together():
     image["module.fc.bias"] = torch.zeros(5)
     text["module.gpool.extra"] = torch.zeros(5)
     with pytest.raises(InputError) as error:
-        from_checkpoint(checkpoint, "model.pth")
+        from_checkpoint(checkpoint, "model.pth", common)
     for part in (
         "img_enc.mlp.layers.0.bias is missing",
         "txt_enc.bert.embeddings.word_embeddings.weight is missing",
@@ -366,9 +365,9 @@ def test_another_architecture_names_what_differs():
     image, text = checkpoint["model"]  # VSE++: one linear layer and average pooling
     image = {key: tensor for key, tensor in image.items() if ".fc." in key}
     with pytest.raises(InputError, match=r"img_enc\.gpool\.linear\.weight is missing"):
-        from_checkpoint(checkpoint | {"model": [image, text]}, "model.pth")
+        from_checkpoint(checkpoint | {"model": [image, text]}, "model.pth", common)
     with pytest.raises(InputError, match=r"txt_enc is neither of bert, bigru: it h"):
-        from_checkpoint(checkpoint | {"model": [image, image]}, "model.pth")
+        from_checkpoint(checkpoint | {"model": [image, image]}, "model.pth", common)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +381,7 @@ def test_another_architecture_names_what_differs():
 )
 def test_a_file_of_another_program_is_refused(content):
     with pytest.raises(InputError, match=r"^model\.pth: no checkpoint of the official"):
-        from_checkpoint(content, "model.pth")
+        from_checkpoint(content, "model.pth", common)
 
 
 @pytest.mark.parametrize(
@@ -407,4 +406,4 @@ def test_a_file_of_another_program_is_refused(content):
 def test_bad_options_are_named(change, message):
     checkpoint = official.checkpoint("grid_bert") | change
     with pytest.raises(InputError, match=rf"^model\.pth: .*{message}"):
-        from_checkpoint(checkpoint, "model.pth")
+        from_checkpoint(checkpoint, "model.pth", common)
