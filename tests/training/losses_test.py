@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,36 @@ def test_blocks_and_devices_do_not_change_loss_or_gradients(mesh, spread, hardes
     np.testing.assert_allclose(blockwise, loss, rtol=1e-6)
     for ours, expected in zip(blockwise_gradients, gradients, strict=True):
         assert golden_weights.relative_error(ours, expected) < 1e-6
+
+
+@pytest.mark.parametrize("hardest", [True, False])
+def test_a_prime_number_of_pairs_a_device_has_whole_blocks(mesh, hardest):
+    """13 pairs on each of eight devices, five rows at a time: 5, 5 and the last 3."""
+    rng = np.random.default_rng(1)
+    images, captions = rng.normal(size=(2, 8 * 13, 8)).astype(np.float32)
+    on = loss_on(mesh, hardest, block=5 * len(images))
+    loss, gradients = on(images, captions)
+
+    def directly(images, captions):
+        similarity = images @ captions.T
+        pairs = jnp.diag(similarity)
+        others = 1 - jnp.eye(len(images))
+        best = jnp.max if hardest else jnp.sum
+        costs = [
+            best(others * jax.nn.relu(0.2 + similarity - right), axis=axis)
+            for axis, right in ((1, pairs[:, None]), (0, pairs))
+        ]
+        return jnp.sum(jnp.stack(costs))
+
+    expected = jax.value_and_grad(directly, argnums=(0, 1))(images, captions)
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+    for ours, wanted in zip(gradients, expected[1], strict=True):
+        assert golden_weights.relative_error(ours, wanted) < 1e-6
+
+    # Both directions, forward and backward; a block has 5 of the 104 rows.
+    program = str(jax.make_jaxpr(on)(images, captions))
+    assert re.findall(r"\blength=(\d+)", program) == ["3"] * 4
+    assert "f32[5,104]" in program
 
 
 def test_no_device_holds_a_similarity_matrix_of_65536_pairs(mesh):

@@ -1,10 +1,12 @@
 """The triplet hinge losses VSE0 and VSE++, blockwise over the global batch."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # Similarities that one device holds at a time (64 MB); a whole batch of 4096.
 _BLOCK = 2**24
@@ -29,61 +31,92 @@ def hinge_loss(
     most that a device holds; of those, `block` at a time.
 
     Args:
-      images: embeddings; row i matches row i of `captions`.
-      captions: embeddings.
-      margin: of the hinge, in units of similarity.
-      hardest: sum over the most violating negative of each row and column only
-        (VSE++) instead of over all of them (VSE0). May be traced.
-      mesh: over whose devices the rows are spread; None: all are here.
-      block: the number of similarities to hold at a time, at least a row of them.
+        images: embeddings; row i matches row i of `captions`.
+        captions: embeddings.
+        margin: of the hinge, in units of similarity.
+        hardest: sum over the most violating negative of each row and column only
+            (VSE++) instead of over all of them (VSE0). May be traced.
+        mesh: over whose devices the rows are spread; None: all are here.
+        block: the number of similarities to hold at a time, at least a row of them.
     """
     if mesh is None:
-        return _local_loss(
-            images, captions, images, captions, 0, margin, hardest, block
-        )
+        hinge = _Hinge(margin, hardest, first=0, block=block)
+        return _both_ways(images, captions, images, captions, hinge)
 
-    def local(images, captions, hardest):
-        everyones = (
-            jax.lax.all_gather(x, mesh.axis_names, tiled=True)
-            for x in (images, captions)
-        )
+    def of_device(images, captions, hardest):
+        all_images = jax.lax.all_gather(images, mesh.axis_names, tiled=True)
+        all_captions = jax.lax.all_gather(captions, mesh.axis_names, tiled=True)
         first = jax.lax.axis_index(mesh.axis_names) * len(images)
-        loss = _local_loss(images, captions, *everyones, first, margin, hardest, block)
+        hinge = _Hinge(margin, hardest, first, block)
+        loss = _both_ways(images, captions, all_images, all_captions, hinge)
         return jax.lax.psum(loss, mesh.axis_names)
 
     rows = P(mesh.axis_names)
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, P()), out_specs=P())
+    sharded = jax.shard_map(
+        of_device, mesh=mesh, in_specs=(rows, rows, P()), out_specs=P()
+    )
     return sharded(images, captions, jnp.asarray(hardest))
 
 
-def _local_loss(images, captions, all_images, all_captions, first, *rest):
-    """Both directions, of the pairs first, first + 1, … of the batch."""
+@dataclass(frozen=True)
+class _Hinge:
+    """What both directions of one device share; see `hinge_loss`."""
+
+    margin: float
+    hardest: bool | Bool[Array, ""]
+    first: int | Int[Array, ""]  # the batch's row where the device's pairs begin
+    block: int
+
+    def costs(
+        self,
+        similarity: Float[Array, "n b"],
+        pairs: Float[Array, " n"],
+        excluded: Bool[Array, "n b"],
+    ) -> Float[Array, ""]:
+        """The sum over the queries, whose pairs have the similarities `pairs`."""
+        costs = jax.nn.relu(self.margin + similarity - pairs[:, None])
+        costs = jnp.where(excluded, 0, costs)
+        return jnp.where(self.hardest, costs.max(axis=1), costs.sum(axis=1)).sum()
+
+
+def _both_ways(
+    images: Float[Array, "n d"],
+    captions: Float[Array, "n d"],
+    all_images: Float[Array, "b d"],
+    all_captions: Float[Array, "b d"],
+    hinge: _Hinge,
+) -> Float[Array, ""]:
+    """The costs of the negatives of one device's images and of its captions."""
     pairs = (images * captions).sum(axis=1)
-    return _one_way(images, all_captions, pairs, first, *rest) + _one_way(
-        captions, all_images, pairs, first, *rest
+    return _one_way(images, all_captions, pairs, hinge) + _one_way(
+        captions, all_images, pairs, hinge
     )
 
 
-def _one_way(queries, candidates, pairs, first, margin, hardest, block):
+def _one_way(
+    queries: Float[Array, "n d"],
+    candidates: Float[Array, "b d"],
+    pairs: Float[Array, " n"],
+    hinge: _Hinge,
+) -> Float[Array, ""]:
     """The costs of the queries' negatives; query i matches candidate first + i."""
     count, total = len(queries), len(candidates)
-    # The most rows that divide the queries evenly and fit into a block.
-    most = max(block // total, 1)
-    rows = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
+    blocks = -(-count // max(hinge.block // total, 1))
+    rows = -(-count // blocks)
 
-    def block_loss(start):
-        query, pair = (
-            jax.lax.dynamic_slice_in_dim(x, start, rows) for x in (queries, pairs)
-        )
+    def block_costs(number):
+        # The last block begins early enough to be whole; what it repeats is excluded.
+        start = jnp.minimum(number * rows, count - rows)
+        query = jax.lax.dynamic_slice_in_dim(queries, start, rows)
+        pair = jax.lax.dynamic_slice_in_dim(pairs, start, rows)
         similarity = jnp.matmul(
             query, candidates.T, precision=jax.lax.Precision.HIGHEST
         )
-        same = jnp.arange(total) == (first + start + jnp.arange(rows))[:, None]
-        cost = jnp.where(same, 0, jax.nn.relu(margin + similarity - pair[:, None]))
-        return jnp.where(hardest, cost.max(axis=1), cost.sum(axis=1)).sum()
+        row = (start + jnp.arange(rows))[:, None]
+        own = jnp.arange(total) == hinge.first + row
+        return hinge.costs(similarity, pair, own | (row < number * rows))
 
-    if rows == count:
-        return block_loss(0)
+    if blocks == 1:
+        return block_costs(0)
     # Recomputed in the backward pass: no block outlives its turn.
-    starts = jnp.arange(0, count, rows)
-    return jax.lax.map(jax.checkpoint(block_loss), starts).sum()
+    return jax.lax.map(jax.checkpoint(block_costs), jnp.arange(blocks)).sum()
