@@ -1,12 +1,26 @@
-"""Sort a set's values in every dimension and sum them with one weight per rank."""
+"""Sort a set's values in every dimension and sum them with one weight per rank.
+
+One dimension of a set of three, with the weights a, b, c of the ranks 0, 1, 2:
+
+    by sorting     values  2 7 5  →  sorted   7 5 2
+                                     weights  a b c
+                                     sum      7a + 5b + 2c
+
+    by counting    values  2 7 5  →  ranks    2 0 1    how many values come before each
+                                     weights  c a b    each value's, looked up by rank
+                                     sum      2c + 7a + 5b
+
+Counting compares all pairs of values and moves none of them: k² comparisons, which run
+side by side over sets and dimensions. That is quicker than a sort as long as sets are
+small.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-# Up to this set size, ranks are found by comparing all pairs. On CPU, forward and
-# backward with XLA's sort take twice as long at [128, 36, 1024] and ten times as long
-# at [128, 16, 512].
+# Up to this set size, ranks are counted: python -m benchmarks.sorted_pool compares the
+# time with that of a sort.
 _MAX_COUNTED = 64
 
 
@@ -21,17 +35,25 @@ def sorted_pool(
     gradients only.
 
     Args:
-      features: sets of k vectors.
-      weights: of the ranks, largest value first, for all dimensions or for each; those
-        from a set's size on are unused.
-      mask: the members of each set; other vectors neither count nor get a gradient,
-        whatever they hold.
+        features: sets of k vectors.
+        weights: of the ranks, largest value first, for all dimensions or for each;
+            those from a set's size on are unused.
+        mask: the members of each set; other vectors neither count nor get a gradient,
+            whatever they hold.
     """
     features = jnp.where(mask[..., None], features, 0)
     if weights.ndim == 2:
         weights = weights[..., None]
-    if features.shape[1] <= _MAX_COUNTED:
-        return _pool_by_rank(features, weights, mask)
+    small = features.shape[1] <= _MAX_COUNTED
+    pool = _by_counting if small else _by_sorting
+    return pool(features, weights, mask)
+
+
+def _by_sorting(
+    features: Float[Array, "b k d"],
+    weights: Float[Array, "b k _"],
+    mask: Bool[Array, "b k"],
+) -> Float[Array, "b d"]:
     # Ascending order of the negated values keeps equal ones in place.
     ordered = -jnp.sort(jnp.where(mask[..., None], -features, jnp.inf), axis=1)
     valid = jnp.arange(features.shape[1]) < mask.sum(axis=1, keepdims=True)
@@ -39,38 +61,34 @@ def sorted_pool(
 
 
 @jax.custom_vjp
-def _pool_by_rank(features, weights, mask):
-    return _forward(features, weights, mask)[0]
+def _by_counting(
+    features: Float[Array, "b k d"],
+    weights: Float[Array, "b k _"],
+    mask: Bool[Array, "b k"],
+) -> Float[Array, "b d"]:
+    return _count_forward(features, weights, mask)[0]
 
 
-def _forward(features, weights, mask):
-    ranks = _ranks(jnp.where(mask[..., None], features, -jnp.inf))
+def _count_forward(features, weights, mask):
+    ranks = _counted_ranks(jnp.where(mask[..., None], features, -jnp.inf))
     coefficients = jnp.take_along_axis(weights, ranks, axis=1)
     coefficients = jnp.where(mask[..., None], coefficients, 0)
     residuals = (features, ranks, coefficients, weights)
     return (coefficients * features).sum(axis=1), residuals
 
 
-def _backward(residuals, cotangent):
+def _count_backward(residuals, cotangent):
     features, ranks, coefficients, weights = residuals
-    # Weights that all dimensions share collect the gradients of all.
-    axes = (1, 2) if weights.shape[2] == 1 else 1
-    products = features * cotangent[:, None]
-
-    # The automatic gradient of the look-up would be a scatter-add, where all of a set's
-    # elements fall on the same k sums: up to three times slower on CPU.
-    def weight_gradient(rank):
-        return jnp.where(ranks == rank, products, 0).sum(axis=axes)
-
-    by_rank = jax.lax.map(weight_gradient, jnp.arange(ranks.shape[1]))
-    by_rank = by_rank.swapaxes(0, 1).reshape(weights.shape)
+    by_rank = _sums_by_rank(
+        features * cotangent[:, None], ranks, shared=weights.shape[2] == 1
+    )
     return coefficients * cotangent[:, None], by_rank, None
 
 
-_pool_by_rank.defvjp(_forward, _backward)
+_by_counting.defvjp(_count_forward, _count_backward)
 
 
-def _ranks(keys):
+def _counted_ranks(keys: Float[Array, "b k d"]) -> Int[Array, "b k d"]:
     """The number of set members that come before each one, in descending order."""
     index = jnp.arange(keys.shape[1])[:, None]
     ranks = jnp.zeros(keys.shape, jnp.int32)
@@ -78,3 +96,22 @@ def _ranks(keys):
         key = keys[:, other : other + 1]
         ranks += jnp.where(other < index, key >= keys, key > keys)
     return ranks
+
+
+def _sums_by_rank(
+    products: Float[Array, "b k d"], ranks: Int[Array, "b k d"], shared: bool
+) -> Float[Array, "b k _"]:
+    """The gradient of the weights: each rank's products, in each dimension.
+
+    Weights that all dimensions share collect the products of all: [b, k, 1].
+
+    The automatic gradient of the look-up would be a scatter-add, where all of a set's
+    elements fall on the same k sums; going through the ranks is quicker on CPU.
+    """
+    axes = (1, 2) if shared else 1
+
+    def of_rank(rank):
+        return jnp.where(ranks == rank, products, 0).sum(axis=axes)
+
+    sums = jax.lax.map(of_rank, jnp.arange(ranks.shape[1])).swapaxes(0, 1)
+    return sums[..., None] if shared else sums
