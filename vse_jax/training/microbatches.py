@@ -7,69 +7,113 @@ gradients, which its part of the embeddings' gradient starts. The loss and the g
 are those of the whole batch, negatives included, at the price of a second forward pass.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-# (params, batch statistics, batch, number of the microbatch)
-#   → ((images [b, d], captions [b, d]), new batch statistics)
-Embed = Callable[[Any, Any, Any, Any], tuple[tuple[Array, Array], Any]]
-Loss = Callable[[Float[Array, "b d"], Float[Array, "b d"]], Float[Array, ""]]
+Tree = Any  # nested dicts of arrays: parameters, their gradients, running statistics
+Embeddings = tuple[Float[Array, "b d"], Float[Array, "b d"]]  # images, captions
+
+
+@runtime_checkable
+class Embed(Protocol):
+    """The towers: the embeddings of a microbatch and the new running statistics."""
+
+    def __call__(
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        batch: dict[str, Array],
+        number: int | Int[Array, ""],
+    ) -> tuple[Embeddings, Tree]: ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """The loss of the embeddings of a whole batch."""
+
+    def __call__(
+        self, images: Float[Array, "b d"], captions: Float[Array, "b d"], /
+    ) -> Float[Array, ""]: ...
+
+
+class _Microbatch(NamedTuple):
+    """Its rows and its number; stacked along a leading axis: all of them."""
+
+    batch: dict[str, Array]
+    number: Array
 
 
 def loss_and_gradients(
     embed: Embed,
     loss: Loss,
-    params: Any,
-    batch_stats: Any,
+    params: Tree,
+    batch_stats: Tree,
     batch: dict[str, Array],
     count: int,
-) -> tuple[Float[Array, ""], Any, Any]:
+) -> tuple[Float[Array, ""], Tree, Tree]:
     """Returns loss, gradients in `params` and new batch statistics.
 
     Args:
-      embed: the towers. Where it normalises by batch statistics, they are those of the
-        microbatch's rows (on all devices), and running ones are updated `count` times;
-        random numbers should depend on the microbatch's number.
-      loss: of the embeddings of the whole batch.
-      params: what to differentiate in.
-      batch_stats: running statistics.
-      batch: arrays whose first dimension is the batch; `count` divides it.
-      count: of microbatches; 1: everything at once.
+        embed: the towers. Where it normalises by batch statistics, they are those of
+            the microbatch's rows (on all devices), and running ones are updated `count`
+            times; random numbers should depend on the microbatch's number.
+        loss: of the embeddings of the whole batch.
+        params: what to differentiate in.
+        batch_stats: running statistics.
+        batch: arrays whose first dimension is the batch; `count` divides it.
+        count: of microbatches; 1: everything at once.
     """
     if count == 1:
+        return _at_once(embed, loss, params, batch_stats, batch)
+    parts = _Microbatch(
+        {name: _split(x, count) for name, x in batch.items()}, jnp.arange(count)
+    )
 
-        def whole(params):
-            embeddings, stats = embed(params, batch_stats, batch, 0)
-            return loss(*embeddings), stats
-
-        (value, stats), gradients = jax.value_and_grad(whole, has_aux=True)(params)
-        return value, gradients, stats
-
-    numbers = jnp.arange(count)
-    parts = jax.tree.map(lambda x: _split(x, count), batch)
-
+    # Running statistics go from part to part, so that each part updates them once. The
+    # second pass may start every part from the first ones: embeddings depend on running
+    # statistics only where these are frozen, and what it updates is thrown away.
     def forward(stats, part):
-        embeddings, stats = embed(params, stats, *part)
+        embeddings, stats = embed(params, stats, part.batch, part.number)
         return stats, embeddings
 
-    stats, embeddings = jax.lax.scan(forward, batch_stats, (parts, numbers))
-    value, cotangents = jax.value_and_grad(lambda x: loss(*map(_join, x)))(embeddings)
+    def backward(gradients, part_and_cotangents):
+        part, cotangents = part_and_cotangents
 
-    def backward(gradients, part):
-        *part, cotangent = part
-        _, vjp = jax.vjp(lambda p: embed(p, batch_stats, *part)[0], params)
-        return jax.tree.map(jnp.add, gradients, *vjp(cotangent)), None
+        def embeddings_of(params):
+            embeddings, _ = embed(params, batch_stats, part.batch, part.number)
+            return embeddings
 
-    nothing = jax.tree.map(jnp.zeros_like, params)
-    gradients, _ = jax.lax.scan(backward, nothing, (parts, numbers, cotangents))
+        _, gradients_of = jax.vjp(embeddings_of, params)
+        (more,) = gradients_of(cotangents)
+        return jax.tree.map(jnp.add, gradients, more), None
+
+    def loss_of_parts(images, captions):
+        return loss(_join(images), _join(captions))
+
+    stats, embeddings = jax.lax.scan(forward, batch_stats, parts)
+    value, cotangents = jax.value_and_grad(loss_of_parts, argnums=(0, 1))(*embeddings)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    gradients, _ = jax.lax.scan(backward, zeros, (parts, cotangents))
     return value, gradients, stats
 
 
-def _split(x, count):
+def _at_once(
+    embed: Embed, loss: Loss, params: Tree, batch_stats: Tree, batch: dict[str, Array]
+) -> tuple[Float[Array, ""], Tree, Tree]:
+    """`loss_and_gradients` of a single microbatch: one pass."""
+
+    def of_batch(params):
+        (images, captions), stats = embed(params, batch_stats, batch, 0)
+        return loss(images, captions), stats
+
+    (value, stats), gradients = jax.value_and_grad(of_batch, has_aux=True)(params)
+    return value, gradients, stats
+
+
+def _split(x: Array, count: int) -> Array:
     """[b, …] → [count, b / count, …]: part i holds the rows i, i + count, …
 
     Taking every count-th row gives each device a share of every part from the rows that
@@ -78,6 +122,6 @@ def _split(x, count):
     return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
 
-def _join(parts):
+def _join(parts: Array) -> Array:
     """The inverse of `_split`."""
     return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
