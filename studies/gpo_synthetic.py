@@ -7,8 +7,10 @@ match them. It sees sets of 20 to 100 vectors; then its coefficients are compare
 the true ones, also for sizes that it never saw.
 """
 
+import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
+from flax import nnx, struct
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
@@ -214,6 +216,25 @@ def pooling_loss(
     return jnp.mean((pooled - target) ** 2)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What stays the same over the steps in which one generator learns all patterns."""
+
+    graphdef: nnx.GraphDef  # of the generator
+    optimizer: optax.GradientTransformation
+    data_key: Array  # of all sets; they depend on it and the step only
+    batch_size: int  # sets a step
+
+
+@struct.dataclass
+class TrainingState:
+    """What a step changes. In front of each parameter lies an axis for PATTERNS."""
+
+    params: Params
+    opt_state: optax.OptState
+    losses: Float[Array, "steps patterns"]
+
+
 def train_generator(
     name: str, config: ConfigDict
 ) -> tuple[nnx.GraphDef, Params, Float[np.ndarray, "steps patterns"]]:
@@ -223,52 +244,74 @@ def train_generator(
     config.max_steps steps of config.batch_size sets. All generators see the same sets.
 
     Returns:
-      The generator's graph definition; the trained parameters, with an axis for
-      PATTERNS in front of each; the losses.
+        The generator's graph definition; the trained parameters, with an axis for
+        PATTERNS in front of each; the losses.
     """
     make, steps = GENERATORS[name], config.max_steps
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     init_key, data_key = jax.random.split(jax.random.key(config.seed))
+    rate = optax.cosine_decay_schedule(config.optimizer.learning_rate, steps)
+    training = Training(
+        graphdef=nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))),
+        optimizer=optax.adam(rate),
+        data_key=data_key,
+        batch_size=config.batch_size,
+    )
     init_key = jax.random.fold_in(init_key, list(GENERATORS).index(name))
+    params = _initial_params(make, init_key)
+    state = TrainingState(
+        params=params,
+        # Adam treats each element on its own, so one optimizer serves all patterns.
+        opt_state=training.optimizer.init(params),
+        losses=jnp.zeros((steps, len(PATTERNS))),
+    )
+    advance = jax.jit(functools.partial(_advance, training))
+    for step in progress(range(steps), name, unit="step"):
+        if step % _STEPS_PER_CALL == 0:
+            end = min(step + _STEPS_PER_CALL, steps)
+            state = jax.block_until_ready(advance(step, end, state))
+    return training.graphdef, state.params, np.asarray(state.losses)
 
-    def initial(key):
+
+def _initial_params(make: Callable[[nnx.Rngs], Generator], key: Array) -> Params:
+    def of_pattern(key):
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=key)), nnx.Param))
 
-    # The patterns lie along a leading axis of every parameter; Adam treats each
-    # element on its own, so one optimizer serves all.
-    params = jax.vmap(initial)(jax.random.split(init_key, len(PATTERNS)))
-    rate = optax.cosine_decay_schedule(config.optimizer.learning_rate, steps)
-    optimizer = optax.adam(rate)
+    return jax.vmap(of_pattern)(jax.random.split(key, len(PATTERNS)))
 
-    def step(number, carry):
-        params, opt_state, losses = carry
-        key = jax.random.fold_in(data_key, number)
-        features, lengths = random_sets(key, config.batch_size)
 
-        def loss(params, coefficients):
-            generator = nnx.merge(graphdef, params)
-            return pooling_loss(generator, features, lengths, coefficients)
+def _advance(
+    training: Training, first: Array, end: Array, state: TrainingState
+) -> TrainingState:
+    """The steps first … end − 1."""
+    return jax.lax.fori_loop(first, end, functools.partial(_step, training), state)
 
-        # One pattern after the other: batched, the GRU's products take twice as long.
-        value, gradients = jax.lax.map(
-            lambda pair: jax.value_and_grad(loss)(*pair),
-            (params, _all_coefficients(lengths, LARGEST_TRAINED)),
+
+def _step(training: Training, number: Array, state: TrainingState) -> TrainingState:
+    key = jax.random.fold_in(training.data_key, number)
+    features, lengths = random_sets(key, training.batch_size)
+
+    def loss_and_gradients(params_and_coefficients):
+        return jax.value_and_grad(_loss)(
+            *params_and_coefficients, training.graphdef, features, lengths
         )
-        updates, opt_state = optimizer.update(gradients, opt_state)
-        params = optax.apply_updates(params, updates)
-        return params, opt_state, losses.at[number].set(value)
 
-    @jax.jit
-    def advance(first, end, carry):
-        return jax.lax.fori_loop(first, end, step, carry)
+    # One pattern after the other: batched, the GRU's products take longer.
+    losses, gradients = jax.lax.map(
+        loss_and_gradients,
+        (state.params, _all_coefficients(lengths, LARGEST_TRAINED)),
+    )
+    updates, opt_state = training.optimizer.update(gradients, state.opt_state)
+    return TrainingState(
+        optax.apply_updates(state.params, updates),
+        opt_state,
+        state.losses.at[number].set(losses),
+    )
 
-    carry = (params, optimizer.init(params), jnp.zeros((steps, len(PATTERNS))))
-    for number in progress(range(steps), name, unit="step"):
-        if number % _STEPS_PER_CALL == 0:
-            end = min(number + _STEPS_PER_CALL, steps)
-            carry = jax.block_until_ready(advance(number, end, carry))
-    params, _, losses = carry
-    return graphdef, params, np.asarray(losses)
+
+def _loss(params, coefficients, graphdef, features, lengths):
+    """`pooling_loss` of the generator with these parameters, for one pattern."""
+    generator = nnx.merge(graphdef, params)
+    return pooling_loss(generator, features, lengths, coefficients)
 
 
 def _all_coefficients(lengths, size):
