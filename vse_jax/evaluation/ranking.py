@@ -5,8 +5,10 @@ number of wrong items that are at least as similar to it as its most similar rig
 (0 is best): a tie counts against the model, so constant embeddings earn nothing.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -133,6 +135,26 @@ def check_finite(what: str, rows: Float[np.ndarray, "rows dim"]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive images, their captions, and what a wrong item must reach to rank
+    before their right ones.
+
+    BLAS may round one and the same inner product differently at two places of a matrix,
+    which would break ties at random. Rows that are equal (the same sentence written for
+    two pictures; a collapsed model) are therefore recognised by their bytes: they have
+    the same label. Where all rows of the split differ, there are no labels.
+    """
+
+    rows: slice  # of the images
+    columns: slice  # of the captions
+    i2t: Float32[np.ndarray, " m"]  # similarity of each image's best right caption
+    t2i: Float32[np.ndarray, " n"]  # similarity of each caption's image
+    image_labels: Int[np.ndarray, " m"] | None
+    caption_labels: Int[np.ndarray, " n"] | None
+    best_labels: Int[np.ndarray, " m"] | None  # of each image's best right caption
+
+
 def _ranks(images, captions, captions_per_image, block) -> tuple[Ranks, Ranks]:
     """Ranks among all items, and among the items of the query's own block."""
     n, per = len(images), captions_per_image
@@ -145,71 +167,71 @@ def _ranks(images, captions, captions_per_image, block) -> tuple[Ranks, Ranks]:
     check_finite("captions", captions)
     images = np.ascontiguousarray(images, np.float32)
     captions = np.ascontiguousarray(captions, np.float32)
-    targets = _Targets(images, captions, per)
-    blocks = list(_blocks(n, block or max(1, math.isqrt(_TILE // per))))
+    labels = first_equal_rows(images), first_equal_rows(captions)
 
     # The diagonal tiles hold the similarities of the right items, to which all others
     # are compared, so they come first. What they count is the rank within the block.
     within = Ranks(np.zeros(n, np.int64), np.zeros(n * per, np.int64))
-    for rows in blocks:
-        columns = _captions_of(rows, per)
+    blocks = []
+    for rows in _slices(n, block or max(1, math.isqrt(_TILE // per))):
+        columns = slice(rows.start * per, rows.stop * per)
         similarity = images[rows] @ captions[columns].T
-        targets.set(similarity, rows, columns)
-        by_image, by_caption = targets.reached(similarity, rows, columns)
+        here = _block(similarity, rows, columns, *labels)
+        by_image, by_caption = _reached(similarity, here, here)
         _own(by_image, per)[...] = False
         _own(by_caption, per)[...] = False
         within.i2t[rows] = _count_rows(by_image)
-        within.t2i[columns] = by_caption.sum(axis=0, dtype=np.int32)
+        within.t2i[columns] = _count_columns(by_caption)
+        blocks.append(here)
 
     everywhere = Ranks(within.i2t.copy(), within.t2i.copy())
-    for rows in blocks:
-        for columns in (_captions_of(other, per) for other in blocks if other != rows):
-            similarity = images[rows] @ captions[columns].T
-            by_image, by_caption = targets.reached(similarity, rows, columns)
-            everywhere.i2t[rows] += _count_rows(by_image)
-            everywhere.t2i[columns] += by_caption.sum(axis=0, dtype=np.int32)
+    for one, other in itertools.permutations(blocks, 2):
+        similarity = images[one.rows] @ captions[other.columns].T
+        by_image, by_caption = _reached(similarity, one, other)
+        everywhere.i2t[one.rows] += _count_rows(by_image)
+        everywhere.t2i[other.columns] += _count_columns(by_caption)
     return everywhere, within
 
 
-class _Targets:
-    """What a wrong item must reach to rank before the right ones, for every query.
+def _block(
+    similarity: Float32[np.ndarray, "m n"],
+    rows: slice,
+    columns: slice,
+    image_labels: Int[np.ndarray, " images"] | None,
+    caption_labels: Int[np.ndarray, " captions"] | None,
+) -> _Block:
+    """The block whose diagonal tile is `similarity`; the labels are the split's."""
+    own = _own(similarity, similarity.shape[1] // len(similarity))
+    best_labels = None
+    if caption_labels is not None:
+        caption_labels = caption_labels[columns]
+        best = own.argmax(axis=1)[:, None]
+        of_images = caption_labels.reshape(own.shape)
+        best_labels = np.take_along_axis(of_images, best, axis=1)[:, 0]
+    return _Block(
+        rows,
+        columns,
+        i2t=own.max(axis=1),
+        t2i=own.ravel(),
+        image_labels=None if image_labels is None else image_labels[rows],
+        caption_labels=caption_labels,
+        best_labels=best_labels,
+    )
 
-    BLAS may round one and the same inner product differently at two places of a matrix,
-    which would break ties at random. Rows that are equal (the same sentence written for
-    two pictures; a collapsed model) are therefore recognised by their bytes.
-    """
 
-    def __init__(self, images: np.ndarray, captions: np.ndarray, per: int):
-        self._per = per
-        self._i2t = np.empty(len(images), np.float32)
-        self._t2i = np.empty(len(captions), np.float32)
-        self._caption_twin = first_equal_rows(captions)
-        self._image_twin = first_equal_rows(images)
-        self._right_twin = np.empty(len(images), np.int64)
-
-    def set(self, similarity, rows: slice, columns: slice) -> None:
-        """Reads the targets of a block off its diagonal tile."""
-        own = _own(similarity, self._per)
-        self._i2t[rows] = own.max(axis=1)
-        self._t2i[columns] = own.ravel()
-        if self._caption_twin is not None:
-            best = own.argmax(axis=1)[:, None]
-            labels = self._caption_twin[columns].reshape(-1, self._per)
-            self._right_twin[rows] = np.take_along_axis(labels, best, 1)[:, 0]
-
-    def reached(
-        self, similarity: Float32[np.ndarray, "m n"], rows: slice, columns: slice
-    ) -> tuple[Bool[np.ndarray, "m n"], Bool[np.ndarray, "m n"]]:
-        """Where the caption reaches the image's target, and the image the caption's."""
-        by_image = similarity >= self._i2t[rows, None]
-        by_caption = similarity >= self._t2i[columns]
-        if self._caption_twin is not None:
-            twins = self._right_twin[rows, None]
-            by_image |= self._caption_twin[columns] == twins
-        if self._image_twin is not None:
-            right = np.arange(columns.start, columns.stop) // self._per
-            by_caption |= self._image_twin[rows, None] == self._image_twin[right]
-        return by_image, by_caption
+def _reached(
+    similarity: Float32[np.ndarray, "m n"], one: _Block, other: _Block
+) -> tuple[Bool[np.ndarray, "m n"], Bool[np.ndarray, "m n"]]:
+    """Where a caption of `other` reaches the target of an image of `one`, and where
+    that image reaches the caption's target."""
+    by_image = similarity >= one.i2t[:, None]
+    by_caption = similarity >= other.t2i
+    if one.best_labels is not None:
+        by_image |= other.caption_labels == one.best_labels[:, None]
+    if one.image_labels is not None and other.image_labels is not None:
+        right = np.repeat(other.image_labels, len(other.t2i) // len(other.i2t))
+        by_caption |= one.image_labels[:, None] == right
+    return by_image, by_caption
 
 
 def _own(tile: np.ndarray, per: int) -> np.ndarray:
@@ -223,13 +245,13 @@ def _count_rows(mask: Bool[np.ndarray, "m n"]) -> np.ndarray:
     return np.fromiter(map(np.count_nonzero, mask), np.int64, len(mask))
 
 
-def _blocks(n: int, size: int) -> Iterator[slice]:
+def _count_columns(mask: Bool[np.ndarray, "m n"]) -> np.ndarray:
+    return mask.sum(axis=0, dtype=np.int32)
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
-
-
-def _captions_of(images: slice, per: int) -> slice:
-    return slice(images.start * per, images.stop * per)
 
 
 def _summary(found: Ranks) -> dict:
