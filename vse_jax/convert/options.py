@@ -1,30 +1,79 @@
 """The official program's options (an argparse.Namespace) ⇄ our config."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import flat_fields
+from vse_jax.base.config import Fields, flat_fields
 from vse_jax.base.errors import InputError
 from vse_jax.convert.backbones import KINDS
 
 HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
 
-# Options whose values our fields take over as they are.
-_SAME = {
-    "num_epochs": "num_epochs",
-    "batch_size": "batch_size",
-    "learning_rate": "optimizer.learning_rate",
-    "lr_update": "optimizer.lr_update",
-    "grad_clip": "optimizer.clip",
-    "margin": "loss.margin",
-    "vse_mean_warmup_epochs": "loss.vse_mean_warmup_epochs",
-}
-_OPTIMIZERS = {"adam": "adamw", "sgd": "sgd"}
 _DATA_SUFFIX = "_precomp"  # data_name is coco_precomp or f30k_precomp
 _SCALE_1 = 256  # px; image side at input_scale_factor 1
+_OPTIMIZERS = {"adam": "adamw", "sgd": "sgd"}
+
+
+class _Option(NamedTuple):
+    """The field that says what an option says, and how to say it there and back.
+
+    `to_field` raises ValueError for a value that the field cannot have.
+    """
+
+    field: str
+    to_field: Callable[[Any], Any] = lambda value: value
+    to_option: Callable[[Any], Any] = lambda value: value
+
+
+def _one_of(table: Mapping[str, Any]) -> Callable[[str], Any]:
+    def look_up(name: str) -> Any:
+        if name not in table:
+            raise ValueError(f"none of {', '.join(table)}")
+        return table[name]
+
+    return look_up
+
+
+# An option that is absent has the value of the published recipe's field.
+_OPTIONS = {
+    "num_epochs": _Option("num_epochs"),
+    "batch_size": _Option("batch_size"),
+    "learning_rate": _Option("optimizer.learning_rate"),
+    "lr_update": _Option("optimizer.lr_update"),
+    "grad_clip": _Option("optimizer.clip"),
+    "margin": _Option("loss.margin"),
+    "vse_mean_warmup_epochs": _Option("loss.vse_mean_warmup_epochs"),
+    "no_imgnorm": _Option("image.normalise", operator.not_, operator.not_),
+    "no_txtnorm": _Option("text.normalise", operator.not_, operator.not_),
+    "data_name": _Option(
+        "data.name",
+        lambda name: name.removesuffix(_DATA_SUFFIX),
+        lambda name: name + _DATA_SUFFIX,
+    ),
+    "optim": _Option(
+        "optimizer.name",
+        _one_of(_OPTIMIZERS),
+        {ours: official for official, ours in _OPTIMIZERS.items()}.get,
+    ),
+}
+_GRID_OPTIONS = {
+    "input_scale_factor": _Option(
+        "image.size",
+        lambda scale: int(_SCALE_1 * scale),
+        lambda pixels: pixels / _SCALE_1,
+    ),
+}
+# Written only: on the way here, the tensors' shapes say it.
+_SIZES = {"embed_size": _Option("embed_dim")}
+_BIGRU_SIZES = {
+    "word_dim": _Option("text.word_dim"),
+    "num_layers": _Option("text.layers"),
+}
 
 
 @runtime_checkable
@@ -44,9 +93,43 @@ class Recipes(Protocol):
     def region_rules(self) -> tuple: ...
 
 
+@dataclass(frozen=True)
+class _Given:
+    """The options that a checkpoint came with."""
+
+    options: Mapping[str, Any]
+    source: str  # the file's name, for the errors
+
+    def get(self, name: str, default: Any, to_field=lambda value: value) -> Any:
+        """The option, in the field's terms.
+
+        Raises:
+            InputError: not of the default's type, or a value that `to_field` refuses.
+        """
+        value = self.options.get(name, default)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        try:
+            if type(value) is not type(default):
+                raise ValueError(f"not {type(default).__name__}")
+            return to_field(value)
+        except ValueError as error:
+            what = f"{self.source}: option {name} is {value!r}"
+            raise InputError(f"{what}, {error}") from None
+
+    def fields(self, table: Mapping[str, _Option], published: Fields) -> dict[str, Any]:
+        """The table's fields, each from its option."""
+        return {
+            option.field: self.get(
+                name, option.to_option(published[option.field]), option.to_field
+            )
+            for name, option in table.items()
+        }
+
+
 def config_of(
     options: Mapping[str, Any],
-    sizes: Mapping[str, Any],
+    sizes: Fields,
     source: str,
     recipes: Recipes,
 ) -> ConfigDict:
@@ -57,117 +140,118 @@ def config_of(
     Paths of the author's machine are left out, too.
 
     Args:
-      options: name → value.
-      sizes: config fields (dotted) that the tensors decide, image.kind among them.
-      source: the file's name, for the errors.
-      recipes: gives the values that the options do not.
+        options: name → value.
+        sizes: config fields (dotted) that the tensors decide, image.kind among them.
+        source: the file's name, for the errors.
+        recipes: gives the values that the options do not.
 
     Raises:
-      InputError: an option of the wrong type or of an unknown value.
+        InputError: an option of the wrong type or of an unknown value.
     """
-
-    def option(name: str, default: Any) -> Any:
-        value = options.get(name, default)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            expected = type(default).__name__
-            raise InputError(f"{source}: option {name} is {value!r}, not {expected}")
-        return value
-
+    given = _Given(options, source)
     config = recipes.base()
     published = flat_fields(config)
-    fields = dict(sizes)
-    for theirs, ours in _SAME.items():
-        fields[ours] = option(theirs, published[ours])
-    fields["image.normalise"] = not option("no_imgnorm", False)
-    fields["text.normalise"] = not option("no_txtnorm", False)
-    data_name = option("data_name", "coco").removesuffix(_DATA_SUFFIX)
-    fields["data.name"] = data_name
+    fields = {**sizes, **given.fields(_OPTIONS, published)}
+    data = fields["data.name"]
+    fields["data.root"] = f"data/{data}"
     fields["data.dev_captions"] = 5000  # as the program validates
-    fields["data.root"] = f"data/{data_name}"
-    fields["eval.split"] = "testall" if data_name == "coco" else "test"
-    optimizer = option("optim", "adam")
-    fields["optimizer.name"] = _known(_OPTIMIZERS, optimizer, f"{source}: option optim")
-    if sizes["image.kind"] == "region":
-        fields["loss.ramp_epoch"] = -1
-        config.optimizer.rules = recipes.region_rules()
-        if optimizer == "sgd":
-            fields["optimizer.weight_decay"] = 0.0
-        elif sizes["text.kind"] == "bigru":
-            fields["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
+    fields["eval.split"] = "testall" if data == "coco" else "test"
+    if fields["image.kind"] == "region":
+        fields |= _region_fields(fields, recipes)
     else:
-        # Without the option only the groups tell ResNet from ResNeXt.
-        grouped = sizes["image.backbone.groups"] > 1
-        name = option("backbone_source", "wsl" if grouped else "detector")
-        kind = _known(KINDS, name, f"{source}: option backbone_source")
-        fields["image.backbone.block"] = kind.block
-        fields["image.pixels"] = kind.pixels
-        fields["image.size"] = int(_SCALE_1 * option("input_scale_factor", 2.0))
-        warmup = option("embedding_warmup_epochs", 1)
-        fields["loss.ramp_epoch"] = warmup
-        config.optimizer.rules = recipes.grid_rules(
-            embedding_warmup=warmup,
-            backbone_warmup=option("backbone_warmup_epochs", 0),
-            backbone=option("backbone_lr_factor", 0.01),
-        )
-        if optimizer == "sgd":
-            fields["optimizer.nesterov"] = True
-            fields["optimizer.weight_decay_on"] = "^image/backbone/"
+        fields |= given.fields(_GRID_OPTIONS, published)
+        fields |= _grid_fields(given, fields, recipes)
     config.update_from_flattened_dict(fields)
     return config
+
+
+def _region_fields(fields: Fields, recipes: Recipes) -> dict[str, Any]:
+    """What the program does with region features without asking an option."""
+    more = {"loss.ramp_epoch": -1, "optimizer.rules": recipes.region_rules()}
+    if fields["optimizer.name"] == "sgd":
+        more["optimizer.weight_decay"] = 0.0
+    elif fields["text.kind"] == "bigru":
+        more["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
+    return more
+
+
+def _grid_fields(given: _Given, fields: Fields, recipes: Recipes) -> dict[str, Any]:
+    """The CNN and how it is trained."""
+    # Without the option only the groups tell ResNet from ResNeXt.
+    grouped = fields["image.backbone.groups"] > 1
+    kind = given.get(
+        "backbone_source", "wsl" if grouped else "detector", _one_of(KINDS)
+    )
+    warmup = given.get("embedding_warmup_epochs", 1)
+    more = {
+        "image.backbone.block": kind.block,
+        "image.pixels": kind.pixels,
+        "loss.ramp_epoch": warmup,
+        "optimizer.rules": recipes.grid_rules(
+            embedding_warmup=warmup,
+            backbone_warmup=given.get("backbone_warmup_epochs", 0),
+            backbone=given.get("backbone_lr_factor", 0.01),
+        ),
+    }
+    if fields["optimizer.name"] == "sgd":
+        more["optimizer.nesterov"] = True
+        more["optimizer.weight_decay_on"] = "^image/backbone/"
+    return more
 
 
 def options_of(config: ConfigDict, released: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options with which the official program rebuilds the config's model.
 
     Args:
-      config: of the model.
-      released: options that it was converted from, which stay where the config does
-        not say otherwise; empty for a model that was trained here.
+        config: of the model.
+        released: options that it was converted from, which stay where the config does
+            not say otherwise; empty for a model that was trained here.
 
     Raises:
-      InputError: a model that the official program has no options for.
+        InputError: a model that the official program has no options for.
     """
     _check_official(config)
+    grid, bigru = config.image.kind == "grid", config.text.kind == "bigru"
+    table = _OPTIONS | _SIZES
+    table |= _GRID_OPTIONS if grid else {}
+    table |= _BIGRU_SIZES if bigru else {}
     fields = flat_fields(config)
-    optimizers = {ours: theirs for theirs, ours in _OPTIMIZERS.items()}
-    options = {theirs: fields[ours] for theirs, ours in _SAME.items()} | {
-        "data_name": config.data.name + _DATA_SUFFIX,
-        "embed_size": config.embed_dim,
-        "no_imgnorm": not config.image.normalise,
-        "no_txtnorm": not config.text.normalise,
-        "optim": optimizers[config.optimizer.name],
+    options = {
+        name: option.to_option(fields[option.field]) for name, option in table.items()
     }
     # What the program reads before anything else, and a model trained here never had.
     defaults = {
         "data_path": config.data.root,
         "img_dim": config.image.feature_dim,
         "max_violation": True,
-        "precomp_enc_type": "basic",
+        "precomp_enc_type": "backbone" if grid else "basic",
         "backbone_source": "detector",
         "backbone_path": "",
     }
-    if config.text.kind == "bigru":
-        options["word_dim"] = config.text.word_dim
-        options["num_layers"] = config.text.layers
+    if bigru:
         defaults["vocab_path"] = str(Path(config.data.root).parent / "vocab")
         defaults["vocab_size"] = config.text.vocab_size
-    if config.image.kind == "grid":
-        defaults["precomp_enc_type"] = "backbone"
+    if grid:
         options["backbone_source"] = _backbone_source(
             config, released.get("backbone_source")
         )
-        options["input_scale_factor"] = config.image.size / _SCALE_1
-        rules = {pattern: rest for pattern, *rest in config.optimizer.rules}
-        layer4 = rules.get("^image/backbone/layer4/")
-        layer3 = rules.get("^image/backbone/layer3/")
-        if layer4 and layer3:
-            (factor, opens), (_, next_opens) = layer4, layer3
-            options["backbone_lr_factor"] = factor
-            options["embedding_warmup_epochs"] = opens
-            options["backbone_warmup_epochs"] = next_opens - opens
+        options |= _warmup_options(config.optimizer.rules)
     return defaults | dict(released) | options
+
+
+def _warmup_options(rules: tuple) -> dict[str, Any]:
+    """The options that give the CNN these rules; none where it has others."""
+    by_pattern = {pattern: rest for pattern, *rest in rules}
+    layer4 = by_pattern.get("^image/backbone/layer4/")
+    layer3 = by_pattern.get("^image/backbone/layer3/")
+    if not (layer4 and layer3):
+        return {}
+    (factor, opens), (_, next_opens) = layer4, layer3
+    return {
+        "backbone_lr_factor": factor,
+        "embedding_warmup_epochs": opens,
+        "backbone_warmup_epochs": next_opens - opens,
+    }
 
 
 def _check_official(config: ConfigDict) -> None:
@@ -212,9 +296,3 @@ def _backbone_source(config: ConfigDict, released: str | None) -> str:
         )
     exact = [name for name in fitting if KINDS[name].layers == tuple(cnn.layers)]
     return released if released in fitting else (exact or fitting)[0]
-
-
-def _known(table: Mapping[str, Any], name: str, what: str) -> Any:
-    if name not in table:
-        raise InputError(f"{what} is {name!r}, none of {', '.join(table)}")
-    return table[name]
