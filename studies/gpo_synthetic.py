@@ -207,7 +207,7 @@ def pooling_loss(
     """Mean squared error of the generator's pooled vectors.
 
     Args:
-      coefficients: those that make the target.
+        coefficients: those that make the target.
     """
     size = features.shape[1]
     mask = _mask(lengths, size)
@@ -335,7 +335,7 @@ def measure(graphdef: nnx.GraphDef, params: Params) -> dict[str, dict[str, float
     """RMSE by range of sizes and pattern, each the mean over the range's sizes.
 
     Args:
-      params: as from `train_generator`.
+        params: as from `train_generator`.
     """
     first = min(smallest for smallest, _ in SIZES.values())
     lengths = jnp.arange(first, LARGEST + 1)
@@ -374,7 +374,7 @@ def run_study(config: ConfigDict, workdir: Path) -> Table:
     """Trains all generators on all patterns; prints and writes workdir/table6.json.
 
     Raises:
-      InputError: no config.max_steps, or the folder holds a run of another kind.
+        InputError: no config.max_steps, or the folder holds a run of another kind.
     """
     if config.max_steps is None:
         raise InputError("config.max_steps: needed by config.task 'gpo_synthetic'")

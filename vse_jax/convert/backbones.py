@@ -50,13 +50,13 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
     """Writes a pretrained CNN as a folder that config.image.weights can name.
 
     Args:
-      file: of torch.save: {'base': state dict, 'top': state dict} (the official
-        detector backbone) or torchvision's names (ImageNet, WSL).
-      kind: one of `KINDS`.
-      output: new folder, gets backbone.safetensors and backbone.json.
+        file: of torch.save: {'base': state dict, 'top': state dict} (the official
+            detector backbone) or torchvision's names (ImageNet, WSL).
+        kind: one of `KINDS`.
+        output: new folder, gets backbone.safetensors and backbone.json.
 
     Raises:
-      InputError: an unknown kind, an unreadable file, or one of another CNN.
+        InputError: an unknown kind, an unreadable file, or one of another CNN.
     """
     if kind not in KINDS:
         raise InputError(f"--kind: {kind!r} is none of {', '.join(KINDS)}")

@@ -11,11 +11,11 @@ def download(name: str) -> Path:
     """Returns the local path of a released checkpoint, downloaded unless it is cached.
 
     Args:
-      name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert; the
-        folder holds model_best.pth.
+        name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert;
+            the folder holds model_best.pth.
 
     Raises:
-      InputError: a malformed name, no such repository or file, or no connection.
+        InputError: a malformed name, no such repository or file, or no connection.
     """
     owner, _, rest = name.partition("/")
     repository, _, folder = rest.partition("/")

@@ -71,13 +71,13 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
     """Takes a checkpoint apart.
 
     Args:
-      checkpoint: what `torch_file.read` gave.
-      source: the file's name, for the errors.
-      recipes: see `options.config_of`.
+        checkpoint: what `torch_file.read` gave.
+        source: the file's name, for the errors.
+        recipes: see `options.config_of`.
 
     Raises:
-      InputError: not a checkpoint of the official program, or of a model that is not
-        supported; names every tensor that differs.
+        InputError: not a checkpoint of the official program, or of a model that is not
+            supported; names every tensor that differs.
     """
     prefixes, stored = _state_dicts(checkpoint, source)
     tensors = _without_twins(torch_file.arrays(stored, source), source)
@@ -119,13 +119,13 @@ def to_checkpoint(
     """Puts a checkpoint together that the official program loads.
 
     Args:
-      config, model: of the run.
-      epoch, best_rsum: where training stands, and the best dev score.
-      step: finished steps here; 0 when it was converted and not trained further.
-      origin: of a converted model; None for one that was trained here.
+        config, model: of the run.
+        epoch, best_rsum: where training stands, and the best dev score.
+        step: finished steps here; 0 when it was converted and not trained further.
+        origin: of a converted model; None for one that was trained here.
 
     Raises:
-      InputError: the official program has no such model.
+        InputError: the official program has no such model.
     """
     released = origin.options if origin else {}
     options = options_of(config, released)

@@ -29,16 +29,16 @@ def from_torch(file: Path, workdir: Path, recipes: Recipes) -> Released:
     """Converts a checkpoint of the official program into a new workdir.
 
     Args:
-      file: of the official program.
-      workdir: new folder.
-      recipes: configs/common.py, see `options.config_of`.
+        file: of the official program.
+        workdir: new folder.
+        recipes: configs/common.py, see `options.config_of`.
 
     `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
     on the data that training goes on with.
 
     Raises:
-      InputError: the file cannot be converted (see `torch_file` and `released`), or
-        `workdir` exists; nothing is left behind.
+        InputError: the file cannot be converted (see `torch_file` and `released`), or
+            `workdir` exists; nothing is left behind.
     """
     with whole_folder(workdir) as folder:
         released = from_checkpoint(torch_file.read(file), str(file), recipes)
@@ -54,8 +54,8 @@ def to_torch(workdir: Path, file: Path) -> None:
     """Writes the best checkpoint of `workdir` as a file that the official code loads.
 
     Raises:
-      InputError: no checkpoint there, a model that the official program does not have,
-        or `file` cannot be written.
+        InputError: no checkpoint there, a model that the official program does not
+            have, or `file` cannot be written.
     """
     config = load_config(workdir / "config.json")
     if not (workdir / "checkpoints").is_dir():

@@ -18,10 +18,10 @@ class BatchNorm(nnx.Module):
     is sharded.
 
     Args:
-      features: size of the last axis.
-      frozen: always use the running statistics and never change them; scale and bias
-        remain trainable (the official treatment of a pretrained CNN).
-      scale: start value of the scale.
+        features: size of the last axis.
+        frozen: always use the running statistics and never change them; scale and bias
+            remain trainable (the official treatment of a pretrained CNN).
+        scale: start value of the scale.
     """
 
     def __init__(self, features: int, *, frozen: bool = False, scale: float = 1.0):
@@ -41,9 +41,9 @@ class BatchNorm(nnx.Module):
         """Returns x normalised, in x's dtype.
 
         Args:
-          x: activations.
-          train: use this batch's statistics and update the running ones.
-          mask: rows that count in the statistics (all by default; at least one).
+            x: activations.
+            train: use this batch's statistics and update the running ones.
+            mask: rows that count in the statistics (all by default; at least one).
         """
         if train and not self.frozen:
             mean, var = self._update(x.astype(jnp.float32), mask)

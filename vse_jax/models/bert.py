@@ -17,15 +17,15 @@ class Bert(nnx.Module):
     The tree mirrors PyTorch's names, so that conversion is a table (convert/keys.py).
 
     Args:
-      vocab_size, hidden, layers, heads, ffn, max_positions: sizes.
-      dropout: on embeddings, attention weights and both residual branches.
-      remat: keep only each layer's input for the backward pass, and compute the layer
-        again there.
-      dtype: of the matrix products; normalisation statistics and softmax are float32.
+        vocab_size, hidden, layers, heads, ffn, max_positions: sizes.
+        dropout: on embeddings, attention weights and both residual branches.
+        remat: keep only each layer's input for the backward pass, and compute the layer
+            again there.
+        dtype: of the matrix products; normalisation statistics and softmax are float32.
 
     Raises:
-      ValueError: heads do not divide hidden, or (in a call) more tokens than
-        max_positions.
+        ValueError: heads do not divide hidden, or (in a call) more tokens than
+            max_positions.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Bert(nnx.Module):
         """Returns the last layer's vectors.
 
         Args:
-          token_ids: WordPiece ids, padded on the right.
-          mask: the real tokens; others are never attended to.
-          train: apply dropout, with the stream `dropout` of `rngs`.
+            token_ids: WordPiece ids, padded on the right.
+            mask: the real tokens; others are never attended to.
+            train: apply dropout, with the stream `dropout` of `rngs`.
         """
         x = self.embeddings(token_ids, train=train, rngs=rngs)
 

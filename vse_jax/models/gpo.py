@@ -22,8 +22,8 @@ class GPO(nnx.Module):
     these. Average, max and K-max pooling are special cases. Runs in float32.
 
     Args:
-      positions: size of the sinusoidal position encoding.
-      hidden: size of the GRU's state.
+        positions: size of the sinusoidal position encoding.
+        hidden: size of the GRU's state.
     """
 
     def __init__(self, positions: int = 32, hidden: int = 32, *, rngs: nnx.Rngs):
@@ -38,8 +38,8 @@ class GPO(nnx.Module):
         """Returns the pooled vectors, float32.
 
         Args:
-          features: sets padded to k vectors; what padding holds has no effect.
-          mask: the members of each set, in any places; at least one.
+            features: sets padded to k vectors; what padding holds has no effect.
+            mask: the members of each set, in any places; at least one.
         """
         weights = self.weights(mask.sum(axis=1), mask.shape[1])
         return sorted_pool(features.astype(jnp.float32), weights, mask)

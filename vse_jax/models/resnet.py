@@ -24,19 +24,20 @@ class ResNet(nnx.Module):
     """A ResNet without its classifier.
 
     Args:
-      block: 'v1' (bottleneck with the stride on its first 1×1, as in Caffe),
-        'torchvision' (bottleneck with the stride on its 3×3) or 'basic' (two 3×3).
-      stem: 'conv7' (7×7, stride 2, then 3×3 max pool, stride 2) or 'patch'
-        (non-overlapping patches, no max pool).
-      patch: side of a patch, px.
-      layers: number of blocks in each stage; every stage but the first halves the grid.
-      width: channels of the stem and of the first stage's 3×3 convolutions.
-      groups: groups of the bottlenecks' 3×3 convolutions.
-      group_width: channels of one such group per 64 of `width`.
-      frozen_norm: batch normalisation keeps its running statistics.
-      remat: keep only each block's input for the backward pass, and compute the block
-        again there.
-      dtype: of the activations.
+        block: 'v1' (bottleneck with the stride on its first 1×1, as in Caffe),
+            'torchvision' (bottleneck with the stride on its 3×3) or 'basic' (two 3×3).
+        stem: 'conv7' (7×7, stride 2, then 3×3 max pool, stride 2) or 'patch'
+            (non-overlapping patches, no max pool).
+        patch: side of a patch, px.
+        layers: number of blocks in each stage; every stage but the first halves the
+            grid.
+        width: channels of the stem and of the first stage's 3×3 convolutions.
+        groups: groups of the bottlenecks' 3×3 convolutions.
+        group_width: channels of one such group per 64 of `width`.
+        frozen_norm: batch normalisation keeps its running statistics.
+        remat: keep only each block's input for the backward pass, and compute the block
+            again there.
+        dtype: of the activations.
     """
 
     def __init__(

@@ -28,9 +28,9 @@ class BertEncoder(nnx.Module):
         """Returns the pooled vectors of a batch of captions, float32.
 
         Args:
-          batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
-            gave for them earlier, 'token_features' [b, t, h].
-          train: apply dropout, with the stream `dropout` of `rngs`.
+            batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
+                gave for them earlier, 'token_features' [b, t, h].
+            train: apply dropout, with the stream `dropout` of `rngs`.
         """
         features = batch.get("token_features")
         if features is None:

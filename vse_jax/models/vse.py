@@ -51,10 +51,11 @@ class VSE(nnx.Module):
         """Returns image embeddings, float32, of unit length if normalised.
 
         Args:
-          batch: 'images' [b, h, w, 3], preprocessed (grid), or 'regions' [b, k, f] and
-            'region_lengths' [b] (region).
-          train: augment the set's size, normalise by batch statistics and update them.
-          rngs: stream `size`, needed when a grid model trains.
+            batch: 'images' [b, h, w, 3], preprocessed (grid), or 'regions' [b, k, f]
+                and 'region_lengths' [b] (region).
+            train: augment the set's size, normalise by batch statistics and update
+                them.
+            rngs: stream `size`, needed when a grid model trains.
         """
         pooled = self.image(batch, train=train, rngs=rngs)
         return l2_normalise(pooled) if self.normalise_images else pooled
@@ -69,10 +70,10 @@ class VSE(nnx.Module):
         """Returns caption embeddings, float32, normalised like the images'.
 
         Args:
-          batch: 'token_lengths' [b], and 'token_ids' [b, t] or 'token_features'
-            [b, t, h].
-          train: apply dropout.
-          rngs: stream `dropout`, needed when training from token ids.
+            batch: 'token_lengths' [b], and 'token_ids' [b, t] or 'token_features'
+                [b, t, h].
+            train: apply dropout.
+            rngs: stream `dropout`, needed when training from token ids.
         """
         pooled = self.text(batch, train=train, rngs=rngs)
         return l2_normalise(pooled) if self.normalise_captions else pooled

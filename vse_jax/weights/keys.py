@@ -65,7 +65,7 @@ class Table:
         a path does not count.
 
         Raises:
-          KeyError: no rule or several: the table does not fit the model.
+            KeyError: no rule or several: the table does not fit the model.
         """
         path = re.sub(r"^(params|batch_stats)/", "", path)
         found = [(rule, key) for rule in self.rules if (key := rule.key_for(path))]
@@ -218,14 +218,15 @@ def from_torch(
     """Returns the PyTorch tensors as a tree like `template`, in its types.
 
     Args:
-      tensors: state dict; each of its tensors must be used or be on the table's list of
-        dropped keys.
-      table: for this model part.
-      template: nested dict whose leaves have a shape and a dtype (abstract arrays do).
-      source: the file's name, for the error.
+        tensors: state dict; each of its tensors must be used or be on the table's list
+            of dropped keys.
+        table: for this model part.
+        template: nested dict whose leaves have a shape and a dtype (abstract arrays
+            do).
+        source: the file's name, for the error.
 
     Raises:
-      InputError: names every missing, unexpected and misshapen tensor.
+        InputError: names every missing, unexpected and misshapen tensor.
     """
     problems = []
     used = set()

@@ -34,7 +34,7 @@ def bert_sizes(folder: Path) -> dict[str, int]:
     """Returns the fields of config.text that a Hugging Face BERT folder decides.
 
     Raises:
-      InputError: config.json is missing, broken or not that of a plain BERT.
+        InputError: config.json is missing, broken or not that of a plain BERT.
     """
     file = folder / "config.json"
     try:
@@ -54,7 +54,7 @@ def check_bert_sizes(folder: Path, text: ConfigDict) -> None:
     """Checks that `config.text` is of the folder's BERT; no shape shows its heads.
 
     Raises:
-      InputError: a size differs, or config.json is not that of a plain BERT.
+        InputError: a size differs, or config.json is not that of a plain BERT.
     """
     for field, size in bert_sizes(folder).items():
         if text[field] != size:
@@ -68,11 +68,11 @@ def load_bert(folder: Path, template: dict) -> dict:
     """Returns the parameters of `models.bert.Bert` from a Hugging Face folder.
 
     Args:
-      folder: holds model.safetensors or pytorch_model.bin (PyTorch then reads it).
-      template: tree of the module's (abstract) parameters.
+        folder: holds model.safetensors or pytorch_model.bin (PyTorch then reads it).
+        template: tree of the module's (abstract) parameters.
 
     Raises:
-      InputError: the file cannot be read or does not fit the template.
+        InputError: the file cannot be read or does not fit the template.
     """
     file = folder / "model.safetensors"
     pickled = folder / "pytorch_model.bin"
@@ -100,11 +100,11 @@ def load_backbone(folder: Path, template: dict) -> dict:
     """Returns parameters and statistics of `models.resnet.ResNet` from a folder.
 
     Args:
-      folder: holds backbone.safetensors, under the official or torchvision's keys.
-      template: tree of the module's (abstract) parameters and statistics.
+        folder: holds backbone.safetensors, under the official or torchvision's keys.
+        template: tree of the module's (abstract) parameters and statistics.
 
     Raises:
-      InputError: the file cannot be read or does not fit the template.
+        InputError: the file cannot be read or does not fit the template.
     """
     file = folder / "backbone.safetensors"
     tensors = _read_safetensors(file)
@@ -117,12 +117,12 @@ def check_backbone_kind(folder: Path, image: ConfigDict) -> None:
     """Checks what the tensors' shapes do not show: block kind and pixel preparation.
 
     Args:
-      folder: as for `load_backbone`; convert_torch_weights.py leaves a backbone.json
-        there, and without one nothing is checked.
-      image: config.image.
+        folder: as for `load_backbone`; convert_torch_weights.py leaves a backbone.json
+            there, and without one nothing is checked.
+        image: config.image.
 
     Raises:
-      InputError: the config would run the CNN otherwise than it was trained.
+        InputError: the config would run the CNN otherwise than it was trained.
     """
     file = folder / "backbone.json"
     if not file.exists():

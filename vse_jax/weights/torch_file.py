@@ -23,9 +23,9 @@ def read(path: Path) -> Any:
     """Returns what a file of torch.save holds, old (non-zip) or new format, on the CPU.
 
     Raises:
-      InputError: the file is missing, damaged, no PyTorch file, or asks for anything
-        but tensors, containers, numbers, strings and argparse.Namespace. Nothing in it
-        has been run then.
+        InputError: the file is missing, damaged, no PyTorch file, or asks for anything
+            but tensors, containers, numbers, strings and argparse.Namespace. Nothing in
+            it has been run then.
     """
     torch = _import_torch(path)
     scalar = np.float64(0).__reduce__()[0]
@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """As `read`, for a file that holds one state dict: {key: tensor}.
 
     Raises:
-      InputError: it holds something else.
+        InputError: it holds something else.
     """
     content = read(path)
     if not isinstance(content, dict) or not content:
@@ -73,12 +73,12 @@ def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dict as arrays; floating-point ones as float32.
 
     Args:
-      tensors: key → tensor.
-      source: the file's name, for the errors.
+        tensors: key → tensor.
+        source: the file's name, for the errors.
 
     Raises:
-      InputError: a value is no dense tensor of real numbers, or tensors hold NaN or
-        infinity (all of them are named).
+        InputError: a value is no dense tensor of real numbers, or tensors hold NaN or
+            infinity (all of them are named).
     """
     torch = _import_torch(source)
     found: dict[str, np.ndarray] = {}
@@ -119,7 +119,7 @@ def write(path: Path, content: Any) -> None:
     """Writes `content` whole or not at all, in the format that every PyTorch reads.
 
     Raises:
-      InputError: the place cannot be written.
+        InputError: the place cannot be written.
     """
     torch = _import_torch(path)
     temporary = path.with_name(f".{path.name}.tmp")
