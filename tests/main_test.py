@@ -253,9 +253,9 @@ def without_jax(environment, tmp_path_factory):
         ),
         (
             ["--config.image.nope=3", "--config.batch_size=many", "--config.seed=-1"],
-            "--config.image.nope=3: no such config field; flag "
-            "--config.batch_size=many: invalid literal for int() with base 10: 'many'; "
-            "config.seed: -1 is less than 0",
+            "--config.image.nope=3: no such config field; --config.batch_size=many: "
+            "invalid literal for int() with base 10: 'many'; config.seed: -1 is less "
+            "than 0",
         ),
         (["--config.seed"], "--config.seed: no value; write --config.seed=VALUE"),
         (

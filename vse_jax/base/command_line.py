@@ -141,7 +141,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
         field, equals, _ = argument.removeprefix(_OVERRIDE).partition("=")
         known = flat_fields(config)
         if field not in known:
-            close = difflib.get_close_matches(field, known, 1, cutoff=0.75)
+            close = difflib.get_close_matches(field, known, 1, cutoff=0.85)
             hint = f"; did you mean {_OVERRIDE}{close[0]}?" if close else ""
             wrong.append(f"{argument}: no such config field{hint}")
         elif not equals:
@@ -157,7 +157,8 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
             try:
                 parser(line)
             except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-                wrong.append(f"{argument}: {plain(error)}")
+                reason = plain(error).removeprefix(f"flag {argument}: ")
+                wrong.append(f"{argument}: {reason}")
     return wrong
 
 
