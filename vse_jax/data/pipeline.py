@@ -291,8 +291,8 @@ def _workers(config: ConfigDict) -> tuple[str, int]:
     """(threads or processes, how many) for config.data.workers and num_workers.
 
     'auto' is threads: decoding and resizing release the interpreter lock, while handing
-    pictures over from processes costs half the work of making them at 96 px and twice
-    that work at 512 px.
+    pictures over from processes takes time of its own; both are timed by
+    python -m benchmarks.data_loading.
     """
     kind = config.data.workers
     workers = config.data.num_workers or min(os.cpu_count() or 1, _MAX_WORKERS)

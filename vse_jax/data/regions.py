@@ -17,7 +17,7 @@ class NpyRows:
 
     Reads the file instead of mapping it: a pickled np.memmap would carry its content
     along (33 GB for COCO's regions), all that was read through a map counts as resident
-    memory, and rows in random order come in many times faster.
+    memory, and rows in random order are read faster.
     `stride` n makes row i the file's row i * n.
     """
 

