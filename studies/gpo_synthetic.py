@@ -146,7 +146,7 @@ class IndexBiGRU(nnx.Module):
     """GPO with a learned vector for each rank instead of its sines and cosines.
 
     The vectors start as PyTorch's embeddings do, normally distributed. Ranks that
-    training never reaches keep theirs.
+    training never reaches keep their initial vectors.
     """
 
     def __init__(self, positions: int = 32, hidden: int = 32, *, rngs: nnx.Rngs):

@@ -61,18 +61,18 @@ def study_picture(folder: Path, destination: Path) -> list[Path]:
 
 
 def table6_picture(folder: Path, destination: Path) -> list[Path]:
-    """Draws `table6.{png,svg}` from table6.json: ours beside the paper's, all cells.
+    """Draws `table6.{png,svg}` from table6.json: our values and the paper's, all cells.
 
     Raises:
         InputError: table6.json is missing or not JSON.
     """
-    ours = _read_json(folder / "table6.json")
+    measured = _read_json(folder / "table6.json")
     figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
     grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
     for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
         for axes, pattern in zip(row, PATTERNS, strict=True):
             for y, generator in enumerate(table):
-                pair = ours[sizes][generator][pattern], table[generator][pattern]
+                pair = measured[sizes][generator][pattern], table[generator][pattern]
                 axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
                 axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
                 axes.plot(pair[0], y, "o", color=BLUE, markersize=5)

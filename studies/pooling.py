@@ -1,6 +1,6 @@
 """Which pooling is best on real pictures? Trains the demo model with each, three seeds.
 
-    make study          (about two hours on two cores; started again, it goes on)
+    make study          (about two hours on two cores; run it again to resume)
 
 Runs lie in runs/study/<pooling>_seed<k>; the results go to runs/study/study.json,
 docs/pooling_study.md and, drawn by --mode=plot, docs/images/pooling_study.{png,svg}.
@@ -92,7 +92,7 @@ def _share_token_features(workdir: Path) -> None:
 def step_times() -> dict[str, float]:
     """Median seconds of a training step of each variant, taken in turns in one process.
 
-    On random data of the demo's shapes: a step takes as long whatever it is fed.
+    On random data of the demo's shapes: the values do not change a step's time.
     """
     rng = np.random.default_rng(0)
     steps = {}

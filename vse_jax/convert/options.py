@@ -58,7 +58,7 @@ _OPTIONS = {
     "optim": _Option(
         "optimizer.name",
         _one_of(_OPTIMIZERS),
-        {ours: official for official, ours in _OPTIMIZERS.items()}.get,
+        {field: option for option, field in _OPTIMIZERS.items()}.get,
     ),
 }
 _GRID_OPTIONS = {

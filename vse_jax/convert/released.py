@@ -320,7 +320,7 @@ def _number(checkpoint, name, source, kind):
 
 
 def _defaults(config: ConfigDict, arrays: Arrays) -> dict[str, np.ndarray]:
-    """What a fresh official model holds under the keys that ours leaves out.
+    """What a fresh official model holds under the keys that our models lack.
 
     Zeros where it would draw random numbers: nothing ever reads them.
     """

@@ -28,13 +28,13 @@ from vse_jax.weights import torch_file
 def from_torch(file: Path, workdir: Path, recipes: Recipes) -> Released:
     """Converts a checkpoint of the official program into a new workdir.
 
+    `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
+    on the data that training continues with.
+
     Args:
         file: of the official program.
         workdir: new folder.
         recipes: configs/common.py, see `options.config_of`.
-
-    `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
-    on the data that training goes on with.
 
     Raises:
         InputError: the file cannot be converted (see `torch_file` and `released`), or

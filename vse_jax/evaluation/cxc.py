@@ -1,6 +1,6 @@
 """Crisscrossed Captions (CxC): retrieval with graded judgements on COCO's 5K test set.
 
-Parekh et al., EACL 2021. Beside image ↔ caption retrieval it has caption → caption and
+Parekh et al., EACL 2021. Besides image ↔ caption retrieval it has caption → caption and
 image → image. The rules (thresholds, what is skipped) are those of the published VSE∞
 evaluation.
 """

@@ -113,10 +113,10 @@ def _coco_ids(
         raise InputError(f"{path}: a caption of coco_test_ids.npy is missing") from None
     images = list(dict.fromkeys(owners))
     # Some data roots number their images; ids that are COCO's must be in its order.
-    ours = [int(item) if item.isdecimal() else -1 for item in image_ids]
-    if len(ours) != len(images) or (set(ours) == set(images) and ours != images):
+    given = [int(item) if item.isdecimal() else -1 for item in image_ids]
+    if len(given) != len(images) or (set(given) == set(images) and given != images):
         raise InputError(
-            f"ECCV Caption: the split's {len(ours):,} images are not COCO's "
+            f"ECCV Caption: the split's {len(given):,} images are not COCO's "
             f"{len(images):,} test images in their published order"
         )
     return (

@@ -137,8 +137,9 @@ def check_finite(what: str, rows: Float[np.ndarray, "rows dim"]) -> None:
 
 @dataclass(frozen=True)
 class _Block:
-    """Consecutive images, their captions, and what a wrong item must reach to rank
-    before their right ones.
+    """Consecutive images, their captions, and the targets of both.
+
+    A wrong item ranks before the right ones if it reaches the query's target.
 
     BLAS may round one and the same inner product differently at two places of a matrix,
     which would break ties at random. Rows that are equal (the same sentence written for
@@ -222,8 +223,15 @@ def _block(
 def _reached(
     similarity: Float32[np.ndarray, "m n"], one: _Block, other: _Block
 ) -> tuple[Bool[np.ndarray, "m n"], Bool[np.ndarray, "m n"]]:
-    """Where a caption of `other` reaches the target of an image of `one`, and where
-    that image reaches the caption's target."""
+    """Which wrong items of a tile rank before the right ones.
+
+    Args:
+        similarity: of the images of `one` and the captions of `other`.
+
+    Returns:
+        Where the caption reaches the image's target, and where the image reaches the
+        caption's.
+    """
     by_image = similarity >= one.i2t[:, None]
     by_caption = similarity >= other.t2i
     if one.best_labels is not None:

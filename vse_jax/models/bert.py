@@ -14,7 +14,7 @@ _INIT = jax.nn.initializers.normal(0.02)
 class Bert(nnx.Module):
     """Embeddings and a stack of post-norm transformer layers, without the pooler.
 
-    The tree mirrors PyTorch's names, so that conversion is a table (convert/keys.py).
+    The tree mirrors PyTorch's names, so that conversion is a table (weights/keys.py).
 
     Args:
         vocab_size, hidden, layers, heads, ffn, max_positions: sizes.

@@ -1,4 +1,4 @@
-"""Linear layers with PyTorch's default start values, and the initialiser behind."""
+"""Linear layers with PyTorch's default start values, and their initialiser."""
 
 import jax
 import numpy as np

@@ -25,7 +25,7 @@ def make_pool(
 
     Args:
         name: one of `POOLS`.
-        features: size of the vectors; that of the result too, but for seq2seq.
+        features: size of the vectors and, except for seq2seq, of the result.
         hidden: size of seq2seq's result.
         k: how many values kmax averages.
         rngs: stream `params` gives the start values.
@@ -56,8 +56,8 @@ class KMaxPool(nnx.Module):
     """The mean of the k largest values of each dimension.
 
     A set of n < k vectors is averaged as a whole. (So it is in the original, whose loop
-    then goes on with that smaller k for the batch's later sets; here each set is on its
-    own.)
+    then keeps that smaller k for the later sets of the batch; here sets are independent
+    of each other.)
     """
 
     def __init__(self, k: int):

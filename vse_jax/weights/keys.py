@@ -20,7 +20,7 @@ _CONV = (2, 3, 1, 0)  # [out, in, height, width] → [height, width, in, out]
 
 
 class Rule(NamedTuple):
-    """`key` and `path` name the same tensor; `axes` takes it from PyTorch to us."""
+    """`key` and `path` name the same tensor; `axes` turns PyTorch's order into ours."""
 
     key: str
     path: str
@@ -108,9 +108,9 @@ def _gru(key, path, layer="0"):
     """One layer of torch.nn.GRU, both directions; `layer` may be a field."""
     rules = []
     for direction, suffix in (("forward", ""), ("backward", "_reverse")):
-        for ours, theirs in (("input", "ih"), ("hidden", "hh")):
-            end = f"{theirs}_l{layer}{suffix}"
-            start = f"{path}/{direction}/{ours}"
+        for source, gates in (("input", "ih"), ("hidden", "hh")):
+            end = f"{gates}_l{layer}{suffix}"
+            start = f"{path}/{direction}/{source}"
             rules.append(Rule(f"{key}.weight_{end}", f"{start}_kernel", _DENSE))
             rules.append(Rule(f"{key}.bias_{end}", f"{start}_bias"))
     return Table(tuple(rules))

@@ -47,7 +47,7 @@ def bert_sizes(folder: Path) -> dict[str, int]:
     missing = [field for field in _BERT_SIZES.values() if field not in config]
     if missing:
         raise InputError(f"{file}: no field {', '.join(missing)}")
-    return {ours: config[theirs] for ours, theirs in _BERT_SIZES.items()}
+    return {field: config[name] for field, name in _BERT_SIZES.items()}
 
 
 def check_bert_sizes(folder: Path, text: ConfigDict) -> None:
