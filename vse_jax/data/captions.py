@@ -162,14 +162,14 @@ def tokenize_words(
     table = _table(rows, len(captions), ends, max_tokens)
     tokens = CaptionTokens(*table, vocab[MASK], len(vocab))
     known = np.add.reduceat(tokens.ids != unknown, tokens.offsets[:-1]) - 2
-    strange = int(((known == 0) & (tokens.lengths > 2)).sum())
-    if strange and not known.any():
+    unmatched = int(((known == 0) & (tokens.lengths > 2)).sum())
+    if unmatched and not known.any():
         raise InputError(f"{vocab_file}: no caption has a word of this vocabulary")
-    if strange:
+    if unmatched:
         logging.warning(
             "%s: %d of %d captions have no word of this vocabulary",
             vocab_file,
-            strange,
+            unmatched,
             len(captions),
         )
     return tokens
