@@ -14,12 +14,13 @@ UV_VERSION := 0.13.9
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 \
   --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: help setup setup-dev lock locked demo study test test-all check bench format clean
+.PHONY: help setup setup-dev lock locked demo study test test-all coverage check bench format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
-	@echo "make test       ruff, mypy and the tests (20 to 30 minutes)"
+	@echo "make test       ruff, mypy, import-linter and the tests"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make coverage   the lines that the tests reach"
 	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
 	@echo "make bench      time the pieces that docs/results.md lists"
 	@echo "make setup      only create .venv for running"
@@ -115,6 +116,12 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest $(WORKERS)
+
+coverage: setup-dev
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m "not slow" $(WORKERS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --fail-under=95
 
 bench: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
