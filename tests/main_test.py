@@ -375,7 +375,7 @@ def test_a_run_says_what_computes_and_what_it_trains(trained):
     assert facts["devices"]["count"] == facts["processes"] == 1
     assert facts["mesh"] == {"data": 1, "fsdp": 1}
     assert facts["data"]["train"] == {"images": 96, "captions": 480}
-    assert (facts["data"]["steps_per_epoch"], facts["data"]["steps"]) == (30, 60)
+    assert (facts["steps_per_epoch"], facts["steps"]) == (30, 60)
     total = sum(x.size for x in parameters(workdir).values())
     counts = [n for tower in facts["parameters"].values() for n in tower.values()]
     statistics = sum(

@@ -73,7 +73,11 @@ def finish(processes, codes=(0, 0)) -> list[str]:
 def send(number, process, processes, workdir):
     """Sends a signal to one of them as soon as there is a checkpoint."""
     last = workdir / "checkpoints" / "last"
-    if not wait_for(lambda: any(last.glob("[0-9]*")), processes[0], seconds=600):
+
+    def saved():
+        return any(path.name.isdecimal() for path in last.glob("*"))
+
+    if not wait_for(saved, processes[0], seconds=600):
         finish(processes, ("a checkpoint", "before the end"))
     processes[process].send_signal(number)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -16,7 +17,8 @@ from vse_jax.training.recorder import Recorder
 def recorder(tmp_path, monkeypatch):
     """One whose clock advances a second at each look."""
     ticks = itertools.count()
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr(module, "time", clock)
     with_close = Recorder(MetricWriter(tmp_path), batch_size=8)
     yield with_close
     with_close.close()

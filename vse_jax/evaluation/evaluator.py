@@ -122,7 +122,7 @@ class Evaluator:
         for features, index in self._run(
             self._caption_features, model, batches, f"{split.name}: token features"
         ):
-            for caption, rows in zip(index, features, strict=True):
+            for caption, rows in zip(index.tolist(), features, strict=True):
                 yield caption, rows[: tokens.lengths[caption]]
 
     def _all_rows(self, encode, model: Model, batches: EvalBatches, what: str):

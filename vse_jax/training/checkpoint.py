@@ -276,8 +276,9 @@ def _manager(
 def _is_of_the_disk(error: BaseException | None) -> bool:
     """Whether the system refused a file, which Orbax passes on in many ways."""
     while error is not None:
-        # Tensorstore's: "… [OS error 28: ENOSPC No space left on device]".
-        if isinstance(error, OSError) or re.search(r"\[OS error \d+", str(error)):
+        # Tensorstore's: "… Failed to write 119529 bytes …: No space left on device
+        # [os_error_code='28']".
+        if isinstance(error, OSError) or re.search(r"os_error_code=", str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
