@@ -1,6 +1,5 @@
 """Pictures of what the studies found."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from studies.gpo_synthetic import PAPER, PATTERNS
 from vse_jax.base.errors import InputError
+from vse_jax.evaluation.positives import read_object
 from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
 
 
@@ -39,7 +39,7 @@ def study_picture(folder: Path, destination: Path) -> list[Path]:
     Raises:
         InputError: study.json is missing or not JSON.
     """
-    study = _read_json(folder / "study.json")
+    study = read_object(folder / "study.json")
     variants = list(study["variants"].values())[::-1]  # drawn from below
     figure = Figure(figsize=(10, 0.62 * len(variants) + 1.4), dpi=120)
     figure.set_layout_engine("constrained")
@@ -66,7 +66,7 @@ def table6_picture(folder: Path, destination: Path) -> list[Path]:
     Raises:
         InputError: table6.json is missing or not JSON.
     """
-    measured = _read_json(folder / "table6.json")
+    measured = read_object(folder / "table6.json")
     figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
     grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
     for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
@@ -92,12 +92,3 @@ def table6_picture(folder: Path, destination: Path) -> list[Path]:
     figure.supxlabel("RMSE of the generated coefficients")
     figure.legend(marks, ["here", "paper"], loc="outside upper right", ncols=2)
     return save(figure, destination, "table6")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path}: not JSON") from None

@@ -316,13 +316,13 @@ def load_config(path: Path, base: ConfigDict | None = None) -> ConfigDict:
         raise InputError(f"{path}: no saved config; name one with --config") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a JSON config ({error})") from error
-    config = ConfigDict(_nested(flat)) if base is None else base
-    if base is not None:
-        try:
-            config.update(_nested(flat))
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: {plain(error)}") from error
-    return config
+    if base is None:
+        return ConfigDict(_nested(flat))
+    try:
+        base.update(_nested(flat))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {plain(error)}") from error
+    return base
 
 
 def _with_tuples(value):

@@ -9,6 +9,7 @@ from absl import logging
 from tensorboardX import SummaryWriter
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import write_atomically
 
 
 class MetricWriter:
@@ -50,12 +51,10 @@ class MetricWriter:
             if row["step"] < step
             or (row["step"] == step and (validated or not _is_validation(row)))
         ]
-        temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-            temporary.replace(self._path)
+            write_atomically(self._path, "".join(map(_line, kept)).encode())
         except OSError as error:
-            raise InputError(f"{temporary}: {error.strerror}") from error
+            raise InputError(f"{self._path}: {error.strerror}") from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of a step.
