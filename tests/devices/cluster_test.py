@@ -27,7 +27,8 @@ LOST = "error: another process of this run has ended or hangs"
 def two_devices(environment):
     return {
         **environment,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
+        + environment["XLA_FLAGS"],
         "VSE_JAX_TIMEOUT": "60",  # to come together, on a machine with other work
     }
 
