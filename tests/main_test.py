@@ -99,11 +99,11 @@ def test_an_ensemble_of_twins_ranks_as_one(trained, environment, tmp_path):
 
 
 def test_the_demo_learns_on_a_few_of_its_pictures(environment, tmp_path, monkeypatch):
-    """The demo's model on 128 real pictures: far above chance on them soon."""
+    """The demo's model on 64 real pictures: far above chance on them soon."""
     with openmoji._CAPTIONS.open(encoding="utf-8") as file:
         lines = file.read().splitlines(keepends=True)
     picked = [lines[0]]
-    for split, count in (("train", 128), ("dev", 2), ("test", 2)):
+    for split, count in (("train", 64), ("dev", 2), ("test", 2)):
         picked += [line for line in lines if f",{split}," in line][:count]
     (tmp_path / "few.csv").write_text("".join(picked), encoding="utf-8")
     monkeypatch.setattr(openmoji, "_CAPTIONS", tmp_path / "few.csv")
@@ -111,17 +111,22 @@ def test_the_demo_learns_on_a_few_of_its_pictures(environment, tmp_path, monkeyp
     config.data.root = str(tmp_path / "openmoji")
     config.data.render_size = config.image.size = 48
     config.data.dev_split = config.eval.split = "train"
-    config.batch_size, config.num_epochs = 32, 3
+    config.batch_size, config.num_epochs = 16, 2
     config.data.token_buckets, config.data.max_tokens = (32,), 32  # one program each
     prepare(config)
-    environment = {**environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    # At full size, -O1 pays: compiled in half the time of -O3, and runs as fast.
+    level = f"{environment['XLA_FLAGS']} --xla_backend_optimization_level=1"
+    environment = environment | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "XLA_FLAGS": level,
+    }
     save_config(config, tmp_path / "demo.json")
     workdir = tmp_path / "run"
     run([f"--config={tmp_path / 'demo.json'}", f"--workdir={workdir}"], environment)
     metrics = json.loads((workdir / "eval_train.json").read_text())
-    assert (metrics["images"], metrics["captions"]) == (128, 640)
-    # Chance: R@1 + R@5 + R@10 = 16 / 128 each way, 25 % together.
-    assert metrics["rsum"] > 5 * 25
+    assert (metrics["images"], metrics["captions"]) == (64, 320)
+    # Chance: R@1 + R@5 + R@10 = 16 / 64 each way, 50 % together.
+    assert metrics["rsum"] > 4 * 50
 
 
 def test_a_killed_run_ends_with_the_same_bits(

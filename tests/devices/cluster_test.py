@@ -127,7 +127,8 @@ def test_one_process_goes_on_from_their_checkpoint(
 
 def kill_one(victim, args, environment, workdir):
     """Kills one of a pair after its first checkpoint; the other one has to end, too."""
-    processes = start_pair([*args, f"--workdir={workdir}"], environment)
+    soon = environment | {"VSE_JAX_TIMEOUT": "20"}  # seconds without a sign of life
+    processes = start_pair([*args, f"--workdir={workdir}"], soon)
     send(signal.SIGKILL, victim, processes, workdir)
     outputs = [process.communicate(timeout=600) for process in processes]
     codes = [process.returncode for process in processes]

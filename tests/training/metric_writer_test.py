@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,9 @@ def test_a_full_disk_is_bad_input(tmp_path):
     writer = MetricWriter(tmp_path)
     with pytest.raises(InputError, match=r"metrics\.jsonl: No space left"):
         writer.write(1, {"train/loss": 1.0})
+
+
+def test_training_loads_no_pytorch():
+    """tensorboardX would; convert and its tests, where it is used, still can."""
+    code = "import sys, vse_jax.commands.train; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{code}; import torch"], check=True)

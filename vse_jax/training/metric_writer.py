@@ -2,14 +2,22 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from absl import logging
-from tensorboardX import SummaryWriter
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
+
+# tensorboardX imports PyTorch where it finds it: a second and 200 MB for nothing that
+# is used here. An entry of None lets it find none.
+_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+from tensorboardX import SummaryWriter  # noqa: E402
+
+if _torch is None:
+    del sys.modules["torch"]
 
 
 class MetricWriter:
