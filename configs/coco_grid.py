@@ -10,8 +10,8 @@ I→T 80.4 / 96.8 / 99.1, T→I 66.4 / 92.1 / 96.7, rsum 531.6; COCO 5K rsum 440
 from configs import common
 
 
-def get_config():
-    c = common.base()
+def get_config(variant: str = ""):
+    c = common.base(variant)
     c.data.dev_captions = 5000  # the published dev lists are longer
     c.image.weights = "data/weights/original_updown_backbone"
     c.text.weights = "data/weights/bert-base-uncased"

@@ -10,7 +10,7 @@ from configs import coco_grid
 from configs.coco_region_bigru import use_bigru
 
 
-def get_config():
-    c = coco_grid.get_config()
+def get_config(variant: str = ""):
+    c = coco_grid.get_config(variant)
     use_bigru(c)
     return c

@@ -2,13 +2,13 @@
 
     python main.py --config=configs/coco_grid_imagenet.py:resnet152 --workdir=runs/in152
 
-After the colon: resnet50, resnet101 (default), resnet152 or resnext101. The weights are
-torchvision's, imported with convert_torch_weights.py --backbone into
-data/weights/imagenet_<name>. The paper lists no test result for these on COCO.
+After the colon: resnet50, resnet101 (default), resnet152 or resnext101, and ",fast" for
+bfloat16 towers. The weights are torchvision's, imported with convert_torch_weights.py
+--backbone into data/weights/imagenet_<name>. The paper lists no test result for these
+on COCO.
 """
 
 from configs import coco_grid, coco_grid_wsl, common
-from vse_jax.base.errors import InputError
 
 LAYERS = {
     "resnet50": (3, 4, 6, 3),
@@ -18,12 +18,9 @@ LAYERS = {
 }
 
 
-def get_config(cnn: str = "resnet101"):
-    c = coco_grid.get_config()
-    if cnn not in LAYERS:
-        raise InputError(
-            f"--config=…/coco_grid_imagenet.py:{cnn}: none of {', '.join(LAYERS)}"
-        )
+def get_config(variant: str = ""):
+    cnn, variant = common.pick(variant, tuple(LAYERS), "resnet101")
+    c = coco_grid.get_config(variant)
     if cnn == "resnext101":
         coco_grid_wsl.use_wsl(c)
     c.image.pixels = "imagenet"

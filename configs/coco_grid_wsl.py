@@ -9,8 +9,8 @@ I→T 84.5 / 98.1 / 99.4, T→I 72.0 / 93.9 / 97.5, rsum 545.4; COCO 5K rsum 468
 from configs import coco_grid
 
 
-def get_config():
-    c = coco_grid.get_config()
+def get_config(variant: str = ""):
+    c = coco_grid.get_config(variant)
     use_wsl(c)
     return c
 

@@ -10,8 +10,8 @@ I→T 79.7 / 96.4 / 98.9, T→I 64.8 / 91.4 / 96.3, rsum 527.5; COCO 5K rsum 434
 from configs import common
 
 
-def get_config():
-    c = common.base()
+def get_config(variant: str = ""):
+    c = common.base(variant)
     c.data.dev_captions = 5000  # the published dev lists are longer
     c.image.kind = "region"
     c.text.weights = "data/weights/bert-base-uncased"

@@ -10,8 +10,8 @@ I→T 78.5 / 96.0 / 98.7, T→I 61.7 / 90.3 / 95.6, rsum 520.8.
 from configs import coco_region
 
 
-def get_config():
-    c = coco_region.get_config()
+def get_config(variant: str = ""):
+    c = coco_region.get_config(variant)
     use_bigru(c)
     c.optimizer.weight_decay = 0.01  # of this recipe alone
     return c

@@ -9,20 +9,18 @@ Published with BERT, COCO 1K:
 I→T 67.9 / 91.9 / 97.0, T→I 54.0 / 85.6 / 92.5, rsum 488.9.
 """
 
-from configs import coco_region, coco_region_bigru
-from vse_jax.base.errors import InputError
+from configs import coco_region, coco_region_bigru, common
 
 
-def get_config(text: str = "bert"):
-    c = coco_region.get_config()
+def get_config(variant: str = ""):
+    text, variant = common.pick(variant, ("bert", "gru"), "bert")
+    c = coco_region.get_config(variant)
     use_vsepp(c, text)
     return c
 
 
 def use_vsepp(c, text: str):
     """The poolings of VSE++, and its GRU where `text` is 'gru'."""
-    if text not in ("bert", "gru"):
-        raise InputError(f"--config=…_vsepp.py:{text}: neither bert nor gru")
     c.image.pool = "avg"
     c.text.pool = "cls"
     if text == "gru":

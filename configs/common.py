@@ -7,9 +7,16 @@ CVPR 2021). A field that is None by default is a typed placeholder.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vse_jax.base.errors import InputError
 
-def base() -> ConfigDict:
-    """Returns the full, locked config: an unknown field or a wrong type is an error."""
+
+def base(variant: str = "") -> ConfigDict:
+    """Returns the full, locked config: an unknown field or a wrong type is an error.
+
+    Args:
+        variant: '' as published, or 'fast': the towers in bfloat16. What stands after
+            the colon of --config=configs/coco_grid.py:fast.
+    """
     c = ConfigDict()
     c.task = "retrieval"  # retrieval | gpo_synthetic | pooling_study (studies/)
     c.seed = 0  # ≥ 0
@@ -21,7 +28,8 @@ def base() -> ConfigDict:
     c.microbatches = 1  # parts of the batch that the towers see one after the other
     c.remat = False  # keep blocks' inputs only and recompute the rest: less memory
     c.compute_dtype = "float32"  # of the towers; parameters and loss stay float32
-    c.matmul_precision = "highest"  # 'highest' float32, 'high' TF32/bf16x3, 'default'
+    c.matmul_precision = "auto"  # by device; or 'highest' float32, 'high' TF32/bf16x3,
+    # 'default' the device's own (docs/accelerators.md)
     c.embed_dim = 1024
     c.profile = placeholder(str)  # FIRST:LAST, steps from 1: their trace to W/profile/
 
@@ -32,7 +40,22 @@ def base() -> ConfigDict:
     c.optimizer = _optimizer()
     c.checkpoint = _checkpoint()
     c.eval = _eval()
+    if variant not in ("", "fast"):
+        raise InputError(f"--config=…:{variant}: no such variant; there is 'fast'")
+    if variant == "fast":
+        c.compute_dtype = "bfloat16"
     return c.lock()
+
+
+def pick(variant: str, choices: tuple[str, ...], default: str) -> tuple[str, str]:
+    """(the one of `choices` that a recipe's VARIANT[,fast] names, what is left)."""
+    words = variant.split(",")
+    named = [word for word in words if word in choices]
+    rest = ",".join(word for word in words if word not in choices)
+    if len(named) > 1 or rest not in ("", "fast"):
+        listed = ", ".join(choices)
+        raise InputError(f"--config=…:{variant}: one of {listed}, with ',fast' or not")
+    return (named or [default])[0], rest
 
 
 def _data() -> ConfigDict:

@@ -9,8 +9,8 @@ Published, 1K test: I→T 81.5 / 97.1 / 98.5, T→I 63.7 / 88.3 / 93.2, rsum 522
 from configs import coco_grid
 
 
-def get_config():
-    c = coco_grid.get_config()
+def get_config(variant: str = ""):
+    c = coco_grid.get_config(variant)
     c.data.name = "f30k"
     c.data.root = "data/f30k"
     c.eval.split = "test"

@@ -9,7 +9,7 @@ from configs import f30k_grid
 from configs.coco_region_bigru import use_bigru
 
 
-def get_config():
-    c = f30k_grid.get_config()
+def get_config(variant: str = ""):
+    c = f30k_grid.get_config(variant)
     use_bigru(c)
     return c

@@ -8,7 +8,7 @@ Published, 1K test: I→T 88.4 / 98.3 / 99.5, T→I 74.2 / 93.7 / 96.8, rsum 550
 from configs import coco_grid_wsl, f30k_grid
 
 
-def get_config():
-    c = f30k_grid.get_config()
+def get_config(variant: str = ""):
+    c = f30k_grid.get_config(variant)
     coco_grid_wsl.use_wsl(c)
     return c

@@ -9,8 +9,8 @@ Published, 1K test: I→T 81.7 / 95.4 / 97.6, T→I 61.4 / 85.9 / 91.5, rsum 513
 from configs import coco_region
 
 
-def get_config():
-    c = coco_region.get_config()
+def get_config(variant: str = ""):
+    c = coco_region.get_config(variant)
     c.data.name = "f30k"
     c.data.root = "data/f30k"
     c.eval.split = "test"

@@ -9,8 +9,8 @@ Published, 1K test: I→T 76.5 / 94.2 / 97.7, T→I 56.4 / 83.4 / 89.9, rsum 498
 from configs import coco_region_bigru
 
 
-def get_config():
-    c = coco_region_bigru.get_config()
+def get_config(variant: str = ""):
+    c = coco_region_bigru.get_config(variant)
     c.data.name = "f30k"
     c.data.root = "data/f30k"
     c.eval.split = "test"

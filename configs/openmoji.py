@@ -16,8 +16,8 @@ which no picture appears twice (a picture's other captions would be false negati
 from configs import common
 
 
-def get_config():
-    c = common.base()
+def get_config(variant: str = ""):
+    c = common.base(variant)
     c.num_epochs = 4
     c.embed_dim = 512
     c.data.name = "openmoji"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from configs import coco_grid_imagenet, common
 from vse_jax.base import config as config_module
 from vse_jax.base.config import (
     ADDED,
@@ -30,7 +30,7 @@ from vse_jax.models.pooling import POOLS
 CONFIGS = sorted(
     path.stem
     for path in Path("configs").glob("*.py")
-    if path.stem not in ("__init__", "common", "saved")
+    if path.stem not in ("__init__", "common")
 )
 
 
@@ -43,10 +43,24 @@ def test_a_config_survives_json(name, tmp_path):
     assert flat_fields(loaded) == flat_fields(config)
 
 
-@pytest.mark.parametrize("name", ["coco_vsepp", "f30k_vsepp", "coco_grid_imagenet"])
-def test_an_unknown_variant_is_named(name):
-    with pytest.raises(InputError, match=r"\.py:vgg: n"):
-        importlib.import_module(f"configs.{name}").get_config("vgg")
+RECIPES = [name for name in CONFIGS if name != "gpo_synthetic"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_fast_variant_of_a_recipe_has_bfloat16_towers_and_is_named(name):
+    recipe = importlib.import_module(f"configs.{name}").get_config
+    published, fast = flat_fields(recipe()), flat_fields(recipe("fast"))
+    assert fast == published | {"compute_dtype": "bfloat16"}
+    with pytest.raises(InputError, match=":vgg: "):
+        recipe("vgg")
+
+
+def test_variants_go_together():
+    fast = coco_grid_imagenet.get_config("resnet152,fast")
+    assert fast.compute_dtype == "bfloat16"
+    assert tuple(fast.image.backbone.layers) == (3, 8, 36, 3)
+    with pytest.raises(InputError, match="one of resnet50, "):
+        coco_grid_imagenet.get_config("resnet50,resnet152")
 
 
 def test_an_unknown_saved_field_is_named(tmp_path):

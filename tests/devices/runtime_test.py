@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vse_jax.devices.runtime import configure
+from vse_jax.devices.runtime import configure, matmul_precision
 
 
 @pytest.fixture
@@ -24,6 +24,13 @@ def test_precision_and_a_cache_of_its_own(tiny_config, settings, monkeypatch, tm
         "jax_compilation_cache_dir": str(tmp_path / ".cache/vse_jax/compiled"),
         "jax_persistent_cache_min_compile_time_secs": 1.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision"), [("cpu", "highest"), ("gpu", "high"), ("tpu", "high")]
+)
+def test_auto_is_float32_where_nothing_is_faster(tiny_config, platform, precision):
+    assert matmul_precision(tiny_config, platform) == precision
 
 
 def test_what_the_user_has_set_stays(tiny_config, settings, monkeypatch):

@@ -35,7 +35,7 @@ HOSTS_OWN = (
 )
 
 # A run may be continued with other values of these: they decide how long, how fast and
-# where it runs and what it reports, never which numbers a step computes.
+# where it runs and what it reports; which numbers a step computes, only by rounding.
 RESUME_FREE = (
     *HOSTS_OWN,
     "num_epochs",
@@ -43,6 +43,7 @@ RESUME_FREE = (
     "log_every",
     "mesh",
     "remat",
+    "matmul_precision",
     "profile",
     "data.format",
     "checkpoint",
@@ -56,7 +57,6 @@ EVALUATION_FREE = (
     "batch_size",
     "microbatches",
     "compute_dtype",
-    "matmul_precision",
     "data",
     "image.drop",
     "image.crop_min",
@@ -88,7 +88,7 @@ POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfat
 CHOICES: dict[str, tuple] = {
     "task": ("retrieval", "gpo_synthetic", "pooling_study"),
     "compute_dtype": ("float32", "bfloat16"),
-    "matmul_precision": ("highest", "high", "default"),
+    "matmul_precision": ("auto", "highest", "high", "default"),
     "data.format": ("folder", "array_record", "tfds"),
     "data.on_bad_image": ("error", "skip"),
     "data.workers": ("auto", "threads", "processes"),

@@ -14,6 +14,7 @@ from absl import logging
 from vse_jax import __version__
 from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
+from vse_jax.devices.runtime import matmul_precision
 from vse_jax.training.start import Plan
 
 
@@ -35,7 +36,7 @@ def run_facts(plan: Plan, workdir: Path) -> dict[str, Any]:
         "mesh": dict(plan.mesh.shape),
         "precision": {
             "compute_dtype": config.compute_dtype,
-            "matmul_precision": config.matmul_precision,
+            "matmul_precision": matmul_precision(config, jax.default_backend()),
         },
         "parameters": _parameters(plan),
         "data": {"root": str(plan.splits.train.root), **sizes},
