@@ -6,15 +6,30 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # The locks hold every package; PyTorch differs by platform and index, so only its version
 # is pinned (requirements-dev.txt), and the CUDA libraries that some of its wheels ask for
-# come with it.
+# come with it. So do a device's packages (requirements-cuda.txt, requirements-tpu.txt).
 LOCKED := $(PIP) --no-deps --require-hashes
-UNLOCKED := ^(torch$$|triton$$|nvidia-|cuda-)
+UNLOCKED := ^(torch$$|triton$$|nvidia-|cuda-|jax-cuda|libtpu$$)
 UV := $(VENV)/uv/bin/uv
 UV_VERSION := 0.13.9
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 \
   --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: help setup setup-dev lock locked demo study test test-all coverage check bench format clean
+# What JAX is installed for: make setup DEVICE=cuda, make demo DEVICE=tpu. A device that was
+# installed once has a stamp file, and follows later changes of the lists without DEVICE.
+DEVICE ?= cpu
+ifneq ($(words $(DEVICE))$(filter-out cpu cuda tpu,$(DEVICE)),1)
+  $(error error: DEVICE=$(DEVICE): none of cpu, cuda, tpu)
+endif
+STAMPS := $(sort $(filter-out %-cpu,$(VENV)/.device-$(DEVICE)) $(wildcard $(VENV)/.device-*))
+
+# The TPU's compiler, in a folder named after its version.
+LIBTPU := $(shell grep '^libtpu==' requirements-tpu.txt)
+TPU_COMPILER := $(VENV)/tpu/$(subst ==,-,$(LIBTPU)).dist-info
+
+# Two installations into one .venv at a time would see each other's halves (make -j).
+.NOTPARALLEL:
+.PHONY: help setup setup-dev setup-tpu-compiler lock locked demo study test test-all \
+  coverage check bench format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
@@ -25,13 +40,18 @@ help:
 	@echo "make bench      time the pieces that docs/results.md lists"
 	@echo "make setup      only create .venv for running"
 	@echo "make setup-dev  only create .venv for tests and conversion"
+	@echo "                DEVICE=cuda or DEVICE=tpu after any of these: for a GPU, for a TPU"
+	@echo "make setup-tpu-compiler"
+	@echo "                fetch the TPU's compiler, which needs no TPU, into .venv/tpu"
 	@echo "make lock       write requirements*.lock anew after a change of requirements*.txt"
 	@echo "make locked     name each installed package that is not in the locks"
 	@echo "make format     let ruff format and fix"
 	@echo "make clean      remove .venv, caches, data/openmoji and runs/demo"
 
-setup: $(VENV)/.runtime
-setup-dev: $(VENV)/.dev
+# PyTorch first: it asks for exact versions of NVIDIA's libraries, JAX for minimal ones.
+setup: $(VENV)/.runtime $(STAMPS)
+setup-dev: $(VENV)/.dev $(STAMPS)
+setup-tpu-compiler: setup $(TPU_COMPILER)
 
 $(VENV)/.venv-made:
 	@echo "Creating $(VENV) with $(PYTHON)"
@@ -60,6 +80,21 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-dev.lock
 	$(call agree,-r requirements-dev.txt,requirements-dev.lock)
 	@touch $@
 
+# No hashes: these wheels are large and differ by platform.
+$(VENV)/.device-%: requirements-%.txt $(VENV)/.runtime
+	@echo "Installing the packages of $<"
+	$(PIP) -r $<
+	@touch $@
+
+# libtpu compiles for a TPU without one. It is kept out of the environment: where JAX can
+# import it, it looks for a TPU at every start. The folder is renamed when it is whole.
+$(TPU_COMPILER): | $(VENV)/.venv-made
+	@echo "Installing $(LIBTPU) into $(VENV)/tpu"
+	rm -rf $(VENV)/tpu.new
+	$(PIP) --no-deps --target $(VENV)/tpu.new $(LIBTPU)
+	rm -rf $(VENV)/tpu
+	mv $(VENV)/tpu.new $(VENV)/tpu
+
 # uv has an environment of its own inside .venv.
 $(UV): Makefile
 	$(PYTHON) -m venv $(VENV)/uv
@@ -79,6 +114,10 @@ lock: $(UV)
 	    echo "# Linux (x86-64) was run. Windows and macOS on Intel have no array-record."; \
 	    awk '/^[^ #]/ { split($$1, part, "="); skip = part[1] ~ /$(UNLOCKED)/ } !skip' $$lock; \
 	  } > $$lock.new && mv $$lock.new $$lock || exit 1; \
+	done
+	@for list in requirements-cuda.txt requirements-tpu.txt; do \
+	  $(COMPILE) --constraints requirements.lock $$list > $(VENV)/uv/resolved || \
+	  { echo "error: $$list cannot be installed on top of requirements.lock" >&2; exit 1; }; \
 	done
 
 locked: setup-dev
@@ -114,7 +153,7 @@ WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 test: check
 	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
-test-all: check
+test-all: check setup-tpu-compiler
 	$(BIN)/python -m pytest $(WORKERS)
 
 coverage: setup-dev
