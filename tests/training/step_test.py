@@ -13,11 +13,13 @@ import pytest
 from tests.helpers import tiny
 from tests.helpers.steps import batch_of, bigru, region_config, set_up
 from vse_jax.base.trees import flatten
+from vse_jax.data.rows import caption_shapes, image_shapes
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.devices.program import Program, read_program
 from vse_jax.models.build import abstract_model
 from vse_jax.training.optimizer import Optimizer, Schedule
 from vse_jax.training.state import abstract_state, new_state
-from vse_jax.training.step import train_step
+from vse_jax.training.step import compile_step, train_step
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
@@ -71,6 +73,42 @@ def gathered_elements(program: str) -> list[int]:
     """The size of every all-gather's result in a compiled program."""
     found = re.findall(r"= \(?\w+\[([\d,]*)\].*? all-gather(?:-start)?\(", program)
     return [math.prod(int(n) for n in shape.split(",") if n) for shape in found]
+
+
+@pytest.mark.parametrize("name", ["coco_region", "coco_grid"])
+def test_fsdp_sends_parameters_around_and_no_activations(name):
+    """The published widths, one layer deep, on eight devices."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.text.layers, config.image.backbone.layers, config.image.size = (
+        1,
+        (1,) * 4,
+        96,
+    )
+    config.batch_size = config.eval.batch_size = 136
+    rows = r"\b(136|17)\b"  # of all and of one device: sizes that no parameter has
+
+    def program(fsdp) -> tuple[Program, list[int]]:
+        config.mesh.fsdp = fsdp
+        mesh = make_mesh(config)
+        graphdef, model = abstract_model(config)
+        optimizer = Optimizer(config.optimizer, model["params"])
+        state = abstract_state(optimizer, model, mesh)
+        schedule = Schedule.from_config(config, 4, 5)
+        step = compile_step(config, graphdef, optimizer, schedule, mesh, state)
+        shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
+        batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+        lowered = step.lower(state, batch, optimizer.open_groups(config.num_epochs))
+        sizes = [4 * leaf.size for leaf in jax.tree.leaves(model["params"])]
+        return read_program(lowered.compile()), sizes
+
+    (whole, _), (cut, sizes) = program(fsdp=1), program(fsdp=8)
+    sent = {(c.kind, c.shape) for c in cut.collectives if re.search(rows, c.shape)}
+    assert sent <= {("all-gather", "f32[136,1024]"), ("reduce-scatter", "f32[17,1024]")}
+    # The forward and the backward pass gather a parameter once each.
+    assert 0.8 * sum(sizes) < cut.sent()["all-gather"] <= 1.2 * 2 * sum(sizes)
+    assert cut.temporaries <= whole.temporaries + max(sizes)
+    assert cut.flops == pytest.approx(whole.flops, rel=0.05)
+    assert cut.arguments < 1.1 * whole.arguments / 8
 
 
 def test_a_step_compiles_once():

@@ -24,6 +24,33 @@ from vse_jax.data.records.reader import RecordPictures
 from vse_jax.data.regions import NpyRows, drop_regions
 
 Batch = dict[str, np.ndarray]
+Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
+
+
+def image_shapes(image: ConfigDict, count: int) -> Shapes:
+    """Of the image part of a batch, from config.image."""
+    if image.kind == "grid":
+        return {"images": ((count, image.size, image.size, 3), np.float32)}
+    return {
+        "regions": ((count, image.max_regions, image.feature_dim), np.float32),
+        "region_lengths": ((count,), np.int32),
+    }
+
+
+def caption_shapes(count: int, length: int, features: int | None = None) -> Shapes:
+    """Of the caption part of a batch; `features`: size of stored token features."""
+    lengths: Shapes = {"token_lengths": ((count,), np.int32)}
+    if features is None:
+        return {"token_ids": ((count, length), np.int32)} | lengths
+    return {"token_features": ((count, length, features), np.float32)} | lengths
+
+
+def _empty(shapes: Shapes) -> Batch:
+    """Zeros; a set has at least one member."""
+    return {
+        name: (np.ones if name.endswith("_lengths") else np.zeros)(shape, dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 class ImageRows:
@@ -41,14 +68,7 @@ class ImageRows:
 
     def empty(self, count: int) -> Batch:
         """The image part of a batch, zeros."""
-        if self.regions is None:
-            size = self.image.size
-            return {"images": np.zeros((count, size, size, 3), np.float32)}
-        shape = (count, self.image.max_regions, self.image.feature_dim)
-        return {
-            "regions": np.zeros(shape, np.float32),
-            "region_lengths": np.ones(count, np.int32),
-        }
+        return _empty(image_shapes(self.image, count))
 
     def read(
         self, batch: Batch, row: int, image: int, rng: np.random.Generator | None
@@ -96,12 +116,9 @@ class CaptionRows:
 
     def empty(self, count: int, length: int) -> Batch:
         """The caption part of a batch, zeros."""
-        lengths = np.ones(count, np.int32)
-        if self.token_features is None:
-            token_ids = np.zeros((count, length), np.int32)
-            return {"token_ids": token_ids, "token_lengths": lengths}
-        shape = (count, length, self.token_features.shape[1])
-        return {"token_features": np.zeros(shape, np.float32), "token_lengths": lengths}
+        stored = self.token_features
+        size = None if stored is None else stored.shape[1]
+        return _empty(caption_shapes(count, length, size))
 
     def read(
         self, batch: Batch, row: int, caption: int, rng: np.random.Generator | None

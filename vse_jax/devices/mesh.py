@@ -1,5 +1,7 @@
 """The device mesh (data, fsdp) and where every array lives on it."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -92,6 +94,53 @@ def with_sharding(mesh: Mesh, abstract):
         abstract,
         state_sharding(mesh, abstract),
     )
+
+
+def gathered(mesh: Mesh, params):
+    """Parameters as a computation uses them: whole, where fsdp has cut them.
+
+    Without this XLA's partitioner is free to leave them cut and to send the activations
+    of the whole batch around instead. Each device keeps its piece of their gradients.
+    How long the whole ones live: `free_after_use`.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+
+    def gather(leaf, cut):
+        if cut.is_fully_replicated:
+            return leaf
+
+        @jax.custom_vjp
+        def whole(x):
+            return jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+        def forward(x):
+            return whole(x), None
+
+        def backward(_, gradient):
+            # First as a whole, or the cut spreads into the loops that sum gradients up;
+            # TPU's and GPU's compilers make one reduce-scatter of both.
+            gradient = jax.lax.with_sharding_constraint(gradient, replicated(mesh))
+            return (jax.lax.with_sharding_constraint(gradient, cut),)
+
+        whole.defvjp(forward, backward)
+        return whole(leaf)
+
+    return jax.tree.map(gather, params, state_sharding(mesh, params))
+
+
+def free_after_use(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, whose backward pass gathers parameters once more.
+
+    They would be kept from the forward pass otherwise, all at the same time.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return function
+
+    def kept(primitive, *_, **__) -> bool:
+        return primitive.name != "sharding_constraint"  # which is what gathers
+
+    return jax.checkpoint(function, policy=kept)
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.stages import Lowered
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
@@ -19,7 +20,13 @@ from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
 from vse_jax.devices import preemption
 from vse_jax.devices.agreement import check_same, on_first
-from vse_jax.devices.mesh import batch_sharding, put_batch, replicated, state_sharding
+from vse_jax.devices.mesh import (
+    batch_sharding,
+    gathered,
+    put_batch,
+    replicated,
+    state_sharding,
+)
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
@@ -55,11 +62,13 @@ class Evaluator:
         def on_mesh(encode: Callable[[VSE, dict], jax.Array]):
             """encode(model, batch), jitted; the rows' numbers come back with them."""
             rows = batch_sharding(mesh)
+
+            def run(model, batch, index):
+                whole = model | {"params": gathered(mesh, model["params"])}
+                return encode(merge_model(graphdef, whole), batch), index
+
             return jax.jit(
-                lambda model, batch, index: (
-                    encode(merge_model(graphdef, model), batch),
-                    index,
-                ),
+                run,
                 in_shardings=(model_sharding, rows, rows),
                 out_shardings=replicated(mesh),  # every process gets all rows
             )
@@ -67,6 +76,14 @@ class Evaluator:
         self._encode_images = on_mesh(VSE.encode_images)
         self._encode_captions = on_mesh(VSE.encode_captions)
         self._caption_features = on_mesh(VSE.caption_features)
+
+    def lower_images(self, model: Model, batch: dict, index) -> Lowered:
+        """The image tower's program for arrays, or shapes, like these."""
+        return self._encode_images.lower(model, batch, index)
+
+    def lower_captions(self, model: Model, batch: dict, index) -> Lowered:
+        """The caption tower's program for arrays, or shapes, like these."""
+        return self._encode_captions.lower(model, batch, index)
 
     def tokens(self, split: Split) -> CaptionTokens:
         """The split's captions as token ids.

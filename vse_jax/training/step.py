@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.base.trees import merge
-from vse_jax.devices.mesh import batch_sharding, replicated
+from vse_jax.devices.mesh import batch_sharding, free_after_use, gathered, replicated
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.losses import hinge_loss
@@ -47,10 +47,8 @@ def train_step(
     """
 
     def embed(open_params, batch_stats, batch, number):
-        model = {
-            "params": merge(state.params, open_params),
-            "batch_stats": batch_stats,
-        }
+        params = gathered(mesh, merge(state.params, open_params))
+        model = {"params": params, "batch_stats": batch_stats}
         rngs = _random_streams(state, number)
         return _embed(merge_model(graphdef, model), batch, rngs)
 
@@ -58,7 +56,7 @@ def train_step(
         return hinge_loss(images, captions, margin, schedule.hardest(state.step), mesh)
 
     loss, grads, stats = loss_and_gradients(
-        embed,
+        free_after_use(mesh, embed),
         loss_fn,
         optimizer.select(state.params, groups),
         state.batch_stats,
