@@ -100,33 +100,23 @@ def gathered(mesh: Mesh, params):
     """Parameters as a computation uses them: whole, where fsdp has cut them.
 
     Without this XLA's partitioner is free to leave them cut and to send the activations
-    of the whole batch around instead. Each device keeps its piece of their gradients.
-    How long the whole ones live: `free_after_use`.
+    of the whole batch around instead. How long the whole ones live: `free_after_use`.
     """
     if mesh.shape["fsdp"] == 1:
         return params
+    whole = jax.tree.map(lambda _: replicated(mesh), params)
+    return jax.lax.with_sharding_constraint(params, whole)
 
-    def gather(leaf, cut):
-        if cut.is_fully_replicated:
-            return leaf
 
-        @jax.custom_vjp
-        def whole(x):
-            return jax.lax.with_sharding_constraint(x, replicated(mesh))
+def cut(mesh: Mesh, tree):
+    """Each device's piece of parameters or gradients, as `state_sharding` says.
 
-        def forward(x):
-            return whole(x), None
-
-        def backward(_, gradient):
-            # First as a whole, or the cut spreads into the loops that sum gradients up;
-            # TPU's and GPU's compilers make one reduce-scatter of both.
-            gradient = jax.lax.with_sharding_constraint(gradient, replicated(mesh))
-            return (jax.lax.with_sharding_constraint(gradient, cut),)
-
-        whole.defvjp(forward, backward)
-        return whole(leaf)
-
-    return jax.tree.map(gather, params, state_sharding(mesh, params))
+    A gradient is whole before (see `gathered`), or the cut would spread into the loops
+    that sum it up; TPU's compiler makes one reduce-scatter of the sum and the cut.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, state_sharding(mesh, tree))
 
 
 def free_after_use(mesh: Mesh, function: Callable) -> Callable:

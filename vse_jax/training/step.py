@@ -10,7 +10,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.base.trees import merge
-from vse_jax.devices.mesh import batch_sharding, free_after_use, gathered, replicated
+from vse_jax.devices.mesh import (
+    batch_sharding,
+    cut,
+    free_after_use,
+    gathered,
+    replicated,
+)
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.losses import hinge_loss
@@ -64,7 +70,7 @@ def train_step(
         microbatches,
     )
     scale = schedule.loss_scale(state.step)
-    grads = jax.tree.map(lambda g: scale * g, grads)
+    grads = jax.tree.map(lambda g: scale * g, cut(mesh, grads))
     rate = schedule.rate(state.step)
     params, opt_state, norm = optimizer.update(
         grads, state.opt_state, state.params, rate, groups
