@@ -58,9 +58,8 @@ class GPO(nnx.Module):
     def _generate(self, lengths, size):
         mask = jnp.arange(size) < lengths[:, None]
         encoding = jnp.asarray(position_encoding(size, self.positions))
-        forward, backward = self.gru(
-            jnp.broadcast_to(encoding, (len(lengths), *encoding.shape)), mask
-        )
+        # One row: all lengths share the encoding and the GRU's product with it.
+        forward, backward = self.gru(encoding[None], mask)
         scores = self.linear((forward + backward) / 2)[..., 0]
         scores = jnp.where(mask, scores, _MASKED_SCORE)
         return jax.nn.softmax(scores / TEMPERATURE, axis=-1)

@@ -1,5 +1,7 @@
 """GRU over padded sequences, with PyTorch's equations."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,38 +39,18 @@ class GRU(nnx.Module):
         self.dtype = dtype
 
     def __call__(
-        self, x: Float[Array, "b t i"], mask: Bool[Array, "b t"]
+        self, x: Float[Array, "#b t i"], mask: Bool[Array, "b t"]
     ) -> Float[Array, "b t h"]:
         """Returns the hidden state at every position; zero where the mask is False.
 
         Padding on the right neither changes nor starts the state, so the reversed
         direction begins at the last real position, as on a packed sequence.
+
+        Args:
+            x: the sequences, or the one [1, t, i] that all rows of the mask share.
+            mask: the real positions.
         """
-        # The input's share of all gates in one product, outside the sequential loop.
-        inputs = self._product(x, self.input_kernel[...]) + self.input_bias[...]
-        kernel = self.hidden_kernel[...].astype(self.dtype)
-        bias = self.hidden_bias[...]
-
-        def step(hidden, position):
-            gates_x, valid = position
-            x_reset, x_update, x_new = jnp.split(gates_x, 3, axis=-1)
-            gates_h = jnp.split(self._product(hidden, kernel) + bias, 3, axis=-1)
-            h_reset, h_update, h_new = gates_h
-            reset = jax.nn.sigmoid(x_reset + h_reset)
-            update = jax.nn.sigmoid(x_update + h_update)
-            new = jnp.tanh(x_new + reset * h_new)
-            new = (1 - update) * new + update * hidden
-            valid = valid[:, None]
-            return jnp.where(valid, new, hidden), jnp.where(valid, new, 0)
-
-        start = jnp.zeros((x.shape[0], kernel.shape[0]), inputs.dtype)
-        positions = (inputs.swapaxes(0, 1), mask.swapaxes(0, 1))
-        _, states = jax.lax.scan(step, start, positions, reverse=self.reverse)
-        return states.swapaxes(0, 1)
-
-    def _product(self, x, kernel):
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        return _scan([self], x, mask)[0]
 
 
 class BiGRU(nnx.Module):
@@ -86,7 +68,58 @@ class BiGRU(nnx.Module):
         self.backward = GRU(in_features, hidden, reverse=True, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t i"], mask: Bool[Array, "b t"]
+        self, x: Float[Array, "#b t i"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b t h"], Float[Array, "b t h"]]:
-        """Returns the states of the forward and of the backward direction."""
-        return self.forward(x, mask), self.backward(x, mask)
+        """Returns the states of the forward and of the backward direction.
+
+        x and mask: as for `GRU`. Both share one loop: a position is so little work that
+        an accelerator spends its time on the loop itself.
+        """
+        forward, backward = _scan([self.forward, self.backward], x, mask)
+        return forward, backward
+
+
+def _scan(grus: Sequence[GRU], x, mask) -> list[Array]:
+    """The states [b, t, h] of each of some GRUs of one size, side by side in one loop.
+
+    Inside, arrays are [t, g, b, ...]: g GRUs, t in the order in which each one reads.
+    The batch of x may be 1: it meets the states of all rows in the loop only.
+    """
+    dtype = grus[0].dtype
+    # Turned before the product, which is larger.
+    x, mask = x.swapaxes(0, 1), mask.swapaxes(0, 1)
+    # The input's share of all gates in one product, outside the sequential loop.
+    inputs = [
+        _product(_ordered(gru, x), gru.input_kernel[...], dtype) + gru.input_bias[...]
+        for gru in grus
+    ]
+    masks = [_ordered(gru, mask) for gru in grus]
+    kernel = jnp.stack([gru.hidden_kernel[...] for gru in grus]).astype(dtype)
+    bias = jnp.stack([gru.hidden_bias[...] for gru in grus])[:, None]
+
+    def step(hidden, position):
+        gates_x, valid = position
+        x_reset, x_update, x_new = jnp.split(gates_x, 3, axis=-1)
+        gates_h = jnp.split(_product(hidden, kernel, dtype) + bias, 3, axis=-1)
+        h_reset, h_update, h_new = gates_h
+        reset = jax.nn.sigmoid(x_reset + h_reset)
+        update = jax.nn.sigmoid(x_update + h_update)
+        new = jnp.tanh(x_new + reset * h_new)
+        new = (1 - update) * new + update * hidden
+        valid = valid[..., None]
+        return jnp.where(valid, new, hidden), jnp.where(valid, new, 0)
+
+    start = jnp.zeros((len(grus), mask.shape[1], kernel.shape[1]), jnp.float32)
+    positions = (jnp.stack(inputs, axis=1), jnp.stack(masks, axis=1))
+    _, states = jax.lax.scan(step, start, positions)
+    return [_ordered(gru, states[:, i]).swapaxes(0, 1) for i, gru in enumerate(grus)]
+
+
+def _ordered(gru, x):
+    """x [t, ...] in the order in which the GRU reads it, and back again."""
+    return x[::-1] if gru.reverse else x
+
+
+def _product(x, kernel, dtype):
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
