@@ -81,5 +81,4 @@ def run(_) -> None:
 if __name__ == "__main__":
     # Copying arrays needs no accelerator; one that is busy should not be in the way.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app.run(cli.program(run), flags_parser=cli.parse)

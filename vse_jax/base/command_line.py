@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,16 @@ from vse_jax.base.config import config_problems, flat_fields, load_config, plain
 from vse_jax.base.errors import InputError
 
 _OVERRIDE = "--config."
+
+
+class PathParser(flags.ArgumentParser):
+    """Of a flag whose value is a path."""
+
+    def parse(self, argument: str) -> Path | None:
+        return Path(argument) if argument else None
+
+    def flag_type(self) -> str:
+        return "path"
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -52,7 +63,7 @@ def program(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 def full_config(
     name: str | None,
-    workdir: str | None,
+    workdir: Path | None,
     overrides: Sequence[str],
     base: Callable[[], ConfigDict],
     home: Path,
@@ -71,7 +82,7 @@ def full_config(
     if name is not None:
         config = read_config(name, base, home)
     elif workdir:
-        config = load_config(Path(workdir) / "config.json", base())
+        config = load_config(workdir / "config.json", base())
     else:
         raise InputError("--config: name a config file, or the --workdir of a run")
     problems = [*override(config, overrides), *config_problems(config)]
@@ -178,6 +189,8 @@ def set_up_logging() -> None:
         if "Event loop is closed" not in str(problem.exc_value):
             show(problem)
 
+    # Read when jax is loaded; what XLA's warnings say is for its developers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     handler = logging.get_absl_handler()
     handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if flags.FLAGS["verbosity"].using_default_value:

@@ -112,7 +112,8 @@ class ProgramText:
                 here = None
             elif here is not None:
                 if found := _INSTRUCTION.match(line):
-                    here.append(_Instruction(*found.groups(), inside=name))
+                    called, shape, kind, rest = found.groups()
+                    here.append(_Instruction(called, shape, kind, rest, name))
             elif line.isalpha():
                 table = line  # FileNames, FunctionNames, FileLocations, StackFrames
             elif line[:1].isdecimal():
