@@ -15,6 +15,7 @@ import jax
 from jax.experimental import topologies
 
 from vse_jax.base.errors import InputError
+from vse_jax.devices.runtime import memory_of
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,6 @@ def find(name: str | None) -> Topology:
     devices = list(found.devices)
     chip = CHIPS[kind]
     return Topology(name, devices, chip.memory, chip)
-
-
-def memory_of(device: jax.Device) -> int:
-    """Bytes of a device's memory; of a CPU's, the host's."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _prepare_compiler() -> None:

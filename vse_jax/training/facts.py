@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ from absl import logging
 from vse_jax import __version__
 from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
-from vse_jax.devices.runtime import matmul_precision
+from vse_jax.devices.runtime import matmul_precision, memory_of
 from vse_jax.training.start import Plan
 
 
@@ -49,15 +48,11 @@ def run_facts(plan: Plan, workdir: Path) -> dict[str, Any]:
 def _devices() -> dict[str, Any]:
     """Kind and number of the devices; bytes of one's memory, for a CPU the host's."""
     device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    memory = stats.get("bytes_limit")
-    if memory is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "platform": device.platform,
         "kind": device.device_kind,
         "count": jax.device_count(),
-        "memory_bytes": memory,
+        "memory_bytes": memory_of(device),
     }
 
 
