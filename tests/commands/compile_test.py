@@ -6,8 +6,8 @@ import re
 import jax
 import pytest
 
+from tests.helpers import tiny
 from tests.helpers.programs import run
-from tests.helpers.steps import region_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands import compile as compile_module
 from vse_jax.commands.compile import compile_run
@@ -61,31 +61,56 @@ def test_fsdp_on_a_tpu_sends_no_activations(fsdp, environment, tmp_path):
 
 @pytest.fixture
 def on_devices_of(monkeypatch):
-    """compile_run on two simulated devices of so many bytes; JAX stays as it is."""
+    """compile_run of a step whose memory follows a formula, on devices of `memory`."""
 
-    def with_memory(config, workdir, memory):
+    def programs(config, place, tokens, every):
+        yield "train_step, 16 tokens", config
+
+    def compiled(name, config, place):
+        state = 800 // config.mesh.fsdp
+        activations = 400 // config.microbatches // (2 if config.remat else 1)
+        needed = 10**6 * (state + activations)
+        return {"name": name, "fits": needed <= place.memory, "peak_bytes": needed}
+
+    def run_on(config, workdir, memory):
         place = Topology("cpu:2", jax.devices()[:2], memory)
         monkeypatch.setattr(compile_module, "find", lambda name: place)
-        monkeypatch.setattr(compile_module, "configure", lambda config: None)
-        monkeypatch.setattr(jax.config, "update", lambda name, value: None)
         compile_run(config, workdir, "cpu:2", False)
 
-    return with_memory
+    monkeypatch.setattr(compile_module, "_programs", programs)
+    monkeypatch.setattr(compile_module, "_compiled", compiled)
+    monkeypatch.setattr(compile_module, "configure", lambda config: None)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    return run_on
 
 
-def test_what_does_not_fit_comes_with_what_would(on_devices_of, tmp_path):
-    config = region_config()
-    config.batch_size, config.eval.batch_size = 2, 2
-    config.text.vocab_size = 2**18  # parameters dominate, which fsdp shares out
-    on_devices_of(config, tmp_path / "whole", 10**9)
-    whole = json.loads((tmp_path / "whole" / "compile_cpu_2.json").read_text())
-    needed = whole["programs"][0]["peak_bytes"]
+@pytest.mark.parametrize(
+    ("megabytes", "advice"),
+    [
+        (900, "--config.mesh.data=1 --config.mesh.fsdp=2 needs 0.80 GB"),
+        (
+            700,
+            "--config.mesh.fsdp=2 --config.remat=True needs 0.60 GB",
+        ),
+        (500, "--config.remat=True --config.microbatches=2 needs 0.50 GB"),
+        (
+            300,
+            "no setting of fsdp, remat and microbatches fits, the least needs",
+        ),
+    ],
+)
+def test_what_does_not_fit_comes_with_what_would(
+    megabytes, advice, on_devices_of, tmp_path
+):
+    config = tiny.get_config("/absent")
     with pytest.raises(InputError) as error:
-        on_devices_of(config, tmp_path / "small", int(0.9 * needed))
+        on_devices_of(config, tmp_path, megabytes * 10**6)
     line = str(error.value)
-    assert f"train_step, 16 tokens needs {needed / 1e9:.2f} GB of a device's" in line
-    assert "; --config.mesh.data=1 --config.mesh.fsdp=2 needs " in line
-    found = json.loads((tmp_path / "small" / "compile_cpu_2.json").read_text())
-    assert not found["fits"]
-    with pytest.raises(InputError, match="no setting of fsdp, remat and microbatches"):
-        on_devices_of(config, tmp_path / "none", 10**5)
+    assert line.startswith("train_step, 16 tokens needs 1.20 GB of a device's 0.")
+    assert advice in line
+    assert not json.loads((tmp_path / "compile_cpu_2.json").read_text())["fits"]
+
+
+def test_a_run_that_fits_ends_well(on_devices_of, tmp_path):
+    on_devices_of(tiny.get_config("/absent"), tmp_path, 1200 * 10**6)
+    assert json.loads((tmp_path / "compile_cpu_2.json").read_text())["fits"]

@@ -220,6 +220,7 @@ class TestRaggedFeatures:
         np.save(tmp_path / "regions.npy", regions)
         config.image.max_regions, config.image.feature_dim = 7, 8
         split, tokens = load(config)
+        config.image.kind = "region"
         mapped = NpyRows(tmp_path / "regions.npy")
         regions_split = dataclasses.replace(split, pictures=None, regions=mapped)
         data = TrainData(config, regions_split, tokens)

@@ -75,7 +75,9 @@ def gathered_elements(program: str) -> list[int]:
     return [math.prod(int(n) for n in shape.split(",") if n) for shape in found]
 
 
-@pytest.mark.parametrize("name", ["coco_region", "coco_grid"])
+@pytest.mark.parametrize(
+    "name", ["coco_region", pytest.param("coco_grid", marks=pytest.mark.slow)]
+)
 def test_fsdp_sends_parameters_around_and_no_activations(name):
     """The published widths, one layer deep, on eight devices."""
     config = importlib.import_module(f"configs.{name}").get_config()
