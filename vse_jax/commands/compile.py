@@ -267,7 +267,7 @@ def _what_would_help(
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)
-            name, lower = next(iter(_programs(changed, place, tokens, False)))
+            name, lower = next(_programs(changed, place, tokens, False))
             result = _compiled(name, lower, place)
         except InputError:
             continue

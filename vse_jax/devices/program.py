@@ -107,7 +107,7 @@ class ProgramText:
             if start := _COMPUTATION.match(line):
                 name = start[2]
                 here = self._computations.setdefault(name, [])
-                self._entry = start[2] if start[1] else self._entry
+                self._entry = name if start[1] else self._entry
             elif line.startswith("}"):
                 here = None
             elif here is not None:
