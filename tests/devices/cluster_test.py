@@ -141,8 +141,10 @@ def kill_one(victim, args, environment, workdir):
     assert aborted or (code == 1 and ours), (code, err)
 
 
-def test_a_lost_process_ends_the_other_one(args, two_devices, tmp_path):
-    kill_one(1, args, two_devices, tmp_path / "run")
+@pytest.mark.slow
+def test_a_lost_first_process_ends_the_other_one(args, two_devices, tmp_path):
+    """JAX's service runs in the first one, and dies with it."""
+    kill_one(0, args, two_devices, tmp_path / "run")
 
 
 def test_a_pair_goes_on_after_a_loss_under_slurm(
@@ -150,7 +152,7 @@ def test_a_pair_goes_on_after_a_loss_under_slurm(
 ):
     """It was started by hand; SLURM starts it again, large parameters in four parts."""
     workdir = tmp_path / "run"
-    kill_one(0, args, two_devices, workdir)
+    kill_one(1, args, two_devices, workdir)
     slurm = {
         "SLURM_JOB_ID": str(free_port()),
         "SLURM_STEP_NODELIST": "localhost",

@@ -8,7 +8,7 @@ from vse_jax.data.pipeline import eval_captions, eval_images
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.models.build import abstract_model
 from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_state, initial_state
+from vse_jax.training.state import abstract_state, new_state
 from vse_jax.training.step import compile_step
 
 
@@ -38,7 +38,12 @@ def set_up(config, devices=1, steps_per_epoch=4):
     abstract = abstract_state(optimizer, model, mesh)
     schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
     step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
-    return mesh, optimizer, initial_state(config, optimizer, abstract), step
+    # Not initial_state: one program of all start values takes seconds to compile, for
+    # every mesh, and these are the same values.
+    start = jax.device_put(
+        new_state(config, optimizer), jax.tree.map(lambda x: x.sharding, abstract)
+    )
+    return mesh, optimizer, start, step
 
 
 def region_config():
