@@ -26,11 +26,11 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.devices.runtime import configure
-from vse_jax.models.build import abstract_model
 from vse_jax.training.metric_writer import read_metrics
-from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_state, initial_state
-from vse_jax.training.step import compile_step
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.plan import make_plan
+from vse_jax.training.state import initial_state
+from vse_jax.training.step import jit_step
 
 FOLDER = Path("runs/study")
 DOCUMENT = Path("docs/pooling_study.md")
@@ -107,16 +107,12 @@ def step_times() -> dict[str, float]:
             "token_lengths": rng.integers(4, TOKENS + 1, b).astype(np.int32),
         }
         mesh = make_mesh(config)
-        graphdef, model = abstract_model(config)
-        optimizer = Optimizer(config.optimizer, model["params"])
-        abstract = abstract_state(optimizer, model, mesh)
-        schedule = Schedule.from_config(config, 135, 136)
-        step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
+        plan = make_plan(config, mesh, Schedule.from_config(config, 135, 136))
         steps[variant] = _Stepper(
-            step,
-            initial_state(config, optimizer, abstract),
+            jit_step(plan),
+            initial_state(config, plan.optimizer, plan.abstract),
             put_batch(batch, batch_sharding(mesh)),
-            optimizer.open_groups(0),
+            plan.optimizer.open_groups(0),
         )
         steps[variant].seconds(1)  # compiles
     rounds = [

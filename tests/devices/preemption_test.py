@@ -31,9 +31,9 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(config, tmp_path, monkeypat
     stop_at(monkeypatch, 0)
     train(config, tmp_path / "whole")
     workdir = tmp_path / "stopped"
-    # Before the first step; after 3 steps; during the validation after step 7, which
-    # takes 6 batches and is then repeated; during the test.
-    for number in (1, 4, 4 + 2, 6 + 3):
+    # Before anything is compiled; after 3 steps; during the validation after step 7,
+    # which takes 6 batches and is then repeated; during the test.
+    for number in (1, 5, 5 + 2, 6 + 3):
         stop_at(monkeypatch, number)
         with pytest.raises(preemption.Preempted) as stop:
             train(config, workdir)
@@ -48,7 +48,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(config, tmp_path, monkeypat
 
 def test_what_was_measured_before_a_stop_is_written(config, tmp_path, monkeypatch):
     config.log_every = 5
-    stop_at(monkeypatch, 4)
+    stop_at(monkeypatch, 5)
     with pytest.raises(preemption.Preempted):
         train(config, tmp_path)
     stop_at(monkeypatch, 0)

@@ -6,10 +6,10 @@ import numpy as np
 from tests.helpers import tiny
 from vse_jax.data.pipeline import eval_captions, eval_images
 from vse_jax.devices.mesh import make_mesh
-from vse_jax.models.build import abstract_model
-from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_state, new_state
-from vse_jax.training.step import compile_step
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.plan import make_plan
+from vse_jax.training.state import new_state
+from vse_jax.training.step import jit_step
 
 
 def batch_of(config, seed=0):
@@ -33,17 +33,15 @@ def batch_of(config, seed=0):
 
 def set_up(config, devices=1, steps_per_epoch=4):
     mesh = make_mesh(config, jax.devices()[:devices])
-    graphdef, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
-    abstract = abstract_state(optimizer, model, mesh)
     schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
-    step = compile_step(config, graphdef, optimizer, schedule, mesh, abstract)
+    plan = make_plan(config, mesh, schedule)
     # Not initial_state: one program of all start values takes seconds to compile, for
     # every mesh, and these are the same values.
     start = jax.device_put(
-        new_state(config, optimizer), jax.tree.map(lambda x: x.sharding, abstract)
+        new_state(config, plan.optimizer),
+        jax.tree.map(lambda x: x.sharding, plan.abstract),
     )
-    return mesh, optimizer, start, step
+    return mesh, plan.optimizer, start, jit_step(plan)
 
 
 def region_config():

@@ -10,9 +10,8 @@ import pytest
 from tests.helpers import tiny
 from tests.helpers.steps import batch_of, bigru, region_config
 from vse_jax.devices.mesh import make_mesh
-from vse_jax.models.build import abstract_model
-from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_state
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.plan import make_plan
 from vse_jax.training.step import train_step
 
 # Softmax, norms, roots and gates lose too much in eight bits of mantissa.
@@ -83,20 +82,11 @@ def line_of(file: str, number: int) -> str:
 def step_of(config):
     """(the training step as equations, shapes of its results)"""
     config.compute_dtype = "bfloat16"
-    graphdef, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
     mesh = make_mesh(config, jax.devices()[:1])
-    step = functools.partial(
-        train_step,
-        groups=optimizer.open_groups(0),
-        graphdef=graphdef,
-        optimizer=optimizer,
-        schedule=Schedule.from_config(config, 4, 5),
-        margin=config.loss.margin,
-        mesh=mesh,
-    )
-    state = abstract_state(optimizer, model, mesh)
-    return jax.make_jaxpr(step, return_shape=True)(state, batch_of(config))
+    plan = make_plan(config, mesh, Schedule.from_config(config, 4, 5))
+    groups = plan.optimizer.open_groups(0)
+    step = functools.partial(train_step, groups=groups, plan=plan)
+    return jax.make_jaxpr(step, return_shape=True)(plan.abstract, batch_of(config))
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])

@@ -34,8 +34,8 @@ def test_a_line_holds_means_and_the_last_rate(recorder, tmp_path):
     recorder.restart_clock()
     recorder.add(2, scalars(3.0, lr=0.5))
     assert recorder.timed_next(iter([7])) == 7  # waits from one look to the next
-    recorder.flush(2)
-    recorder.flush(2)  # nothing new, no line
+    recorder.flush()
+    recorder.flush()  # nothing new, no line
     first, line = read_metrics(tmp_path)
     assert first.keys() == {"step", "perf/first_step_s"}
     assert line == {
@@ -48,12 +48,22 @@ def test_a_line_holds_means_and_the_last_rate(recorder, tmp_path):
     }
 
 
+def test_a_line_that_is_due_comes_with_the_next_step(recorder, tmp_path):
+    recorder.add(1, scalars(1.0))
+    recorder.flush_soon()
+    assert len(read_metrics(tmp_path)) == 1  # what the first step took
+    recorder.add(2, scalars(2.0))
+    recorder.flush()
+    losses = [row.get("train/loss") for row in read_metrics(tmp_path)]
+    assert losses == [None, 1.0, 2.0]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_the_first_bad_step_of_many_is_named(recorder, tmp_path, bad):
     for step, loss in enumerate((1.0, bad, 2.0, bad), start=1):
         recorder.add(step, scalars(loss))
     with pytest.raises(InputError, match=f"train/loss is {bad} at step 2; stopped"):
-        recorder.flush(4)
+        recorder.flush()
     assert all("train/loss" not in row for row in read_metrics(tmp_path))
 
 

@@ -18,8 +18,9 @@ from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.devices.program import Program, read_program
 from vse_jax.models.build import abstract_model
 from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_state, new_state
-from vse_jax.training.step import compile_step, train_step
+from vse_jax.training.plan import make_plan
+from vse_jax.training.state import new_state
+from vse_jax.training.step import jit_step, train_step
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
@@ -92,15 +93,12 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
     def program(fsdp) -> tuple[Program, list[int]]:
         config.mesh.fsdp = fsdp
         mesh = make_mesh(config)
-        graphdef, model = abstract_model(config)
-        optimizer = Optimizer(config.optimizer, model["params"])
-        state = abstract_state(optimizer, model, mesh)
-        schedule = Schedule.from_config(config, 4, 5)
-        step = compile_step(config, graphdef, optimizer, schedule, mesh, state)
+        plan = make_plan(config, mesh, Schedule.from_config(config, 4, 5))
+        groups = plan.optimizer.open_groups(config.num_epochs)
         shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
         batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
-        lowered = step.lower(state, batch, optimizer.open_groups(config.num_epochs))
-        sizes = [4 * leaf.size for leaf in jax.tree.leaves(model["params"])]
+        lowered = jit_step(plan).lower(plan.abstract, batch, groups)
+        sizes = [4 * leaf.size for leaf in jax.tree.leaves(plan.abstract.params)]
         return read_program(lowered.compile()), sizes
 
     (whole, _), (cut, sizes) = program(fsdp=1), program(fsdp=8)
@@ -153,11 +151,8 @@ def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
 @pytest.mark.parametrize("name", ["coco_grid", "coco_region"])
 def test_a_full_size_step_of_the_published_recipes_traces(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    graphdef, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
-    mesh = make_mesh(config)
-    state = abstract_state(optimizer, model, mesh)
     schedule = Schedule.from_config(config, 4425, 4426)
+    plan = make_plan(config, make_mesh(config), schedule)
     b = config.batch_size
 
     def of(shape, dtype=np.float32):
@@ -169,19 +164,12 @@ def test_a_full_size_step_of_the_published_recipes_traces(name):
     else:
         batch["regions"] = of((b, 36, 2048))
         batch["region_lengths"] = of((b,), np.int32)
-    step = functools.partial(
-        train_step,
-        groups=optimizer.open_groups(1),
-        graphdef=graphdef,
-        optimizer=optimizer,
-        schedule=schedule,
-        margin=config.loss.margin,
-        mesh=mesh,
-    )
-    new, metrics = jax.eval_shape(step, state, batch)
+    groups = plan.optimizer.open_groups(1)
+    step = functools.partial(train_step, groups=groups, plan=plan)
+    new, metrics = jax.eval_shape(step, plan.abstract, batch)
     assert metrics["loss"].shape == ()
-    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
-    count = sum(x.size for x in jax.tree.leaves(model["params"]))
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, plan.abstract)
+    count = sum(x.size for x in jax.tree.leaves(plan.abstract.params))
     bert, gpo = 108_891_648, 2 * 2 * 3 * 32 * (32 + 1) + 32
     towers = bert + 768 * 1024 + 1024 + 2048 * 1024 + 1024 + 2 * gpo
     resnet101, mlp = 42_500_160, 2048 * 512 + 512 + 2 * 512 + 512 * 1024 + 1024

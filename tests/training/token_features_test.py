@@ -6,6 +6,7 @@ import pytest
 
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import read_split
+from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.models.build import abstract_model, build_model, split_model
@@ -19,7 +20,7 @@ def parts(tiny_config):
     graphdef, abstract = abstract_model(tiny_config)
     mesh = make_mesh(tiny_config, jax.devices()[:1])
     _, model = split_model(build_model(tiny_config, rngs=nnx.Rngs(0)))
-    evaluator = Evaluator(tiny_config, graphdef, abstract, mesh)
+    evaluator = Evaluator(tiny_config, graphdef, abstract, mesh, Programs())
     return evaluator, model, read_split(tiny_config, "test")
 
 

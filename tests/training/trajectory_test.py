@@ -19,8 +19,9 @@ from tests.helpers import golden_weights
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.build import build_model, split_model
 from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.plan import Plan
 from vse_jax.training.state import TrainState, abstract_state
-from vse_jax.training.step import compile_step
+from vse_jax.training.step import jit_step
 from vse_jax.weights import keys
 
 # Parameters that the loss does not depend on: softmax ignores what all keys of a query
@@ -152,7 +153,7 @@ def run(request) -> Run:
     )
     mesh = make_mesh(c, jax.devices()[:1])
     abstract = abstract_state(optimizer, start, mesh)
-    step = compile_step(c, graphdef, optimizer, schedule, mesh, abstract)
+    step = jit_step(Plan(c, mesh, graphdef, optimizer, schedule, abstract))
 
     def official(state):
         params = keys.to_torch(state.params, case.table)

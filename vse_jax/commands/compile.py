@@ -7,6 +7,7 @@ computes nothing.
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from jax.stages import Lowered
 from ml_collections import ConfigDict
@@ -31,16 +31,15 @@ from vse_jax.data.captions import (
 )
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import training_order
-from vse_jax.data.rows import CaptionRows, Shapes, caption_shapes, image_shapes
+from vse_jax.data.rows import CaptionRows, caption_shapes, image_shapes
 from vse_jax.devices.mesh import check_training_batch, make_mesh
 from vse_jax.devices.program import Program, read_program
 from vse_jax.devices.runtime import configure, matmul_precision
 from vse_jax.devices.topology import Topology, find
-from vse_jax.evaluation.evaluator import Evaluator
-from vse_jax.models.build import abstract_model
-from vse_jax.training.optimizer import Optimizer, Schedule
-from vse_jax.training.state import abstract_state
-from vse_jax.training.step import compile_step
+from vse_jax.evaluation.evaluator import jit_towers, lower_tower
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.plan import make_plan
+from vse_jax.training.step import jit_step, lower_step
 
 # Where the data is not at hand: COCO's, at the published batch of 128.
 _STEPS_PER_EPOCH, _TOKENS, _WORDS = 4425, 32, 11_755
@@ -124,46 +123,32 @@ def _programs(
     """(name, how to lower it) of what a run of the config runs."""
     mesh = make_mesh(config, place.devices)
     check_training_batch(config, mesh)
-    graphdef, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
-    state = abstract_state(optimizer, model, mesh)
     schedule = Schedule.from_config(config, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH + 1)
-    step = compile_step(config, graphdef, optimizer, schedule, mesh, state)
-    evaluator = Evaluator(config, graphdef, model, mesh)
+    plan = make_plan(config, mesh, schedule)
+    step, optimizer = jit_step(plan), plan.optimizer
+    model = plan.abstract.model
+    towers = jit_towers(plan.graphdef, model, mesh)
     hidden = config.text.hidden if config.text.cache_features else None
 
     opened = [optimizer.open_groups(epoch) for epoch in range(config.num_epochs)]
     groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
     buckets = padded_lengths(config) if every else (tokens,)
 
-    def train(length, groups):
-        shapes = image_shapes(config.image, config.batch_size)
-        shapes |= caption_shapes(config.batch_size, length, hidden)
-        return step.lower(state, _abstract(shapes), groups)
-
-    def encode(lower, shapes: Shapes):
-        index = jax.ShapeDtypeStruct((config.eval.batch_size,), np.int32)
-        return lower(state.model, _abstract(shapes), index)
-
-    for open_groups in groups:
-        for length in buckets:
-            name = f"train_step, {length} tokens"
-            if len(groups) > 1:
-                name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
-            yield name, functools.partial(train, length, open_groups)
+    pairs = image_shapes(config.image, config.batch_size)
+    for open_groups, length in itertools.product(groups, buckets):
+        name = f"train_step, {length} tokens"
+        if len(groups) > 1:
+            name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
+        shapes = pairs | caption_shapes(config.batch_size, length, hidden)
+        yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
     rows = config.eval.batch_size
-    pictures = image_shapes(config.image, rows)
-    yield "encode_images", functools.partial(encode, evaluator.lower_images, pictures)
+    encoded = {"encode_images": image_shapes(config.image, rows)}
     for length in buckets:
         captions = caption_shapes(rows, length, hidden)
-        yield (
-            f"encode_captions, {length} tokens",
-            functools.partial(encode, evaluator.lower_captions, captions),
-        )
-
-
-def _abstract(shapes: Shapes) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+        encoded[f"encode_captions, {length} tokens"] = captions
+    for name, shapes in encoded.items():
+        tower = towers[name.partition(",")[0]]
+        yield name, functools.partial(lower_tower, tower, model, shapes)
 
 
 def _compiled(

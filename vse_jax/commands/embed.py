@@ -10,9 +10,10 @@ from vse_jax.base.config import load_config
 from vse_jax.base.files import write_atomically
 from vse_jax.data.layout import Split, read_split
 from vse_jax.devices.agreement import on_first
-from vse_jax.evaluation.evaluator import Embeddings
+from vse_jax.devices.compiling import Programs
+from vse_jax.evaluation.evaluator import Embeddings, Evaluator
 from vse_jax.evaluation.ranking import ensemble
-from vse_jax.training.best import best_evaluator
+from vse_jax.training.best import load_best
 
 
 def embed(config: ConfigDict, workdir: Path) -> None:
@@ -40,23 +41,36 @@ def embed(config: ConfigDict, workdir: Path) -> None:
     on_first(write)
 
 
-def embed_best(config: ConfigDict, workdir: Path, split: Split) -> Embeddings:
+def embed_best(
+    config: ConfigDict,
+    workdir: Path,
+    split: Split,
+    evaluator: Evaluator | None = None,
+) -> Embeddings:
     """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
 
     With config.eval.ensemble they are those of its members put together, so that their
     inner products are the mean of the members' similarities.
     """
     if config.eval.ensemble is None:
-        evaluator, model = best_evaluator(config, workdir)
-        return evaluator.embed(model, split)
+        return _embed_with(config, workdir, split, evaluator)
     members = []
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
         _use_data_of(config, member)
-        evaluator, model = best_evaluator(member, folder)
-        embeddings = evaluator.embed(model, read_split(member, split.name))
+        embeddings = _embed_with(member, folder, read_split(member, split.name), None)
         members.append((embeddings.images, embeddings.captions))
     return Embeddings(*ensemble(members))
+
+
+def _embed_with(
+    config: ConfigDict, workdir: Path, split: Split, evaluator: Evaluator | None
+) -> Embeddings:
+    """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
+    graphdef, model, mesh = load_best(config, workdir)
+    with Programs() as programs:
+        evaluator = evaluator or Evaluator(config, graphdef, model, mesh, programs)
+        return evaluator.embed(model, split)
 
 
 def _use_data_of(config: ConfigDict, member: ConfigDict) -> None:

@@ -11,19 +11,22 @@ from vse_jax.data.layout import Split, read_split
 from vse_jax.devices.agreement import on_first
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
-from vse_jax.evaluation.evaluator import Embeddings
+from vse_jax.evaluation.evaluator import Embeddings, Evaluator
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.evaluation.table import format_table
 from vse_jax.figures.retrieval import retrieval_picture
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+def evaluate(
+    config: ConfigDict, workdir: Path, evaluator: Evaluator | None = None
+) -> None:
     """Ranks config.eval.split with the best checkpoint in `workdir`.
 
+    After training its `evaluator` is at hand, with programs that are compiled.
     Writes eval_<split>.json and retrieval.png there, prints the table.
     """
     split = read_split(config, config.eval.split)
-    embeddings = embed_best(config, workdir, split)
+    embeddings = embed_best(config, workdir, split, evaluator)
 
     def report() -> None:
         metrics = split_metrics(config, split, embeddings)

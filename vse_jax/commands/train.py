@@ -11,13 +11,20 @@ from vse_jax.commands.evaluate import evaluate
 from vse_jax.data.captions import settle_vocab_size
 from vse_jax.data.layout import read_split
 from vse_jax.devices.agreement import on_first
+from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import check_training_batch, make_mesh
 from vse_jax.figures.curves import curves_picture
 from vse_jax.training.checkpoint import Checkpoints
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
-from vse_jax.training.start import Splits, begin, check_workdir, start
-from vse_jax.training.start import plan as make_plan
+from vse_jax.training.plan import make_plan
+from vse_jax.training.start import (
+    Splits,
+    begin,
+    check_workdir,
+    start,
+    train_schedule,
+)
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -37,18 +44,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}") from error
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir) as checkpoints, Programs() as programs:
         check_workdir(config, workdir, checkpoints)
-        plan = make_plan(config, mesh, splits)
+        plan = make_plan(config, mesh, train_schedule(config, splits.train))
         if jax.process_index() == 0:
             save_config(config, workdir / "config.json")
-            report(run_facts(plan, workdir), workdir)
-        run, state, reached = start(plan, workdir, checkpoints)
+            report(run_facts(plan, splits, workdir), workdir)
+        run, state, reached = start(plan, splits, workdir, checkpoints, programs)
         try:
             begin(run, state, reached)
             fit(run, state, reached)
         finally:
             run.recorder.close()
             run.profiler.close()
-    on_first(lambda: curves_picture(workdir, run.schedule))
-    evaluate(config, workdir)
+        on_first(lambda: curves_picture(workdir, plan.schedule))
+        evaluate(config, workdir, run.evaluator)

@@ -22,7 +22,7 @@ from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
 from vse_jax.data.order import Order
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.rows import Batch, CaptionRows, ImageRows
+from vse_jax.data.rows import Batch, CaptionRows, ImageRows, Shapes, image_shapes
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps
@@ -72,6 +72,18 @@ class TrainData:
         self.order = training_order(config, split)
         self._images = ImageRows(config, split)
         self._captions = CaptionRows(config, tokens, token_features)
+
+    def shapes(self, epoch: int) -> list[Shapes]:
+        """Those of the epoch's batches over all processes, each once."""
+        size = self.config.batch_size
+        first = epoch * self.order.steps_per_epoch
+        steps = range(first, first + self.order.steps_per_epoch)
+        wanted = (self.order.batch(self.order.place(step)) for step in steps)
+        lengths = sorted(
+            {self._captions.padded_length(captions) for captions in wanted}
+        )
+        images = image_shapes(self.config.image, size)
+        return [images | self._captions.shapes(size, length) for length in lengths]
 
     @contextlib.contextmanager
     def batches(
@@ -159,6 +171,11 @@ class EvalBatches:
     def __len__(self) -> int:
         return len(self.order)
 
+    def shapes(self) -> list[Shapes]:
+        """Those of the batches over all processes, each once, without the index."""
+        found = (self.make.shapes(whole) for whole in self.order)
+        return list({str(shapes): shapes for shapes in found}.values())
+
     @contextlib.contextmanager
     def read(self, process_index: int) -> Iterator[Iterator[Batch]]:
         """This process's share of each batch, with 'index' among its arrays."""
@@ -216,6 +233,9 @@ class _EvalImages:
 
     images: ImageRows
 
+    def shapes(self, whole: np.ndarray) -> Shapes:
+        return image_shapes(self.images.image, len(whole))
+
     def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
         batch = self.images.empty(len(index))
         bad: list[str] = []
@@ -235,6 +255,10 @@ class _EvalCaptions:
     """(global batch, this process's share of it) → that share's captions."""
 
     captions: CaptionRows
+
+    def shapes(self, whole: np.ndarray) -> Shapes:
+        length = self.captions.padded_length(whole[whole >= 0])
+        return self.captions.shapes(len(whole), length)
 
     def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
         length = self.captions.padded_length(whole[whole >= 0])

@@ -45,6 +45,15 @@ def caption_shapes(count: int, length: int, features: int | None = None) -> Shap
     return {"token_features": ((count, length, features), np.float32)} | lengths
 
 
+def described(shapes: Shapes) -> str:
+    """'128 × 32 tokens', '128 images': what a program's batches hold."""
+    for name, unit in (("token_ids", "tokens"), ("token_features", "tokens")):
+        if name in shapes:
+            rows, length = shapes[name][0][:2]
+            return f"{rows} × {length} {unit}"
+    return f"{next(iter(shapes.values()))[0][0]} images"
+
+
 def _empty(shapes: Shapes) -> Batch:
     """Zeros; a set has at least one member."""
     return {
@@ -114,11 +123,15 @@ class CaptionRows:
         """Whether a caption has at most `length` tokens."""
         return bool(self.tokens.lengths[caption] <= length)
 
-    def empty(self, count: int, length: int) -> Batch:
-        """The caption part of a batch, zeros."""
+    def shapes(self, count: int, length: int) -> Shapes:
+        """Of the caption part of a batch."""
         stored = self.token_features
         size = None if stored is None else stored.shape[1]
-        return _empty(caption_shapes(count, length, size))
+        return caption_shapes(count, length, size)
+
+    def empty(self, count: int, length: int) -> Batch:
+        """The caption part of a batch, zeros."""
+        return _empty(self.shapes(count, length))
 
     def read(
         self, batch: Batch, row: int, caption: int, rng: np.random.Generator | None

@@ -1,5 +1,6 @@
 """Embeds whole splits on the mesh."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
+from vse_jax.data.rows import Shapes, described
 from vse_jax.devices import preemption
 from vse_jax.devices.agreement import check_same, on_first
+from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
     batch_sharding,
     gathered,
     put_batch,
     replicated,
     state_sharding,
+    with_sharding,
 )
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.models.build import merge_model
@@ -49,41 +53,41 @@ class Evaluator:
         config: the run's config.
         graphdef, abstract: of the model, as `models.build.abstract_model` gives them.
         mesh: devices; each batch is spread over all of them.
+        programs: compiles what it runs.
     """
 
     def __init__(
-        self, config: ConfigDict, graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh
+        self,
+        config: ConfigDict,
+        graphdef: nnx.GraphDef,
+        abstract: Model,
+        mesh: Mesh,
+        programs: Programs,
     ):
         self._config = config
-        self.mesh = mesh
+        self._mesh = mesh
+        self._abstract = with_sharding(mesh, abstract)
+        self._programs = programs
         self._tokens: dict[str, CaptionTokens] = {}  # of the splits seen so far
-        model_sharding = state_sharding(mesh, abstract)
+        self._towers = jit_towers(graphdef, abstract, mesh)
 
-        def on_mesh(encode: Callable[[VSE, dict], jax.Array]):
-            """encode(model, batch), jitted; the rows' numbers come back with them."""
-            rows = batch_sharding(mesh)
+    def prepare(self, split: Split, features: NpyRows | None = None) -> None:
+        """Begins to compile what `embed` will run; the arguments are those of it."""
+        images, captions = self._batches(split, features)
+        self._prepare("encode_images", images)
+        self._prepare("encode_captions", captions)
 
-            def run(model, batch, index):
-                whole = model | {"params": gathered(mesh, model["params"])}
-                return encode(merge_model(graphdef, whole), batch), index
+    def _prepare(self, name: str, batches: EvalBatches) -> None:
+        for shapes in batches.shapes():
+            self._programs.start(*self._program(name, shapes))
 
-            return jax.jit(
-                run,
-                in_shardings=(model_sharding, rows, rows),
-                out_shardings=replicated(mesh),  # every process gets all rows
-            )
-
-        self._encode_images = on_mesh(VSE.encode_images)
-        self._encode_captions = on_mesh(VSE.encode_captions)
-        self._caption_features = on_mesh(VSE.caption_features)
-
-    def lower_images(self, model: Model, batch: dict, index) -> Lowered:
-        """The image tower's program for arrays, or shapes, like these."""
-        return self._encode_images.lower(model, batch, index)
-
-    def lower_captions(self, model: Model, batch: dict, index) -> Lowered:
-        """The caption tower's program for arrays, or shapes, like these."""
-        return self._encode_captions.lower(model, batch, index)
+    def _program(self, name: str, shapes: Shapes):
+        """What `Programs` wants to know: (its name, key, how to lower it)."""
+        key = (name, *sorted((key, shape) for key, (shape, _) in shapes.items()))
+        lower = functools.partial(
+            lower_tower, self._towers[name], self._abstract, shapes
+        )
+        return f"{name}, {described(shapes)}", key, lower
 
     def tokens(self, split: Split) -> CaptionTokens:
         """The split's captions as token ids.
@@ -107,14 +111,22 @@ class Evaluator:
             split: what to embed.
             features: of its captions' tokens, where they are kept (`token_features`).
         """
-        tokens = self.tokens(split)  # first: processes that differ would wait for ever
-        images = eval_images(self._config, split, jax.process_count())
-        captions = eval_captions(self._config, tokens, features, jax.process_count())
+        self.prepare(split, features)
+        images, captions = self._batches(split, features)
         return Embeddings(
-            self._all_rows(self._encode_images, model, images, f"{split.name}: images"),
+            self._all_rows("encode_images", model, images, f"{split.name}: images"),
             self._all_rows(
-                self._encode_captions, model, captions, f"{split.name}: captions"
+                "encode_captions", model, captions, f"{split.name}: captions"
             ),
+        )
+
+    def _batches(
+        self, split: Split, features: NpyRows | None
+    ) -> tuple[EvalBatches, EvalBatches]:
+        tokens = self.tokens(split)  # first: processes that differ would wait for ever
+        return (
+            eval_images(self._config, split, jax.process_count()),
+            eval_captions(self._config, tokens, features, jax.process_count()),
         )
 
     def evaluate(
@@ -136,30 +148,73 @@ class Evaluator:
         """Yields (caption, its tokens' last hidden states [length, hidden])."""
         tokens = self.tokens(split)
         batches = eval_captions(self._config, tokens, None, jax.process_count())
+        self._prepare("caption_features", batches)
         for features, index in self._run(
-            self._caption_features, model, batches, f"{split.name}: token features"
+            "caption_features", model, batches, f"{split.name}: token features"
         ):
             for caption, rows in zip(index.tolist(), features, strict=True):
                 yield caption, rows[: tokens.lengths[caption]]
 
-    def _all_rows(self, encode, model: Model, batches: EvalBatches, what: str):
+    def _all_rows(self, name: str, model: Model, batches: EvalBatches, what: str):
         """float32 [batches.rows, embed_dim]."""
         shape = (batches.rows, self._config.embed_dim)
         result = np.full(shape, np.nan, np.float32)
-        for rows, index in self._run(encode, model, batches, what):
+        for rows, index in self._run(name, model, batches, what):
             result[index] = rows
         return result
 
-    def _run(self, encode, model: Model, batches: EvalBatches, what: str):
+    def _run(self, name: str, model: Model, batches: EvalBatches, what: str):
         """Yields (rows, their numbers in the split) batch by batch."""
-        sharding = batch_sharding(self.mesh)
+
+        def fetch(results):
+            rows, index = jax.device_get(results)
+            return rows[index >= 0], index[index >= 0]
+
+        sharding = batch_sharding(self._mesh)
+        before = None  # the device computes a batch while the next one is read
         with batches.read(jax.process_index()) as stream:
             for batch in progress(stream, what, total=len(batches), unit="batch"):
                 batch = put_batch(batch, sharding)
                 index = batch.pop("index")
-                rows, index = jax.device_get(encode(model, batch, index))
-                yield rows[index >= 0], index[index >= 0]
+                shapes = {key: (x.shape, x.dtype.type) for key, x in batch.items()}
+                encode = self._programs.get(*self._program(name, shapes))
+                results = encode(model, batch, index)
+                if before is not None:
+                    yield fetch(before)
+                before = results
                 preemption.check()
+        if before is not None:
+            yield fetch(before)
+
+
+def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str, Any]:
+    """The methods of VSE that embed, jitted: tower(model, batch, index).
+
+    The rows' numbers, `index`, come back with the rows.
+    """
+    rows = batch_sharding(mesh)
+
+    def jit(encode: Callable[[VSE, dict], jax.Array]):
+        def run(model, batch, index):
+            whole = model | {"params": gathered(mesh, model["params"])}
+            return encode(merge_model(graphdef, whole), batch), index
+
+        return jax.jit(
+            run,
+            in_shardings=(state_sharding(mesh, abstract), rows, rows),
+            out_shardings=replicated(mesh),  # every process gets all rows
+        )
+
+    methods = (VSE.encode_images, VSE.encode_captions, VSE.caption_features)
+    return {method.__name__: jit(method) for method in methods}
+
+
+def lower_tower(tower, abstract: Model, shapes: Shapes) -> Lowered:
+    """One of `jit_towers` for global batches of these shapes."""
+    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+    rows = next(iter(shapes.values()))[0][0]
+    index = jax.ShapeDtypeStruct((rows,), np.int32)
+    return tower.lower(abstract, batch, index)
 
 
 def _check_same_split(split: Split, tokens: CaptionTokens) -> None:

@@ -11,7 +11,7 @@ from vse_jax.base.config import EVALUATION_FREE, check_same_run
 from vse_jax.base.errors import InputError
 from vse_jax.data.captions import settle_vocab_size
 from vse_jax.devices.mesh import make_mesh, with_sharding
-from vse_jax.evaluation.evaluator import Evaluator, Model
+from vse_jax.evaluation.evaluator import Model
 from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
 
@@ -32,9 +32,3 @@ def load_best(config: ConfigDict, workdir: Path) -> tuple[nnx.GraphDef, Model, M
         model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return graphdef, model, mesh
-
-
-def best_evaluator(config: ConfigDict, workdir: Path) -> tuple[Evaluator, Model]:
-    """(evaluator, model) of the best checkpoint in `workdir`, as `load_best`."""
-    graphdef, model, mesh = load_best(config, workdir)
-    return Evaluator(config, graphdef, model, mesh), model

@@ -14,15 +14,16 @@ from vse_jax import __version__
 from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.devices.runtime import matmul_precision, memory_of
-from vse_jax.training.start import Plan
+from vse_jax.training.plan import Plan
+from vse_jax.training.start import Splits
 
 
-def run_facts(plan: Plan, workdir: Path) -> dict[str, Any]:
+def run_facts(plan: Plan, splits: Splits, workdir: Path) -> dict[str, Any]:
     """The contents of run.json."""
     config = plan.config
     sizes = {
         split.name: {"images": len(split.image_ids), "captions": len(split.captions)}
-        for split in plan.splits
+        for split in splits
     }
     return {
         "versions": {
@@ -38,7 +39,7 @@ def run_facts(plan: Plan, workdir: Path) -> dict[str, Any]:
             "matmul_precision": matmul_precision(config, jax.default_backend()),
         },
         "parameters": _parameters(plan),
-        "data": {"root": str(plan.splits.train.root), **sizes},
+        "data": {"root": str(splits.train.root), **sizes},
         "steps": plan.steps,
         "steps_per_epoch": plan.schedule.steps_per_epoch,
         "results": str(workdir),

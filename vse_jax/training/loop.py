@@ -4,12 +4,10 @@ Its order is fixed: the checkpoint of a step is started before the next batch is
 so that what is saved is exactly what has been trained on.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from vse_jax.base.progress import progress
 from vse_jax.data.layout import Split
@@ -19,21 +17,19 @@ from vse_jax.devices import preemption
 from vse_jax.devices.mesh import batch_sharding, put_batch
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.training.checkpoint import Checkpoints, Reached
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
 from vse_jax.training.recorder import Recorder
 from vse_jax.training.state import TrainState
+from vse_jax.training.step import TrainStep
 
 
 @dataclass(frozen=True)
 class Run:
     """What a training run works with: all but what it has reached."""
 
-    config: ConfigDict
-    step: Callable  # of compile_step
-    total: int  # steps of the whole run
-    optimizer: Optimizer
-    schedule: Schedule
+    plan: Plan
+    step: TrainStep
     data: TrainData
     evaluator: Evaluator
     dev: Split
@@ -45,11 +41,11 @@ class Run:
     def ends_epoch(self, step: int) -> bool:
         """Whether a validation is due after `step` steps."""
         return step > 0 and (
-            step % self.schedule.steps_per_epoch == 0 or step == self.total
+            step % self.plan.schedule.steps_per_epoch == 0 or step == self.plan.steps
         )
 
     def save_due(self, step: int) -> bool:
-        every = self.config.checkpoint.every_steps
+        every = self.plan.config.checkpoint.every_steps
         return bool(every) and step % every == 0
 
 
@@ -60,29 +56,30 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
         InputError: NaN loss, full disk.
         Preempted: SIGTERM came, and what was reached is on disk.
     """
-    process = jax.process_index(), jax.process_count()
-    placed = batch_sharding(run.evaluator.mesh)
+    plan, process = run.plan, (jax.process_index(), jax.process_count())
+    placed = batch_sharding(plan.mesh)
     try:
         if run.ends_epoch(reached.step) and reached.validated < reached.step:
             finish_epoch(run, state, reached)  # the last start was stopped before it
+        prepare_epoch(run, reached.step)
         with run.data.batches(reached.step, *process) as batches:
             for step in progress(
-                range(reached.step, run.total),
+                range(reached.step, plan.steps),
                 "training",
-                total=run.total,
+                total=plan.steps,
                 unit="step",
                 initial=reached.step,
             ):
                 preemption.check()
                 run.profiler.before(step + 1)
                 batch = put_batch(run.recorder.timed_next(batches), placed)
-                groups = run.optimizer.open_groups(run.schedule.epoch(step))
+                groups = plan.optimizer.open_groups(plan.schedule.epoch(step))
                 state, scalars = run.step(state, batch, groups)
                 reached.step = step + 1
                 run.recorder.add(reached.step, scalars)
                 run.profiler.after(reached.step, scalars)
-                if reached.step % run.config.log_every == 0:
-                    run.recorder.flush(reached.step)
+                if reached.step % plan.config.log_every == 0:
+                    run.recorder.flush_soon()
                 if run.ends_epoch(reached.step):
                     finish_epoch(run, state, reached)
                 elif run.save_due(reached.step):
@@ -96,13 +93,26 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
         raise
 
 
+def prepare_epoch(run: Run, step: int) -> None:
+    """Begins to compile all that the epoch of `step` runs, in the order of its use."""
+    if step == run.plan.steps:
+        return
+    preemption.check()  # compiling may take minutes
+    epoch = run.plan.schedule.epoch(step)
+    groups = run.plan.optimizer.open_groups(epoch)
+    for shapes in run.data.shapes(epoch):
+        run.step.prepare(shapes, groups)
+    run.evaluator.prepare(run.dev, run.dev_features)
+
+
 def finish_epoch(run: Run, state: TrainState, reached: Reached) -> None:
     """Validates on dev; saves what was reached, and the model when it is the best."""
-    run.recorder.flush(reached.step)
+    run.recorder.flush()
     better = validate(run, state, reached)
     save(run, state, reached)
     if better:
         save_best(run, state, reached)
+    prepare_epoch(run, reached.step)
     run.recorder.restart_clock()
 
 
@@ -123,7 +133,7 @@ def save(run: Run, state: TrainState, reached: Reached) -> None:
     It is there when the run was stopped in the validation after this step: what the
     validation found is then saved with the next step, or found once more.
     """
-    run.recorder.flush(reached.step)
+    run.recorder.flush()
     if run.checkpoints.last_step() != reached.step:
         run.checkpoints.save_last(state.model, state.rest, reached)
 
@@ -135,6 +145,6 @@ def save_best(run: Run, state: TrainState, reached: Reached) -> None:
     `last` itself (see `Checkpoints.best_is_missing`).
     """
     if run.checkpoints.best_step() != reached.step:
-        epoch = -(-reached.step // run.schedule.steps_per_epoch)
+        epoch = -(-reached.step // run.plan.schedule.steps_per_epoch)
         about = {"rsum": reached.best_rsum, "epoch": epoch}
         run.checkpoints.save_best(reached.step, state.model, about)

@@ -23,6 +23,7 @@ class Recorder:
         self._writer = writer
         self._batch_size = batch_size
         self._pending: list[tuple[int, dict]] = []
+        self._due = False
         self._compiled = False
         self.restart_clock()
 
@@ -43,6 +44,8 @@ class Recorder:
         if self._pending:
             # At most two steps in flight: queued batches would fill the memory.
             jax.block_until_ready(self._pending[-1][1]["loss"])
+        if self._due:
+            self.flush()
         self._pending.append((step, scalars))
         if not self._compiled:
             self._compiled = True
@@ -51,13 +54,21 @@ class Recorder:
             logging.info("first step took %.1f s, compilation included", seconds)
             self._writer.write(step, {"perf/first_step_s": seconds})
 
-    def flush(self, step: int) -> None:
+    def flush_soon(self) -> None:
+        """Writes what is kept at the next step: by then its numbers are there.
+
+        Waiting for them now would leave the device without work.
+        """
+        self._due = True
+
+    def flush(self) -> None:
         """Writes the means since the last line, if there was a step.
 
         Raises:
             InputError: a loss or gradient norm is NaN or infinite; names the first such
                 step.
         """
+        self._due = False
         if not self._pending:
             return
         numbers, scalars = zip(*self._pending, strict=True)
@@ -65,7 +76,7 @@ class Recorder:
         _check_finite(numbers, rows)
         seconds = time.monotonic() - self._start
         self._writer.write(
-            step,
+            numbers[-1],
             {
                 "train/loss": float(np.mean([row["loss"] for row in rows])),
                 "train/grad_norm": float(np.mean([row["grad_norm"] for row in rows])),

@@ -5,14 +5,11 @@ start of the same run stopped, or from converted weights.
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from absl import logging
-from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.base.config import EVALUATION_FREE, check_same_run
@@ -21,16 +18,17 @@ from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import TrainData, training_order
 from vse_jax.data.regions import NpyRows
 from vse_jax.devices.agreement import check_same
+from vse_jax.devices.compiling import Programs
 from vse_jax.evaluation.evaluator import Evaluator
-from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import CONVERTED, Checkpoints, Reached
 from vse_jax.training.loop import Run, save, save_best, validate
 from vse_jax.training.metric_writer import MetricWriter
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
 from vse_jax.training.recorder import Recorder
-from vse_jax.training.state import TrainState, abstract_state, initial_state
-from vse_jax.training.step import compile_step
+from vse_jax.training.state import TrainState, initial_state
+from vse_jax.training.step import TrainStep
 from vse_jax.training.token_features import cached_token_features
 
 
@@ -53,55 +51,34 @@ def check_workdir(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -
         check_same_run(config, saved, EVALUATION_FREE)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do, known before anything is computed.
-
-    abstract: shapes and shardings of its state.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    splits: Splits
-    graphdef: nnx.GraphDef
-    optimizer: Optimizer
-    schedule: Schedule
-    abstract: TrainState
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        steps = self.config.num_epochs * self.schedule.steps_per_epoch
-        return min(steps, self.config.max_steps or steps)
-
-
-def plan(config: ConfigDict, mesh: Mesh, splits: Splits) -> Plan:
-    """The plan of a run.
+def train_schedule(config: ConfigDict, split: Split) -> Schedule:
+    """The schedule of training on a split.
 
     Raises:
-        InputError: too little data for a batch, or a parameter that no rule matches.
+        InputError: too little data for a batch.
     """
-    graphdef, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
-    schedule = Schedule.from_config(
+    return Schedule.from_config(
         config,
-        training_order(config, splits.train).steps_per_epoch,
-        ramp_steps=len(splits.train.captions) // config.batch_size + 1,
+        training_order(config, split).steps_per_epoch,
+        ramp_steps=len(split.captions) // config.batch_size + 1,
     )
-    abstract = abstract_state(optimizer, model, mesh)
-    return Plan(config, mesh, splits, graphdef, optimizer, schedule, abstract)
 
 
 def start(
-    plan: Plan, workdir: Path, checkpoints: Checkpoints
+    plan: Plan,
+    splits: Splits,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    programs: Programs,
 ) -> tuple[Run, TrainState, Reached]:
     """The parts of the run, the state that it goes on from, and how far that is.
 
     Raises:
         InputError: bad captions, weights or checkpoints.
     """
-    config, splits, mesh = plan.config, plan.splits, plan.mesh
-    evaluator = Evaluator(config, plan.graphdef, plan.abstract.model, mesh)
+    config = plan.config
+    model = plan.abstract.model
+    evaluator = Evaluator(config, plan.graphdef, model, plan.mesh, programs)
     for split in splits:
         evaluator.tokens(split)  # a bad caption is found before hours of training
     if checkpoints.last_step() is not None:
@@ -111,17 +88,14 @@ def start(
         reached = Reached()
         if checkpoints.best_step() == CONVERTED:
             state, reached = converted(state, plan, checkpoints)
-    features, dev_features = _token_features(plan, evaluator, state, workdir / "cache")
+    features, dev_features = _token_features(
+        plan, evaluator, state, (splits.train, splits.dev), workdir / "cache"
+    )
     writer = MetricWriter(workdir, active=jax.process_index() == 0)
     writer.truncate_after(reached.step, reached.validated == reached.step)
     run = Run(
-        config=config,
-        step=compile_step(
-            config, plan.graphdef, plan.optimizer, plan.schedule, mesh, plan.abstract
-        ),
-        total=plan.steps,
-        optimizer=plan.optimizer,
-        schedule=plan.schedule,
+        plan=plan,
+        step=TrainStep(plan, programs),
         data=TrainData(config, splits.train, evaluator.tokens(splits.train), features),
         evaluator=evaluator,
         dev=splits.dev,
@@ -168,9 +142,13 @@ def begin(run: Run, state: TrainState, reached: Reached) -> None:
 
 
 def _token_features(
-    plan: Plan, evaluator: Evaluator, state: TrainState, cache: Path
+    plan: Plan,
+    evaluator: Evaluator,
+    state: TrainState,
+    splits: tuple[Split, Split],
+    cache: Path,
 ) -> tuple[NpyRows | None, NpyRows | None]:
-    """Of the training and the dev captions, where config.text.cache_features asks."""
+    """Of the captions of each split, where config.text.cache_features asks."""
     if not plan.config.text.cache_features:
         return None, None
     if not plan.optimizer.never_opens("text/bert/"):
@@ -179,7 +157,6 @@ def _token_features(
             "opens ^text/bert/"
         )
     train, dev = (
-        cached_token_features(evaluator, state.model, split, cache)
-        for split in (plan.splits.train, plan.splits.dev)
+        cached_token_features(evaluator, state.model, split, cache) for split in splits
     )
     return train, dev

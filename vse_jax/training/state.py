@@ -1,6 +1,7 @@
 """The state that training keeps."""
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -73,7 +74,9 @@ def initial_state(
 ) -> TrainState:
     """`new_state`, placed as `abstract` is, with the config's pretrained weights."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    start = time.perf_counter()
     state = jax.jit(lambda: new_state(config, optimizer), out_shardings=shardings)()
+    logging.info("start values in %.1f s", time.perf_counter() - start)
     return load_pretrained(config, state)
 
 

@@ -6,10 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from jax.stages import Lowered
 
 from vse_jax.base.trees import merge
+from vse_jax.data.rows import Shapes, described
+from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
     batch_sharding,
     cut,
@@ -21,7 +22,7 @@ from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.losses import hinge_loss
 from vse_jax.training.microbatches import loss_and_gradients
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.plan import Plan
 from vse_jax.training.state import TrainState
 
 
@@ -29,13 +30,7 @@ def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
     groups: tuple[str, ...],
-    *,
-    graphdef: nnx.GraphDef,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    margin: float,
-    mesh: Mesh,
-    microbatches: int = 1,
+    plan: Plan,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the global batch.
 
@@ -43,36 +38,37 @@ def train_step(
         state: before the step.
         batch: see `vse_jax.data.pipeline`; the first dimension is the global batch.
         groups: parameter groups open in this epoch; static.
-        graphdef, optimizer, schedule, margin, mesh, microbatches: what does not change
-            during a run.
+        plan: what does not change during a run; static.
 
     Returns:
         The next state and scalars: loss (sum over the batch, paper Eq. 5; the ramp
         scales what is descended, not what is reported), grad_norm (before clipping),
         lr.
     """
+    config, mesh, schedule = plan.config, plan.mesh, plan.schedule
 
     def embed(open_params, batch_stats, batch, number):
         params = gathered(mesh, merge(state.params, open_params))
         model = {"params": params, "batch_stats": batch_stats}
         rngs = _random_streams(state, number)
-        return _embed(merge_model(graphdef, model), batch, rngs)
+        return _embed(merge_model(plan.graphdef, model), batch, rngs)
 
     def loss_fn(images, captions):
-        return hinge_loss(images, captions, margin, schedule.hardest(state.step), mesh)
+        hardest = schedule.hardest(state.step)
+        return hinge_loss(images, captions, config.loss.margin, hardest, mesh)
 
     loss, grads, stats = loss_and_gradients(
         free_after_use(mesh, embed),
         loss_fn,
-        optimizer.select(state.params, groups),
+        plan.optimizer.select(state.params, groups),
         state.batch_stats,
         batch,
-        microbatches,
+        config.microbatches,
     )
     scale = schedule.loss_scale(state.step)
     grads = jax.tree.map(lambda g: scale * g, cut(mesh, grads))
     rate = schedule.rate(state.step)
-    params, opt_state, norm = optimizer.update(
+    params, opt_state, norm = plan.optimizer.update(
         grads, state.opt_state, state.params, rate, groups
     )
     new = dataclasses.replace(
@@ -100,28 +96,50 @@ def _embed(model: VSE, batch: dict[str, jax.Array], rngs: nnx.Rngs):
     return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
-def compile_step(
-    config: ConfigDict,
-    graphdef: nnx.GraphDef,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    mesh: Mesh,
-    abstract: TrainState,
-):
+class TrainStep:
+    """`train_step` with a program for each pair of batch shapes and open groups.
+
+    Args:
+        plan: what does not change during the run.
+        programs: compiles them.
+    """
+
+    def __init__(self, plan: Plan, programs: Programs):
+        self._jitted = jit_step(plan)
+        self._plan = plan
+        self._programs = programs
+
+    def prepare(self, shapes: Shapes, groups: tuple[str, ...]) -> None:
+        """Begins to compile the program for global batches of these shapes."""
+        self._programs.start(*self._program(shapes, groups))
+
+    def __call__(
+        self, state: TrainState, batch: dict[str, jax.Array], groups: tuple[str, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """`train_step`; `state` is donated."""
+        shapes = {key: (x.shape, x.dtype.type) for key, x in batch.items()}
+        return self._programs.get(*self._program(shapes, groups))(state, batch)
+
+    def _program(self, shapes: Shapes, groups: tuple[str, ...]):
+        """What `Programs` wants to know: (its name, key, how to lower it)."""
+        lower = functools.partial(lower_step, self._jitted, self._plan, shapes, groups)
+        key = tuple(sorted((key, shape) for key, (shape, _) in shapes.items()))
+        return f"train_step, {described(shapes)}", ("train_step", groups, key), lower
+
+
+def jit_step(plan: Plan):
     """`train_step` jitted over the mesh: step(state, batch, groups), state donated."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = jax.tree.map(lambda x: x.sharding, plan.abstract)
     return jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            schedule=schedule,
-            margin=config.loss.margin,
-            mesh=mesh,
-            microbatches=config.microbatches,
-        ),
+        functools.partial(train_step, plan=plan),
         static_argnums=2,
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(plan.mesh)),
+        out_shardings=(shardings, replicated(plan.mesh)),
     )
+
+
+def lower_step(jitted, plan: Plan, shapes: Shapes, groups: tuple[str, ...]) -> Lowered:
+    """`jit_step`'s result for global batches of these shapes."""
+    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+    return jitted.lower(plan.abstract, batch, groups)
