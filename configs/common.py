@@ -31,6 +31,7 @@ def base(variant: str = "") -> ConfigDict:
     c.matmul_precision = "auto"  # by device; or 'highest' float32, 'high' TF32/bf16x3,
     # 'default' the device's own (docs/accelerators.md)
     c.embed_dim = 1024
+    c.debug = False  # training ends where data moves to or from a device unasked
     c.profile = placeholder(str)  # FIRST:LAST, steps from 1: their trace to W/profile/
 
     c.data = _data()
@@ -75,6 +76,7 @@ def _data() -> ConfigDict:
     c.on_bad_image = "error"  # error | skip (another pair of the split stands in)
     c.workers = "auto"  # threads | processes | auto (the faster: threads)
     c.num_workers = 0  # 0: one per core, at most 16
+    c.buffer_mb = 4096  # of batches that a host makes ahead, at most (but one batch)
     c.max_tokens = 128  # longer captions are cut, [SEP] kept
     # Padded lengths, each at most 1.5 × the one before: none is much too long.
     c.token_buckets = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -166,7 +168,7 @@ def _eval() -> ConfigDict:
     """What is evaluated, and how."""
     c = ConfigDict()
     c.split = "test"
-    c.batch_size = 128
+    c.batch_size = placeholder(int)  # None: by the pictures' size and the devices
     c.ensemble = placeholder(str)  # workdirs, comma-separated
     c.cxc = False  # also report CxC, from <data.root>/cxc_annots/
     c.eccv = False  # also report ECCV Caption (COCO's 5K test images)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -355,6 +356,27 @@ def test_auto_workers(config, monkeypatch, cores, workers):
     config.data.workers, config.data.num_workers = "auto", 0
     monkeypatch.setattr(pipeline.os, "cpu_count", lambda: cores)
     assert pipeline._workers(config) == ("threads", workers)
+
+
+def test_batches_made_ahead_are_bounded_in_bytes(config, monkeypatch):
+    made = []
+    config.data.workers, config.data.num_workers = "threads", 8
+    config.image.size = 256  # 16 pictures of 0.8 MB
+    data = TrainData(config, *load(config))
+    make = pipeline._TrainBatch.__call__
+
+    def counted(self, step):
+        made.append(step)
+        return make(self, step)
+
+    monkeypatch.setattr(pipeline._TrainBatch, "__call__", counted)
+    for buffer_mb, most in ((1, 1), (26, 2)):
+        config.data.buffer_mb = buffer_mb
+        made.clear()
+        with data.batches() as batches:
+            next(batches)
+            time.sleep(1)  # for workers that would go on
+        assert len(made) <= 1 + most
 
 
 def test_leaving_early_stops_the_workers(config):

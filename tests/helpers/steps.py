@@ -60,9 +60,10 @@ def bigru(config):
 def eval_batches(config, split, what, tokens=None, features=None, host=0, hosts=1):
     """(batch, index) of every evaluation batch, `what` being images or captions."""
     if what == "images":
-        batches = eval_images(config, split, hosts)
+        batches = eval_images(config, split, config.eval.batch_size, hosts)
     else:
-        batches = eval_captions(config, tokens, features, hosts)
+        size = config.eval.batch_size
+        batches = eval_captions(config, tokens, size, features, hosts)
     with batches.read(host) as stream:
         for batch in stream:
             index = batch.pop("index")

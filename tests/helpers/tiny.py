@@ -104,4 +104,5 @@ def get_config(root: str = "data/tiny"):
     c.optimizer.lr_update = 10
     c.optimizer.rules = common.grid_rules(embedding_warmup=0, backbone=1.0, bert=1.0)
     c.eval.batch_size = 32
+    c.debug = True
     return c

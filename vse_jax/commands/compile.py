@@ -36,7 +36,7 @@ from vse_jax.devices.mesh import check_training_batch, make_mesh
 from vse_jax.devices.program import Program, read_program
 from vse_jax.devices.runtime import configure, matmul_precision
 from vse_jax.devices.topology import Topology, find
-from vse_jax.evaluation.evaluator import jit_towers, lower_tower
+from vse_jax.evaluation.evaluator import batch_sizes, jit_towers, lower_tower
 from vse_jax.training.optimizer import Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.step import jit_step, lower_step
@@ -141,11 +141,11 @@ def _programs(
             name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
         shapes = pairs | caption_shapes(config.batch_size, length, hidden)
         yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
-    rows = config.eval.batch_size
-    encoded = {"encode_images": image_shapes(config.image, rows)}
+    images, captions = batch_sizes(config, mesh.size)
+    encoded = {"encode_images": image_shapes(config.image, images)}
     for length in buckets:
-        captions = caption_shapes(rows, length, hidden)
-        encoded[f"encode_captions, {length} tokens"] = captions
+        shapes = caption_shapes(captions, length, hidden)
+        encoded[f"encode_captions, {length} tokens"] = shapes
     for name, shapes in encoded.items():
         tower = towers[name.partition(",")[0]]
         yield name, functools.partial(lower_tower, tower, model, shapes)

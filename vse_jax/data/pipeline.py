@@ -22,7 +22,14 @@ from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
 from vse_jax.data.order import Order
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.rows import Batch, CaptionRows, ImageRows, Shapes, image_shapes
+from vse_jax.data.rows import (
+    Batch,
+    CaptionRows,
+    ImageRows,
+    Shapes,
+    image_shapes,
+    size_of,
+)
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps
@@ -98,7 +105,9 @@ class TrainData:
         """
         share = _share(self.config.batch_size, process_index, process_count)
         make = _TrainBatch(self._images, self._captions, self.order, share)
-        with _stream(self.config, make, start_step, _ENDLESS) as batches:
+        largest = self.shapes(self.order.place(start_step).epoch)[-1]
+        size = size_of(largest) // process_count
+        with _stream(self.config, make, range(start_step, _ENDLESS), size) as batches:
             yield batches
 
 
@@ -181,15 +190,16 @@ class EvalBatches:
         """This process's share of each batch, with 'index' among its arrays."""
         share = _share(self.order.shape[1], process_index, self.process_count)
         make = functools.partial(_eval_share, self.make, self.order, share)
-        with _stream(self.config, make, 0, len(self)) as batches:
+        size = max(map(size_of, self.shapes())) // self.process_count
+        with _stream(self.config, make, range(len(self)), size) as batches:
             yield batches
 
 
 def eval_images(
-    config: ConfigDict, split: Split, process_count: int = 1
+    config: ConfigDict, split: Split, batch_size: int, process_count: int = 1
 ) -> EvalBatches:
-    """The split's images in batches of config.eval.batch_size, in their order."""
-    order = _padded(np.arange(len(split.image_ids)), config.eval.batch_size)
+    """The split's images in batches, in their order."""
+    order = _padded(np.arange(len(split.image_ids)), batch_size)
     make = _EvalImages(ImageRows(config, split))
     return EvalBatches(config, order, make, process_count)
 
@@ -197,12 +207,13 @@ def eval_images(
 def eval_captions(
     config: ConfigDict,
     tokens: CaptionTokens,
+    batch_size: int,
     token_features: NpyRows | np.ndarray | None = None,
     process_count: int = 1,
 ) -> EvalBatches:
     """Captions sorted by length, so that short ones are padded little."""
     by_length = np.argsort(tokens.lengths, kind="stable")
-    order = _padded(by_length, config.eval.batch_size)
+    order = _padded(by_length, batch_size)
     make = _EvalCaptions(CaptionRows(config, tokens, token_features))
     return EvalBatches(config, order, make, process_count)
 
@@ -272,17 +283,24 @@ class _EvalCaptions:
 def _stream(
     config: ConfigDict,
     make: Callable[[int], _Made],
-    start: int,
-    stop: int,
+    steps: range,
+    batch_bytes: int,
 ) -> Iterator[Iterator[Batch]]:
-    """make(start), make(start + 1), … in order, computed ahead by workers."""
+    """make(step) of each step in order, computed ahead by workers.
+
+    batch_bytes: of the largest batch; no more are made ahead than config.data.buffer_mb
+    holds.
+    """
     kind, workers = _workers(config)
-    dataset = grain.MapDataset.range(start, stop).map(make)
+    most = max(int(config.data.buffer_mb * 1e6) // max(batch_bytes, 1), 1)
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(make)
     if kind == "threads":
-        options = grain.ReadOptions(workers, prefetch_buffer_size=workers + 1)
+        ahead = min(workers + 1, most)
+        options = grain.ReadOptions(min(workers, ahead), prefetch_buffer_size=ahead)
         iterator = iter(dataset.to_iter_dataset(options))
     else:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        workers = min(workers, max(most // 2, 1))  # each makes one and holds one
         processes = grain.MultiprocessingOptions(num_workers=workers)
         iterator = iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
     batches = _delivered(iterator)

@@ -7,6 +7,7 @@ A batch is a dict of NumPy arrays:
     token_lengths [B] i32
 """
 
+import math
 import os
 
 import numpy as np
@@ -43,6 +44,13 @@ def caption_shapes(count: int, length: int, features: int | None = None) -> Shap
     if features is None:
         return {"token_ids": ((count, length), np.int32)} | lengths
     return {"token_features": ((count, length, features), np.float32)} | lengths
+
+
+def size_of(shapes: Shapes) -> int:
+    """Bytes of a batch."""
+    return sum(
+        math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values()
+    )
 
 
 def described(shapes: Shapes) -> str:

@@ -18,8 +18,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     """Mesh of `devices` (default: all) by `config.mesh`; -1: all that are left.
 
     Raises:
-        InputError: the axes do not multiply to the number of devices, or evaluation's
-            batch does not divide by it.
+        InputError: the axes do not multiply to the number of devices.
     """
     devices = devices or jax.devices()
     count = len(devices)
@@ -33,7 +32,6 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
             f"config.mesh: data={config.mesh.data} × fsdp={config.mesh.fsdp} does not "
             f"multiply to the {count} devices"
         )
-    _check_divides("eval.batch_size", config.eval.batch_size, count)
     # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
     return jax.make_mesh(
         tuple(shape.values()),
@@ -45,18 +43,15 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 
 def check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises InputError unless every device gets an equal share of each microbatch."""
-    _check_divides("batch_size", config.batch_size, mesh.size)
+    if config.batch_size % mesh.size:
+        raise InputError(
+            f"config.batch_size: {config.batch_size} does not divide by the "
+            f"{mesh.size} devices"
+        )
     if config.batch_size % (mesh.size * config.microbatches):
         raise InputError(
             f"config.microbatches: a batch of {config.batch_size} does not divide by "
             f"{config.microbatches} microbatches × {mesh.size} devices"
-        )
-
-
-def _check_divides(field: str, size: int, devices: int) -> None:
-    if size % devices:
-        raise InputError(
-            f"config.{field}: {size} does not divide by the {devices} devices"
         )
 
 

@@ -14,6 +14,7 @@ from jax.stages import Lowered
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
 from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split
@@ -36,6 +37,10 @@ from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 
 Model = dict[str, Any]  # {"params", "batch_stats"}
+
+_ROWS = 128  # of a batch over all devices
+_ACTIVATIONS = 1_600_000_000  # bytes, on a device
+_BYTES_PER_PIXEL = 400  # of the pictures that a ResNet-101 sees (docs/accelerators.md)
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,11 @@ class Evaluator:
         self, split: Split, features: NpyRows | None
     ) -> tuple[EvalBatches, EvalBatches]:
         tokens = self.tokens(split)  # first: processes that differ would wait for ever
+        images, captions = batch_sizes(self._config, self._mesh.size)
+        hosts = jax.process_count()
         return (
-            eval_images(self._config, split, jax.process_count()),
-            eval_captions(self._config, tokens, features, jax.process_count()),
+            eval_images(self._config, split, images, hosts),
+            eval_captions(self._config, tokens, captions, features, hosts),
         )
 
     def evaluate(
@@ -147,7 +154,8 @@ class Evaluator:
     ) -> Iterator[tuple[int, Float[np.ndarray, "length hidden"]]]:
         """Yields (caption, its tokens' last hidden states [length, hidden])."""
         tokens = self.tokens(split)
-        batches = eval_captions(self._config, tokens, None, jax.process_count())
+        _, size = batch_sizes(self._config, self._mesh.size)
+        batches = eval_captions(self._config, tokens, size, None, jax.process_count())
         self._prepare("caption_features", batches)
         for features, index in self._run(
             "caption_features", model, batches, f"{split.name}: token features"
@@ -185,6 +193,31 @@ class Evaluator:
                 preemption.check()
         if before is not None:
             yield fetch(before)
+
+
+def batch_sizes(config: ConfigDict, devices: int) -> tuple[int, int]:
+    """Images and captions of a batch: config.eval.batch_size, or what memory asks for.
+
+    By themselves about 128, fewer where a CNN sees large pictures; a multiple of the
+    devices either way.
+
+    Raises:
+        InputError: config.eval.batch_size is none.
+    """
+    size = config.eval.batch_size
+    if size is not None:
+        if size % devices:
+            raise InputError(
+                f"config.eval.batch_size: {size} does not divide by the {devices} "
+                "devices"
+            )
+        return size, size
+    each = -(-_ROWS // devices)
+    images = each
+    if config.image.kind == "grid":
+        activations = _BYTES_PER_PIXEL * config.image.size**2
+        images = min(each, max(_ACTIVATIONS // activations, 1))
+    return images * devices, each * devices
 
 
 def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Its order is fixed: the checkpoint of a step is started before the next batch is
 so that what is saved is exactly what has been trained on.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import jax
@@ -62,7 +63,10 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
         if run.ends_epoch(reached.step) and reached.validated < reached.step:
             finish_epoch(run, state, reached)  # the last start was stopped before it
         prepare_epoch(run, reached.step)
-        with run.data.batches(reached.step, *process) as batches:
+        with (
+            _guard(plan.config.debug),
+            run.data.batches(reached.step, *process) as batches,
+        ):
             for step in progress(
                 range(reached.step, plan.steps),
                 "training",
@@ -91,6 +95,11 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
             "SIGTERM: stopped after step %d, saved; run it again", reached.step
         )
         raise
+
+
+def _guard(debug: bool) -> contextlib.AbstractContextManager:
+    """Against transfers to and from the device that nobody asked for."""
+    return jax.transfer_guard("disallow") if debug else contextlib.nullcontext()
 
 
 def prepare_epoch(run: Run, step: int) -> None:

@@ -19,7 +19,7 @@ from vse_jax.data.pipeline import TrainData, training_order
 from vse_jax.data.regions import NpyRows
 from vse_jax.devices.agreement import check_same
 from vse_jax.devices.compiling import Programs
-from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.evaluation.evaluator import Evaluator, batch_sizes
 from vse_jax.training.checkpoint import CONVERTED, Checkpoints, Reached
 from vse_jax.training.loop import Run, save, save_best, validate
 from vse_jax.training.metric_writer import MetricWriter
@@ -77,6 +77,7 @@ def start(
         InputError: bad captions, weights or checkpoints.
     """
     config = plan.config
+    batch_sizes(config, plan.mesh.size)  # refused before anything is computed
     model = plan.abstract.model
     evaluator = Evaluator(config, plan.graphdef, model, plan.mesh, programs)
     for split in splits:
