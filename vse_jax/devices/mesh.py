@@ -130,7 +130,8 @@ def free_after_use(mesh: Mesh, function: Callable) -> Callable:
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
     """This process's share of a batch → global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    with jax.transfer_guard("allow"):  # of several devices JAX calls it implicit
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
