@@ -2,10 +2,16 @@
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from configs import common
 from vse_jax.base.errors import InputError
-from vse_jax.devices.mesh import check_training_batch, make_mesh, state_sharding
+from vse_jax.devices.mesh import (
+    check_training_batch,
+    make_mesh,
+    state_sharding,
+    update_sharding,
+)
 
 
 def config(batch_size=128, **mesh):
@@ -48,7 +54,21 @@ def test_the_largest_dimension_that_divides_is_split():
         "odd": jax.ShapeDtypeStruct((70001, 2), "float32"),
         "small": jax.ShapeDtypeStruct((64, 64), "float32"),
     }
-    specs = jax.tree.map(
-        lambda s: tuple(s.spec), state_sharding(make_mesh(config(fsdp=2)), tree)
-    )
-    assert specs == {"kernel": (None, "fsdp"), "odd": (None, "fsdp"), "small": ()}
+    mesh = make_mesh(config(fsdp=2))
+
+    def specs(shardings):
+        return {name: s.spec for name, s in shardings.items()}
+
+    cut = P(None, "fsdp")
+    assert specs(state_sharding(mesh, tree)) == {
+        "kernel": cut,
+        "odd": cut,
+        "small": P(),
+    }
+    # Gradients and moments: over all eight devices, or those that divide.
+    whole = P(None, ("data", "fsdp"))
+    assert specs(update_sharding(mesh, tree)) == {
+        "kernel": whole,
+        "odd": cut,
+        "small": P(),
+    }

@@ -1,5 +1,6 @@
 """The device mesh (data, fsdp) and where every array lives on it."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -65,29 +66,40 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, tree):
-    """Sharding of every leaf: its largest dimension that fsdp divides is split.
+    """Sharding of parameters: the largest dimension that fsdp divides is split.
 
-    A rule by shape needs no annotation in the models, and the optimizer's moments
-    follow their parameters because they have the same shapes.
+    A rule by shape needs no annotation in the models.
     """
-    n = mesh.shape["fsdp"]
+    return jax.tree.map(lambda leaf: _split(mesh, leaf, ("fsdp",)), tree)
 
-    def place(leaf) -> NamedSharding:
+
+def update_sharding(mesh: Mesh, tree):
+    """Sharding of gradients and the optimizer's moments: over all devices.
+
+    Each device updates its piece of a parameter only, also where every device holds the
+    whole one (Xu et al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
+    Data-Parallel Training"; ZeRO's stage 1).
+    """
+    return jax.tree.map(lambda leaf: _split(mesh, leaf, AXES, ("fsdp",)), tree)
+
+
+def _split(mesh: Mesh, leaf, *choices: tuple[str, ...]) -> NamedSharding:
+    """Over the first of these sets of axes that divides one of its dimensions."""
+    for axes in choices:
+        n = math.prod(mesh.shape[axis] for axis in axes)
         if n > 1 and leaf.size >= _SHARD_FROM:
-            for axis in np.argsort(leaf.shape, kind="stable")[::-1]:
-                if leaf.shape[axis] % n == 0:
-                    return NamedSharding(mesh, P(*[None] * int(axis), "fsdp"))
-        return replicated(mesh)
-
-    return jax.tree.map(place, tree)
+            for dimension in np.argsort(leaf.shape, kind="stable")[::-1]:
+                if leaf.shape[dimension] % n == 0:
+                    return NamedSharding(mesh, P(*[None] * int(dimension), axes))
+    return replicated(mesh)
 
 
-def with_sharding(mesh: Mesh, abstract):
-    """Shapes of a tree, each with the sharding that `state_sharding` gives it."""
+def with_sharding(abstract, shardings):
+    """Shapes of a tree, each with its sharding."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,
-        state_sharding(mesh, abstract),
+        shardings,
     )
 
 
@@ -95,23 +107,24 @@ def gathered(mesh: Mesh, params):
     """Parameters as a computation uses them: whole, where fsdp has cut them.
 
     Without this XLA's partitioner is free to leave them cut and to send the activations
-    of the whole batch around instead. How long the whole ones live: `free_after_use`.
+    of the whole batch around instead. Their gradients are whole, too, until `cut`. How
+    long the whole ones live: `free_after_use`.
     """
-    if mesh.shape["fsdp"] == 1:
+    if mesh.size == 1:
         return params
     whole = jax.tree.map(lambda _: replicated(mesh), params)
     return jax.lax.with_sharding_constraint(params, whole)
 
 
 def cut(mesh: Mesh, tree):
-    """Each device's piece of parameters or gradients, as `state_sharding` says.
+    """Each device's piece of parameters or gradients, as `update_sharding` says.
 
     A gradient is whole before (see `gathered`), or the cut would spread into the loops
     that sum it up; TPU's compiler makes one reduce-scatter of the sum and the cut.
     """
-    if mesh.shape["fsdp"] == 1:
+    if mesh.size == 1:
         return tree
-    return jax.lax.with_sharding_constraint(tree, state_sharding(mesh, tree))
+    return jax.lax.with_sharding_constraint(tree, update_sharding(mesh, tree))
 
 
 def free_after_use(mesh: Mesh, function: Callable) -> Callable:

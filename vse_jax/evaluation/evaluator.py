@@ -71,7 +71,7 @@ class Evaluator:
     ):
         self._config = config
         self._mesh = mesh
-        self._abstract = with_sharding(mesh, abstract)
+        self._abstract = with_sharding(abstract, state_sharding(mesh, abstract))
         self._programs = programs
         self._tokens: dict[str, CaptionTokens] = {}  # of the splits seen so far
         self._towers = jit_towers(graphdef, abstract, mesh)

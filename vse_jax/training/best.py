@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.config import EVALUATION_FREE, check_same_run
 from vse_jax.base.errors import InputError
 from vse_jax.data.captions import settle_vocab_size
-from vse_jax.devices.mesh import make_mesh, with_sharding
+from vse_jax.devices.mesh import make_mesh, state_sharding, with_sharding
 from vse_jax.evaluation.evaluator import Model
 from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
@@ -29,6 +29,8 @@ def load_best(config: ConfigDict, workdir: Path) -> tuple[nnx.GraphDef, Model, M
     check_same_run(config, workdir / "config.json", EVALUATION_FREE)
     graphdef, abstract = abstract_model(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        model, data = checkpoints.restore_best(with_sharding(mesh, abstract))
+        model, data = checkpoints.restore_best(
+            with_sharding(abstract, state_sharding(mesh, abstract))
+        )
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return graphdef, model, mesh

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.base.files import resolve_folder
-from vse_jax.devices.mesh import with_sharding
+from vse_jax.devices.mesh import state_sharding, update_sharding, with_sharding
 from vse_jax.models.build import build_model, split_model
 from vse_jax.training.optimizer import Optimizer
 from vse_jax.weights import pretrained
@@ -66,7 +66,9 @@ def abstract_state(
         opt_state=jax.eval_shape(optimizer.init, model["params"]),
         rng=jax.eval_shape(lambda: jax.random.key(0)),
     )
-    return with_sharding(mesh, shapes)
+    moments = update_sharding(mesh, shapes.opt_state)
+    shardings = dataclasses.replace(state_sharding(mesh, shapes), opt_state=moments)
+    return with_sharding(shapes, shardings)
 
 
 def initial_state(

@@ -68,8 +68,10 @@ def train_step(
     scale = schedule.loss_scale(state.step)
     grads = jax.tree.map(lambda g: scale * g, cut(mesh, grads))
     rate = schedule.rate(state.step)
+    # Each device updates its piece; `jit_step` puts the parameters together again.
+    pieces = cut(mesh, plan.optimizer.select(state.params, groups))
     params, opt_state, norm = plan.optimizer.update(
-        grads, state.opt_state, state.params, rate, groups
+        grads, state.opt_state, merge(state.params, pieces), rate, groups
     )
     new = dataclasses.replace(
         state,
