@@ -20,7 +20,7 @@ from vse_jax.models.build import abstract_model
 from vse_jax.training.optimizer import Optimizer, Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.state import new_state
-from vse_jax.training.step import jit_step, train_step
+from vse_jax.training.step import jit_step, lower_step, train_step
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
@@ -95,6 +95,7 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
         96,
     )
     config.batch_size = config.eval.batch_size = 136
+    shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
     rows = r"\b(136|17)\b"  # of all and of one device: sizes that no parameter has
 
     def program(fsdp) -> tuple[Program, list[int]]:
@@ -102,9 +103,7 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
         mesh = make_mesh(config)
         plan = make_plan(config, mesh, Schedule.from_config(config, 4, 5))
         groups = plan.optimizer.open_groups(config.num_epochs)
-        shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
-        batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
-        lowered = jit_step(plan).lower(plan.abstract, batch, groups)
+        lowered = lower_step(jit_step(plan), plan, shapes, groups)
         sizes = [4 * leaf.size for leaf in jax.tree.leaves(plan.abstract.params)]
         return read_program(lowered.compile()), sizes
 
@@ -117,7 +116,6 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
     assert cut.temporaries <= whole.temporaries + sum(sizes)
     assert cut.flops == pytest.approx(whole.flops, rel=0.05)
     # Parameters and two moments; with fsdp = 1 only the moments are shared out.
-    shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
     batch = size_of(shapes) / 8
     assert cut.arguments < 1.05 * (3 * sum(sizes) / 8 + batch)
     assert whole.arguments < 1.05 * (sum(sizes) + 2 * sum(sizes) / 8 + batch)

@@ -105,8 +105,10 @@ class TrainData:
         """
         share = _share(self.config.batch_size, process_index, process_count)
         make = _TrainBatch(self._images, self._captions, self.order, share)
-        largest = self.shapes(self.order.place(start_step).epoch)[-1]
-        size = size_of(largest) // process_count
+        rows = share.stop - share.start
+        longest = self._captions.padded_lengths[-1]
+        size = size_of(image_shapes(self.config.image, rows))
+        size += size_of(self._captions.shapes(rows, longest))
         with _stream(self.config, make, range(start_step, _ENDLESS), size) as batches:
             yield batches
 

@@ -9,6 +9,8 @@ A batch is a dict of NumPy arrays:
 
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -44,6 +46,11 @@ def caption_shapes(count: int, length: int, features: int | None = None) -> Shap
     if features is None:
         return {"token_ids": ((count, length), np.int32)} | lengths
     return {"token_features": ((count, length, features), np.float32)} | lengths
+
+
+def shapes_of(batch: Mapping[str, Any]) -> Shapes:
+    """Of the arrays of a batch."""
+    return {name: (x.shape, x.dtype.type) for name, x in batch.items()}
 
 
 def size_of(shapes: Shapes) -> int:

@@ -148,3 +148,10 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
             name: jax.make_array_from_process_local_data(sharding, array)
             for name, array in batch.items()
         }
+
+
+def abstract_batch(
+    shapes: dict[str, tuple[tuple[int, ...], type]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Stands for a global batch when a program is traced: {array: (shape, dtype)}."""
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}

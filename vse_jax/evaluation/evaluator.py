@@ -20,11 +20,12 @@ from vse_jax.data.captions import CaptionTokens, caption_tokens
 from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.rows import Shapes, described
+from vse_jax.data.rows import Shapes, described, shapes_of
 from vse_jax.devices import preemption
 from vse_jax.devices.agreement import check_same, on_first
 from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
+    abstract_batch,
     batch_sharding,
     gathered,
     put_batch,
@@ -88,7 +89,7 @@ class Evaluator:
 
     def _program(self, name: str, shapes: Shapes):
         """What `Programs` wants to know: (its name, key, how to lower it)."""
-        key = (name, *sorted((key, shape) for key, (shape, _) in shapes.items()))
+        key = (name, frozenset(shapes.items()))
         lower = functools.partial(
             lower_tower, self._towers[name], self._abstract, shapes
         )
@@ -116,8 +117,9 @@ class Evaluator:
             split: what to embed.
             features: of its captions' tokens, where they are kept (`token_features`).
         """
-        self.prepare(split, features)
         images, captions = self._batches(split, features)
+        self._prepare("encode_images", images)
+        self._prepare("encode_captions", captions)
         return Embeddings(
             self._all_rows("encode_images", model, images, f"{split.name}: images"),
             self._all_rows(
@@ -184,8 +186,8 @@ class Evaluator:
             for batch in progress(stream, what, total=len(batches), unit="batch"):
                 batch = put_batch(batch, sharding)
                 index = batch.pop("index")
-                shapes = {key: (x.shape, x.dtype.type) for key, x in batch.items()}
-                encode = self._programs.get(*self._program(name, shapes))
+                program = self._program(name, shapes_of(batch))
+                encode = self._programs.get(*program)
                 results = encode(model, batch, index)
                 if before is not None:
                     yield fetch(before)
@@ -244,10 +246,9 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
 
 def lower_tower(tower, abstract: Model, shapes: Shapes) -> Lowered:
     """One of `jit_towers` for global batches of these shapes."""
-    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
     rows = next(iter(shapes.values()))[0][0]
     index = jax.ShapeDtypeStruct((rows,), np.int32)
-    return tower.lower(abstract, batch, index)
+    return tower.lower(abstract, abstract_batch(shapes), index)
 
 
 def _check_same_split(split: Split, tokens: CaptionTokens) -> None:

@@ -9,9 +9,10 @@ from flax import nnx
 from jax.stages import Lowered
 
 from vse_jax.base.trees import merge
-from vse_jax.data.rows import Shapes, described
+from vse_jax.data.rows import Shapes, described, shapes_of
 from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
+    abstract_batch,
     batch_sharding,
     cut,
     free_after_use,
@@ -119,14 +120,14 @@ class TrainStep:
         self, state: TrainState, batch: dict[str, jax.Array], groups: tuple[str, ...]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """`train_step`; `state` is donated."""
-        shapes = {key: (x.shape, x.dtype.type) for key, x in batch.items()}
-        return self._programs.get(*self._program(shapes, groups))(state, batch)
+        program = self._programs.get(*self._program(shapes_of(batch), groups))
+        return program(state, batch)
 
     def _program(self, shapes: Shapes, groups: tuple[str, ...]):
         """What `Programs` wants to know: (its name, key, how to lower it)."""
         lower = functools.partial(lower_step, self._jitted, self._plan, shapes, groups)
-        key = tuple(sorted((key, shape) for key, (shape, _) in shapes.items()))
-        return f"train_step, {described(shapes)}", ("train_step", groups, key), lower
+        key = ("train_step", groups, frozenset(shapes.items()))
+        return f"train_step, {described(shapes)}", key, lower
 
 
 def jit_step(plan: Plan):
@@ -143,5 +144,4 @@ def jit_step(plan: Plan):
 
 def lower_step(jitted, plan: Plan, shapes: Shapes, groups: tuple[str, ...]) -> Lowered:
     """`jit_step`'s result for global batches of these shapes."""
-    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
-    return jitted.lower(plan.abstract, batch, groups)
+    return jitted.lower(plan.abstract, abstract_batch(shapes), groups)
