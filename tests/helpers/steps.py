@@ -8,7 +8,7 @@ from vse_jax.data.pipeline import eval_captions, eval_images
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.training.optimizer import Schedule
 from vse_jax.training.plan import make_plan
-from vse_jax.training.state import new_state
+from vse_jax.training.state import initial_state
 from vse_jax.training.step import jit_step
 
 
@@ -35,12 +35,7 @@ def set_up(config, devices=1, steps_per_epoch=4):
     mesh = make_mesh(config, jax.devices()[:devices])
     schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
     plan = make_plan(config, mesh, schedule)
-    # Not initial_state: one program of all start values takes seconds to compile, for
-    # every mesh, and these are the same values.
-    start = jax.device_put(
-        new_state(config, plan.optimizer),
-        jax.tree.map(lambda x: x.sharding, plan.abstract),
-    )
+    start = initial_state(config, plan.optimizer, plan.abstract)
     return mesh, plan.optimizer, start, jit_step(plan)
 
 

@@ -9,7 +9,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.models.build import abstract_model
 from vse_jax.training.optimizer import Optimizer
-from vse_jax.training.state import abstract_state, initial_state, new_state
+from vse_jax.training.state import abstract_state, initial_state
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,13 @@ def parts():
 
 def test_the_shapes_are_those_of_the_state(parts):
     config, optimizer, abstract = parts
-    made = jax.eval_shape(lambda: new_state(config, optimizer))
+    made = initial_state(config, optimizer, abstract)
     assert jax.tree.structure(made) == jax.tree.structure(abstract)
     for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(abstract), strict=True):
-        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
+        assert not getattr(
+            x, "weak_type", False
+        )  # or the second step would be another program
 
 
 def test_the_seed_decides(parts):

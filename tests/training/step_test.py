@@ -16,10 +16,8 @@ from vse_jax.base.trees import flatten
 from vse_jax.data.rows import caption_shapes, image_shapes, size_of
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.devices.program import Program, read_program
-from vse_jax.models.build import abstract_model
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.training.optimizer import Schedule
 from vse_jax.training.plan import make_plan
-from vse_jax.training.state import new_state
 from vse_jax.training.step import jit_step, lower_step, train_step
 
 
@@ -119,15 +117,6 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
     batch = size_of(shapes) / 8
     assert cut.arguments < 1.05 * (3 * sum(sizes) / 8 + batch)
     assert whole.arguments < 1.05 * (sum(sizes) + 2 * sum(sizes) / 8 + batch)
-
-
-def test_a_step_compiles_once():
-    """Its result is of the types of its argument, which weak types would change."""
-    config = tiny.get_config()
-    _, model = abstract_model(config)
-    optimizer = Optimizer(config.optimizer, model["params"])
-    state = jax.eval_shape(lambda: new_state(config, optimizer))
-    assert not [leaf for leaf in jax.tree.leaves(state) if leaf.weak_type]
 
 
 def test_frozen_leaves_stay_bit_equal_until_their_group_opens():

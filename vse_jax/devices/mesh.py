@@ -150,6 +150,15 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
         }
 
 
+def put_whole(tree, like):
+    """Arrays that every process has whole → global arrays, sharded as `like` is."""
+    return jax.tree.map(
+        lambda x, y: jax.make_array_from_callback(x.shape, y.sharding, x.__getitem__),
+        tree,
+        like,
+    )
+
+
 def abstract_batch(
     shapes: dict[str, tuple[tuple[int, ...], type]],
 ) -> dict[str, jax.ShapeDtypeStruct]:

@@ -25,10 +25,10 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, frozen: bool = False, scale: float = 1.0):
-        self.scale = nnx.Param(jnp.full(features, scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = nnx.Param(np.full(features, scale, np.float32))
+        self.bias = nnx.Param(np.zeros(features, np.float32))
+        self.mean = nnx.BatchStat(np.zeros(features, np.float32))
+        self.var = nnx.BatchStat(np.ones(features, np.float32))
         self.frozen = frozen
 
     def __call__(

@@ -6,9 +6,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.models.initializers import constant, normal
+
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
-_INIT = jax.nn.initializers.normal(0.02)
+_INIT = normal(0.02)
 
 
 class Bert(nnx.Module):
@@ -147,7 +149,12 @@ class Attention(nnx.Module):
 
 def _linear(in_features, out_features, dtype, rngs):
     return nnx.Linear(
-        in_features, out_features, kernel_init=_INIT, dtype=dtype, rngs=rngs
+        in_features,
+        out_features,
+        kernel_init=_INIT,
+        bias_init=constant(0.0),
+        dtype=dtype,
+        rngs=rngs,
     )
 
 
@@ -160,6 +167,8 @@ def _layer_norm(features, dtype, rngs):
         features,
         epsilon=_NORM_EPSILON,
         use_fast_variance=False,
+        scale_init=constant(1.0),
+        bias_init=constant(0.0),
         dtype=dtype,
         rngs=rngs,
     )

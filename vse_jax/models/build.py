@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.image_encoder import MLP, GridEncoder, RegionEncoder, xavier_linear
-from vse_jax.models.layers import linear, symmetric_uniform
+from vse_jax.models.initializers import uniform
+from vse_jax.models.layers import linear
 from vse_jax.models.pooling import make_pool
 from vse_jax.models.resnet import ResNet
 from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
@@ -100,7 +101,7 @@ def _bigru_tower(config: ConfigDict, rngs: nnx.Rngs) -> BiGRUEncoder:
     embed = nnx.Embed(
         text.vocab_size,
         text.word_dim,
-        embedding_init=symmetric_uniform(0.1),
+        embedding_init=uniform(0.1),
         rngs=rngs,
     )
     inputs = [text.word_dim] + [2 * config.embed_dim] * text.layers

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vse_jax.models.layers import symmetric_uniform
+from vse_jax.models.initializers import uniform
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -30,7 +30,7 @@ class GRU(nnx.Module):
         dtype: np.dtype = _FLOAT32,
         rngs: nnx.Rngs,
     ):
-        init = symmetric_uniform(hidden**-0.5)
+        init = uniform(hidden**-0.5)
         self.input_kernel = nnx.Param(init(rngs.params(), (in_features, 3 * hidden)))
         self.input_bias = nnx.Param(init(rngs.params(), (3 * hidden,)))
         self.hidden_kernel = nnx.Param(init(rngs.params(), (hidden, 3 * hidden)))

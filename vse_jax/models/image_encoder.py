@@ -7,7 +7,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.models.layers import linear, symmetric_uniform
+from vse_jax.models.initializers import constant, uniform
+from vse_jax.models.layers import linear
 from vse_jax.models.resnet import ResNet
 
 # Share of the training images whose grid is never thinned (the official constant).
@@ -95,7 +96,8 @@ def xavier_linear(
     return nnx.Linear(
         in_features,
         out_features,
-        kernel_init=symmetric_uniform(bound),
+        kernel_init=uniform(bound),
+        bias_init=constant(0.0),
         dtype=dtype,
         rngs=rngs,
     )

@@ -1,18 +1,9 @@
-"""Linear layers with PyTorch's default start values, and their initialiser."""
+"""Linear layers with PyTorch's default start values."""
 
-import jax
 import numpy as np
 from flax import nnx
-from jax.nn.initializers import Initializer
 
-
-def symmetric_uniform(bound: float) -> Initializer:
-    """An initialiser that draws from U(-bound, bound)."""
-
-    def init(key, shape, dtype=np.float32, out_sharding=None):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+from vse_jax.models.initializers import uniform
 
 
 def linear(
@@ -24,7 +15,7 @@ def linear(
     use_bias: bool = True,
 ) -> nnx.Linear:
     """A dense layer that starts as `torch.nn.Linear` does: U(±1/√in), bias included."""
-    init = symmetric_uniform(in_features**-0.5)
+    init = uniform(in_features**-0.5)
     return nnx.Linear(
         in_features,
         out_features,

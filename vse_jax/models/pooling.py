@@ -9,11 +9,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
+from vse_jax.models.initializers import normal
 from vse_jax.models.layers import linear
 from vse_jax.models.sorted_pool import sorted_pool
 
@@ -79,7 +81,7 @@ class GeMPool(nnx.Module):
 
     def __init__(self):
         # Its logarithm is what is learned: p stays above 0, where the root exists.
-        self.log_p = nnx.Param(jnp.log(jnp.array(3.0)))
+        self.log_p = nnx.Param(np.log(np.float32(3)))
 
     def __call__(
         self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
@@ -102,12 +104,12 @@ class FSPool(nnx.Module):
 
     def __init__(self, features: int, pieces: int = 20, *, rngs: nnx.Rngs):
         shape = (pieces + 1, features)
-        self.knots = nnx.Param(jax.random.normal(rngs.params(), shape))
+        self.knots = nnx.Param(normal(1.0)(rngs.params(), shape))
 
     def __call__(
         self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
     ) -> Float[Array, "b d"]:
-        knots = self.knots[...]
+        knots = jnp.asarray(self.knots[...])  # a NumPy array takes no traced index
         weights = interpolate(knots, mask.sum(axis=1), mask.shape[1])
         return sorted_pool(features.astype(jnp.float32), weights, mask)
 

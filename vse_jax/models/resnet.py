@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.models.batch_norm import BatchNorm
+from vse_jax.models.initializers import he_normal
 
-_HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Start value of the last normalisation's scale in each residual branch. Small, so that
 # a block begins close to the identity and depth does not blow up the activations of a
 # CNN trained from scratch; pretrained weights replace it.
@@ -193,7 +193,7 @@ class Conv(nnx.Module):
 
     def __init__(self, in_channels, out_channels, size, *, stride=1, groups=1, rngs):
         shape = (size, size, in_channels // groups, out_channels)
-        self.kernel = nnx.Param(_HE_NORMAL(rngs.params(), shape))
+        self.kernel = nnx.Param(he_normal(shape)(rngs.params(), shape))
         self.size, self.stride, self.groups = size, stride, groups
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b oh ow o"]:

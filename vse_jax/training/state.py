@@ -1,17 +1,22 @@
 """The state that training keeps."""
 
 import dataclasses
-import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vse_jax.base.files import resolve_folder
-from vse_jax.devices.mesh import state_sharding, update_sharding, with_sharding
+from vse_jax.devices.mesh import (
+    put_whole,
+    state_sharding,
+    update_sharding,
+    with_sharding,
+)
 from vse_jax.models.build import build_model, split_model
 from vse_jax.training.optimizer import Optimizer
 from vse_jax.weights import pretrained
@@ -42,25 +47,12 @@ class TrainState:
         return {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
 
 
-def new_state(config: ConfigDict, optimizer: Optimizer) -> TrainState:
-    """The state before the first step, random weights from `config.seed`."""
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
-    _, model = split_model(build_model(config, rngs=nnx.Rngs(params=init_key)))
-    return TrainState(
-        step=jax.numpy.zeros((), jax.numpy.int32),
-        params=model["params"],
-        batch_stats=model["batch_stats"],
-        opt_state=optimizer.init(model["params"]),
-        rng=run_key,
-    )
-
-
 def abstract_state(
     optimizer: Optimizer, model: dict[str, Any], mesh: Mesh
 ) -> TrainState:
-    """Shapes and shardings of `new_state`, from those of the model."""
+    """Shapes and shardings of `initial_state`, from those of the model."""
     shapes = TrainState(
-        step=jax.ShapeDtypeStruct((), jax.numpy.int32),
+        step=jax.ShapeDtypeStruct((), jnp.int32),
         params=model["params"],
         batch_stats=model["batch_stats"],
         opt_state=jax.eval_shape(optimizer.init, model["params"]),
@@ -74,11 +66,21 @@ def abstract_state(
 def initial_state(
     config: ConfigDict, optimizer: Optimizer, abstract: TrainState
 ) -> TrainState:
-    """`new_state`, placed as `abstract` is, with the config's pretrained weights."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    start = time.perf_counter()
-    state = jax.jit(lambda: new_state(config, optimizer), out_shardings=shardings)()
-    logging.info("start values in %.1f s", time.perf_counter() - start)
+    """The state before the first step, placed as `abstract` is.
+
+    Random weights from `config.seed`, and the config's pretrained ones.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    _, drawn = split_model(build_model(config, rngs=nnx.Rngs(params=init_key)))
+
+    def rest():
+        moments = optimizer.init(jax.tree.map(jnp.zeros_like, abstract.params))
+        return {"step": jnp.zeros((), jnp.int32), "opt_state": moments, "rng": run_key}
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract.rest)
+    state = TrainState(
+        **put_whole(drawn, abstract.model), **jax.jit(rest, out_shardings=shardings)()
+    )
     return load_pretrained(config, state)
 
 
@@ -89,7 +91,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
         folder = resolve_folder(config.text.weights)
         pretrained.check_bert_sizes(folder, config.text)
         bert = pretrained.load_bert(folder, params["text"]["bert"])
-        text = params["text"] | {"bert": _placed_like(bert, params["text"]["bert"])}
+        text = params["text"] | {"bert": put_whole(bert, params["text"]["bert"])}
         params = params | {"text": text}
         logging.info("BERT weights from %s", folder)
     if config.image.kind == "grid" and config.image.weights is not None:
@@ -99,7 +101,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
             "params": params["image"]["backbone"],
             "batch_stats": stats["image"]["backbone"],
         }
-        loaded = _placed_like(pretrained.load_backbone(folder, like), like)
+        loaded = put_whole(pretrained.load_backbone(folder, like), like)
         params = params | {
             "image": params["image"] | {"backbone": loaded["params"]},
         }
@@ -108,7 +110,3 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
         }
         logging.info("CNN weights from %s", folder)
     return dataclasses.replace(state, params=params, batch_stats=stats)
-
-
-def _placed_like(arrays, like):
-    return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), arrays, like)
