@@ -52,12 +52,12 @@ def wait_for(condition, process, seconds=120):
     return False
 
 
-def parameters(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the last checkpoint, read without the project's code."""
+def parameters(workdir: Path, which: str = "last") -> dict[str, np.ndarray]:
+    """Every array of a model's checkpoint, read without the project's code."""
     import jax
     import orbax.checkpoint as ocp
 
-    (step,) = (workdir / "checkpoints" / "last").glob("[0-9]*")
+    (step,) = (workdir / "checkpoints" / which).glob("[0-9]*")
     with ocp.StandardCheckpointer() as checkpointer:
         shapes = checkpointer.metadata(step.absolute() / "model").item_metadata.tree
         # As NumPy arrays: the devices that wrote it may be another process's.
