@@ -41,6 +41,7 @@ def equations(jaxpr, line=("", 0), cached=False):
         ours = (f for f in frames if Path(f.file_name).parent.name in FOLDERS)
         here = next(((f.file_name, f.line_num) for f in ours), line)
         shared = equation.primitive.name in ("jit", "pjit", "custom_jvp_call")
+        shared &= equation.params.get("name") != "_run"  # ours: models/blocks.py
         inner = [
             getattr(value, "jaxpr", value)
             for value in jax.tree.leaves(

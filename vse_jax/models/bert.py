@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.models.blocks import run_block
 from vse_jax.models.initializers import constant, normal
 
 _NORM_EPSILON = 1e-12
@@ -71,13 +72,8 @@ class Bert(nnx.Module):
             train: apply dropout, with the stream `dropout` of `rngs`.
         """
         x = self.embeddings(token_ids, train=train, rngs=rngs)
-
-        def run(layer, x, rngs):
-            return layer(x, mask, train=train, rngs=rngs)
-
-        run = nnx.remat(run) if self.remat else run
         for layer in self.layers:
-            x = run(layer, x, rngs)
+            x = run_block(layer, x, mask, train=train, rngs=rngs, remat=self.remat)
         return x
 
 
@@ -112,7 +108,7 @@ class Layer(nnx.Module):
         self.output_norm = _layer_norm(hidden, dtype, rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, mask, *, train, rngs):
+    def __call__(self, x, mask, *, train, rngs=None):
         def dropout(y):
             return self.dropout(y, deterministic=not train, rngs=rngs)
 

@@ -7,6 +7,7 @@ plain dicts does not depend on how NNX spells its state.
 
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -140,4 +141,12 @@ def merge_model(graphdef: nnx.GraphDef, model: dict[str, Any]) -> VSE:
 
 def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """As `split_model` of the config's model, with shapes instead of arrays."""
-    return split_model(nnx.eval_shape(lambda: build_model(config, rngs=nnx.Rngs(0))))
+
+    def build():
+        key = jax.random.key(0)
+        rngs = nnx.Rngs()
+        # One for all: flax takes seconds to count keys while shapes are traced.
+        rngs.params = lambda: key
+        return build_model(config, rngs=rngs)
+
+    return split_model(nnx.eval_shape(build))

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.models.batch_norm import BatchNorm
+from vse_jax.models.blocks import run_block
 from vse_jax.models.initializers import he_normal
 
 # Start value of the last normalisation's scale in each residual branch. Small, so that
@@ -105,13 +106,9 @@ class ResNet(nnx.Module):
         if self.pool:
             x = _max_pool(x, self.ceil_pool)
 
-        def run(block, x):
-            return block(x, train=train)
-
-        run = nnx.remat(run) if self.remat else run
         for stage in range(self.stages):
             for block in getattr(self, f"layer{stage + 1}"):
-                x = run(block, x)
+                x = run_block(block, x, train=train, remat=self.remat)
         return x
 
 
