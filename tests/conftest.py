@@ -57,6 +57,7 @@ def environment(tmp_path_factory):
         session = session.parent
     return {
         **os.environ,
+        "HOME": str(session / "home"),  # where programs keep what they compute
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": QUICK,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -1,16 +1,23 @@
 """Token features of a frozen BERT: computed once for a text and a model."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import read_split
+from vse_jax.data.regions import NpyRows
 from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.models.build import abstract_model, build_model, split_model
-from vse_jax.training.token_features import cached_token_features
+from vse_jax.training.token_features import (
+    cached_token_features,
+    features_folder,
+    make_room,
+)
 
 
 @pytest.fixture
@@ -45,6 +52,31 @@ def test_another_model_has_features_of_its_own(parts, tmp_path):
     second = cached_token_features(evaluator, other, split, tmp_path)
     assert first.path != second.path
     assert not np.array_equal(first[0], second[0])
+
+
+def test_runs_share_them_in_the_home_folder_if_they_can(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shared = tmp_path / ".cache" / "vse_jax" / "tokens"
+    assert features_folder(tmp_path / "run") == shared
+    assert shared.is_dir()
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    assert features_folder(tmp_path / "run") == tmp_path / "run" / "cache"
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path):
+    paths = [tmp_path / f"{name}_tokens_0.npy" for name in ("held", "old", "new")]
+    for age, path in enumerate(paths):
+        np.save(path, np.zeros(100))
+        os.utime(path, (age, age))
+    held = NpyRows(paths[0])
+    held.hold()
+    os.utime(paths[0], (0, 0))
+    make_room(tmp_path, needed=1000, kept=3000)  # of 928 bytes each
+    assert sorted(tmp_path.iterdir()) == sorted([paths[0], paths[2]])
+    assert len(held) == 100
+    del held
+    make_room(tmp_path, needed=1000, kept=2000)
+    assert list(tmp_path.iterdir()) == [paths[2]]
 
 
 def test_a_folder_that_cannot_be_written_is_named(parts):

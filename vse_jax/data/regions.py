@@ -1,5 +1,7 @@
 """Precomputed region features: read row by row, never as a whole."""
 
+import contextlib
+import fcntl
 import math
 import os
 import weakref
@@ -37,6 +39,12 @@ class NpyRows:
         self._start = array.offset  # bytes before the first row
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
+
+    def hold(self) -> None:
+        """Marks the file as used now, and as in use while this object lives."""
+        with contextlib.suppress(OSError):  # another user's, or no locks here
+            os.utime(self.path)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def __reduce__(self):
         return NpyRows, (self.path, self.stride)

@@ -70,7 +70,7 @@ class Evaluator:
         mesh: Mesh,
         programs: Programs,
     ):
-        self._config = config
+        self.config = config
         self._mesh = mesh
         self._abstract = with_sharding(abstract, state_sharding(mesh, abstract))
         self._programs = programs
@@ -102,7 +102,7 @@ class Evaluator:
             InputError: the processes of the run do not read the same split.
         """
         if split.name not in self._tokens:
-            tokens = caption_tokens(self._config, split.captions)
+            tokens = caption_tokens(self.config, split.captions)
             _check_same_split(split, tokens)
             self._tokens[split.name] = tokens
         return self._tokens[split.name]
@@ -131,11 +131,11 @@ class Evaluator:
         self, split: Split, features: NpyRows | None
     ) -> tuple[EvalBatches, EvalBatches]:
         tokens = self.tokens(split)  # first: processes that differ would wait for ever
-        images, captions = batch_sizes(self._config, self._mesh.size)
+        images, captions = batch_sizes(self.config, self._mesh.size)
         hosts = jax.process_count()
         return (
-            eval_images(self._config, split, images, hosts),
-            eval_captions(self._config, tokens, captions, features, hosts),
+            eval_images(self.config, split, images, hosts),
+            eval_captions(self.config, tokens, captions, features, hosts),
         )
 
     def evaluate(
@@ -156,8 +156,8 @@ class Evaluator:
     ) -> Iterator[tuple[int, Float[np.ndarray, "length hidden"]]]:
         """Yields (caption, its tokens' last hidden states [length, hidden])."""
         tokens = self.tokens(split)
-        _, size = batch_sizes(self._config, self._mesh.size)
-        batches = eval_captions(self._config, tokens, size, None, jax.process_count())
+        _, size = batch_sizes(self.config, self._mesh.size)
+        batches = eval_captions(self.config, tokens, size, None, jax.process_count())
         self._prepare("caption_features", batches)
         for features, index in self._run(
             "caption_features", model, batches, f"{split.name}: token features"
@@ -167,7 +167,7 @@ class Evaluator:
 
     def _all_rows(self, name: str, model: Model, batches: EvalBatches, what: str):
         """float32 [batches.rows, embed_dim]."""
-        shape = (batches.rows, self._config.embed_dim)
+        shape = (batches.rows, self.config.embed_dim)
         result = np.full(shape, np.nan, np.float32)
         for rows, index in self._run(name, model, batches, what):
             result[index] = rows

@@ -29,7 +29,7 @@ from vse_jax.training.profiler import Profiler
 from vse_jax.training.recorder import Recorder
 from vse_jax.training.state import TrainState, initial_state
 from vse_jax.training.step import TrainStep
-from vse_jax.training.token_features import cached_token_features
+from vse_jax.training.token_features import cached_token_features, features_folder
 
 
 class Splits(NamedTuple):
@@ -90,7 +90,7 @@ def start(
         if checkpoints.best_step() == CONVERTED:
             state, reached = converted(state, plan, checkpoints)
     features, dev_features = _token_features(
-        plan, evaluator, state, (splits.train, splits.dev), workdir / "cache"
+        plan, evaluator, state, (splits.train, splits.dev), features_folder(workdir)
     )
     writer = MetricWriter(workdir, active=jax.process_index() == 0)
     writer.truncate_after(reached.step, reached.validated == reached.step)

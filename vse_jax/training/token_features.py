@@ -1,6 +1,13 @@
-"""Token features of a frozen BERT, computed once for all captions of a split."""
+"""Token features of a frozen BERT, computed once for all captions of a split.
 
+Runs of one user share them: their files lie in ~/.cache/vse_jax/tokens, named by a hash
+of all that they depend on. Several processes, whose home folders may be different ones,
+keep theirs in the work folder.
+"""
+
+import fcntl
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,10 +15,28 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vse_jax import __version__
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
+from vse_jax.devices.runtime import matmul_precision
 from vse_jax.evaluation.evaluator import Evaluator
+
+_KEPT = (
+    50 * 10**9
+)  # bytes in the shared folder; what was not used for longest goes first
+
+
+def features_folder(workdir: Path) -> Path:
+    """Where the features of a run's captions lie."""
+    shared = Path.home() / ".cache" / "vse_jax" / "tokens"
+    if jax.process_count() > 1:
+        return workdir / "cache"
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return workdir / "cache"
+    return shared if os.access(shared, os.W_OK) else workdir / "cache"
 
 
 def cached_token_features(
@@ -23,9 +48,9 @@ def cached_token_features(
         evaluator: runs the model on the mesh.
         model: {"params", "batch_stats"}; its BERT must be frozen by the config's rules.
         split: whose captions.
-        folder: where the file lives; made when missing. Its name holds a hash of the
-            weights and of the tokens, so that another text or model never reuses it.
-            Process 0 writes it, and all processes read it.
+        folder: where the file lives; made when missing. Process 0 writes it, and all
+            processes read it. Of several runs that need it at once each computes it,
+            and the last one's stays.
 
     Returns:
         float32 [sum of lengths, hidden]: token t of caption c is row offsets[c] + t of
@@ -36,10 +61,17 @@ def cached_token_features(
     """
     tokens = evaluator.tokens(split)
     bert = model["params"]["text"]["bert"]
-    digest = hashlib.sha256(tokens.ids.tobytes() + tokens.offsets.tobytes())
+    computed_by = (
+        __version__,
+        jax.default_backend(),
+        evaluator.config.compute_dtype,
+        matmul_precision(evaluator.config, jax.default_backend()),
+    )
+    digest = hashlib.sha256(repr(computed_by).encode())
+    digest.update(tokens.ids.tobytes() + tokens.offsets.tobytes())
     for leaf in jax.tree.leaves(bert):
         digest.update(_whole(leaf).tobytes())
-    path = folder / f"{split.name}_tokens_{digest.hexdigest()[:16]}.npy"
+    path = folder / f"{split.name}_tokens_{digest.hexdigest()[:32]}.npy"
     # All processes compute or none does, whatever they see of the folder by now.
     # (Only process 0 looks: a network file system may remember a "no" for a while.)
     there = jax.process_index() == 0 and path.exists()
@@ -48,13 +80,35 @@ def cached_token_features(
         shape = (int(tokens.offsets[-1]), hidden)
         captions = evaluator.token_features(model, split)
         if jax.process_index() == 0:
+            make_room(folder, 4 * shape[0] * shape[1])
             pieces = ((tokens.span(c).start, features) for c, features in captions)
             _write(path, shape, pieces)
         else:
             for _ in captions:
                 pass
         multihost_utils.sync_global_devices(path.name)
-    return NpyRows(path)
+    rows = NpyRows(path)
+    rows.hold()
+    return rows
+
+
+def make_room(folder: Path, needed: int, kept: int = _KEPT) -> None:
+    """Deletes what was not used for longest until `needed` bytes more fit into `kept`.
+
+    Files that a run holds open stay, whatever their size.
+    """
+    files = sorted(folder.glob("*_tokens_*"), key=lambda path: path.stat().st_mtime)
+    size = needed + sum(path.stat().st_size for path in files)
+    for path in files:
+        if size <= kept:
+            return
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # in use
+                continue
+            size -= path.stat().st_size
+            path.unlink()
 
 
 def _whole(leaf) -> np.ndarray:
@@ -66,11 +120,12 @@ def _whole(leaf) -> np.ndarray:
 
 def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
     """Writes (first row, rows) pieces as an npy file, whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Ordinary writes: on a full disk, a memory map would kill the process.
         with unfinished.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # see make_room
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
