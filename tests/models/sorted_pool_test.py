@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.models.sorted_pool import sorted_pool
+from vse_jax.models.sorted_pool import _in_a_loop, _in_one_pass, sorted_pool
 
 SIZES = [9, 80]  # one for each way to sort
 
@@ -50,6 +50,18 @@ def test_values_and_gradients_are_those_of_a_sort(size, shared):
         of_values_expected = of_equals(values, of_values_expected)
     np.testing.assert_allclose(of_values, of_values_expected, atol=1e-5)
     np.testing.assert_allclose(of_weights, of_weights_expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [1, (1, 2)])
+def test_accelerators_sum_what_cpus_sum(axes):
+    rng = np.random.default_rng(0)
+    products = jnp.asarray(rng.normal(size=(3, 9, 5)), jnp.float32)
+    ranks = jnp.asarray(rng.permuted(np.tile(np.arange(9)[:, None], (3, 1, 5)), axis=1))
+    np.testing.assert_allclose(
+        _in_one_pass(axes, products, ranks),
+        _in_a_loop(axes, products, ranks),
+        atol=1e-6,
+    )
 
 
 def of_equals(values, gradient):

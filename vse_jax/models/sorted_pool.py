@@ -17,6 +17,8 @@ A sort finds its way by looking at its values: python -m benchmarks.sorted_pool 
 all three.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,17 +161,26 @@ def _sums_by_rank(
     elements fall on the same k sums; going through the ranks is quicker.
     """
     axes = (1, 2) if shared else 1
-    each = range(ranks.shape[1])
-
-    def of_rank(rank, products, ranks):
-        return jnp.where(ranks == rank, products, 0).sum(axis=axes)
-
-    # In a loop on CPUs, where each sum is a pass of its own over the arrays. Others
-    # compute all in one pass, and pay for every turn of a loop.
     sums = jax.lax.platform_dependent(
         products,
         ranks,
-        cpu=lambda *args: jax.lax.map(lambda r: of_rank(r, *args), jnp.array(each)),
-        default=lambda *args: jnp.stack([of_rank(r, *args) for r in each]),
+        cpu=functools.partial(_in_a_loop, axes),
+        default=functools.partial(_in_one_pass, axes),
     ).swapaxes(0, 1)
     return sums[..., None] if shared else sums
+
+
+def _of_rank(axes, products, ranks, rank):
+    return jnp.where(ranks == rank, products, 0).sum(axis=axes)
+
+
+def _in_a_loop(axes, products, ranks):
+    """For CPUs, where each sum would be a pass of its own over the arrays anyway."""
+    each = jnp.arange(ranks.shape[1])
+    return jax.lax.map(functools.partial(_of_rank, axes, products, ranks), each)
+
+
+def _in_one_pass(axes, products, ranks):
+    """For accelerators, which pay for every turn of a loop."""
+    each = range(ranks.shape[1])
+    return jnp.stack([_of_rank(axes, products, ranks, rank) for rank in each])
