@@ -199,7 +199,7 @@ def _figures(program: Program, place: Topology) -> dict[str, Any]:
         step = cycles / place.chip.clock + sent / place.chip.links
         figures["estimate"] = {
             "cycles": cycles,
-            "cycles_by_line": dict(lines[:_TOP]),
+            "cycles_by_line": dict(lines),
             "step_s": step,
             "of_it_sending_s": sent / place.chip.links,
             "utilisation": program.flops / (step * place.chip.flops),
@@ -228,7 +228,7 @@ def _lines(result: dict[str, Any], place: Topology) -> Iterator[str]:
             f"{estimate['of_it_sending_s'] * 1e3:.2f} ms if nothing overlaps; "
             f"utilisation {estimate['utilisation']:.1%}"
         )
-        for line, cycles in estimate["cycles_by_line"].items():
+        for line, cycles in list(estimate["cycles_by_line"].items())[:_TOP]:
             yield f"              {cycles / estimate['cycles']:6.1%} {line}"
 
 
