@@ -81,14 +81,12 @@ class TrainData:
         self._captions = CaptionRows(config, tokens, token_features)
 
     def shapes(self, epoch: int) -> list[Shapes]:
-        """Those of the epoch's batches over all processes, each once."""
+        """Those of the epoch's batches over all processes, each once, as they come."""
         size = self.config.batch_size
         first = epoch * self.order.steps_per_epoch
         steps = range(first, first + self.order.steps_per_epoch)
         wanted = (self.order.batch(self.order.place(step)) for step in steps)
-        lengths = sorted(
-            {self._captions.padded_length(captions) for captions in wanted}
-        )
+        lengths = dict.fromkeys(map(self._captions.padded_length, wanted))
         images = image_shapes(self.config.image, size)
         return [images | self._captions.shapes(size, length) for length in lengths]
 

@@ -1,5 +1,6 @@
 """Programs compiled ahead of their first use, side by side, a line for each."""
 
+import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,11 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from absl import logging
 from jax.stages import Compiled, Lowered
 
-_THREADS = 4  # tracing shares the interpreter; what XLA compiles runs side by side
+_THREADS = 4
 
 
 class Programs:
     """Compiled programs by key; each is made once, in a thread.
+
+    XLA compiles them side by side. They are traced one after the other, since threads
+    share the interpreter: the first one is ready sooner.
 
     with Programs() as programs:
         programs.start("encode_images", key, lower)
@@ -22,6 +26,7 @@ class Programs:
     def __init__(self):
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="compile")
         self._made: dict[Hashable, Future[Compiled]] = {}
+        self._tracing = threading.Lock()
 
     def __enter__(self) -> "Programs":
         return self
@@ -32,21 +37,21 @@ class Programs:
     def start(self, name: str, key: Hashable, lower: Callable[[], Lowered]) -> None:
         """Begins to compile what `lower()` returns, unless the key's was begun."""
         if key not in self._made:
-            self._made[key] = self._threads.submit(_compiled, name, lower)
+            self._made[key] = self._threads.submit(self._compile, name, lower)
 
     def get(self, name: str, key: Hashable, lower: Callable[[], Lowered]) -> Compiled:
         """The key's program; waits until it is compiled."""
         self.start(name, key, lower)
         return self._made[key].result()
 
-
-def _compiled(name: str, lower: Callable[[], Lowered]) -> Compiled:
-    start = time.perf_counter()
-    lowered = lower()
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    logging.info(
-        "compiled %s in %.1f s, traced in %.1f s",
-        *(name, time.perf_counter() - traced, traced - start),
-    )
-    return compiled
+    def _compile(self, name: str, lower: Callable[[], Lowered]) -> Compiled:
+        with self._tracing:
+            start = time.perf_counter()
+            lowered = lower()
+            traced = time.perf_counter()
+        compiled = lowered.compile()
+        logging.info(
+            "compiled %s in %.1f s, traced in %.1f s",
+            *(name, time.perf_counter() - traced, traced - start),
+        )
+        return compiled
