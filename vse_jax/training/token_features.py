@@ -5,6 +5,7 @@ of all that they depend on. Several processes, whose home folders may be differe
 keep theirs in the work folder.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -134,4 +135,6 @@ def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
                 file.write(np.asarray(values, "<f4").tobytes())
         unfinished.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise InputError(f"{unfinished}: {error.strerror}") from error
