@@ -27,9 +27,8 @@ def test_the_shapes_are_those_of_the_state(parts):
     assert jax.tree.structure(made) == jax.tree.structure(abstract)
     for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(abstract), strict=True):
         assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)
-        assert not getattr(
-            x, "weak_type", False
-        )  # or the second step would be another program
+        # Or the second step would be another program.
+        assert not getattr(x, "weak_type", False)
 
 
 def test_the_seed_decides(parts):

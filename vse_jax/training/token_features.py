@@ -23,9 +23,8 @@ from vse_jax.data.regions import NpyRows
 from vse_jax.devices.runtime import matmul_precision
 from vse_jax.evaluation.evaluator import Evaluator
 
-_KEPT = (
-    50 * 10**9
-)  # bytes in the shared folder; what was not used for longest goes first
+# Bytes in the shared folder; beyond, what was not used for longest is deleted.
+_KEPT = 50 * 10**9
 
 
 def features_folder(workdir: Path) -> Path:
@@ -98,18 +97,18 @@ def make_room(folder: Path, needed: int, kept: int = _KEPT) -> None:
 
     Files that a run holds open stay, whatever their size.
     """
-    files = sorted(folder.glob("*_tokens_*"), key=lambda path: path.stat().st_mtime)
-    size = needed + sum(path.stat().st_size for path in files)
-    for path in files:
+    files = []
+    for path in folder.glob("*_tokens_*"):
+        with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
+            files.append((path.stat(), path))
+    size = needed + sum(about.st_size for about, _ in files)
+    for about, path in sorted(files, key=lambda item: item[0].st_mtime):
         if size <= kept:
             return
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # in use
-                continue
-            size -= path.stat().st_size
+        with contextlib.suppress(OSError), path.open("rb") as file:  # in use, or gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+            size -= about.st_size
 
 
 def _whole(leaf) -> np.ndarray:
@@ -126,7 +125,8 @@ def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Ordinary writes: on a full disk, a memory map would kill the process.
         with unfinished.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # see make_room
+            with contextlib.suppress(OSError):  # no locks here
+                fcntl.flock(file, fcntl.LOCK_SH)  # see make_room
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()
