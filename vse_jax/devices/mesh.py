@@ -1,5 +1,6 @@
 """The device mesh (data, fsdp) and where every array lives on it."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -60,6 +61,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def whole(mesh: Mesh) -> NamedSharding | None:
+    """Of a parameter that a computation uses; None: one device needs none."""
+    return replicated(mesh) if mesh.size > 1 else None
+
+
+def pieces(mesh: Mesh) -> Callable | None:
+    """`state_sharding` of parameters; None: every device has the whole ones."""
+    return functools.partial(state_sharding, mesh) if mesh.shape["fsdp"] > 1 else None
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension over all devices: fsdp splits the batch as well."""
     return NamedSharding(mesh, P(AXES))
@@ -103,42 +114,16 @@ def with_sharding(abstract, shardings):
     )
 
 
-def gathered(mesh: Mesh, params):
-    """Parameters as a computation uses them: whole, where fsdp has cut them.
-
-    Without this XLA's partitioner is free to leave them cut and to send the activations
-    of the whole batch around instead. Their gradients are whole, too, until `cut`. How
-    long the whole ones live: `free_after_use`.
-    """
-    if mesh.size == 1:
-        return params
-    whole = jax.tree.map(lambda _: replicated(mesh), params)
-    return jax.lax.with_sharding_constraint(params, whole)
-
-
 def cut(mesh: Mesh, tree):
     """Each device's piece of parameters or gradients, as `update_sharding` says.
 
-    A gradient is whole before (see `gathered`), or the cut would spread into the loops
-    that sum it up; TPU's compiler makes one reduce-scatter of the sum and the cut.
+    A gradient is whole before (see `whole_in_use` in models/blocks.py), or the cut
+    would spread into the loops that sum it up; TPU's compiler makes one reduce-scatter
+    of the sum and the cut.
     """
     if mesh.size == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, update_sharding(mesh, tree))
-
-
-def free_after_use(mesh: Mesh, function: Callable) -> Callable:
-    """`function`, whose backward pass gathers parameters once more.
-
-    They would be kept from the forward pass otherwise, all at the same time.
-    """
-    if mesh.shape["fsdp"] == 1:
-        return function
-
-    def kept(primitive, *_, **__) -> bool:
-        return primitive.name != "sharding_constraint"  # which is what gathers
-
-    return jax.checkpoint(function, policy=kept)
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):

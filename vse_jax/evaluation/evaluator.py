@@ -27,13 +27,15 @@ from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
     abstract_batch,
     batch_sharding,
-    gathered,
+    pieces,
     put_batch,
     replicated,
     state_sharding,
+    whole,
     with_sharding,
 )
 from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.models.blocks import whole_in_use
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 
@@ -231,8 +233,10 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
 
     def jit(encode: Callable[[VSE, dict], jax.Array]):
         def run(model, batch, index):
-            whole = model | {"params": gathered(mesh, model["params"])}
-            return encode(merge_model(graphdef, whole), batch), index
+            params = model["params"]
+            with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
+                in_use = merge_model(graphdef, model | {"params": params})
+                return encode(in_use, batch), index
 
         return jax.jit(
             run,

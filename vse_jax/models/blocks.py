@@ -1,9 +1,74 @@
-"""The equal blocks of a network, traced once instead of once each."""
+"""The equal blocks of a network: traced once, their parameters whole one at a time."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.sharding import Sharding
+
+Params = Any  # a tree of arrays
+
+
+class Gathering(NamedTuple):
+    """How the parameters of a block become whole when its turn comes.
+
+    Args:
+        pieces: gives the shardings of a tree of parameters as the devices hold them.
+        whole: the sharding of a parameter that a computation uses.
+    """
+
+    pieces: Callable[[Params], Params]
+    whole: Sharding
+
+    def __call__(self, params: Params, inputs: tuple[jax.Array, ...]) -> Params:
+        # XLA would gather many blocks early, and hold them all. The barrier's results
+        # would be whole already if nothing said that they are pieces.
+        pieces = self.pieces(params)
+        params = _after(_constrain(params, pieces), inputs)
+        return _constrain(_constrain(params, pieces), self.whole)
+
+
+_IN_BLOCKS: contextvars.ContextVar[Gathering | None] = contextvars.ContextVar(
+    "in_blocks", default=None
+)
+
+
+@contextlib.contextmanager
+def whole_in_use(
+    params: Params, whole: Sharding | None, pieces: Callable[[Params], Params] | None
+) -> Iterator[Params]:
+    """Gives a model's parameters as its computation inside uses them.
+
+    Without this XLA's partitioner is free to leave them cut and to send the activations
+    of the whole batch around instead. Gradients are as whole as parameters.
+
+    Args:
+        params: the model's.
+        whole: the sharding of a whole parameter; None: there is one device.
+        pieces: see `Gathering`; None: every device has the whole ones. `run_block`
+            gathers the parameters of a block when its turn comes, in the forward pass
+            and again in the backward pass.
+    """
+    if whole is None:
+        yield params
+        return
+
+    def gather(path, x):
+        in_a_block = any(isinstance(key.key, int) for key in path)  # of an nnx.List
+        return x if pieces and in_a_block else _constrain(x, whole)
+
+    token = _IN_BLOCKS.set(Gathering(pieces, whole) if pieces else None)
+    try:
+        yield jax.tree.map_with_path(gather, params)
+    finally:
+        _IN_BLOCKS.reset(token)
+
+
+_constrain = jax.lax.with_sharding_constraint
 
 
 def run_block(
@@ -19,7 +84,8 @@ def run_block(
     same sizes (BERT has 12, a ResNet-101 33); XLA puts it in the place of each call.
 
     Args:
-        block: parameters and running statistics are all it holds.
+        block: parameters and running statistics are all it holds. It is an element of
+            an nnx.List (`whole_in_use` knows it by that).
         inputs: its arguments.
         train: also of the block; only then its running statistics change.
         rngs: gives a key of the stream `dropout`; the block gets `rngs` of its own.
@@ -28,15 +94,39 @@ def run_block(
     """
     graphdef, *state = nnx.split(block, nnx.Param, nnx.BatchStat)
     key = rngs.dropout() if train and rngs is not None else None
-    run = jax.checkpoint(_run, static_argnums=(0, 1)) if remat else _run
-    result, stats = run(graphdef, train, state, inputs, key)
+    gather = _IN_BLOCKS.get()
+    run: Callable[..., Any] = _run
+    if remat or gather:
+        kept = None if remat else _all_but_parameters
+        run = jax.checkpoint(_run, static_argnums=(0, 1, 2), policy=kept)
+    result, stats = run(graphdef, train, gather, state, inputs, key)
     if train:
         nnx.update(block, stats)
     return result
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(graphdef, train, state, inputs, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(graphdef, train, gather, state, inputs, key):
+    if gather:
+        params, stats = state
+        state = gather(params, inputs), stats
     block = nnx.merge(graphdef, *state)
     random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
     return block(*inputs, train=train, **random), nnx.state(block, nnx.BatchStat)
+
+
+@jax.custom_jvp
+def _after(params, inputs):
+    """`params`, which nothing reads before the inputs are there."""
+    return jax.lax.optimization_barrier((params, inputs))[0]
+
+
+@_after.defjvp
+def _after_jvp(primals, tangents):
+    return _after(*primals), tangents[0]
+
+
+def _all_but_parameters(primitive, *_, **__) -> bool:
+    """What a block keeps for its backward pass, as a policy of jax.checkpoint."""
+    gathering = "sharding_constraint", "optimization_barrier", "custom_jvp_call"
+    return primitive.name not in gathering

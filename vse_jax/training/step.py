@@ -15,10 +15,11 @@ from vse_jax.devices.mesh import (
     abstract_batch,
     batch_sharding,
     cut,
-    free_after_use,
-    gathered,
+    pieces,
     replicated,
+    whole,
 )
+from vse_jax.models.blocks import whole_in_use
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.losses import hinge_loss
@@ -49,17 +50,18 @@ def train_step(
     config, mesh, schedule = plan.config, plan.mesh, plan.schedule
 
     def embed(open_params, batch_stats, batch, number):
-        params = gathered(mesh, merge(state.params, open_params))
-        model = {"params": params, "batch_stats": batch_stats}
-        rngs = _random_streams(state, number)
-        return _embed(merge_model(plan.graphdef, model), batch, rngs)
+        params = merge(state.params, open_params)
+        with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
+            model = {"params": params, "batch_stats": batch_stats}
+            rngs = _random_streams(state, number)
+            return _embed(merge_model(plan.graphdef, model), batch, rngs)
 
     def loss_fn(images, captions):
         hardest = schedule.hardest(state.step)
         return hinge_loss(images, captions, config.loss.margin, hardest, mesh)
 
     loss, grads, stats = loss_and_gradients(
-        free_after_use(mesh, embed),
+        embed,
         loss_fn,
         plan.optimizer.select(state.params, groups),
         state.batch_stats,
@@ -70,9 +72,9 @@ def train_step(
     grads = jax.tree.map(lambda g: scale * g, cut(mesh, grads))
     rate = schedule.rate(state.step)
     # Each device updates its piece; `jit_step` puts the parameters together again.
-    pieces = cut(mesh, plan.optimizer.select(state.params, groups))
+    own = cut(mesh, plan.optimizer.select(state.params, groups))
     params, opt_state, norm = plan.optimizer.update(
-        grads, state.opt_state, merge(state.params, pieces), rate, groups
+        grads, state.opt_state, merge(state.params, own), rate, groups
     )
     new = dataclasses.replace(
         state,
