@@ -5,7 +5,7 @@ import pytest
 
 from vse_jax.data.captions import caption_tokens
 from vse_jax.data.layout import read_split
-from vse_jax.data.rows import CaptionRows, ImageRows
+from vse_jax.data.rows import CaptionRows, ImageRows, packs
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def test_a_picture_is_augmented_with_an_rng_only(tiny_config, split):
 def test_a_caption_is_padded_with_zeros(tiny_config, split):
     tokens = caption_tokens(tiny_config, split.captions)
     rows = CaptionRows(tiny_config, tokens, None)
-    length = rows.padded_length(np.arange(5))
-    assert length == 16
+    length, places = rows.room(np.arange(5), 5)
+    assert (length, places) == (16, None)
     batch = rows.empty(2, length)
     rows.read(batch, 1, 4, None)
     count = int(tokens.lengths[4])
@@ -50,3 +50,26 @@ def test_stored_features_stand_in_for_ids(tiny_config, split):
     np.testing.assert_array_equal(
         batch["token_features"][0, : int(tokens.lengths[7])], features[tokens.span(7)]
     )
+
+
+def test_packed_tokens_have_places_unless_they_are_too_many(tiny_config, split):
+    tokens = caption_tokens(tiny_config, split.captions)
+    assert packs(tiny_config, devices=1)
+    assert not packs(tiny_config, devices=2)
+    rows = CaptionRows(tiny_config, tokens, None, pack=True)
+    length, places = rows.room(np.arange(2), 3)
+    total = int(tokens.lengths[:2].sum()) + 1
+    assert total <= places < total + 2 * 3
+    batch = rows.empty(3, length)
+    for row in range(2):
+        rows.read(batch, row, row, None)
+    rows.set_places(batch, places)
+    found = batch["token_places"]
+    assert found.shape == (places,)
+    assert (found[total:] == 3 * length).all()
+    ids = batch["token_ids"].reshape(-1)[found[: total - 1]]
+    np.testing.assert_array_equal(ids, tokens.ids[: total - 1])
+    assert found[total - 1] == 2 * length  # the empty row has a token, too
+    longer = rows.empty(3, length)
+    rows.set_places(longer, 2)
+    assert "token_places" not in longer

@@ -45,11 +45,23 @@ def batch(golden):
     }
 
 
-def test_embeddings_equal_the_official_ones(embed, batch, golden):
+@pytest.fixture(params=["padded", "packed"])
+def any_batch(request, batch):
+    if request.param == "padded":
+        return batch
+    count, length = batch["token_ids"].shape
+    found = np.flatnonzero(np.arange(length) < batch["token_lengths"][:, None])
+    places = np.append(found, np.full(5, count * length))
+    return batch | {"token_places": jnp.asarray(places, jnp.int32)}
+
+
+def test_embeddings_equal_the_official_ones(embed, any_batch, golden):
+    batch = any_batch
     np.testing.assert_allclose(embed(batch), golden["embedding"], atol=1e-5)
 
 
-def test_gradients_equal_the_official_ones(tower, batch, golden):
+def test_gradients_equal_the_official_ones(tower, any_batch, golden):
+    batch = any_batch
     gradients = golden_weights.parameter_gradients(
         tower, lambda m: (l2_normalise(m(batch)) * golden["cotangent"]).sum()
     )

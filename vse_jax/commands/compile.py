@@ -31,7 +31,14 @@ from vse_jax.data.captions import (
 )
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import training_order
-from vse_jax.data.rows import CaptionRows, caption_shapes, image_shapes
+from vse_jax.data.rows import (
+    CaptionRows,
+    Room,
+    caption_shapes,
+    image_shapes,
+    packs,
+    places_for,
+)
 from vse_jax.devices.mesh import check_training_batch, make_mesh
 from vse_jax.devices.program import Program, read_program
 from vse_jax.devices.runtime import configure, matmul_precision
@@ -43,6 +50,7 @@ from vse_jax.training.step import jit_step, lower_step
 
 # Where the data is not at hand: COCO's, at the published batch of 128.
 _STEPS_PER_EPOCH, _TOKENS, _WORDS = 4425, 32, 11_755
+_MEAN_TOKENS = 13
 _SAMPLED_STEPS = 200  # of the first epoch, for the bucket that most batches need
 _MEMORY = ("arguments", "temporaries", "peak")
 _TOP = 10  # source lines
@@ -70,9 +78,9 @@ def compile_run(
         "jax_default_matmul_precision", matmul_precision(config, place.platform)
     )
     _settle_vocab_size(config)
-    tokens = _usual_tokens(config)
+    room = _usual_room(config, len(place.devices))
     results = []
-    for name, lower in _programs(config, place, tokens, every):
+    for name, lower in _programs(config, place, room, every):
         results.append(_compiled(name, lower, place))
         print("\n".join(_lines(results[-1], place)), flush=True)
     fits = all(result["fits"] for result in results)
@@ -88,7 +96,7 @@ def compile_run(
     write_atomically(file, (json.dumps(contents, indent=1) + "\n").encode())
     logging.info("written: %s", file)
     if not fits:
-        raise InputError(_what_would_help(config, place, tokens, results))
+        raise InputError(_what_would_help(config, place, room, results))
 
 
 def _settle_vocab_size(config: ConfigDict) -> None:
@@ -99,26 +107,32 @@ def _settle_vocab_size(config: ConfigDict) -> None:
         logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
 
 
-def _usual_tokens(config: ConfigDict) -> int:
-    """The padded length of most training batches, or of COCO's without the data."""
-    lengths = padded_lengths(config)
+def _usual_room(config: ConfigDict, devices: int) -> Room:
+    """What most training batches need, or COCO's without the data."""
+    lengths, pack, size = (
+        padded_lengths(config),
+        packs(config, devices),
+        config.batch_size,
+    )
     try:
         split = read_split(config, config.data.train_split)
-        rows = CaptionRows(config, caption_tokens(config, split.captions), None)
+        tokens = caption_tokens(config, split.captions)
+        rows = CaptionRows(config, tokens, None, pack=pack)
         order = training_order(config, split)
     except InputError as error:
         usual = bucket(min(_TOKENS, lengths[-1]), lengths)
         logging.info("captions of up to %d tokens, as COCO's (%s)", usual, error)
-        return usual
+        places = places_for(_MEAN_TOKENS * size, size, usual) if pack else None
+        return usual, places
     steps = range(min(_SAMPLED_STEPS, order.steps_per_epoch))
-    needed = [rows.padded_length(order.batch(order.place(step))) for step in steps]
-    usual = collections.Counter(needed).most_common(1)[0][0]
-    logging.info("most training batches have captions of up to %d tokens", usual)
-    return usual
+    needed = [rows.room(order.batch(order.place(step)), size) for step in steps]
+    room = collections.Counter(needed).most_common(1)[0][0]
+    logging.info("most training batches have captions of up to %d tokens", room[0])
+    return room
 
 
 def _programs(
-    config: ConfigDict, place: Topology, tokens: int, every: bool
+    config: ConfigDict, place: Topology, usual: Room, every: bool
 ) -> Iterator[tuple[str, Callable[[], Lowered]]]:
     """(name, how to lower it) of what a run of the config runs."""
     mesh = make_mesh(config, place.devices)
@@ -132,18 +146,21 @@ def _programs(
 
     opened = [optimizer.open_groups(epoch) for epoch in range(config.num_epochs)]
     groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
-    buckets = padded_lengths(config) if every else (tokens,)
+    # Padded, where packed ones of that length are not the usual ones: the dearest.
+    others: list[Room] = [(length, None) for length in padded_lengths(config)]
+    rooms = others if every else [usual]
 
     pairs = image_shapes(config.image, config.batch_size)
-    for open_groups, length in itertools.product(groups, buckets):
+    for open_groups, (length, places) in itertools.product(groups, rooms):
         name = f"train_step, {length} tokens"
         if len(groups) > 1:
             name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
-        shapes = pairs | caption_shapes(config.batch_size, length, hidden)
+        room = (length, hidden, None if hidden else places)
+        shapes = pairs | caption_shapes(config.batch_size, *room)
         yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
     images, captions = batch_sizes(config, mesh.size)
     encoded = {"encode_images": image_shapes(config.image, images)}
-    for length in buckets:
+    for length, _ in rooms:
         shapes = caption_shapes(captions, length, hidden)
         encoded[f"encode_captions, {length} tokens"] = shapes
     for name, shapes in encoded.items():
@@ -237,7 +254,7 @@ def _size(count: float | int) -> str:
 
 
 def _what_would_help(
-    config: ConfigDict, place: Topology, tokens: int, results: list[dict]
+    config: ConfigDict, place: Topology, room: Room, results: list[dict]
 ) -> str:
     """The error's line: what does not fit, and the nearest setting that does, tried."""
     worst = max(results, key=lambda result: result["peak_bytes"])
@@ -252,7 +269,7 @@ def _what_would_help(
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)
-            name, lower = next(_programs(changed, place, tokens, False))
+            name, lower = next(_programs(changed, place, room, False))
             result = _compiled(name, lower, place)
         except InputError:
             continue

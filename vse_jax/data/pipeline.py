@@ -28,6 +28,7 @@ from vse_jax.data.rows import (
     ImageRows,
     Shapes,
     image_shapes,
+    packs,
     size_of,
 )
 
@@ -69,8 +70,16 @@ class TrainData:
         split: Split,
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None = None,
+        *,
+        devices: int = 0,
     ):
-        """`token_features` [tokens, H] are the rows of `tokens` through a frozen BERT.
+        """
+        Args:
+            config: the run's.
+            split: what to train on.
+            tokens: of its captions.
+            token_features: [tokens, H], the rows of `tokens` through a frozen BERT.
+            devices: of the run, for which BERT's tokens may be packed (`packs`).
 
         Raises:
             InputError: the split is smaller than a batch.
@@ -78,7 +87,8 @@ class TrainData:
         self.config = config
         self.order = training_order(config, split)
         self._images = ImageRows(config, split)
-        self._captions = CaptionRows(config, tokens, token_features)
+        pack = packs(config, devices)
+        self._captions = CaptionRows(config, tokens, token_features, pack=pack)
 
     def shapes(self, epoch: int) -> list[Shapes]:
         """Those of the epoch's batches over all processes, each once, as they come."""
@@ -86,9 +96,9 @@ class TrainData:
         first = epoch * self.order.steps_per_epoch
         steps = range(first, first + self.order.steps_per_epoch)
         wanted = (self.order.batch(self.order.place(step)) for step in steps)
-        lengths = dict.fromkeys(map(self._captions.padded_length, wanted))
+        rooms = dict.fromkeys(self._captions.room(rows, size) for rows in wanted)
         images = image_shapes(self.config.image, size)
-        return [images | self._captions.shapes(size, length) for length in lengths]
+        return [images | self._captions.shapes(size, *room) for room in rooms]
 
     @contextlib.contextmanager
     def batches(
@@ -123,7 +133,7 @@ class _TrainBatch:
     def __call__(self, step: int) -> _Made:
         place = self.order.place(step)
         wanted = self.order.batch(place)
-        length = self.captions.padded_length(wanted)  # of the global batch
+        length, places = self.captions.room(wanted, len(wanted))  # of the global batch
         columns = range(len(wanted))[self.share]
         batch = self.images.empty(len(columns))
         batch |= self.captions.empty(len(columns), length)
@@ -135,6 +145,7 @@ class _TrainBatch:
             caption, problems = self._read_image(batch, row, fitting, rng)
             self.captions.read(batch, row, caption, rng)
             bad += problems
+        self.captions.set_places(batch, places)
         return batch, tuple(bad)
 
     def _read_image(
@@ -210,11 +221,17 @@ def eval_captions(
     batch_size: int,
     token_features: NpyRows | np.ndarray | None = None,
     process_count: int = 1,
+    *,
+    devices: int = 0,
 ) -> EvalBatches:
-    """Captions sorted by length, so that short ones are padded little."""
+    """Captions sorted by length, so that short ones are padded little.
+
+    devices: of the run, for which BERT's tokens may be packed (`packs`).
+    """
     by_length = np.argsort(tokens.lengths, kind="stable")
     order = _padded(by_length, batch_size)
-    make = _EvalCaptions(CaptionRows(config, tokens, token_features))
+    pack = packs(config, devices)
+    make = _EvalCaptions(CaptionRows(config, tokens, token_features, pack=pack))
     return EvalBatches(config, order, make, process_count)
 
 
@@ -268,14 +285,15 @@ class _EvalCaptions:
     captions: CaptionRows
 
     def shapes(self, whole: np.ndarray) -> Shapes:
-        length = self.captions.padded_length(whole[whole >= 0])
-        return self.captions.shapes(len(whole), length)
+        room = self.captions.room(whole[whole >= 0], len(whole))
+        return self.captions.shapes(len(whole), *room)
 
     def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
-        length = self.captions.padded_length(whole[whole >= 0])
+        length, places = self.captions.room(whole[whole >= 0], len(whole))
         batch = self.captions.empty(len(index), length)
         for row, caption in enumerate(index[index >= 0].tolist()):
             self.captions.read(batch, row, caption, None)
+        self.captions.set_places(batch, places)
         return batch, ()
 
 

@@ -5,6 +5,7 @@ A batch is a dict of NumPy arrays:
     regions [B, K, F] f32 (zero-padded), region_lengths [B] i32
     token_ids [B, T] i32 (zero-padded)    or token_features [B, T, H] f32
     token_lengths [B] i32
+    token_places [N] i32                  (where BERT's tokens are packed)
 """
 
 import math
@@ -27,6 +28,8 @@ from vse_jax.data.records.reader import RecordPictures
 from vse_jax.data.regions import NpyRows, drop_regions
 
 Batch = dict[str, np.ndarray]
+# What the captions of a batch are padded to, and the places of packed tokens, or None.
+Room = tuple[int, int | None]
 Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
 
@@ -40,12 +43,44 @@ def image_shapes(image: ConfigDict, count: int) -> Shapes:
     }
 
 
-def caption_shapes(count: int, length: int, features: int | None = None) -> Shapes:
-    """Of the caption part of a batch; `features`: size of stored token features."""
-    lengths: Shapes = {"token_lengths": ((count,), np.int32)}
-    if features is None:
-        return {"token_ids": ((count, length), np.int32)} | lengths
-    return {"token_features": ((count, length, features), np.float32)} | lengths
+def caption_shapes(
+    count: int, length: int, features: int | None = None, places: int | None = None
+) -> Shapes:
+    """Of the caption part of a batch.
+
+    Args:
+        count: of captions.
+        length: what they are padded to.
+        features: size of stored token features; None: token ids.
+        places: of packed tokens; None: they are not packed.
+    """
+    shapes: Shapes = {"token_lengths": ((count,), np.int32)}
+    if features is not None:
+        shapes["token_features"] = ((count, length, features), np.float32)
+    else:
+        shapes["token_ids"] = ((count, length), np.int32)
+    if places is not None:
+        shapes["token_places"] = ((places,), np.int32)
+    return shapes
+
+
+def packs(config: ConfigDict, devices: int) -> bool:
+    """Whether batches carry the places of their tokens, for BERT to skip padding.
+
+    On one device: elsewhere the tokens of a batch would have to change devices, and
+    microbatches would need places of their own.
+    """
+    return config.text.kind == "bert" and devices == 1 and config.microbatches == 1
+
+
+def places_for(tokens: int, count: int, length: int) -> int | None:
+    """How many places a batch of `count` captions with `tokens` in all has.
+
+    Two for each caption more or less, so that few programs are compiled. None: as many
+    as padding them to `length` takes.
+    """
+    places = 2 * count * math.ceil(tokens / (2 * count))
+    return places if places < count * length else None
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Shapes:
@@ -65,7 +100,9 @@ def described(shapes: Shapes) -> str:
     for name, unit in (("token_ids", "tokens"), ("token_features", "tokens")):
         if name in shapes:
             rows, length = shapes[name][0][:2]
-            return f"{rows} × {length} {unit}"
+            places = shapes.get("token_places")
+            packed = f", {places[0][0]} packed" if places else ""
+            return f"{rows} × {length} {unit}{packed}"
     return f"{next(iter(shapes.values()))[0][0]} images"
 
 
@@ -124,25 +161,43 @@ class CaptionRows:
         config: ConfigDict,
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None,
+        *,
+        pack: bool = False,
     ):
+        """`pack`: batches of token ids hold the places of their tokens (`packs`)."""
+        self.pack = pack and token_features is None
         self.tokens = tokens
         self.token_features = token_features
         self.padded_lengths = padded_lengths(config)
         self.word_probability = config.text.augment
 
-    def padded_length(self, captions: np.ndarray) -> int:
-        """The bucket of the longest of `captions`, before any augmentation."""
-        return bucket(int(self.tokens.lengths[captions].max()), self.padded_lengths)
+    def room(self, captions: np.ndarray, count: int) -> Room:
+        """What a batch of `captions` needs before any augmentation.
+
+        Args:
+            captions: their numbers.
+            count: of rows; those beyond the captions' have one token.
+
+        Returns:
+            The bucket of the longest caption, and the number of places of the tokens;
+            None: they are not packed.
+        """
+        lengths = self.tokens.lengths[captions]
+        length = bucket(int(lengths.max()), self.padded_lengths)
+        if not self.pack:
+            return length, None
+        tokens = int(lengths.sum()) + count - len(captions)
+        return length, places_for(tokens, count, length)
 
     def fits(self, caption: int, length: int) -> bool:
         """Whether a caption has at most `length` tokens."""
         return bool(self.tokens.lengths[caption] <= length)
 
-    def shapes(self, count: int, length: int) -> Shapes:
-        """Of the caption part of a batch."""
+    def shapes(self, count: int, length: int, places: int | None = None) -> Shapes:
+        """Of the caption part of a batch, with the room that `room` gave."""
         stored = self.token_features
         size = None if stored is None else stored.shape[1]
-        return caption_shapes(count, length, size)
+        return caption_shapes(count, length, size, places)
 
     def empty(self, count: int, length: int) -> Batch:
         """The caption part of a batch, zeros."""
@@ -168,3 +223,16 @@ class CaptionRows:
                 )
         batch[name][row, : len(values)] = values
         batch["token_lengths"][row] = len(values)
+
+    @staticmethod
+    def set_places(batch: Batch, places: int | None) -> None:
+        """Adds 'token_places' to a batch whose rows are read.
+
+        Unless `places` are too few: captions that stand in for others may be longer.
+        """
+        rows, length = batch["token_ids"].shape if places else (0, 0)
+        if places and batch["token_lengths"].sum() <= places:
+            real = np.arange(length) < batch["token_lengths"][:, None]
+            found = np.flatnonzero(real)
+            batch["token_places"] = np.full(places, rows * length, np.int32)
+            batch["token_places"][: len(found)] = found

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.blocks import run_block
 from vse_jax.models.initializers import constant, normal
+from vse_jax.models.packing import pack, unpack
 
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
@@ -60,6 +61,7 @@ class Bert(nnx.Module):
         self,
         token_ids: Int[Array, "b t"],
         mask: Bool[Array, "b t"],
+        places: Int[Array, " n"] | None = None,
         *,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -69,12 +71,22 @@ class Bert(nnx.Module):
         Args:
             token_ids: WordPiece ids, padded on the right.
             mask: the real tokens; others are never attended to.
+            places: of the real tokens (see `packing`): all but attention then skips
+                the others, whose vectors are 0.
             train: apply dropout, with the stream `dropout` of `rngs`.
         """
-        x = self.embeddings(token_ids, train=train, rngs=rngs)
+        tokens, most = token_ids.shape[1], self.embeddings.position.num_embeddings
+        if tokens > most:
+            raise ValueError(f"{tokens} tokens, but {most} positions")
+        ids, positions = token_ids, jnp.arange(tokens)
+        if places is not None:
+            ids = token_ids.reshape(-1).at[places].get(mode="fill", fill_value=0)
+            positions = places % tokens
+        x = self.embeddings(ids, positions, train=train, rngs=rngs)
         for layer in self.layers:
-            x = run_block(layer, x, mask, train=train, rngs=rngs, remat=self.remat)
-        return x
+            inputs = (x, mask, places)
+            x = run_block(layer, *inputs, train=train, rngs=rngs, remat=self.remat)
+        return unpack(x, mask, places)
 
 
 class Embeddings(nnx.Module):
@@ -87,12 +99,9 @@ class Embeddings(nnx.Module):
         self.norm = _layer_norm(hidden, dtype, rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, token_ids, *, train, rngs):
-        tokens, positions = token_ids.shape[1], self.position.num_embeddings
-        if tokens > positions:
-            raise ValueError(f"{tokens} tokens, but {positions} positions")
+    def __call__(self, token_ids, positions, *, train, rngs):
         x = self.word(token_ids)
-        x += self.position(jnp.arange(tokens))
+        x += self.position(positions)
         x += self.token_type(jnp.zeros(1, jnp.int32))
         return self.dropout(self.norm(x), deterministic=not train, rngs=rngs)
 
@@ -108,11 +117,11 @@ class Layer(nnx.Module):
         self.output_norm = _layer_norm(hidden, dtype, rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, mask, *, train, rngs=None):
+    def __call__(self, x, mask, places, *, train, rngs=None):
         def dropout(y):
             return self.dropout(y, deterministic=not train, rngs=rngs)
 
-        y = self.attention(x, mask, train=train, rngs=rngs)
+        y = self.attention(x, mask, places, train=train, rngs=rngs)
         x = self.attention_norm(x + dropout(y))
         y = self.output(jax.nn.gelu(self.intermediate(x), approximate=False))
         return self.output_norm(x + dropout(y))
@@ -129,18 +138,19 @@ class Attention(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
         self.heads = heads
 
-    def __call__(self, x, mask, *, train, rngs):
-        def split_heads(y):
+    def __call__(self, x, mask, places, *, train, rngs):
+        def heads(project):
+            y = unpack(project(x), mask, places)
             return y.reshape(*y.shape[:2], self.heads, -1)
 
-        query, key = split_heads(self.query(x)), split_heads(self.key(x))
-        value = split_heads(self.value(x))
+        query, key, value = heads(self.query), heads(self.key), heads(self.value)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
         scores = jnp.where(mask[:, None, None], scores * query.shape[-1] ** -0.5, -1e9)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         weights = self.dropout(weights, deterministic=not train, rngs=rngs)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(x.shape))
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        return self.output(pack(mixed, mask, places))
 
 
 def _linear(in_features, out_features, dtype, rngs):

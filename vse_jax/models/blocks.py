@@ -73,7 +73,7 @@ _constrain = jax.lax.with_sharding_constraint
 
 def run_block(
     block: nnx.Module,
-    *inputs: jax.Array,
+    *inputs: jax.Array | None,
     train: bool,
     rngs: nnx.Rngs | None = None,
     remat: bool = False,

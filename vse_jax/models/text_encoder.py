@@ -28,8 +28,9 @@ class BertEncoder(nnx.Module):
         """Returns the pooled vectors of a batch of captions, float32.
 
         Args:
-            batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
-                gave for them earlier, 'token_features' [b, t, h].
+            batch: 'token_lengths' [b] and either 'token_ids' [b, t], with or without
+                'token_places' [n] (see `packing`), or what `features` gave for them
+                earlier, 'token_features' [b, t, h].
             train: apply dropout, with the stream `dropout` of `rngs`.
         """
         features = batch.get("token_features")
@@ -45,8 +46,9 @@ class BertEncoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b t h"]:
         """Returns BERT's last hidden state for batch['token_ids']."""
-        ids = batch["token_ids"]
-        return self.bert(ids, _mask(batch, ids.shape[1]), train=train, rngs=rngs)
+        ids, places = batch["token_ids"], batch.get("token_places")
+        mask = _mask(batch, ids.shape[1])
+        return self.bert(ids, mask, places, train=train, rngs=rngs)
 
 
 class BiGRUEncoder(nnx.Module):

@@ -97,7 +97,13 @@ def start(
     run = Run(
         plan=plan,
         step=TrainStep(plan, programs),
-        data=TrainData(config, splits.train, evaluator.tokens(splits.train), features),
+        data=TrainData(
+            config,
+            splits.train,
+            evaluator.tokens(splits.train),
+            features,
+            devices=plan.mesh.size,
+        ),
         evaluator=evaluator,
         dev=splits.dev,
         dev_features=dev_features,

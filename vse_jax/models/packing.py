@@ -1,0 +1,55 @@
+"""Padded captions [b, t, …] as one row of their tokens [n, …], and back.
+
+Half of a padded batch is padding, and most of BERT treats each token by itself.
+`places` [n] are the tokens' places in the flattened batch, in their order, and b · t
+for what fills the row up (vse_jax/data/rows.py); None: everything stays padded.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def pack(
+    x: Float[Array, "b t h"], mask: Bool[Array, "b t"], places: Int[Array, " n"] | None
+) -> Float[Array, "b t h"] | Float[Array, "n h"]:
+    """The tokens' vectors, then zeros."""
+    return x if places is None else _pack(x, places, _slots(mask, len(places)))
+
+
+def unpack(
+    x: Float[Array, "b t h"] | Float[Array, "n h"],
+    mask: Bool[Array, "b t"],
+    places: Int[Array, " n"] | None,
+) -> Float[Array, "b t h"]:
+    """Inverse of `pack`; zeros where the mask is False."""
+    return x if places is None else _unpack(x, places, _slots(mask, len(places)))
+
+
+def _slots(mask, count):
+    """[b, t]: where each token lies in the row; `count`, beyond it, for padding."""
+    order = jnp.cumsum(mask.reshape(-1)).reshape(mask.shape) - 1
+    return jnp.where(mask, order, count)
+
+
+# One is the other's gradient: the automatic one would be a scatter, token by token.
+@jax.custom_vjp
+def _pack(x, places, slots):
+    del slots
+    return x.reshape(-1, x.shape[-1]).at[places].get(mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def _unpack(x, places, slots):
+    del places
+    return x.at[slots].get(mode="fill", fill_value=0)
+
+
+_pack.defvjp(
+    lambda x, *where: (_pack(x, *where), where),
+    lambda where, cotangent: (_unpack(cotangent, *where), None, None),
+)
+_unpack.defvjp(
+    lambda x, *where: (_unpack(x, *where), where),
+    lambda where, cotangent: (_pack(cotangent, *where), None, None),
+)
