@@ -23,7 +23,7 @@ from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Shapes, described, shapes_of
 from vse_jax.devices import preemption
 from vse_jax.devices.agreement import check_same, on_first
-from vse_jax.devices.compiling import Programs
+from vse_jax.devices.compiling import Programs, options_for_cnn
 from vse_jax.devices.mesh import (
     abstract_batch,
     batch_sharding,
@@ -245,7 +245,7 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
     """
     rows = batch_sharding(mesh)
 
-    def jit(encode: Callable[[VSE, dict], jax.Array]):
+    def jit(encode: Callable[[VSE, dict], jax.Array], options=None):
         def run(model, batch, index):
             params = model["params"]
             with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
@@ -256,10 +256,17 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
             run,
             in_shardings=(state_sharding(mesh, abstract), rows, rows),
             out_shardings=replicated(mesh),  # every process gets all rows
+            compiler_options=options,
         )
 
-    methods = (VSE.encode_images, VSE.encode_captions, VSE.caption_features)
-    return {method.__name__: jit(method) for method in methods}
+    platform = mesh.devices.flat[0].platform
+    has_cnn = "backbone" in abstract["params"]["image"]
+    images = options_for_cnn(platform) if has_cnn else None
+    return {
+        "encode_images": jit(VSE.encode_images, images),
+        "encode_captions": jit(VSE.encode_captions),
+        "caption_features": jit(VSE.caption_features),
+    }
 
 
 def lower_tower(tower, abstract: Model, shapes: Shapes) -> Lowered:
