@@ -29,7 +29,7 @@ TPU_COMPILER := $(VENV)/tpu/$(subst ==,-,$(LIBTPU)).dist-info
 # Two installations into one .venv at a time would see each other's halves (make -j).
 .NOTPARALLEL:
 .PHONY: help setup setup-dev setup-tpu-compiler lock locked demo study test test-all \
-  coverage check bench format clean
+  coverage check bench bench-scaling bench-pieces format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
@@ -37,7 +37,11 @@ help:
 	@echo "make test-all   the same with the slow tests"
 	@echo "make coverage   the lines that the tests reach"
 	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
-	@echo "make bench      time the pieces that docs/results.md lists"
+	@echo "make bench      our speed and PyTorch's, row by row (docs/performance.md; 40 minutes)"
+	@echo "make bench-scaling"
+	@echo "                how time grows with batch, set, caption and number of pictures"
+	@echo "make bench-pieces"
+	@echo "                time the pieces that docs/results.md lists"
 	@echo "make setup      only create .venv for running"
 	@echo "make setup-dev  only create .venv for tests and conversion"
 	@echo "                DEVICE=cuda or DEVICE=tpu after any of these: for a GPU, for a TPU"
@@ -162,13 +166,21 @@ coverage: setup-dev
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --fail-under=95
 
-bench: setup
+# The demo's training is a row, too, but takes minutes of its own: --rows=demo, where
+# make demo has prepared its pictures.
+bench: setup-dev
+	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.report
+
+bench-scaling: setup
+	$(BIN)/python -m benchmarks.scaling
+
+bench-pieces: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
 	$(BIN)/python -m benchmarks.sorted_pool
 	$(BIN)/python -m benchmarks.data_loading
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=export
 	$(BIN)/python -m benchmarks.records
-	$(BIN)/python -m benchmarks.ranking
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

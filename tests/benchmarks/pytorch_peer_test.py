@@ -19,6 +19,15 @@ from vse_jax.weights import keys
 NO_GRADIENT = re.compile(r"attention\.self\.key\.bias|mlp\.layers\.0\.bias")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """PyTorch's threads wait for each other: beside other tests, for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_text(config):
     config.embed_dim = 32
     config.text.update(vocab_size=120, layers=1, ffn=1024, hidden=768, heads=12)

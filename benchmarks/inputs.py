@@ -1,0 +1,126 @@
+"""What both sides compute on: batches as the pipeline makes them, by NumPy's seeds."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import coco_grid, coco_region
+from vse_jax.data.captions import caption_tokens
+from vse_jax.data.regions import drop_regions
+from vse_jax.data.rows import Batch, CaptionRows, image_shapes
+
+# One WordPiece each. A caption of n tokens has n − 2 of them.
+_WORDS = """
+    a man woman dog cat horse train bus street table plate pizza of on in with the
+    standing sitting riding next to near white black red large small people two water
+    field grass snow board ball game park kitchen room window building sign light
+""".split()  # noqa: SIM905 (a list of strings would take forty lines)
+_SHORTEST, _LONGEST = 8, 25  # tokens
+_WIDTH, _HEIGHT = 640, 480
+
+
+def grid_config(size: int = 256, batch_size: int = 16) -> ConfigDict:
+    """The recipe of coco_grid at another size, from random weights."""
+    config = coco_grid.get_config()
+    config.image.weights = config.text.weights = None
+    config.image.size, config.batch_size = size, batch_size
+    return config
+
+
+def region_config() -> ConfigDict:
+    """The recipe of coco_region, from random weights."""
+    config = coco_region.get_config()
+    config.text.weights = None
+    return config
+
+
+def sentences(count: int) -> list[str]:
+    """Captions of 8 to 25 tokens, most of 10 to 16, as COCO's are."""
+    rng = np.random.default_rng(0)
+    lengths = rng.normal(13, 3, count).round().astype(int)
+    lengths = lengths.clip(_SHORTEST, _LONGEST)
+    lengths[:2] = _SHORTEST, _LONGEST
+    return [" ".join(rng.choice(_WORDS, length - 2)) for length in lengths]
+
+
+def captions(config: ConfigDict, count: int, train: bool) -> Batch:
+    """A batch's 'token_ids' and 'token_lengths', augmented in training."""
+    tokens = caption_tokens(config, sentences(count))
+    rows = CaptionRows(config, tokens, None)
+    batch = rows.empty(count, rows.padded_length(np.arange(count)))
+    rng = np.random.default_rng(1) if train else None
+    for row in range(count):
+        rows.read(batch, row, row, rng)
+    return batch
+
+
+def images(config: ConfigDict, count: int) -> Batch:
+    """A training batch's images: pixels as normalised, or thinned region sets."""
+    rng = np.random.default_rng(2)
+    shapes = image_shapes(config.image, count)
+    if config.image.kind == "grid":
+        shape, _ = shapes["images"]
+        return {"images": rng.normal(0, 60, shape).astype(np.float32)}
+    shape, _ = shapes["regions"]
+    batch = {
+        "regions": np.zeros(shape, np.float32),
+        "region_lengths": np.zeros(count, np.int32),
+    }
+    for row in range(count):
+        features = rng.random(shape[1:], np.float32)
+        kept = drop_regions(features, rng, config.image.drop)
+        batch["regions"][row, : len(kept)] = kept
+        batch["region_lengths"][row] = len(kept)
+    return batch
+
+
+def training_batch(config: ConfigDict) -> Batch:
+    """A batch of the config's size."""
+    return images(config, config.batch_size) | captions(config, config.batch_size, True)
+
+
+def write_photographs(root: Path, count: int) -> None:
+    """A data root whose split train has JPEG files of COCO's size, five captions each.
+
+    The pictures are noise of all scales, as photographs are: about 160 KB a file.
+    """
+    (root / "precomp").mkdir(parents=True)
+    (root / "images").mkdir()
+    rng = np.random.default_rng(3)
+    for number in range(count):
+        picture = np.full((_HEIGHT, _WIDTH, 3), 128.0)
+        for octave in range(1, 9):
+            cells = rng.normal(0, 120 / 1.43**octave, (3 * 2**octave, 4 * 2**octave, 3))
+            picture += cv2.resize(
+                cells, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC
+            )
+        content = picture.clip(0, 255).astype(np.uint8)
+        cv2.imwrite(
+            str(root / "images" / f"{number}.jpg"),
+            content,
+            [cv2.IMWRITE_JPEG_QUALITY, 92],
+        )
+    lines = "".join(f"{sentence}\n" for sentence in sentences(5 * count))
+    (root / "precomp" / "train_ids.txt").write_text(
+        "".join(f"{n}\n" for n in range(count))
+    )
+    (root / "precomp" / "train_caps.txt").write_text(lines)
+    (root / "id_mapping.json").write_text(
+        json.dumps({str(n): f"{n}.jpg" for n in range(count)})
+    )
+
+
+def embeddings(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors: of pictures [count, size], of five captions each near them."""
+    rng = np.random.default_rng(4)
+    pictures = rng.standard_normal((count, size), np.float32)
+    noise = rng.standard_normal((5 * count, size), np.float32)
+    near = pictures.repeat(5, axis=0) + 4 * noise
+    return _unit(pictures), _unit(near)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,0 +1,261 @@
+"""Our side of the rows, through what main.py runs."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks import inputs, rows
+from benchmarks.rows import Ready, repeated
+from configs import openmoji
+from vse_jax.base.progress import hide
+from vse_jax.data.captions import caption_tokens
+from vse_jax.data.layout import read_split
+from vse_jax.data.pipeline import TrainData
+from vse_jax.data.rows import Batch
+from vse_jax.devices import runtime
+from vse_jax.devices.compiling import Programs
+from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.models.build import build_image_tower, build_text_tower
+from vse_jax.models.pooling import make_pool
+from vse_jax.training.metric_writer import read_metrics
+from vse_jax.training.optimizer import Schedule
+from vse_jax.training.plan import make_plan
+from vse_jax.training.state import initial_state
+from vse_jax.training.step import TrainStep
+
+_EPOCH = 1000  # steps
+_OPEN = 2  # the first epoch with all groups open, the hardest negatives and no ramp
+
+
+def matrix_product() -> Ready:
+    a, b = jax.random.normal(jax.random.key(0), (2, 2048, 2048))
+    return _jitted(jnp.matmul, a, b)
+
+
+def gpo(shape: tuple[int, int, int]) -> Ready:
+    """Gradients in the vectors and in the generator's parameters, of full sets."""
+    size = shape[2]
+    pool = make_pool("gpo", features=size, hidden=size, k=1, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(pool)
+    features, cotangent = _normal(shape), _normal((shape[0], size))
+
+    def loss(params, features, mask):
+        return (nnx.merge(graphdef, params)(features, mask) * cotangent).sum()
+
+    mask = jnp.ones(shape[:2], bool)
+    return _jitted(jax.grad(loss, argnums=(0, 1)), params, features, mask)
+
+
+def cnn(backward: bool) -> Ready:
+    config = inputs.grid_config(rows.CNN_SIZE, rows.CNN_BATCH)
+    tower: Any = build_image_tower(config, rngs=nnx.Rngs(0))
+    graphdef, *parts = nnx.split(tower.backbone, nnx.Param, ...)
+
+    def run(params, stats, images):
+        return nnx.merge(graphdef, params, stats)(images, train=backward)
+
+    images = inputs.images(config, rows.CNN_BATCH)["images"]
+    return _pass(run, parts, images, backward)
+
+
+def bert(backward: bool) -> Ready:
+    """BERT's last hidden state; going back, only that of tokens has a gradient."""
+    config = inputs.grid_config()
+    tower: Any = build_text_tower(config, rngs=nnx.Rngs(0))
+    graphdef, *parts = nnx.split(tower, nnx.PathContains("bert"), ...)
+
+    def run(params, rest, batch):
+        tower = nnx.merge(graphdef, params, rest)
+        rngs = nnx.Rngs(dropout=1) if backward else None
+        features = tower.features(batch, train=backward, rngs=rngs)
+        mask = jnp.arange(features.shape[1]) < batch["token_lengths"][:, None]
+        return jnp.where(mask[..., None], features, 0)
+
+    batch = inputs.captions(config, rows.CAPTIONS, train=False)
+    return _pass(run, parts, batch, backward)
+
+
+def _pass(run: Callable, parts: list[nnx.State], batch, backward: bool) -> Ready:
+    """run(*parts, batch), or its gradient in the first of the two parts."""
+    params, rest = map(nnx.to_pure_dict, parts)
+    if not backward:
+        return _jitted(run, params, rest, batch)
+    cotangent = _normal(jax.eval_shape(run, params, rest, batch).shape)
+
+    def loss(params, rest, batch):
+        return (run(params, rest, batch) * cotangent).sum()
+
+    return _jitted(jax.grad(loss), params, rest, batch)
+
+
+def _jitted(function: Callable, *arguments) -> Ready:
+    arguments = jax.device_put(arguments)
+    compiled = jax.jit(function)
+
+    def run():
+        jax.block_until_ready(compiled(*arguments))
+
+    run()
+    run()
+    return Ready(repeated(run))
+
+
+def _normal(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def training_step(config: ConfigDict, batch: Batch) -> Callable[[], float]:
+    """A step with all groups open on a batch; returns the loss."""
+    runtime.configure(config)
+    mesh = make_mesh(config)
+    plan = make_plan(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
+    state = initial_state(config, plan.optimizer, plan.abstract)
+    state = dataclasses.replace(state, step=state.step + _OPEN * _EPOCH)
+    groups = plan.optimizer.open_groups(_OPEN)
+    step = TrainStep(plan, Programs())
+
+    def run() -> float:
+        nonlocal state
+        placed = put_batch(batch, batch_sharding(mesh))
+        state, scalars = step(state, placed, groups)
+        jax.block_until_ready(state)
+        return float(scalars["loss"])
+
+    return run
+
+
+def _training(config: ConfigDict) -> Ready:
+    run = training_step(config, inputs.training_batch(config))
+    run()
+    run()
+    return Ready(repeated(run))
+
+
+def first_step() -> Ready:
+    """From the start of Python to the end of the first step."""
+
+    def turn() -> float:
+        with tempfile.TemporaryDirectory() as cache:
+            command = [sys.executable, "-m", "benchmarks.first_step"]
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+            start = time.perf_counter()
+            subprocess.run(command, env=environment, check=True)
+            return time.perf_counter() - start
+
+    return Ready(turn)
+
+
+def metrics() -> Ready:
+    images, captions = inputs.embeddings(5000, 1024)
+    return Ready(repeated(lambda: retrieval_metrics(images, captions, 5)))
+
+
+def encode() -> Ready:
+    """`Evaluator.embed` over picture files, each read and encoded once."""
+    config = inputs.grid_config()
+    config.eval.batch_size = rows.ENCODED
+    root = _photographs(config, rows.ENCODED)
+    split = read_split(config, "train")
+    plan = make_plan(
+        config, make_mesh(config), Schedule.from_config(config, _EPOCH, _EPOCH)
+    )
+    state = initial_state(config, plan.optimizer, plan.abstract)
+    evaluator = Evaluator(
+        config, plan.graphdef, plan.abstract.model, plan.mesh, Programs()
+    )
+
+    def run():
+        assert root.name  # its files are there as long as this function
+        evaluator.embed(state.model, split)
+
+    run()
+    return Ready(repeated(run))
+
+
+def pipeline(size: int) -> Ready:
+    """Batches of the training pipeline, after two that pay for its start."""
+    config = inputs.grid_config(size, rows.PIPELINE_BATCH)
+    root = _photographs(config, 2 * rows.PIPELINE_BATCH)
+    split = read_split(config, "train")
+    data = TrainData(config, split, caption_tokens(config, split.captions))
+
+    def turn() -> float:
+        assert root.name
+        with data.batches() as batches:
+            for _ in range(2):
+                next(batches)
+            start = time.perf_counter()
+            for _ in range(rows.PIPELINE_BATCHES):
+                next(batches)
+            return time.perf_counter() - start
+
+    turn()
+    return Ready(turn)
+
+
+def _photographs(config: ConfigDict, count: int) -> tempfile.TemporaryDirectory:
+    """Makes pictures the config's data; they go with the object."""
+    folder = tempfile.TemporaryDirectory()
+    config.data.root = f"{folder.name}/photographs"
+    inputs.write_photographs(Path(config.data.root), count)
+    return folder
+
+
+def demo() -> Ready:
+    """The steps of `make demo`, by the times of metrics.jsonl; make demo prepares it.
+
+    Without the start, the validations and the test.
+    """
+
+    def turn() -> float:
+        with tempfile.TemporaryDirectory() as workdir:
+            command = [sys.executable, "main.py", "--config=configs/openmoji.py"]
+            subprocess.run([*command, f"--workdir={workdir}"], check=True)
+            lines = read_metrics(Path(workdir))
+        seconds, done = 0.0, 0
+        for line in lines:
+            if "perf/images_per_s" in line:
+                pictures = (line["step"] - done) * openmoji.get_config().batch_size
+                seconds += pictures / line["perf/images_per_s"]
+                done = line["step"]
+        return seconds
+
+    return Ready(turn)
+
+
+def prepare() -> None:
+    """What main.py sets before a run of the recipes."""
+    hide()
+    runtime.configure(inputs.grid_config())
+
+
+ROWS: dict[str, Callable[[], Ready]] = {
+    rows.PEAK: matrix_product,
+    **{rows.gpo(shape): partial(gpo, shape) for shape in rows.GPO_SHAPES},
+    rows.CNN_FORWARD: partial(cnn, backward=False),
+    rows.CNN_BOTH: partial(cnn, backward=True),
+    rows.BERT_FORWARD: partial(bert, backward=False),
+    rows.BERT_BOTH: partial(bert, backward=True),
+    rows.REGION_STEP: lambda: _training(inputs.region_config()),
+    rows.GRID_STEP: lambda: _training(inputs.grid_config()),
+    rows.FIRST_STEP: first_step,
+    rows.METRICS: metrics,
+    rows.ENCODE: encode,
+    **{rows.pipeline(size): partial(pipeline, size) for size in rows.PIPELINE_SIZES},
+    rows.DEMO: demo,
+}

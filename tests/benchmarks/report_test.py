@@ -1,0 +1,42 @@
+from benchmarks import compare, our_rows, pytorch_rows, report
+from benchmarks.rows import PEAK, ROWS, Row
+
+
+def test_both_sides_have_every_row():
+    assert list(our_rows.ROWS) == [row.name for row in ROWS]
+    shared = [row.name for row in ROWS if not row.ours_only]
+    assert list(pytorch_rows.ROWS) == shared
+
+
+def test_rows_are_chosen_by_parts_of_their_names():
+    names = [row.name for row in compare.chosen(["bert", "COCO"])]
+    assert names[0] == PEAK
+    assert len(names) == 4
+    assert all("BERT" in name or "COCO" in name for name in names[1:])
+    assert not any(row.asked for row in compare.chosen([]))
+    assert any(row.asked for row in compare.chosen(["demo"]))
+
+
+def test_a_line_has_medians_ranges_and_shares_of_the_peak():
+    result = {
+        "ours": {"times": [0.5, 0.4, 0.6]},
+        "pytorch": {"times": [1.0, 2.0, 1.5], "variant": "compiled"},
+        "flops": 3e9,
+        "peak_flops": 10e9,
+    }
+    assert report.line(Row("a", 2.0), result) == (
+        "| a | 500 ms (400–600) | 1.50 s (1.00–2.00), compiled | **3.00** | ≥ 2 | 3 G |"
+        " 60%, 20% |"
+    )
+    alone = {"ours": {"times": [30.0]}, "peak_flops": 10e9}
+    assert report.line(Row("b", 45.0, ours_only=True), alone) == (
+        "| b | 30.0 s (30.0–30.0) |  |  | ≤ 45 s |  |  |"
+    )
+
+
+def test_the_chart_has_a_bar_for_each_row_with_a_ratio(tmp_path):
+    times = {"ours": {"times": [1.0]}, "pytorch": {"times": [2.0]}, "peak_flops": 1e9}
+    rows = {row.name: times for row in ROWS if not row.ours_only}
+    report.draw({"machine": "one", "rows": rows}, tmp_path)
+    drawn = (tmp_path / "performance.svg").read_text()
+    assert all((f"<!-- {name} -->" in drawn) == (name != PEAK) for name in rows)
