@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import report
+from benchmarks.others import Others
 from benchmarks.rows import PEAK, ROWS, Row
 from benchmarks.worker import Worker
 from vse_jax.base.command_line import errors_on_one_line
@@ -26,6 +27,7 @@ from vse_jax.base.files import write_atomically
 _ROWS = flags.DEFINE_list("rows", [], "Parts of the rows' names; none: all but demo.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", lower_bound=1)
 
+_OTHERS_CORES = 0.1  # what other programs may use, over a turn
 _IDLE_CORES = 0.05  # what a waiting process may use of a core
 _PAUSE = 0.1  # seconds, in which the other side's threads go to sleep
 
@@ -50,7 +52,11 @@ def chosen(parts: list[str]) -> list[Row]:
 
 
 def measure(row: Row, sides: dict[str, Worker], rounds: int) -> dict[str, Any]:
-    """Times of a row: {side: {"times", "variant"}, "flops"}."""
+    """Times of a row: {side: {"times", "variant"}, "flops"}.
+
+    A turn that other processes disturbed is taken again; "disturbed" counts those that
+    had to stay.
+    """
     result: dict[str, Any] = {}
     for name, worker in sides.items():
         flops, variant = worker.make_ready(row.name)
@@ -60,14 +66,29 @@ def measure(row: Row, sides: dict[str, Worker], rounds: int) -> dict[str, Any]:
         if flops:
             result["flops"] = flops
     order = list(sides.items())
-    for number in range(min(rounds, row.rounds or rounds)):
+    rounds = min(rounds, row.rounds or rounds)
+    again = 2 * rounds
+    for number in range(rounds):
         for name, worker in order if number % 2 == 0 else order[::-1]:
-            time.sleep(_PAUSE)
-            seconds, idle = worker.turn()
+            seconds, others = turn(name, worker)
+            while others > _OTHERS_CORES and again:
+                again -= 1
+                seconds, others = turn(name, worker)
+            if others > _OTHERS_CORES:
+                result["disturbed"] = result.get("disturbed", 0) + 1
+                print(f"{row.name}: others used {others:.2f} cores", file=sys.stderr)
             result[name]["times"].append(seconds)
-            if idle > _IDLE_CORES:
-                print(f"{name} used {idle:.2f} cores while it waited", file=sys.stderr)
     return result
+
+
+def turn(name: str, worker: Worker) -> tuple[float, float]:
+    """(seconds, cores that other processes used meanwhile)."""
+    time.sleep(_PAUSE)
+    others = Others()
+    seconds, idle = worker.turn()
+    if idle > _IDLE_CORES:
+        print(f"{name} used {idle:.2f} cores while it waited", file=sys.stderr)
+    return seconds, others.cores()
 
 
 def main(_) -> None:
