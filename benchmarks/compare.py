@@ -28,6 +28,7 @@ _ROWS = flags.DEFINE_list("rows", [], "Parts of the rows' names; none: all but d
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", lower_bound=1)
 
 _OTHERS_CORES = 0.1  # what other programs may use, over a turn
+_LONG = 20.0  # seconds of a turn that is not taken again
 _IDLE_CORES = 0.05  # what a waiting process may use of a core
 _PAUSE = 0.1  # seconds, in which the other side's threads go to sleep
 
@@ -54,8 +55,8 @@ def chosen(parts: list[str]) -> list[Row]:
 def measure(row: Row, sides: dict[str, Worker], rounds: int) -> dict[str, Any]:
     """Times of a row: {side: {"times", "variant"}, "flops"}.
 
-    A turn that other processes disturbed is taken again; "disturbed" counts those that
-    had to stay.
+    A turn that other processes disturbed is taken again if it is short; "disturbed"
+    counts those that had to stay.
     """
     result: dict[str, Any] = {}
     for name, worker in sides.items():
@@ -71,7 +72,7 @@ def measure(row: Row, sides: dict[str, Worker], rounds: int) -> dict[str, Any]:
     for number in range(rounds):
         for name, worker in order if number % 2 == 0 else order[::-1]:
             seconds, others = turn(name, worker)
-            while others > _OTHERS_CORES and again:
+            while others > _OTHERS_CORES and seconds < _LONG and again:
                 again -= 1
                 seconds, others = turn(name, worker)
             if others > _OTHERS_CORES:
