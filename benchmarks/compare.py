@@ -110,7 +110,7 @@ def main(_) -> None:
                 fastest = min(min(found[side]["times"]) for side in sides)
                 peak = found["flops"] / fastest
             results["rows"][row.name] = found | {"peak_flops": peak}
-            print(report.line(row, results["rows"][row.name]), flush=True)
+            print(report.line(row, found, peak), flush=True)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, f"{json.dumps(results, indent=1)}\n".encode())
     print(f"\n{report.table(results)}")

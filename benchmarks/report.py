@@ -53,8 +53,11 @@ def ratio(result: dict[str, Any]) -> float:
     return median(result["pytorch"]) / median(result["ours"])
 
 
-def line(row: Row, result: dict[str, Any]) -> str:
-    """The row in Markdown: medians with the range of all rounds."""
+def line(row: Row, result: dict[str, Any], peak: float) -> str:
+    """The row in Markdown: medians with the range of all rounds.
+
+    `peak`: FLOP/s of a matrix product, which those of the row are compared with.
+    """
     ours, theirs = result["ours"], result.get("pytorch")
     goal, relation = "", ""
     if row.goal is not None:
@@ -65,7 +68,7 @@ def line(row: Row, result: dict[str, Any]) -> str:
     if "flops" in result:
         flops = f"{result['flops'] / 1e9:,.0f} G"
         shares = ", ".join(
-            f"{result['flops'] / median(side) / result['peak_flops']:.0%}"
+            f"{result['flops'] / median(side) / peak:.0%}"
             for side in (ours, theirs)
             if side is not None
         )
@@ -96,9 +99,10 @@ def _three(value: float) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All rows that were measured, in Markdown."""
+    """All rows that were measured, in Markdown; the peak is that of the best run."""
+    peak = max(result["peak_flops"] for result in results["rows"].values())
     lines = (
-        line(row, results["rows"][row.name])
+        line(row, results["rows"][row.name], peak)
         for row in ROWS
         if row.name in results["rows"]
     )

@@ -22,14 +22,13 @@ def test_a_line_has_medians_ranges_and_shares_of_the_peak():
         "ours": {"times": [0.5, 0.4, 0.6]},
         "pytorch": {"times": [1.0, 2.0, 1.5], "variant": "compiled"},
         "flops": 3e9,
-        "peak_flops": 10e9,
     }
-    assert report.line(Row("a", 2.0), result) == (
+    assert report.line(Row("a", 2.0), result, 10e9) == (
         "| a | 500 ms (400–600) | 1.50 s (1.00–2.00), compiled | **3.00** | ≥ 2 | 3 G |"
         " 60%, 20% |"
     )
-    alone = {"ours": {"times": [30.0]}, "peak_flops": 10e9}
-    assert report.line(Row("b", 45.0, ours_only=True), alone) == (
+    alone = {"ours": {"times": [30.0]}}
+    assert report.line(Row("b", 45.0, ours_only=True), alone, 10e9) == (
         "| b | 30.0 s (30.0–30.0) |  |  | ≤ 45 s |  |  |"
     )
 
