@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import coco_grid, coco_region
 from vse_jax.data.captions import caption_tokens
 from vse_jax.data.regions import drop_regions
-from vse_jax.data.rows import Batch, CaptionRows, image_shapes
+from vse_jax.data.rows import Batch, CaptionRows, image_shapes, packs
 
 # One WordPiece each. A caption of n tokens has n − 2 of them.
 _WORDS = """
@@ -47,13 +47,15 @@ def sentences(count: int) -> list[str]:
 
 
 def captions(config: ConfigDict, count: int, train: bool) -> Batch:
-    """A batch's 'token_ids' and 'token_lengths', augmented in training."""
+    """A batch's part of the captions for one device, augmented in training."""
     tokens = caption_tokens(config, sentences(count))
-    rows = CaptionRows(config, tokens, None)
-    batch = rows.empty(count, rows.padded_length(np.arange(count)))
+    rows = CaptionRows(config, tokens, None, pack=packs(config, 1))
+    length, places = rows.room(np.arange(count), count)
+    batch = rows.empty(count, length)
     rng = np.random.default_rng(1) if train else None
     for row in range(count):
         rows.read(batch, row, row, rng)
+    rows.set_places(batch, places)
     return batch
 
 

@@ -111,7 +111,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Bars of PyTorch's time over ours, with the goals."""
+    """Bars of PyTorch's time over ours, from 1 to the left or right, with the goals."""
     rows = [
         row
         for row in ROWS
@@ -119,7 +119,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     ]
     goals = [row.goal or 0.0 for row in rows]
     ratios = [ratio(results["rows"][row.name]) for row in rows]
-    figure = Figure(figsize=(9, 0.42 * len(rows) + 1.3), layout="constrained")
+    figure = Figure(figsize=(10, 0.42 * len(rows) + 1.3), layout="constrained")
     axes = figure.subplots()
     style.tidy(axes)
     axes.grid(axis="y", visible=False)
@@ -128,28 +128,29 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         style.BLUE if value >= goal else style.ORANGE
         for value, goal in zip(ratios, goals, strict=True)
     ]
-    axes.barh(places, ratios, color=colours, height=0.6)
+    lengths = [value - 1 for value in ratios]
+    axes.barh(places, lengths, left=1, color=colours, height=0.6)
     for place, goal, value in zip(places, goals, ratios, strict=True):
         axes.plot(
             [goal] * 2, [place - 0.42, place + 0.42], color=style.INK, linewidth=2
         )
         axes.annotate(
             f"{value:.2f}",
-            (max(value, goal), place),
-            xytext=(5, 0),
+            (max(value, goal, 1), place),
+            xytext=(6, 0),
             textcoords="offset points",
             va="center",
             color=style.INK,
         )
-    axes.axvline(1, color=style.GREY, linewidth=1, linestyle="--")
+    axes.axvline(1, color=style.GREY, linewidth=1)
     axes.set_yticks(places, [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-    axes.set_xlim(0.5, 1.4 * max(20, *ratios))
-    axes.set_xlabel(
-        f"PyTorch's time / ours on {results['machine']}; the black line is the goal"
-    )
+    axes.minorticks_off()
+    axes.set_xlim(0.8 * min(0.5, *ratios), 1.5 * max(20, *ratios))
+    axes.set_xlabel("PyTorch's time / ours (black: the goal)")
+    figure.suptitle(results["machine"], fontsize=10, color=style.GREY)
     style.save(figure, folder, "performance")
 
 

@@ -9,10 +9,9 @@ measured stay there as they are.
 """
 
 import json
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
@@ -30,6 +29,7 @@ _BATCH, _REGIONS, _TOKENS = 16, 36, 16  # of a step, where they are not what gro
 _POOLED = 128, 1024  # sets and dimensions of GPO by itself
 _VALUES = 64  # of an embedding: at 1,024 the matrix product would be nearly all
 _ROUNDS = 3
+_PANELS = 3  # in a line of the picture
 
 
 def step(batch: int = _BATCH, regions: int = _REGIONS, tokens: int = _TOKENS) -> Ready:
@@ -56,14 +56,12 @@ def ranking(pictures: int) -> Ready:
 
 @dataclass(frozen=True)
 class Curve:
-    """make: size → what is measured. fit_from: smaller sizes are not fitted, for what
-    does not grow with the size is most of their time."""
+    """make: size → what is measured."""
 
     title: str
     unit: str
     sizes: tuple[int, ...]
     make: Callable[[int], Ready]
-    fit_from: int = 0
 
 
 CURVES = {
@@ -96,74 +94,95 @@ CURVES = {
         "pictures",
         (1_000, 3_000, 10_000, 30_000, 100_000),
         ranking,
-        fit_from=3_000,
     ),
 }
 _CURVES = flags.DEFINE_list("curves", list(CURVES), f"Some of {', '.join(CURVES)}.")
 
 
 def measure(curve: Curve) -> dict[str, list[float]]:
-    """Seconds by size: the median of three turns, one where a turn takes a minute."""
+    """Seconds by size: the fastest of three turns, one where a turn takes a minute.
+
+    What disturbs a turn makes it longer, and disturbs one size more than another.
+    """
     times = []
     for size in curve.sizes:
         ready = curve.make(size)
         turns = [ready.turn()]
         while turns[0] < 60 and len(turns) < _ROUNDS:
             turns.append(ready.turn())
-        times.append(statistics.median(turns))
+        times.append(min(turns))
         print(f"{curve.title}: {size:,} {curve.unit}: {times[-1]:.4g} s", flush=True)
     return {"sizes": list(curve.sizes), "seconds": times}
 
 
-def fit(sizes: list[float], seconds: list[float]) -> tuple[float, float]:
-    """(exponent, seconds at size 1) of a power law: least squares of logarithms."""
-    exponent, constant = np.polyfit(np.log(sizes), np.log(seconds), 1)
-    return float(exponent), float(np.exp(constant))
+class Law(NamedTuple):
+    """seconds = fixed + factor · size^exponent."""
+
+    fixed: float
+    factor: float
+    exponent: float
+
+    def seconds(self, sizes: np.ndarray) -> np.ndarray:
+        return self.fixed + self.factor * sizes**self.exponent
 
 
-def _fitted(curve: Curve, found: dict[str, list[float]]) -> tuple[float, float]:
-    points = [
-        (size, seconds)
-        for size, seconds in zip(found["sizes"], found["seconds"], strict=True)
-        if size >= curve.fit_from
-    ]
-    return fit(*map(list, zip(*points, strict=True)))
+def fit(sizes: np.ndarray, seconds: np.ndarray) -> Law:
+    """The law with the least squares of relative errors.
+
+    For each of many fixed costs the rest is a line in logarithms.
+    """
+    laws = []
+    for fixed in np.linspace(0, 0.98, 197) * seconds.min():
+        exponent, constant = np.polyfit(np.log(sizes), np.log(seconds - fixed), 1)
+        laws.append(Law(float(fixed), float(np.exp(constant)), float(exponent)))
+    return min(laws, key=lambda law: np.square(law.seconds(sizes) / seconds - 1).sum())
+
+
+def _fitted(found: dict[str, list[float]]) -> Law:
+    return fit(np.array(found["sizes"], float), np.array(found["seconds"]))
 
 
 def table(curves: dict[str, Any]) -> str:
-    """Sizes, seconds and exponents in Markdown."""
-    lines = ["| what | grows | seconds | exponent |", "|---|---|---|---|"]
+    """Sizes, seconds and the fitted laws in Markdown."""
+    lines = ["| what | n | seconds | fitted |", "|---|---|---|---|"]
     for name, found in curves.items():
         curve = CURVES[name]
         sizes = ", ".join(f"{size:,}" for size in found["sizes"])
         seconds = ", ".join(f"{time:.3g}" for time in found["seconds"])
-        exponent, _ = _fitted(curve, found)
         lines.append(
-            f"| {curve.title} | {curve.unit}: {sizes} | {seconds} | {exponent:.2f} |"
+            f"| {curve.title} | {curve.unit}: {sizes} | {seconds} "
+            f"| {_written(_fitted(found))} |"
         )
     return "\n".join(lines)
 
 
+def _written(law: Law) -> str:
+    """'0.33 s + 0.05 s · n^0.97'; a fixed cost below a millisecond is left out."""
+    fixed = f"{law.fixed:.2g} s + " if law.fixed >= 1e-3 else ""
+    return f"{fixed}{law.factor:.2g} s · n^{law.exponent:.2f}"
+
+
 def draw(results: dict[str, Any]) -> None:
-    """A panel for each curve, both axes logarithmic, with the fitted line."""
+    """A panel for each curve, both axes logarithmic, with the fitted law."""
     curves = results["curves"]
-    figure = Figure(figsize=(4.2 * len(curves), 4), layout="constrained")
-    for axes, (name, found) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        curve = CURVES[name]
-        exponent, constant = _fitted(curve, found)
-        sizes = np.array([size for size in found["sizes"] if size >= curve.fit_from])
+    rows = -(-len(curves) // _PANELS)
+    figure = Figure(figsize=(4.3 * _PANELS, 3.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, _PANELS, squeeze=False).ravel()
+    for axes in panels[len(curves) :]:
+        axes.remove()
+    for axes, (name, found) in zip(panels, curves.items(), strict=False):
+        curve, law = CURVES[name], _fitted(found)
+        sizes = np.geomspace(found["sizes"][0], found["sizes"][-1])
         style.tidy(axes)
-        axes.loglog(
-            sizes,
-            constant * sizes**exponent,
-            color=style.ORANGE,
-            linewidth=1.2,
-            label=f"size^{exponent:.2f}",
-        )
+        axes.loglog(sizes, law.seconds(sizes), color=style.ORANGE, label=_written(law))
         axes.loglog(found["sizes"], found["seconds"], "o", color=style.BLUE)
         axes.set_xticks(found["sizes"], [f"{size:,}" for size in found["sizes"]])
+        low, high = min(found["seconds"]), max(found["seconds"])
+        steps = (1, 2, 5) if high < 50 * low else (1,)
+        ticks = [n * 10.0**e for e in range(-4, 4) for n in steps]
+        axes.set_ylim(0.7 * low, 1.8 * high)
+        shown = [tick for tick in ticks if 0.7 * low <= tick <= 1.8 * high]
+        axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
         axes.minorticks_off()
         axes.set_xlabel(curve.unit)
         axes.set_ylabel("seconds")
