@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.helpers import tiny
+from vse_jax.devices.mesh import make_mesh, pieces, whole
 from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.models.blocks import run_block
+from vse_jax.models.blocks import run_block, whole_in_use
 
 
 class Block(nnx.Module):
@@ -72,3 +74,17 @@ def test_each_block_drops_other_values(blocks):
         run_block(blocks[0], X, train=True, rngs=rngs) == 0 for _ in range(2)
     )
     assert not np.array_equal(first, second)
+
+
+def test_parameters_outside_of_blocks_are_whole_at_once():
+    config = tiny.get_config()
+    config.mesh.fsdp = 8
+    mesh = make_mesh(config)
+    params = {"layers": {0: X}, "layer2": {1: X}, "rnn": {0: X}, "fc": X}
+
+    def use(params):
+        with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
+            return params
+
+    equations = jax.make_jaxpr(use)(params).eqns
+    assert [eqn.primitive.name for eqn in equations] == 2 * ["sharding_constraint"]

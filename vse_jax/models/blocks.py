@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from flax import nnx
 from jax.sharding import Sharding
 
 Params = Any  # a tree of arrays
+_LISTS = re.compile(r"layer(s|\d+)")  # names of the lists of blocks
 
 
 class Gathering(NamedTuple):
@@ -58,7 +60,7 @@ def whole_in_use(
         return
 
     def gather(path, x):
-        in_a_block = any(isinstance(key.key, int) for key in path)  # of an nnx.List
+        in_a_block = any(_LISTS.fullmatch(str(key.key)) for key in path)
         return x if pieces and in_a_block else _constrain(x, whole)
 
     token = _IN_BLOCKS.set(Gathering(pieces, whole) if pieces else None)
@@ -85,7 +87,7 @@ def run_block(
 
     Args:
         block: parameters and running statistics are all it holds. It is an element of
-            an nnx.List (`whole_in_use` knows it by that).
+            a list named layers, or layer1, layer2, … (`whole_in_use` knows it by that).
         inputs: its arguments.
         train: also of the block; only then its running statistics change.
         rngs: gives a key of the stream `dropout`; the block gets `rngs` of its own.
