@@ -109,11 +109,8 @@ def _settle_vocab_size(config: ConfigDict) -> None:
 
 def _usual_room(config: ConfigDict, devices: int) -> Room:
     """What most training batches need, or COCO's without the data."""
-    lengths, pack, size = (
-        padded_lengths(config),
-        packs(config, devices),
-        config.batch_size,
-    )
+    lengths, size = padded_lengths(config), config.batch_size
+    pack = packs(config, devices)
     try:
         split = read_split(config, config.data.train_split)
         tokens = caption_tokens(config, split.captions)
@@ -155,8 +152,8 @@ def _programs(
         name = f"train_step, {length} tokens"
         if len(groups) > 1:
             name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
-        room = (length, hidden, None if hidden else places)
-        shapes = pairs | caption_shapes(config.batch_size, *room)
+        packed = None if hidden else places
+        shapes = pairs | caption_shapes(config.batch_size, length, hidden, packed)
         yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
     images, captions = batch_sizes(config, mesh.size)
     encoded = {"encode_images": image_shapes(config.image, images)}
