@@ -50,7 +50,7 @@ def captions(config: ConfigDict, count: int, train: bool) -> Batch:
     """A batch's part of the captions for one device, augmented in training."""
     tokens = caption_tokens(config, sentences(count))
     rows = CaptionRows(config, tokens, None, pack=packs(config, 1))
-    length, places = rows.room(np.arange(count), count)
+    length, places = rows.room(np.arange(count))
     batch = rows.empty(count, length)
     rng = np.random.default_rng(1) if train else None
     for row in range(count):

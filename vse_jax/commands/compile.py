@@ -122,7 +122,7 @@ def _usual_room(config: ConfigDict, devices: int) -> Room:
         places = places_for(_MEAN_TOKENS * size, size, usual) if pack else None
         return usual, places
     steps = range(min(_SAMPLED_STEPS, order.steps_per_epoch))
-    needed = [rows.room(order.batch(order.place(step)), size) for step in steps]
+    needed = [rows.room(order.batch(order.place(step))) for step in steps]
     room = collections.Counter(needed).most_common(1)[0][0]
     logging.info("most training batches have captions of up to %d tokens", room[0])
     return room

@@ -96,7 +96,7 @@ class TrainData:
         first = epoch * self.order.steps_per_epoch
         steps = range(first, first + self.order.steps_per_epoch)
         wanted = (self.order.batch(self.order.place(step)) for step in steps)
-        rooms = dict.fromkeys(self._captions.room(rows, size) for rows in wanted)
+        rooms = dict.fromkeys(self._captions.room(rows) for rows in wanted)
         images = image_shapes(self.config.image, size)
         return [images | self._captions.shapes(size, *room) for room in rooms]
 
@@ -133,7 +133,7 @@ class _TrainBatch:
     def __call__(self, step: int) -> _Made:
         place = self.order.place(step)
         wanted = self.order.batch(place)
-        length, places = self.captions.room(wanted, len(wanted))  # of the global batch
+        length, places = self.captions.room(wanted)  # of the global batch
         columns = range(len(wanted))[self.share]
         batch = self.images.empty(len(columns))
         batch |= self.captions.empty(len(columns), length)
@@ -221,17 +221,14 @@ def eval_captions(
     batch_size: int,
     token_features: NpyRows | np.ndarray | None = None,
     process_count: int = 1,
-    *,
-    devices: int = 0,
 ) -> EvalBatches:
     """Captions sorted by length, so that short ones are padded little.
 
-    devices: of the run, for which BERT's tokens may be packed (`packs`).
+    Their tokens are not packed: little would be gained, and more programs compiled.
     """
     by_length = np.argsort(tokens.lengths, kind="stable")
     order = _padded(by_length, batch_size)
-    pack = packs(config, devices)
-    make = _EvalCaptions(CaptionRows(config, tokens, token_features, pack=pack))
+    make = _EvalCaptions(CaptionRows(config, tokens, token_features))
     return EvalBatches(config, order, make, process_count)
 
 
@@ -285,15 +282,14 @@ class _EvalCaptions:
     captions: CaptionRows
 
     def shapes(self, whole: np.ndarray) -> Shapes:
-        room = self.captions.room(whole[whole >= 0], len(whole))
-        return self.captions.shapes(len(whole), *room)
+        length, _ = self.captions.room(whole[whole >= 0])
+        return self.captions.shapes(len(whole), length)
 
     def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
-        length, places = self.captions.room(whole[whole >= 0], len(whole))
+        length, _ = self.captions.room(whole[whole >= 0])
         batch = self.captions.empty(len(index), length)
         for row, caption in enumerate(index[index >= 0].tolist()):
             self.captions.read(batch, row, caption, None)
-        self.captions.set_places(batch, places)
         return batch, ()
 
 

@@ -171,23 +171,17 @@ class CaptionRows:
         self.padded_lengths = padded_lengths(config)
         self.word_probability = config.text.augment
 
-    def room(self, captions: np.ndarray, count: int) -> Room:
+    def room(self, captions: np.ndarray) -> Room:
         """What a batch of `captions` needs before any augmentation.
 
-        Args:
-            captions: their numbers.
-            count: of rows; those beyond the captions' have one token.
-
-        Returns:
-            The bucket of the longest caption, and the number of places of the tokens;
-            None: they are not packed.
+        The bucket of the longest one, and the number of places of the tokens; None:
+        they are not packed.
         """
         lengths = self.tokens.lengths[captions]
         length = bucket(int(lengths.max()), self.padded_lengths)
         if not self.pack:
             return length, None
-        tokens = int(lengths.sum()) + count - len(captions)
-        return length, places_for(tokens, count, length)
+        return length, places_for(int(lengths.sum()), len(captions), length)
 
     def fits(self, caption: int, length: int) -> bool:
         """Whether a caption has at most `length` tokens."""

@@ -137,14 +137,7 @@ class Evaluator:
         hosts = jax.process_count()
         return (
             eval_images(self.config, split, images, hosts),
-            eval_captions(
-                self.config,
-                tokens,
-                captions,
-                features,
-                hosts,
-                devices=self._mesh.size,
-            ),
+            eval_captions(self.config, tokens, captions, features, hosts),
         )
 
     def evaluate(
@@ -166,14 +159,7 @@ class Evaluator:
         """Yields (caption, its tokens' last hidden states [length, hidden])."""
         tokens = self.tokens(split)
         _, size = batch_sizes(self.config, self._mesh.size)
-        batches = eval_captions(
-            self.config,
-            tokens,
-            size,
-            None,
-            jax.process_count(),
-            devices=self._mesh.size,
-        )
+        batches = eval_captions(self.config, tokens, size, None, jax.process_count())
         self._prepare("caption_features", batches)
         for features, index in self._run(
             "caption_features", model, batches, f"{split.name}: token features"

@@ -26,7 +26,7 @@ class Gathering(NamedTuple):
     pieces: Callable[[Params], Params]
     whole: Sharding
 
-    def __call__(self, params: Params, inputs: tuple[jax.Array, ...]) -> Params:
+    def __call__(self, params: Params, inputs: tuple[jax.Array | None, ...]) -> Params:
         # XLA would gather many blocks early, and hold them all. The barrier's results
         # would be whole already if nothing said that they are pieces.
         pieces = self.pieces(params)
