@@ -41,8 +41,8 @@ def chosen(parts: list[str]) -> list[Row]:
     """
     for part in parts:
         if not any(part.lower() in row.name.lower() for row in ROWS):
-            names = "\n".join(f"  {row.name}" for row in ROWS)
-            raise InputError(f"--rows={part}: in none of the names\n{names}")
+            names = "; ".join(row.name for row in ROWS)
+            raise InputError(f"--rows={part}: in none of the names: {names}")
     return [
         row
         for row in ROWS

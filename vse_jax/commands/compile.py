@@ -152,8 +152,7 @@ def _programs(
         name = f"train_step, {length} tokens"
         if len(groups) > 1:
             name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
-        packed = None if hidden else places
-        shapes = pairs | caption_shapes(config.batch_size, length, hidden, packed)
+        shapes = pairs | caption_shapes(config.batch_size, length, hidden, places)
         yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
     images, captions = batch_sizes(config, mesh.size)
     encoded = {"encode_images": image_shapes(config.image, images)}

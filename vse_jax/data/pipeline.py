@@ -28,7 +28,6 @@ from vse_jax.data.rows import (
     ImageRows,
     Shapes,
     image_shapes,
-    packs,
     size_of,
 )
 
@@ -71,7 +70,7 @@ class TrainData:
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None = None,
         *,
-        devices: int = 0,
+        pack: bool = False,
     ):
         """
         Args:
@@ -79,7 +78,7 @@ class TrainData:
             split: what to train on.
             tokens: of its captions.
             token_features: [tokens, H], the rows of `tokens` through a frozen BERT.
-            devices: of the run, for which BERT's tokens may be packed (`packs`).
+            pack: BERT's tokens (see `packs`).
 
         Raises:
             InputError: the split is smaller than a batch.
@@ -87,7 +86,6 @@ class TrainData:
         self.config = config
         self.order = training_order(config, split)
         self._images = ImageRows(config, split)
-        pack = packs(config, devices)
         self._captions = CaptionRows(config, tokens, token_features, pack=pack)
 
     def shapes(self, epoch: int) -> list[Shapes]:
@@ -282,11 +280,11 @@ class _EvalCaptions:
     captions: CaptionRows
 
     def shapes(self, whole: np.ndarray) -> Shapes:
-        length, _ = self.captions.room(whole[whole >= 0])
+        length = self.captions.padded_length(whole[whole >= 0])
         return self.captions.shapes(len(whole), length)
 
     def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
-        length, _ = self.captions.room(whole[whole >= 0])
+        length = self.captions.padded_length(whole[whole >= 0])
         batch = self.captions.empty(len(index), length)
         for row, caption in enumerate(index[index >= 0].tolist()):
             self.captions.read(batch, row, caption, None)

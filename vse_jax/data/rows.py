@@ -70,7 +70,8 @@ def packs(config: ConfigDict, devices: int) -> bool:
     On one device: elsewhere the tokens of a batch would have to change devices, and
     microbatches would need places of their own.
     """
-    return config.text.kind == "bert" and devices == 1 and config.microbatches == 1
+    computed = config.text.kind == "bert" and not config.text.cache_features
+    return computed and devices == 1 and config.microbatches == 1
 
 
 def places_for(tokens: int, count: int, length: int) -> int | None:
@@ -165,23 +166,23 @@ class CaptionRows:
         pack: bool = False,
     ):
         """`pack`: batches of token ids hold the places of their tokens (`packs`)."""
-        self.pack = pack and token_features is None
+        self.pack = pack
         self.tokens = tokens
         self.token_features = token_features
         self.padded_lengths = padded_lengths(config)
         self.word_probability = config.text.augment
 
-    def room(self, captions: np.ndarray) -> Room:
-        """What a batch of `captions` needs before any augmentation.
+    def padded_length(self, captions: np.ndarray) -> int:
+        """The bucket of the longest of `captions`, before any augmentation."""
+        return bucket(int(self.tokens.lengths[captions].max()), self.padded_lengths)
 
-        The bucket of the longest one, and the number of places of the tokens; None:
-        they are not packed.
-        """
-        lengths = self.tokens.lengths[captions]
-        length = bucket(int(lengths.max()), self.padded_lengths)
+    def room(self, captions: np.ndarray) -> Room:
+        """What a training batch of `captions` needs before any augmentation."""
+        length = self.padded_length(captions)
         if not self.pack:
             return length, None
-        return length, places_for(int(lengths.sum()), len(captions), length)
+        tokens = int(self.tokens.lengths[captions].sum())
+        return length, places_for(tokens, len(captions), length)
 
     def fits(self, caption: int, length: int) -> bool:
         """Whether a caption has at most `length` tokens."""

@@ -17,6 +17,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import TrainData, training_order
 from vse_jax.data.regions import NpyRows
+from vse_jax.data.rows import packs
 from vse_jax.devices.agreement import check_same
 from vse_jax.devices.compiling import Programs
 from vse_jax.evaluation.evaluator import Evaluator, batch_sizes
@@ -102,7 +103,7 @@ def start(
             splits.train,
             evaluator.tokens(splits.train),
             features,
-            devices=plan.mesh.size,
+            pack=packs(config, plan.mesh.size),
         ),
         evaluator=evaluator,
         dev=splits.dev,
