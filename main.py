@@ -36,6 +36,10 @@ MODES = {
         "prepare": Mode("vse_jax.commands.prepare", "prepare", (), False),
         "export": Mode("vse_jax.commands.export", "export", (), False),
         "build_vocab": Mode("vse_jax.commands.build_vocab", "build_vocab", (), False),
+        "index": Mode("vse_jax.commands.index", "index"),
+        "search": Mode("vse_jax.commands.search", "search", devices=False),
+        "serve": Mode("vse_jax.commands.serve", "serve"),
+        "explain": Mode("vse_jax.commands.explain", "explain"),
     },
     "gpo_synthetic": {
         "train": Mode("studies.gpo_synthetic", "run_study"),

@@ -10,7 +10,7 @@ import time
 from absl import flags
 
 from configs import openmoji
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 
@@ -21,7 +21,7 @@ def main() -> None:
     flags.FLAGS.mark_as_parsed()  # grain's processes read absl flags
     config = openmoji.get_config()
     split = read_split(config, "train")
-    tokens = caption_tokens(config, split.captions)
+    tokens = caption_tokenizer(config)(split.captions)
     for kind in ("threads", "processes"):
         for workers in (1, 2):
             config.data.workers, config.data.num_workers = kind, workers

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import coco_grid, coco_region
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.regions import drop_regions
 from vse_jax.data.rows import Batch, CaptionRows, image_shapes, packs
 
@@ -48,7 +48,7 @@ def sentences(count: int) -> list[str]:
 
 def captions(config: ConfigDict, count: int, train: bool) -> Batch:
     """A batch's part of the captions for one device, augmented in training."""
-    tokens = caption_tokens(config, sentences(count))
+    tokens = caption_tokenizer(config)(sentences(count))
     rows = CaptionRows(config, tokens, None, pack=packs(config, 1))
     length, places = rows.room(np.arange(count))
     batch = rows.empty(count, length)

@@ -21,7 +21,7 @@ from benchmarks import inputs, rows
 from benchmarks.rows import Ready, repeated
 from configs import openmoji
 from vse_jax.base.progress import hide
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.rows import Batch
@@ -195,7 +195,7 @@ def pipeline(size: int) -> Ready:
     config = inputs.grid_config(size, rows.PIPELINE_BATCH)
     root = _photographs(config, 2 * rows.PIPELINE_BATCH)
     split = read_split(config, "train")
-    data = TrainData(config, split, caption_tokens(config, split.captions))
+    data = TrainData(config, split, caption_tokenizer(config)(split.captions))
 
     def turn() -> float:
         assert root.name

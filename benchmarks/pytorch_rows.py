@@ -21,7 +21,7 @@ from benchmarks import inputs, pytorch_peer, rows
 from benchmarks.pytorch_images import Pairs, collate
 from benchmarks.pytorch_training import TrainStep
 from benchmarks.rows import Ready, repeated
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_split
 from vse_jax.data.rows import Batch
 
@@ -256,7 +256,7 @@ def _photographs(
     config.data.root = f"{folder.name}/photographs"
     inputs.write_photographs(Path(config.data.root), count)
     split = read_split(config, "train")
-    tokens = caption_tokens(config, split.captions)
+    tokens = caption_tokenizer(config)(split.captions)
     return folder, Pairs(config, split, tokens, train)
 
 

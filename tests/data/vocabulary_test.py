@@ -199,7 +199,7 @@ class TestTokenizeWords:
 
     def test_ids(self, config):
         texts = ["A dog", "a horse, a dog", "horses fly", ""]
-        tokens = captions.caption_tokens(config, texts)
+        tokens = captions.caption_tokenizer(config)(texts)
         ids = [tokens.ids[tokens.span(i)].tolist() for i in range(len(tokens))]
         assert ids == [[1, 5, 4, 2], [1, 5, 3, 3, 5, 4, 2], [1, 3, 3, 2], [1, 2]]
         # Every token is a word of its own for the augmentation, <start> and <end> too.
@@ -207,19 +207,19 @@ class TestTokenizeWords:
         assert (tokens.mask_id, tokens.vocab_size) == (6, 7)
 
     def test_captions_of_unknown_words_only_are_counted(self, config, logged):
-        captions.caption_tokens(config, ["A dog", "horses fly", "cats", ""])
+        captions.caption_tokenizer(config)(["A dog", "horses fly", "cats", ""])
         assert [
             m for m in logged if m.endswith("captions have no word of this vocabulary")
         ]
         assert "v.json: 2 of 4 captions" in logged[-1]
         message = r"v\.json: no caption has a word of this vocabulary"
         with pytest.raises(InputError, match=message):
-            captions.caption_tokens(config, ["horses fly", ""])
-        captions.caption_tokens(config, [""])  # nothing strange about it
+            captions.caption_tokenizer(config)(["horses fly", ""])
+        captions.caption_tokenizer(config)([""])  # nothing strange about it
 
     def test_long_captions_are_cut(self, config):
         config.data.max_tokens = 4
-        tokens = captions.caption_tokens(config, ["dog " * 3, "dog a"])
+        tokens = captions.caption_tokenizer(config)(["dog " * 3, "dog a"])
         assert tokens.ids.tolist() == [1, 4, 4, 2, 1, 4, 5, 2]
         assert tokens.words.tolist() == [0, 1, 2, 3] * 2
 
@@ -228,7 +228,7 @@ class TestTokenizeWords:
         config.text.vocab_size = size
         message = rf"v\.json: 7 tokens, but config\.text\.vocab_size is {size}"
         with pytest.raises(InputError, match=message):
-            captions.caption_tokens(config, ["a"])
+            captions.caption_tokenizer(config)(["a"])
 
     def test_size_0_takes_the_vocabularys(self, config):
         config.text.vocab_size = 0

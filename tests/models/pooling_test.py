@@ -8,7 +8,7 @@ from flax import nnx
 
 from tests.helpers import tiny
 from vse_jax.models.build import build_model
-from vse_jax.models.pooling import interpolate, make_pool
+from vse_jax.models.pooling import interpolate, make_pool, summands
 
 POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfattn")
 ORDERED = ("cls", "seq2seq")  # depend on the order of the set, and should
@@ -62,6 +62,27 @@ def test_the_order_of_the_set_matters_only_where_it_should(kind, pool):
         assert np.abs(shuffled - pooled).max() > 1e-3
     else:
         np.testing.assert_allclose(shuffled, pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpo", "avg", "max", "kmax", "gem", "fspool", "cls"])
+def test_what_members_add_sums_to_the_pooled_vector(name):
+    module = pool_of(name)
+    features, mask = sets()
+    features = jnp.abs(jnp.round(2 * features)) + 0.5  # with equal values
+    spoilt = jnp.where(mask[..., None], features, jnp.nan)
+    added = summands(module, spoilt, mask)
+    np.testing.assert_allclose(added.sum(axis=1), module(features, mask), rtol=1e-5)
+    assert not added[~mask].any()
+
+
+def test_a_member_of_gpo_adds_its_ranks_weight_times_its_value():
+    module = pool_of("gpo")
+    features, mask = sets(lengths=(8,))
+    weights = np.asarray(module.weights(mask.sum(axis=1), SIZE))[0]
+    values = np.asarray(features[0])
+    ranks = np.argsort(np.argsort(-values, axis=0), axis=0)
+    added = summands(module, features, mask)[0]
+    np.testing.assert_allclose(added, weights[ranks] * values, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["single", "ties", "ragged"])

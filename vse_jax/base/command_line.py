@@ -13,8 +13,9 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vse_jax.base.config import config_problems, flat_fields, load_config, plain
+from vse_jax.base.config import flat_fields, load_config, plain
 from vse_jax.base.errors import InputError
+from vse_jax.base.possible import config_problems
 
 _OVERRIDE = "--config."
 

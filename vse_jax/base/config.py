@@ -1,11 +1,12 @@
-"""What may be done with a config: load, save, compare, check.
+"""What may be done with a config: load, save, compare.
 
-What its fields are, with their units and published values: configs/common.py.
+What its fields are, with their units and published values: configs/common.py; which
+values are possible: possible.py.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ RESUME_FREE = (
     "data.format",
     "checkpoint",
     "eval",
+    "search",
 )
 
 # Of these, too, evaluation may use other values than training did.
@@ -85,212 +87,6 @@ ADDED = {
     "image.pool_k": 5,
     "text.pool_k": 5,
 }
-
-# ---- What is possible ----------------------------------------------------------------
-
-POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfattn")
-CHOICES: dict[str, tuple] = {
-    "task": ("retrieval", "gpo_synthetic", "pooling_study"),
-    "compute_dtype": ("float32", "bfloat16"),
-    "matmul_precision": ("auto", "highest", "high", "default"),
-    "data.format": ("folder", "array_record", "tfds"),
-    "data.on_bad_image": ("error", "skip"),
-    "data.workers": ("auto", "threads", "processes"),
-    "image.kind": ("grid", "region"),
-    "image.pool": POOLS,
-    "image.pixels": ("detector", "imagenet"),
-    "image.backbone.block": ("v1", "torchvision", "basic"),
-    "image.backbone.stem": ("conv7", "patch"),
-    "image.backbone.batch_norm": ("frozen", "train"),
-    "text.kind": ("bert", "bigru"),
-    "text.pool": POOLS,
-    "optimizer.name": ("adamw", "sgd"),
-}
-
-LEAST: dict[str, float] = {
-    "seed": 0,
-    "batch_size": 1,
-    "num_epochs": 1,
-    "max_steps": 1,
-    "log_every": 1,
-    "microbatches": 1,
-    "embed_dim": 1,
-    "data.render_size": 1,
-    "data.dev_captions": 1,
-    "data.num_workers": 0,
-    "data.buffer_mb": 1,
-    "data.max_tokens": 3,
-    "image.pool_k": 1,
-    "image.size": 1,
-    "image.feature_dim": 1,
-    "image.max_regions": 1,
-    "image.backbone.patch": 1,
-    "image.backbone.width": 1,
-    "image.backbone.groups": 1,
-    "image.backbone.group_width": 1,
-    "text.pool_k": 1,
-    "text.vocab_size": 0,
-    "text.vocab_threshold": 1,
-    "text.word_dim": 1,
-    "text.hidden": 1,
-    "text.layers": 0,
-    "text.heads": 1,
-    "text.ffn": 1,
-    "text.max_positions": 3,
-    "loss.margin": 0,
-    "loss.vse_mean_warmup_epochs": 0,
-    "loss.ramp_epoch": -1,
-    "optimizer.learning_rate": 0,
-    "optimizer.lr_update": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip": 0,
-    "checkpoint.every_steps": 1,
-    "eval.batch_size": 1,
-}
-
-SHARES = ("image.flip", "image.drop", "text.dropout", "text.augment")  # 0 … 1
-
-
-def _mesh(f: Fields) -> str | None:
-    shape = (f["mesh.data"], f["mesh.fsdp"])
-    if any(n == 0 or n < -1 for n in shape) or shape == (-1, -1):
-        return "every axis needs a positive number of devices, one may be -1"
-    return None
-
-
-def _crop(f: Fields) -> str | None:
-    return None if 0 < f["image.crop_min"] <= 1 else "not above 0 and at most 1"
-
-
-def _whole_numbers(field: str) -> Callable[[Fields], str | None]:
-    def check(f: Fields) -> str | None:
-        value = f[field]
-        fine = value and all(isinstance(n, int) and n >= 0 for n in value)
-        return None if fine and max(value) > 0 else "needs positive whole numbers"
-
-    return check
-
-
-def _microbatches(f: Fields) -> str | None:
-    if f["batch_size"] % max(f["microbatches"], 1):
-        return f"a batch of {f['batch_size']} does not divide by it"
-    return None
-
-
-def _heads(f: Fields) -> str | None:
-    if f["text.kind"] == "bert" and f["text.hidden"] % max(f["text.heads"], 1):
-        return f"does not divide text.hidden = {f['text.hidden']}"
-    return None
-
-
-def _layers(f: Fields) -> str | None:
-    without = f["text.kind"] == "bigru" and not f["text.layers"]
-    if without and f["text.pool"] != "seq2seq":
-        return "0 needs text.pool = 'seq2seq'"
-    return None
-
-
-def _cached(f: Fields) -> str | None:
-    if not f["text.cache_features"]:
-        return None
-    if f["text.kind"] != "bert":
-        return "a BiGRU has no token features to store"
-    if f["text.augment"]:
-        return "needs text.augment = 0"
-    return None
-
-
-def _rules(f: Fields) -> str | None:
-    for rule in f["optimizer.rules"]:
-        try:
-            pattern, factor, opens = rule
-            re.compile(pattern)
-            fine = factor >= 0 and int(opens) == opens
-        except (TypeError, ValueError, re.error) as error:
-            return f"{rule!r} is not (regex, learning-rate factor, epoch): {error}"
-        if not fine:
-            return f"{rule!r} is not (regex, learning-rate factor ≥ 0, whole epoch)"
-    return None
-
-
-def _decaying(f: Fields) -> str | None:
-    try:
-        re.compile(f["optimizer.weight_decay_on"])
-    except re.error as error:
-        return f"not a regular expression ({error})"
-    return None
-
-
-def _profile(f: Fields) -> str | None:
-    if f["profile"] is None or re.fullmatch(r"\d+:\d+", f["profile"]):
-        first, _, last = (f["profile"] or "1:1").partition(":")
-        if 1 <= int(first) <= int(last):
-            return None
-    return f"{f['profile']!r} is not FIRST:LAST, steps from 1"
-
-
-def _study_steps(f: Fields) -> str | None:
-    if f["task"] == "gpo_synthetic" and f["max_steps"] is None:
-        return "needed by task 'gpo_synthetic'"
-    return None
-
-
-# Field → what is wrong with it, given all fields; None: nothing.
-CONDITIONS: tuple[tuple[str, Callable[[Fields], str | None]], ...] = (
-    ("mesh", _mesh),
-    ("max_steps", _study_steps),
-    ("microbatches", _microbatches),
-    ("profile", _profile),
-    ("data.token_buckets", _whole_numbers("data.token_buckets")),
-    ("image.crop_min", _crop),
-    ("image.backbone.layers", _whole_numbers("image.backbone.layers")),
-    ("text.heads", _heads),
-    ("text.layers", _layers),
-    ("text.cache_features", _cached),
-    ("optimizer.rules", _rules),
-    ("optimizer.weight_decay_on", _decaying),
-)
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises InputError that names every field with an impossible value."""
-    if problems := config_problems(config):
-        raise InputError("; ".join(problems))
-
-
-def config_problems(config: ConfigDict) -> list[str]:
-    """One text for every field with an impossible value, naming it.
-
-    Fields whose own value is fine are then checked against the others.
-    """
-    fields = flat_fields(config)
-    wrong = _own_problems(fields)
-    for field, problem in CONDITIONS:
-        if not any(_is_in(name, (field,)) for name in wrong):
-            try:
-                found = problem(fields)
-            except (TypeError, ValueError) as error:
-                found = str(error)
-            if found:
-                wrong[field] = f"config.{field}: {found}"
-    return list(wrong.values())
-
-
-def _own_problems(fields: Fields) -> dict[str, str]:
-    wrong: dict[str, str] = {}
-    for field, choices in CHOICES.items():
-        if fields[field] not in choices:
-            listed = ", ".join(map(str, choices))
-            wrong[field] = f"config.{field}: {fields[field]!r} is none of {listed}"
-    for field, least in LEAST.items():
-        value = fields[field]
-        if value is not None and not value >= least:  # NaN is below everything
-            wrong[field] = f"config.{field}: {value} is less than {least}"
-    for field in SHARES:
-        if not 0 <= fields[field] <= 1:
-            wrong[field] = f"config.{field}: {fields[field]} is not between 0 and 1"
-    return wrong
-
 
 # ---- Load, save, compare -------------------------------------------------------------
 
@@ -364,7 +160,7 @@ def flat_fields(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields that have to be equal in all processes of a run."""
-    return {f: v for f, v in flat_fields(config).items() if not _is_in(f, HOSTS_OWN)}
+    return {f: v for f, v in flat_fields(config).items() if not is_in(f, HOSTS_OWN)}
 
 
 def check_same_run(
@@ -379,7 +175,7 @@ def check_same_run(
     differing = [
         f"{field} ({saved.get(field)!r} there, {now.get(field)!r} here)"
         for field in sorted(saved.keys() | now.keys())
-        if saved.get(field) != now.get(field) and not _is_in(field, free_fields)
+        if saved.get(field) != now.get(field) and not is_in(field, free_fields)
     ]
     if differing:
         raise InputError(
@@ -388,7 +184,8 @@ def check_same_run(
         )
 
 
-def _is_in(field: str, names: tuple[str, ...]) -> bool:
+def is_in(field: str, names: tuple[str, ...]) -> bool:
+    """Whether `names` hold a field, or a group that it is in."""
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 _LINE_EVERY_S = 10.0  # without a terminal
+_WORTH_IT_S = 2.0
 _hidden = False
 
 
@@ -43,6 +44,7 @@ def progress(
             unit=unit,
             initial=initial,
             leave=False,
+            delay=_WORTH_IT_S,
         )
         return
     start = last = time.monotonic()
@@ -57,7 +59,7 @@ def progress(
                 description, done, total, unit, (done - initial) / (now - start)
             )
     elapsed = time.monotonic() - start
-    if elapsed > 2.0:
+    if elapsed > _WORTH_IT_S:
         rate = (done - initial) / elapsed
         _print_line(description, done, total, unit, rate, f"done in {elapsed:.0f} s")
 

@@ -20,12 +20,12 @@ from absl import logging
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import check_config
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
+from vse_jax.base.possible import check_config
 from vse_jax.data.captions import (
     bucket,
-    caption_tokens,
+    caption_tokenizer,
     padded_lengths,
     settle_vocab_size,
 )
@@ -113,7 +113,7 @@ def _usual_room(config: ConfigDict, devices: int) -> Room:
     pack = packs(config, devices)
     try:
         split = read_split(config, config.data.train_split)
-        tokens = caption_tokens(config, split.captions)
+        tokens = caption_tokenizer(config)(split.captions)
         rows = CaptionRows(config, tokens, None, pack=pack)
         order = training_order(config, split)
     except InputError as error:

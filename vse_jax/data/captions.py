@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import tokenizers
 from absl import logging
 from jaxtyping import Int, Int32
 from ml_collections import ConfigDict
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, resolve_folder
@@ -54,8 +56,21 @@ class CaptionTokens:
         return slice(self.offsets[caption], self.offsets[caption + 1])
 
 
-def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
-    """Tokenises `captions` as the config's text tower wants them.
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Makes token ids of captions; reads its vocabulary once."""
+
+    vocab_size: int
+
+    def __call__(self, captions: Sequence[str]) -> CaptionTokens: ...
+
+    def words(self, caption: str) -> list[str]:
+        """The words that `CaptionTokens.words` numbers, from 0."""
+        ...
+
+
+def caption_tokenizer(config: ConfigDict) -> Tokenizer:
+    """What the config's text tower wants captions to be tokenised with.
 
     Longer captions than `longest_caption` are cut.
 
@@ -65,19 +80,20 @@ def caption_tokens(config: ConfigDict, captions: list[str]) -> CaptionTokens:
     longest = longest_caption(config)
     vocab_file = find_vocab(config)
     model_size = config.text.vocab_size
+    tokenizer: Tokenizer
     if config.text.kind == "bigru":
-        tokens = tokenize_words(captions, vocab_file, longest)
+        tokenizer = WordTokenizer(vocab_file, longest)
         # With a smaller vocabulary, too, the ids are those of other words.
-        fits = tokens.vocab_size == model_size
+        fits = tokenizer.vocab_size == model_size
     else:
-        tokens = tokenize_captions(captions, vocab_file, longest)
-        fits = tokens.vocab_size <= model_size
+        tokenizer = WordPieceTokenizer(vocab_file, longest)
+        fits = tokenizer.vocab_size <= model_size
     if not fits:
         raise InputError(
-            f"{vocab_file}: {tokens.vocab_size} tokens, but config.text.vocab_size is "
-            f"{model_size}"
+            f"{vocab_file}: {tokenizer.vocab_size} tokens, but config.text.vocab_size "
+            f"is {model_size}"
         )
-    return tokens
+    return tokenizer
 
 
 def longest_caption(config: ConfigDict) -> int:
@@ -107,10 +123,8 @@ def settle_vocab_size(config: ConfigDict) -> None:
         config.text.vocab_size = len(read_vocabulary(find_vocab(config)))
 
 
-def tokenize_captions(
-    captions: list[str], vocab_file: AnyPath, max_tokens: int
-) -> CaptionTokens:
-    """Tokenises with a WordPiece vocabulary (one token a line).
+class WordPieceTokenizer:
+    """BERT's WordPieces, from a vocabulary file with one token a line.
 
     A caption may be empty ([CLS] [SEP]); one of more than `max_tokens` tokens is cut,
     keeping [SEP], and the number of those is logged once.
@@ -118,61 +132,87 @@ def tokenize_captions(
     Raises:
         InputError: `vocab_file` is missing or is no BERT vocabulary.
     """
-    lines = read_lines(vocab_file)
-    vocab = {token: i for i, token in enumerate(lines)}
-    for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
-        if token not in vocab:
-            raise InputError(f"{vocab_file}: no token {token}: not a BERT vocabulary")
-    tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    # [CLS] and [SEP] are put in by hand: a tokenizer that knows them would also
-    # recognise them inside a caption's text.
-    encodings = itertools.chain.from_iterable(
-        tokenizer.encode_batch(captions[start : start + _CHUNK])
-        for start in range(0, len(captions), _CHUNK)
-    )
-    rows = ((encoding.ids, encoding.word_ids) for encoding in encodings)
-    ends = vocab["[CLS]"], vocab["[SEP]"]
-    table = _table(rows, len(captions), ends, max_tokens)
-    return CaptionTokens(*table, vocab["[MASK]"], len(lines))
+    def __init__(self, vocab_file: AnyPath, max_tokens: int):
+        lines = read_lines(vocab_file)
+        self._vocab = {token: i for i, token in enumerate(lines)}
+        for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
+            if token not in self._vocab:
+                raise InputError(
+                    f"{vocab_file}: no token {token}: not a BERT vocabulary"
+                )
+        self._pieces = tokenizers.Tokenizer(
+            models.WordPiece(vocab=self._vocab, unk_token="[UNK]")
+        )
+        self._pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._max_tokens = max_tokens
+        self.vocab_size = len(lines)
+
+    def __call__(self, captions: Sequence[str]) -> CaptionTokens:
+        # [CLS] and [SEP] are put in by hand: a tokenizer that knows them would also
+        # recognise them inside a caption's text.
+        encodings = itertools.chain.from_iterable(
+            self._pieces.encode_batch(captions[start : start + _CHUNK])
+            for start in range(0, len(captions), _CHUNK)
+        )
+        rows = ((encoding.ids, encoding.word_ids) for encoding in encodings)
+        ends = self._vocab["[CLS]"], self._vocab["[SEP]"]
+        table = _table(rows, len(captions), ends, self._max_tokens)
+        return CaptionTokens(*table, self._vocab["[MASK]"], self.vocab_size)
+
+    def words(self, caption: str) -> list[str]:
+        """The words that are cut into pieces, without [CLS] and [SEP]."""
+        text = self._pieces.normalizer.normalize_str(caption)
+        return [word for word, _ in self._pieces.pre_tokenizer.pre_tokenize_str(text)]
 
 
-def tokenize_words(
-    captions: list[str], vocab_file: AnyPath, max_tokens: int
-) -> CaptionTokens:
-    """Tokenises with a word vocabulary (see vocabulary.py); unknown words are <unk>.
+class WordTokenizer:
+    """The words of a BiGRU's vocabulary (see vocabulary.py); unknown ones are <unk>.
 
     A caption may be empty (<start> <end>); one of more than `max_tokens` tokens is cut,
     keeping <end>, and the number of those is logged once. So is the number of captions
     without any known word, which the model cannot tell apart.
 
     Raises:
-        InputError: `vocab_file` is missing, is no word vocabulary, or holds no word of
-            any caption: it is another language's or data set's.
+        InputError: `vocab_file` is missing or is no word vocabulary; when called, the
+            vocabulary holds no word of any caption: it is another language's or data
+            set's.
     """
-    vocab = read_vocabulary(vocab_file)
-    unknown = vocab["<unk>"]
-    rows = (
-        ([vocab.get(word, unknown) for word in words], None)
-        for words in split_words(captions)
-    )
-    ends = vocab["<start>"], vocab["<end>"]
-    table = _table(rows, len(captions), ends, max_tokens)
-    tokens = CaptionTokens(*table, vocab[MASK], len(vocab))
-    known = np.add.reduceat(tokens.ids != unknown, tokens.offsets[:-1]) - 2
-    unmatched = int(((known == 0) & (tokens.lengths > 2)).sum())
-    if unmatched and not known.any():
-        raise InputError(f"{vocab_file}: no caption has a word of this vocabulary")
-    if unmatched:
-        logging.warning(
-            "%s: %d of %d captions have no word of this vocabulary",
-            vocab_file,
-            unmatched,
-            len(captions),
+
+    def __init__(self, vocab_file: AnyPath, max_tokens: int):
+        self._vocab_file = vocab_file
+        self._vocab = read_vocabulary(vocab_file)
+        self._max_tokens = max_tokens
+        self.vocab_size = len(self._vocab)
+
+    def __call__(self, captions: Sequence[str]) -> CaptionTokens:
+        unknown = self._vocab["<unk>"]
+        rows = (
+            ([self._vocab.get(word, unknown) for word in words], None)
+            for words in split_words(captions)
         )
-    return tokens
+        ends = self._vocab["<start>"], self._vocab["<end>"]
+        table = _table(rows, len(captions), ends, self._max_tokens)
+        tokens = CaptionTokens(*table, self._vocab[MASK], self.vocab_size)
+        known = np.add.reduceat(tokens.ids != unknown, tokens.offsets[:-1]) - 2
+        unmatched = int(((known == 0) & (tokens.lengths > 2)).sum())
+        if unmatched and not known.any():
+            raise InputError(
+                f"{self._vocab_file}: no caption has a word of this vocabulary"
+            )
+        if unmatched:
+            logging.warning(
+                "%s: %d of %d captions have no word of this vocabulary",
+                self._vocab_file,
+                unmatched,
+                len(captions),
+            )
+        return tokens
+
+    def words(self, caption: str) -> list[str]:
+        """All tokens are words here, the ends too."""
+        return ["<start>", *next(iter(split_words([caption]))), "<end>"]
 
 
 def _table(

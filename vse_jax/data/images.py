@@ -30,7 +30,7 @@ class PictureBytes(NamedTuple):
 
 
 def load_image(
-    picture: Path | str | PictureBytes,
+    picture: Path | str | PictureBytes | Image.Image,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a picture of any mode to RGB, upright, transparency over white.
 
@@ -40,6 +40,8 @@ def load_image(
     name = picture.name if isinstance(picture, PictureBytes) else str(picture)
     source = io.BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture
     try:
+        if isinstance(source, Image.Image):
+            return np.asarray(_to_rgb(source.copy()))
         with Image.open(source) as image:
             return np.asarray(_to_rgb(image))
     except FileNotFoundError:

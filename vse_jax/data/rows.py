@@ -107,8 +107,8 @@ def described(shapes: Shapes) -> str:
     return f"{next(iter(shapes.values()))[0][0]} images"
 
 
-def _empty(shapes: Shapes) -> Batch:
-    """Zeros; a set has at least one member."""
+def empty_batch(shapes: Shapes) -> Batch:
+    """A batch of zeros; a set has at least one member."""
     return {
         name: (np.ones if name.endswith("_lengths") else np.zeros)(shape, dtype)
         for name, (shape, dtype) in shapes.items()
@@ -130,7 +130,7 @@ class ImageRows:
 
     def empty(self, count: int) -> Batch:
         """The image part of a batch, zeros."""
-        return _empty(image_shapes(self.image, count))
+        return empty_batch(image_shapes(self.image, count))
 
     def read(
         self, batch: Batch, row: int, image: int, rng: np.random.Generator | None
@@ -196,7 +196,7 @@ class CaptionRows:
 
     def empty(self, count: int, length: int) -> Batch:
         """The caption part of a batch, zeros."""
-        return _empty(self.shapes(count, length))
+        return empty_batch(self.shapes(count, length))
 
     def read(
         self, batch: Batch, row: int, caption: int, rng: np.random.Generator | None

@@ -64,6 +64,11 @@ def configure(config: ConfigDict) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     precision = matmul_precision(config, jax.default_backend())
     jax.config.update("jax_default_matmul_precision", precision)
+    keep_programs()
+
+
+def keep_programs() -> None:
+    """Lets JAX keep compiled programs, where the environment does not say so."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path.home() / ".cache" / "vse_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))

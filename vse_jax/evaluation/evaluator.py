@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
-from vse_jax.data.captions import CaptionTokens, caption_tokens
+from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
@@ -104,7 +104,7 @@ class Evaluator:
             InputError: the processes of the run do not read the same split.
         """
         if split.name not in self._tokens:
-            tokens = caption_tokens(self.config, split.captions)
+            tokens = caption_tokenizer(self.config)(split.captions)
             _check_same_split(split, tokens)
             self._tokens[split.name] = tokens
         return self._tokens[split.name]

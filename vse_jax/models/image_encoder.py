@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from vse_jax.models.batch_norm import BatchNorm
 from vse_jax.models.initializers import constant, uniform
 from vse_jax.models.layers import linear
+from vse_jax.models.pooling import Members
 from vse_jax.models.resnet import ResNet
 
 # Share of the training images whose grid is never thinned (the official constant).
@@ -37,13 +38,23 @@ class GridEncoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b d"]:
         """Returns the pooled vectors of batch['images'] [b, h, w, 3], float32."""
+        return self.gpool(*self.members(batch, train=train, rngs=rngs))
+
+    def members(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Members:
+        """Returns what is pooled: the cells of the pictures, row by row."""
         grid = self.backbone(batch["images"], train=train)
         cells = grid.reshape(grid.shape[0], -1, grid.shape[-1])
         mask = jnp.ones(cells.shape[:2], bool)
         if train and self.drop > 0:
             assert rngs is not None
             mask = _thin(rngs.size(), mask, self.drop)
-        return self.gpool(self.fc(cells), mask)
+        return self.fc(cells), mask
 
 
 class RegionEncoder(nnx.Module):
@@ -65,14 +76,23 @@ class RegionEncoder(nnx.Module):
 
         batch['region_lengths'] [b] holds the set sizes; what lies beyond has no effect.
         """
+        return self.gpool(*self.members(batch, train=train, rngs=rngs))
+
+    def members(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Members:
+        """Returns what is pooled: the regions of the pictures."""
         lengths = batch["region_lengths"]
         position = jnp.arange(batch["regions"].shape[1])
         mask = position < lengths[:, None]
         regions = jnp.where(mask[..., None], batch["regions"], 0)
         # The official batch statistics count zero rows, up to the batch's longest set.
         counted = jnp.broadcast_to(position < lengths.max(), mask.shape)
-        x = self.fc(regions) + self.mlp(regions, counted, train=train)
-        return self.gpool(x, mask)
+        return self.fc(regions) + self.mlp(regions, counted, train=train), mask
 
 
 class MLP(nnx.Module):

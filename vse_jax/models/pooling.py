@@ -19,6 +19,8 @@ from vse_jax.models.initializers import normal
 from vse_jax.models.layers import linear
 from vse_jax.models.sorted_pool import sorted_pool
 
+Members = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # vectors, which are real
+
 
 def make_pool(
     name: str, *, features: int, hidden: int, k: int, rngs: nnx.Rngs
@@ -33,6 +35,21 @@ def make_pool(
         rngs: stream `params` gives the start values.
     """
     return POOLS[name](features=features, hidden=hidden, k=k, rngs=rngs)
+
+
+def summands(
+    pool: nnx.Module, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+) -> Float[Array, "b k d"]:
+    """What each member of a set adds to its pooled vector, by Euler's theorem.
+
+    Scaling all members scales the result of gpo, avg, max, kmax, gem, fspool and cls
+    alike, so that result is Σ over the members of value · slope: of GPO, the weight of
+    the value's rank times the value. Of other poolings the sum is not the result.
+    """
+    features = features.astype(jnp.float32)
+    pooled, pull = jax.vjp(lambda x: pool(x, mask), features)
+    (slope,) = pull(jnp.ones_like(pooled))
+    return jnp.where(mask[..., None], slope * features, 0)
 
 
 class AveragePool(nnx.Module):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
+from vse_jax.models.pooling import Members
 
 
 class BertEncoder(nnx.Module):
@@ -33,10 +34,20 @@ class BertEncoder(nnx.Module):
                 earlier, 'token_features' [b, t, h].
             train: apply dropout, with the stream `dropout` of `rngs`.
         """
+        return self.gpool(*self.members(batch, train=train, rngs=rngs))
+
+    def members(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Members:
+        """Returns what is pooled: the tokens of the captions."""
         features = batch.get("token_features")
         if features is None:
             features = self.features(batch, train=train, rngs=rngs)
-        return self.gpool(self.linear(features), _mask(batch, features.shape[1]))
+        return self.linear(features), _mask(batch, features.shape[1])
 
     def features(
         self,
@@ -75,6 +86,16 @@ class BiGRUEncoder(nnx.Module):
 
         Training and evaluation are the same here: there is no dropout.
         """
+        return self.gpool(*self.members(batch, train=train, rngs=rngs))
+
+    def members(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Members:
+        """Returns what is pooled: the words of the captions."""
         ids = batch["token_ids"]
         mask = _mask(batch, ids.shape[1])
         x = states = self.embed(ids)
@@ -82,7 +103,7 @@ class BiGRUEncoder(nnx.Module):
             forward, backward = layer(x, mask)
             x = jnp.concatenate([forward, backward], axis=-1)
             states = (forward + backward) / 2
-        return self.gpool(states, mask)
+        return states, mask
 
 
 def _mask(batch, size):

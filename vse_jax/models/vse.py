@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vse_jax.models.pooling import summands
+
 
 class VSE(nnx.Module):
     """Maps images and captions into one space where the dot product is the similarity.
@@ -78,9 +80,36 @@ class VSE(nnx.Module):
         pooled = self.text(batch, train=train, rngs=rngs)
         return l2_normalise(pooled) if self.normalise_captions else pooled
 
+    def split_images(
+        self, batch: dict[str, Array], vectors: Float[Array, "b d"]
+    ) -> tuple[Float[Array, "b k"], Float[Array, " b"]]:
+        """Returns each cell's or region's part of an image's similarity to a vector.
+
+        And how far their sum is from the image's embedding, relative to its length: 0
+        but for rounding where the pooling is a sum (see `pooling.summands`).
+        """
+        return _split(self.image, batch, vectors, self.normalise_images)
+
+    def split_captions(
+        self, batch: dict[str, Array], vectors: Float[Array, "b d"]
+    ) -> tuple[Float[Array, "b t"], Float[Array, " b"]]:
+        """Returns the same of the tokens of captions."""
+        return _split(self.text, batch, vectors, self.normalise_captions)
+
     def caption_features(self, batch: dict[str, Array]) -> Float[Array, "b t h"]:
         """Returns what 'token_features' may hold in place of batch['token_ids']."""
         return self.text.features(batch)  # type: ignore[attr-defined]
+
+
+def _split(tower, batch, vectors, normalise: bool):
+    features, mask = tower.members(batch)
+    pooled = tower.gpool(features, mask)
+    parts = summands(tower.gpool, features, mask)
+    length = jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+    missing = jnp.linalg.norm(pooled - parts.sum(axis=1), axis=-1) / length[:, 0]
+    if normalise:
+        parts = parts / (length[..., None] + 1e-8)
+    return jnp.einsum("bkd,bd->bk", parts, vectors), missing
 
 
 def l2_normalise(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

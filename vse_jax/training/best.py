@@ -16,14 +16,18 @@ from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
 
 
-def load_best(config: ConfigDict, workdir: Path) -> tuple[nnx.GraphDef, Model, Mesh]:
+def load_best(
+    config: ConfigDict, workdir: Path, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, Model, Mesh]:
     """(graph definition, model, mesh) of the best checkpoint in `workdir`.
+
+    The mesh is the config's, over all devices, where none is given.
 
     Raises:
         InputError: no checkpoint, or of another model.
     """
     settle_vocab_size(config)
-    mesh = make_mesh(config)
+    mesh = mesh or make_mesh(config)
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir}: no checkpoints there; train first")
     check_same_run(config, workdir / "config.json", EVALUATION_FREE)

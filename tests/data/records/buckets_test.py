@@ -13,7 +13,7 @@ from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.commands.build_vocab import build_vocab
 from vse_jax.commands.export import export
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_split
 from vse_jax.data.records import buckets as remote
 from vse_jax.data.records.index import FORMATS
@@ -63,7 +63,7 @@ def config(bucket, tiny_config, tmp_path):
 
 def batches(config):
     split = read_split(config, "test")
-    tokens = caption_tokens(config, split.captions)
+    tokens = caption_tokenizer(config)(split.captions)
     return [
         (batch, index)
         for what in ("images", "captions")

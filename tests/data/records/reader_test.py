@@ -12,7 +12,7 @@ from absl import flags
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.commands.export import export
-from vse_jax.data.captions import caption_tokens
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
@@ -71,7 +71,7 @@ def damaged(exported, tmp_path):
 
 def train_batches(config, count=8):
     split = read_split(config, "train")
-    data = TrainData(config, split, caption_tokens(config, split.captions))
+    data = TrainData(config, split, caption_tokenizer(config)(split.captions))
     with data.batches(3) as batches:
         return list(itertools.islice(batches, count))
 
@@ -106,7 +106,7 @@ class TestBatches:
     def test_eval(self, config, form, what):
         def batches():
             split = read_split(config, "dev")
-            tokens = caption_tokens(config, split.captions)
+            tokens = caption_tokenizer(config)(split.captions)
             return [
                 batch | {"index": index}
                 for batch, index in eval_batches(config, split, what, tokens)

@@ -1,0 +1,188 @@
+"""vse_jax.load: what it embeds, and how a similarity splits over cells and words."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vse_jax
+from tests.helpers import steps, tiny
+from tests.helpers.runs import write_run
+from vse_jax import api
+from vse_jax.base.errors import InputError
+from vse_jax.data.images import load_image
+from vse_jax.data.layout import read_split
+from vse_jax.devices.compiling import Programs
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.training.best import load_best
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root, tmp_path_factory) -> Path:
+    config = tiny.get_config(str(tiny_root))
+    return write_run(config, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return vse_jax.load(run)
+
+
+@pytest.fixture(scope="module")
+def split(tiny_root):
+    return read_split(tiny.get_config(str(tiny_root)), "dev")
+
+
+def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
+    tiny_config.mesh.data = 1
+    mesh = make_mesh(tiny_config, jax.devices()[:1])
+    graphdef, arrays, mesh = load_best(tiny_config, run, mesh)
+    with Programs() as programs:
+        evaluator = Evaluator(tiny_config, graphdef, arrays, mesh, programs)
+        expected = evaluator.embed(arrays, split)
+    np.testing.assert_array_equal(model.encode_images(split.pictures), expected.images)
+    np.testing.assert_array_equal(
+        model.encode_captions(split.captions), expected.captions
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 8, 9])
+def test_few_items_get_programs_of_few_rows(model, split, count):
+    pictures = model.encode_images(split.pictures)
+    few = model.encode_images(split.pictures[:count])
+    assert few.shape == (count, model.dim)
+    np.testing.assert_allclose(few, pictures[:count], atol=1e-6)
+    captions = model.encode_captions(split.captions)
+    few = model.encode_captions(split.captions[:count])
+    np.testing.assert_allclose(few, captions[:count], atol=1e-6)
+
+
+def test_a_picture_comes_in_many_forms(model, split):
+    path = split.pictures[0]
+    with Image.open(path) as picture:
+        found = model.encode_images([path, str(path), load_image(path), picture])
+    np.testing.assert_array_equal(found, found[:1].repeat(4, axis=0))
+
+
+def test_a_bad_picture_is_named_or_skipped(model, split, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    with pytest.raises(InputError, match=r"bad.jpg: not a readable picture"):
+        model.encode_images([split.pictures[0], bad])
+    found = model.encode_images([bad, split.pictures[0]], on_bad="skip")
+    assert np.isnan(found[0]).all()
+    np.testing.assert_array_equal(found[1], model.encode_images(split.pictures[:2])[0])
+    with pytest.raises(InputError, match=r"picture 0: an array of float64 \[2, 2\]"):
+        model.encode_images([np.zeros((2, 2))])
+
+
+def test_one_string_is_no_list(model):
+    for encode in (model.encode_images, model.encode_captions):
+        with pytest.raises(InputError, match=r"a\.jpg: give a list"):
+            encode("a.jpg")
+
+
+def test_threads_may_share_a_model(model, split):
+    expected = [model.encode_captions([caption]) for caption in split.captions[:20]]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(
+            threads.map(lambda c: model.encode_captions([c]), split.captions[:20])
+        )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_another_model_has_another_fingerprint(model, run, tiny_config, tmp_path):
+    assert vse_jax.load(run).fingerprint == model.fingerprint
+    other = vse_jax.load(write_run(tiny_config, tmp_path / "other", seed=1))
+    assert other.fingerprint != model.fingerprint
+
+
+def test_a_warm_model_compiles_nothing_for_a_query(run, split):
+    model = vse_jax.load(run)
+    model.warm_up()
+
+    def programs():
+        return {name: tower._cache_size() for name, tower in model._towers.items()}
+
+    before = programs()
+    model.explain(split.pictures[0], split.captions[0])
+    assert programs() == before
+
+
+class TestExplain:
+    @pytest.mark.parametrize("pool", ["gpo", "avg", "max", "kmax", "gem", "fspool"])
+    def test_both_parts_sum_to_the_similarity(self, pool, split, tiny_config, tmp_path):
+        tiny_config.image.pool = tiny_config.text.pool = pool
+        model = vse_jax.load(write_run(tiny_config, tmp_path / "run"))
+        picture, caption = split.pictures[3], split.captions[0]
+        found = model.explain(picture, caption)
+        images, captions = (
+            model.encode_images([picture]),
+            model.encode_captions([caption]),
+        )
+        np.testing.assert_allclose(found.similarity, images[0] @ captions[0], atol=1e-6)
+        side = tiny.SIZE // 8
+        assert found.cells.shape == (side, side)
+        assert abs(found.cells.sum() - found.similarity) < 1e-5
+        assert abs(sum(part for _, part in found.words) - found.similarity) < 1e-5
+
+    @pytest.mark.parametrize("pool", ["selfattn", "seq2seq"])
+    def test_a_pooling_that_is_no_sum_is_refused(
+        self, pool, split, tiny_config, tmp_path
+    ):
+        tiny_config.image.pool = tiny_config.text.pool = pool
+        model = vse_jax.load(write_run(tiny_config, tmp_path / "run"))
+        vector = np.ones(model.dim, np.float32)
+        with pytest.raises(InputError, match=rf"image\.pool: '{pool}' is no sum"):
+            model.split_image(split.pictures[0], vector)
+        with pytest.raises(InputError, match=rf"text\.pool: '{pool}' is no sum"):
+            model.split_caption("a red bar", vector)
+
+    def test_words_are_whole_and_in_order(self, model):
+        found = model.split_caption("A red BAR, café.", np.ones(model.dim, np.float32))
+        words = [word for word, _ in found]
+        assert words == ["[CLS]", "a", "red", "bar", ",", "cafe", ".", "[SEP]"]
+
+
+class TestRegions:
+    @pytest.fixture
+    def model(self, tiny_root, tmp_path):
+        config = steps.region_config()
+        config.data.root = str(tiny_root)  # its vocabulary lies beside it
+        return vse_jax.load(write_run(config, tmp_path / "run"))
+
+    def test_sets_of_any_size(self, model):
+        c = steps.region_config().image
+        rng = np.random.default_rng(0)
+        sets = [rng.random((n, c.feature_dim), np.float32) for n in (1, c.max_regions)]
+        both = model.encode_images(sets)
+        np.testing.assert_allclose(both[0], model.encode_images(sets[:1])[0], atol=1e-6)
+        parts = model.split_image(sets[1], both[1])
+        assert parts.shape == (c.max_regions,)
+        assert abs(parts.sum() - 1) < 1e-5
+
+    def test_a_picture_file_is_refused(self, model):
+        with pytest.raises(InputError, match=r"picture 0: this model takes region"):
+            model.encode_images(["a.jpg"])
+        c = steps.region_config().image
+        with pytest.raises(InputError, match=r"picture 0: \d+ regions; .* at most"):
+            model.encode_images([np.zeros((c.max_regions + 1, c.feature_dim))])
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(InputError, match=r"config.json: no saved config"):
+        vse_jax.load(tmp_path)
+
+
+def test_importing_the_package_loads_no_jax():
+    code = "import sys, vse_jax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        vse_jax.lod  # noqa: B018
+    assert vse_jax.load is api.load

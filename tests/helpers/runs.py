@@ -1,0 +1,19 @@
+"""Folders of runs as training leaves them, with weights nobody trained."""
+
+from pathlib import Path
+
+from flax import nnx
+
+from vse_jax.base.config import save_config
+from vse_jax.models.build import build_model, split_model
+from vse_jax.training.checkpoint import Checkpoints
+
+
+def write_run(config, folder: Path, seed: int = 0) -> Path:
+    """`folder` with config.json and a best checkpoint of start values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.json")
+    _, model = split_model(build_model(config, rngs=nnx.Rngs(seed)))
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_best(1, model, {"rsum": 1.0, "epoch": 1})
+    return folder

@@ -1,0 +1,413 @@
+"""A trained model in Python: pictures and sentences become vectors, and why they match.
+
+    import vse_jax
+
+    model = vse_jax.load("runs/demo")
+    pictures = model.encode_images(["a.jpg", "b.jpg"])          # float32 [2, D]
+    sentences = model.encode_captions(["two dogs by the sea"])  # float32 [1, D]
+    similarities = pictures @ sentences.T                       # [2, 1], −1 … 1
+
+A model may be used by several threads at once. It computes on the first device.
+"""
+
+import functools
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vse_jax.base import progress as bar
+from vse_jax.base.config import load_config
+from vse_jax.base.errors import InputError, check_choice
+from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.images import PictureBytes, load_image, preprocess
+from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
+from vse_jax.devices import runtime
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.evaluation.evaluator import Model as Arrays
+from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
+from vse_jax.models.build import merge_model
+from vse_jax.models.vse import VSE
+from vse_jax.training.best import load_best
+
+Picture: TypeAlias = (
+    str
+    | Path
+    | PictureBytes
+    | Image.Image
+    | UInt8[np.ndarray, "_ _ 3"]
+    | Float[np.ndarray, "_ _"]
+)
+
+# A query's programs: few, since each is compiled. More items go through batches of the
+# size and the padded lengths that --mode=embed takes, which gives the same bits.
+_FEW = (1, 8)  # rows
+_FEWS_LENGTHS = (16, 32, 64)  # tokens
+# A pooling is a sum over its members where that sum is this close to the pooled vector.
+_ROUNDING = 1e-4
+
+
+class Explanation(NamedTuple):
+    """Why a picture and a caption have their similarity: two ways to split it.
+
+    similarity: of the two embeddings.
+    cells: float32 [rows, columns] of the picture's grid, or [regions]; their sum is the
+        similarity.
+    words: the caption's words with their parts of the similarity, which is their sum.
+        "[CLS]" and "[SEP]" (BERT) or "<start>" and "<end>" (BiGRU) are among them.
+    """
+
+    similarity: float
+    cells: np.ndarray
+    words: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class _Items:
+    """What is embedded: how many, in which order, how a row of a batch is read."""
+
+    order: np.ndarray  # [batches, rows] of their numbers, −1: none
+    empty: Callable[[np.ndarray], Batch]  # a batch for a row of `order`
+    read: Callable[[Batch, int, int], None]  # fills row `int` with item `int`
+
+    @property
+    def count(self) -> int:
+        return int((self.order >= 0).sum())
+
+
+def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> "Model":
+    """The best model of a run, or of a converted checkpoint.
+
+    Programs are kept in ~/.cache/vse_jax/compiled where JAX was not told of a cache.
+
+    Args:
+        folder: a run's (--workdir), or the one that convert_torch_weights.py wrote.
+        overrides: fields of its config with other values, such as the vocabulary that
+            has moved: {"text.vocab": "vocab.txt"}.
+
+    Raises:
+        InputError: no model there, or no vocabulary.
+    """
+    folder = Path(folder)
+    config = load_config(folder / "config.json")
+    config.update_from_flattened_dict(
+        {"mesh.data": 1, "mesh.fsdp": 1} | dict(overrides or {})
+    )
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        runtime.keep_programs()
+    mesh = make_mesh(config, jax.devices()[:1])
+    graphdef, arrays, mesh = load_best(config, folder, mesh)
+    return Model(config, graphdef, arrays, mesh, folder.resolve().name)
+
+
+class Model:
+    """Two towers with their weights; made by `load`.
+
+    name: the folder's.
+    dim: length of its vectors, D.
+    takes_regions: pictures are arrays of region features [k, F], not pixels.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        graphdef: nnx.GraphDef,
+        arrays: Arrays,
+        mesh: Mesh,
+        name: str,
+    ):
+        self.name = name
+        self.dim: int = config.embed_dim
+        self.takes_regions = config.image.kind == "region"
+        self._config = config
+        self._arrays = arrays
+        self._tokenizer = caption_tokenizer(config)
+        self._towers = jit_towers(graphdef, arrays, mesh)
+        self._towers |= _jit_splits(graphdef)
+        platform = mesh.devices.flat[0].platform
+        self._precision = runtime.matmul_precision(config, platform)
+        self._full = dict(
+            zip(("images", "captions"), batch_sizes(config, 1), strict=True)
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Tells which model made a vector: a digest of its weights and of its input."""
+        digest = hashlib.sha256()
+        fields = {name: self._config.image[name] for name in ("kind", "size", "pixels")}
+        digest.update(repr(sorted(fields.items())).encode())
+        for path, leaf in jax.tree.leaves_with_path(self._arrays):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()
+
+    def encode_images(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        on_bad: str = "error",
+        progress: bool = False,
+    ) -> Float32[np.ndarray, "n d"]:
+        """Embeddings of pictures, of length 1 unless the model was trained otherwise.
+
+        Args:
+            pictures: paths, PIL pictures or RGB arrays; of a region model, the features
+                of each picture's regions [k, F].
+            on_bad: 'error', or 'skip': a bad picture is logged and its row is NaN.
+            progress: show it.
+
+        Raises:
+            InputError: a picture cannot be used (names it).
+        """
+        check_choice("on_bad", on_bad, ("error", "skip"))
+        read = functools.partial(self._read_image, _several(pictures))
+        items = _Items(
+            _padded(np.arange(len(pictures)), self._full["images"]),
+            lambda index: empty_batch(image_shapes(self._config.image, len(index))),
+            read,
+        )
+        return self._encode("encode_images", items, on_bad == "skip", progress)
+
+    def encode_captions(
+        self, captions: Sequence[str], *, progress: bool = False
+    ) -> Float32[np.ndarray, "n d"]:
+        """Embeddings of captions, of length 1 unless the model was trained otherwise.
+
+        Raises:
+            InputError: none of them has a word that the model knows (BiGRU).
+        """
+        items = self._captions(_several(captions))
+        return self._encode("encode_captions", items, False, progress)
+
+    def explain(self, picture: Picture, caption: str) -> Explanation:
+        """Splits the similarity of a picture and a caption, exactly.
+
+        Raises:
+            InputError: as `split_image` and `split_caption`.
+        """
+        image, words = (
+            self.encode_images([picture])[0],
+            self.encode_captions([caption])[0],
+        )
+        return Explanation(
+            float(image @ words),
+            self.split_image(picture, words),
+            self.split_caption(caption, image),
+        )
+
+    def split_image(
+        self, picture: Picture, vector: Float[np.ndarray, " d"]
+    ) -> Float32[np.ndarray, "rows columns"] | Float32[np.ndarray, " regions"]:
+        """Each cell's part of the picture's similarity to a vector, or each region's.
+
+        A pooled vector is a sum over the members of its set (VSE∞, section 3: rank
+        weight times value), so the inner product with any vector is one, too.
+
+        Raises:
+            InputError: a bad picture, or a pooling that is no such sum.
+        """
+        batch = empty_batch(image_shapes(self._config.image, 1))
+        self._read_image([picture], batch, 0, 0)
+        (parts,) = self._split("image", batch, vector)
+        if self.takes_regions:
+            return parts[: int(batch["region_lengths"][0])]
+        side = math.isqrt(len(parts))  # the pictures are square, and so is the grid
+        return parts.reshape(side, side)
+
+    def split_caption(
+        self, caption: str, vector: Float[np.ndarray, " d"]
+    ) -> list[tuple[str, float]]:
+        """Each word's part of the caption's similarity to a vector.
+
+        A word's vector depends on the whole caption: BERT and a GRU read all of it.
+
+        Raises:
+            InputError: a pooling that is no sum over its members.
+        """
+        items = self._captions([caption])
+        batch = items.empty(items.order[0])
+        items.read(batch, 0, 0)
+        (parts,) = self._split("text", batch, vector)
+        tokens = self._tokenizer([caption])
+        words = self._tokenizer.words(caption)
+        found: list[tuple[str, float]] = []
+        before = None
+        for word, part in zip(tokens.words.tolist(), parts.tolist(), strict=False):
+            if word >= 0 and word == before:
+                found[-1] = (found[-1][0], found[-1][1] + part)
+            elif word >= 0:
+                found.append((words[word], part))
+            else:
+                found.append(("[SEP]" if found else "[CLS]", part))
+            before = word
+        return found
+
+    def warm_up(self) -> None:
+        """Compiles what a query and its explanation need, side by side."""
+        shapes = image_shapes(self._config.image, 1)
+        vector = np.zeros((1, self.dim), np.float32)
+        index = np.zeros(1, np.int32)
+        runs = [
+            ("encode_images", empty_batch(shapes), index),
+            ("split_image", empty_batch(shapes), vector),
+        ]
+        rows = CaptionRows(self._config, self._tokenizer([""]), None)
+        for length in _few_lengths(rows.padded_lengths):
+            batch = empty_batch(rows.shapes(1, length))
+            runs += [("encode_captions", batch, index), ("split_text", batch, vector)]
+        with ThreadPoolExecutor() as threads:
+            for _ in threads.map(lambda run: self._run(*run), runs):
+                pass
+
+    def _captions(self, captions: Sequence[str]) -> _Items:
+        tokens = self._tokenizer(captions)
+        rows = CaptionRows(self._config, tokens, None)
+        lengths = rows.padded_lengths
+        if len(captions) <= _FEW[-1]:
+            lengths = _few_lengths(lengths)
+
+        def empty(index: np.ndarray) -> Batch:
+            longest = int(tokens.lengths[index[index >= 0]].max())
+            length = next(size for size in lengths if size >= longest)
+            return rows.empty(len(index), length)
+
+        def read(batch: Batch, row: int, caption: int) -> None:
+            rows.read(batch, row, caption, None)
+
+        by_length = np.argsort(tokens.lengths, kind="stable")
+        return _Items(_padded(by_length, self._full["captions"]), empty, read)
+
+    def _read_image(
+        self, pictures: Sequence[Picture], batch: Batch, row: int, image: int
+    ) -> None:
+        c, picture = self._config.image, pictures[image]
+        if not self.takes_regions:
+            pixels = _pixels(picture, image)
+            batch["images"][row] = preprocess(pixels, c.size, c.pixels)
+            return
+        shape = picture.shape if isinstance(picture, np.ndarray) else ()
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != c.feature_dim:
+            raise InputError(
+                f"picture {image}: this model takes region features, arrays of "
+                f"[regions, {c.feature_dim}]"
+            )
+        if shape[0] > c.max_regions:
+            raise InputError(
+                f"picture {image}: {shape[0]} regions; this model takes at most "
+                f"{c.max_regions}"
+            )
+        batch["regions"][row, : shape[0]] = picture
+        batch["region_lengths"][row] = shape[0]
+
+    def _encode(self, tower: str, items: _Items, skip: bool, progress: bool):
+        """float32 [items, D]: batches are read while the device computes."""
+        result = np.full((items.count, self.dim), np.nan, np.float32)
+        batches: Iterable = _read_ahead(items, skip)
+        if progress:
+            batches = bar.progress(batches, tower, total=len(items.order), unit="batch")
+        for batch, index in batches:
+            rows, index = self._run(tower, batch, index)
+            result[index[index >= 0]] = rows[index >= 0]
+        return result
+
+    def _split(self, tower: str, batch: Batch, vector: np.ndarray) -> np.ndarray:
+        parts, missing = self._run(f"split_{tower}", batch, vector[None])
+        if not missing.max() <= _ROUNDING:
+            pool = self._config[tower].pool
+            raise InputError(
+                f"config.{tower}.pool: {pool!r} is no sum over the members of a set: "
+                "a similarity cannot be split"
+            )
+        return parts
+
+    def _run(self, program: str, batch: Batch, others: np.ndarray):
+        with jax.default_matmul_precision(self._precision):
+            return jax.device_get(self._towers[program](self._arrays, batch, others))
+
+
+def _several(items: Sequence) -> Sequence:
+    if isinstance(items, str | Path | PictureBytes):
+        raise InputError(f"{items}: give a list, also of one")
+    return items
+
+
+def _jit_splits(graphdef: nnx.GraphDef) -> dict[str, Any]:
+    def jit(split: Callable):
+        def run(model, batch, vectors):
+            return split(merge_model(graphdef, model), batch, vectors)
+
+        return jax.jit(run)
+
+    return {"split_image": jit(VSE.split_images), "split_text": jit(VSE.split_captions)}
+
+
+def _padded(order: np.ndarray, full: int) -> np.ndarray:
+    """`order` as rows of a size that has a program, the last filled with −1."""
+    sizes = [size for size in _FEW if size < full]
+    size = next((size for size in sizes if size >= len(order)), full)
+    return np.append(order, np.full(-len(order) % size, -1)).reshape(-1, size)
+
+
+def _few_lengths(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of a query: of `lengths`, the longest one at least."""
+    longest = lengths[-1]
+    return (*(size for size in _FEWS_LENGTHS if size < longest), longest)
+
+
+def _read_ahead(items: _Items, skip: bool) -> Iterator[tuple[Batch, np.ndarray]]:
+    """The batches with their rows' numbers, one read ahead by threads."""
+    waiting: deque[tuple[Batch, np.ndarray, list[Future | None]]] = deque()
+
+    def finished() -> tuple[Batch, np.ndarray]:
+        batch, index, rows = waiting.popleft()
+        for row, future in enumerate(rows):
+            try:
+                if future:
+                    future.result()
+            except InputError as error:
+                if not skip:
+                    raise
+                logging.warning("skipped: %s", error)
+                index[row] = -1
+        return batch, index
+
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for numbers in items.order:
+            batch, index = items.empty(numbers), numbers.astype(np.int32)
+            rows = [
+                threads.submit(items.read, batch, row, number) if number >= 0 else None
+                for row, number in enumerate(numbers.tolist())
+            ]
+            waiting.append((batch, index, rows))
+            if len(waiting) > 1:
+                yield finished()
+        while waiting:
+            yield finished()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _pixels(picture: Picture, number: int) -> UInt8[np.ndarray, "height width 3"]:
+    if not isinstance(picture, np.ndarray):
+        return load_image(picture)
+    if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        return picture
+    raise InputError(
+        f"picture {number}: an array of {picture.dtype} {list(picture.shape)}; a "
+        "picture is uint8 [height, width, 3]"
+    )
