@@ -10,6 +10,7 @@
 A model may be used by several threads at once. It computes on the first device.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -104,14 +105,24 @@ def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> "Mod
     """
     folder = Path(folder)
     config = load_config(folder / "config.json")
-    config.update_from_flattened_dict(
-        {"mesh.data": 1, "mesh.fsdp": 1} | dict(overrides or {})
-    )
+    config.update_from_flattened_dict(dict(overrides or {}))
     if jax.config.values["jax_compilation_cache_dir"] is None:
         runtime.keep_programs()
+    with _without_warnings():  # Orbax's, that it only reads
+        return model_of(config, folder)
+
+
+def model_of(config: ConfigDict, workdir: Path) -> "Model":
+    """As `load`, with the config of a command line.
+
+    Raises:
+        InputError: no model there, another one than the config's, or no vocabulary.
+    """
+    config = config.copy_and_resolve_references()
+    config.mesh.update(data=1, fsdp=1)
     mesh = make_mesh(config, jax.devices()[:1])
-    graphdef, arrays, mesh = load_best(config, folder, mesh)
-    return Model(config, graphdef, arrays, mesh, folder.resolve().name)
+    graphdef, arrays, mesh = load_best(config, workdir, mesh)
+    return Model(config, graphdef, arrays, mesh, workdir.resolve().name)
 
 
 class Model:
@@ -337,6 +348,16 @@ class Model:
     def _run(self, program: str, batch: Batch, others: np.ndarray):
         with jax.default_matmul_precision(self._precision):
             return jax.device_get(self._towers[program](self._arrays, batch, others))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _several(items: Sequence) -> Sequence:

@@ -7,9 +7,6 @@ from PIL import Image, ImageColor
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import Split
 from vse_jax.figures.retrieval import (
-    _fitting,
-    _font,
-    _wrap,
     retrieval_picture,
 )
 from vse_jax.figures.style import GREEN
@@ -67,22 +64,3 @@ def test_a_split_smaller_than_the_page(split, tmp_path):
     images = np.eye(2, dtype=np.float32)
     retrieval_picture(tmp_path / "r.png", few, images, np.repeat(images, 2, axis=0))
     assert green_frames(tmp_path / "r.png") == 2
-
-
-def test_wrapping():
-    font = _font(18)
-    text = "a sentence of several words that is longer than one line of its column"
-    lines = _wrap(text, font, 200, 9)
-    assert " ".join(lines) == text
-    assert all(font.getlength(line) <= 200 for line in lines)
-
-    cut = _wrap(text, font, 200, 2)
-    assert len(cut) == 2
-    assert cut[0] == lines[0]
-    assert cut[1].endswith("…")
-    assert font.getlength(cut[1]) <= 200
-
-    word = "0123456789" * 5
-    assert "".join(_wrap(word, font, 100, 9)) == word
-    assert _wrap("", font, 100, 2) == [""]
-    assert _fitting("abc", font, 1) == "a"

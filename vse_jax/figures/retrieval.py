@@ -1,19 +1,18 @@
 """What the model finds, as one picture: sentences → pictures, pictures → sentences."""
 
-import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import Split
+from vse_jax.figures.lettering import font_of, wrap
 from vse_jax.figures.style import GREEN, GREY, INK, ORANGE
 
 _TOP = 5  # results shown of a query
@@ -106,24 +105,24 @@ class _Page:
             f"{split.name}: {len(split.image_ids):,} pictures, "
             f"{len(split.captions):,} sentences"
         )
-        self.draw.text((_MARGIN, _TITLE_TOP), title, INK, _font(30, bold=True))
+        self.draw.text((_MARGIN, _TITLE_TOP), title, INK, font_of(30, bold=True))
         legend = (
             "✓ and a green frame: the right answer.  Orange: its place if it is not "
             "among the first five.  Numbers: similarity."
         )
         if split.pictures is None:
             legend += "  This data set comes without picture files: ids are shown."
-        self.draw.text((_MARGIN, _LEGEND_TOP), legend, GREY, _font(18))
+        self.draw.text((_MARGIN, _LEGEND_TOP), legend, GREY, font_of(18))
 
     def heading(self, section: _Section, text: str) -> None:
         place = _MARGIN, section.top - _HEADING
-        self.draw.text(place, text, INK, _font(22, bold=True))
+        self.draw.text(place, text, INK, font_of(22, bold=True))
 
     def sentence(self, place: tuple[int, int], caption: int, scores) -> None:
         """A sentence over its five best pictures, and the right one if they miss it."""
         x, y = place
-        font = _font(18)
-        lines = _wrap(self._caption(caption), font, _COLUMN, 2)
+        font = font_of(18)
+        lines = wrap(self._caption(caption), font, _COLUMN, 2)
         for k, line in enumerate(lines, start=2 - len(lines)):  # close to its pictures
             self.draw.text((x, y + k * _LINE), line, INK, font)
         y += _SENTENCE
@@ -149,18 +148,18 @@ class _Page:
         x, y = place[0] + _TILE + 2 * _GAP, place[1]
         width = _COLUMN - _TILE - 2 * _GAP - _TEXT
         for k, caption in enumerate(order[:_TOP].tolist()):
-            font = _font(17, bold=bool(right[caption]))
+            font = font_of(17, bold=bool(right[caption]))
             colour = GREEN if right[caption] else INK
             line = y + 2 + k * _LINE
-            self.draw.text((x, line), f"{scores[caption]:.2f}", GREY, _font(17))
+            self.draw.text((x, line), f"{scores[caption]:.2f}", GREY, font_of(17))
             if right[caption]:
                 self.draw.text((x + _TICK, line), "✓", colour, font)
-            text = _wrap(self._caption(caption), font, width, 1)[0]
+            text = wrap(self._caption(caption), font, width, 1)[0]
             self.draw.text((x + _TEXT, line), text, colour, font)
         first = int(np.flatnonzero(right[order])[0]) + 1
         if first > _TOP:
             text = f"first right sentence: no. {first:,}"
-            self.draw.text((x, y + _TILE + 4), text, ORANGE, _font(15))
+            self.draw.text((x, y + _TILE + 4), text, ORANGE, font_of(15))
 
     def tile(
         self, place: tuple[int, int], image: int, label: str, colour: str, framed=False
@@ -170,9 +169,9 @@ class _Page:
         self._square(place, 0, fill="white", outline="#CCCCCC")
         thumbnail = _thumbnail(self.split, image)
         if thumbnail is None:
-            font = _font(14)
+            font = font_of(14)
             name = self.split.image_ids[image]
-            for k, line in enumerate(_wrap(name, font, _TILE - 2 * _INSIDE, 4)):
+            for k, line in enumerate(wrap(name, font, _TILE - 2 * _INSIDE, 4)):
                 line_place = x + _INSIDE, y + _INSIDE + 18 * k
                 self.draw.text(line_place, line, GREY, font)
         else:
@@ -180,7 +179,7 @@ class _Page:
             self.canvas.paste(thumbnail, (left, y + (_TILE - thumbnail.height) // 2))
         if framed:
             self._square(place, _FRAME, outline=GREEN, width=_FRAME)
-        font = _font(16, bold=colour != GREY)
+        font = font_of(16, bold=colour != GREY)
         below = x + _TILE / 2, y + _TILE + _GAP
         self.draw.text(below, label, colour, font, anchor="mt")
 
@@ -213,39 +212,3 @@ def _spread(n: int, count: int) -> list[int]:
 def _order(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Best first; among equals the right ones last, as in `evaluation.ranking`."""
     return np.lexsort((right, -scores))
-
-
-def _wrap(text: str, font, width: int, lines: int) -> list[str]:
-    """Breaks a text into at most `lines` lines of `width` px; … where it is cut."""
-    result = [""]
-    words = text.split()
-    while words:
-        longer = f"{result[-1]} {words[0]}".strip()
-        if font.getlength(longer) <= width:
-            result[-1] = longer
-            words.pop(0)
-        elif len(result) == lines:
-            return [*result[:-1], _fitting(longer, font, width, end="…")]
-        elif result[-1]:
-            result.append("")
-        else:  # a word longer than a line, such as an id
-            result[-1] = _fitting(words[0], font, width)
-            words[0] = words[0][len(result[-1]) :]
-            result.append("")
-    return result
-
-
-def _fitting(text: str, font, width: int, end: str = "") -> str:
-    """The longest beginning of `text` that fits together with `end`."""
-    while len(text) > 1 and font.getlength(text + end) > width:
-        text = text[:-1]
-    return text + end
-
-
-@functools.lru_cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings DejaVu, which covers European scripts and symbols.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(
-        Path(matplotlib.get_data_path(), "fonts", "ttf", name), size
-    )

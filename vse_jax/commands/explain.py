@@ -1,0 +1,37 @@
+"""--mode=explain: why a picture and a sentence have their similarity."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vse_jax.api import model_of
+from vse_jax.base.errors import InputError
+from vse_jax.data.images import load_image
+from vse_jax.figures.explanation import explanation_picture
+
+
+def explain(config: ConfigDict, workdir: Path) -> None:
+    """Draws W/explanation.png for config.search.query and config.search.like.
+
+    Raises:
+        InputError: one of them is missing or bad, a region model, or a pooling that is
+            no sum over the members of its set.
+    """
+    query, like = config.search.query, config.search.like
+    for field, value in (("query", query), ("like", like)):
+        if not value or not value.strip():
+            raise InputError(f"config.search.{field}: needed by --mode=explain")
+    picture = load_image(like)
+    model = model_of(config, workdir)
+    if model.takes_regions:
+        raise InputError(
+            f"{workdir}: a region model, which sees no cells of a picture; "
+            "vse_jax.load(…).explain splits its regions"
+        )
+    found = model.explain(picture, query)
+    path = workdir / "explanation.png"
+    explanation_picture(path, picture, query, found.cells, found.words)
+    print(f"similarity {found.similarity:.3f}")
+    for word, part in found.words:
+        print(f"{part:+.3f}  {word}")
+    print(path)
