@@ -58,4 +58,5 @@ def train(config: ConfigDict, workdir: Path) -> None:
             run.recorder.close()
             run.profiler.close()
         on_first(lambda: curves_picture(workdir, plan.schedule))
+        checkpoints.wait()  # the best model is read from the disk
         evaluate(config, workdir, run.evaluator)
