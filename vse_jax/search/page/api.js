@@ -23,7 +23,7 @@ async function call(address, options = {}) {
   }
   if (response.status === 401) throw new TokenNeeded(await reason(response));
   if (!response.ok) throw new Refused(await reason(response));
-  return response.json();
+  return response.status === 204 ? null : response.json();
 }
 
 async function reason(response) {

@@ -63,8 +63,8 @@ export function count({ hits, left, total, milliseconds, cut: least }) {
   at("cut-value").textContent = least === null ? "off" : number(least, 3);
   slider.ariaValueText =
     least === null ? "off" : `${number(least, 3)}: ${left} of ${hits} remain`;
-  let text = `${pictures(hits)}`;
-  if (hits < total) text = `The best ${whole(hits)} of ${whole(total)}`;
+  let text = pictures(hits);
+  if (total > hits) text = `The best ${whole(hits)} of ${whole(total)}`;
   if (least !== null) text = `${whole(left)} of ${pictures(hits)}`;
   const time = document.createElement("small");
   time.textContent = `${milliseconds < 10 ? number(milliseconds, 1) : Math.round(milliseconds)} ms`;

@@ -5,33 +5,37 @@ import { number, signed } from "./text.js";
 const at = (id) => document.getElementById(id);
 const canvas = at("heat");
 const readout = at("heat-readout");
+const HINT = "Point at the picture to read its cells.";
 let cells = null; // [rows][columns]
 let marked = null; // [row, column] of the cell that is read out
 
-/** Shows an answer of /api/explain; null clears. */
-export function show(explanation) {
+/** Shows an answer of /api/explain; null clears. `pictures`: the query has some, too. */
+export function show(explanation, pictures = false) {
   cells = explanation?.cells ?? null;
   marked = null;
   at("why").hidden = !explanation;
   at("heat-label").hidden = !cells;
-  readout.textContent = "";
   showHeat();
   if (!explanation) return;
-  at("why-sum").textContent = sentence(explanation);
+  at("why-sum").textContent = sentence(explanation, pictures);
   at("words").replaceChildren(...wordItems(explanation.words));
   at("words").hidden = !explanation.words.length;
 }
 
 /** Says in plain words that there is no explanation, and why. */
 export function showReason(reason) {
-  show({ similarity: null, cells: null, words: [] });
+  show({ similarity: 0, cells: null, words: [] });
   at("why-sum").textContent = reason;
 }
 
-function sentence({ similarity, cells, words }) {
-  const parts = [cells && "the picture’s cells", words.length && "the query’s words"];
-  const named = parts.filter(Boolean).join(", and those of ");
-  return `Similarity ${number(similarity, 3)}` + (named ? `: the sum of the parts of ${named}.` : ".");
+function sentence({ similarity, cells, words }, pictures) {
+  const total = `Similarity ${number(similarity, 3)}`;
+  const added = words.reduce((sum, { value }) => sum + value, 0);
+  if (!words.length) return cells ? `${total}: the sum of the picture’s cells.` : `${total}.`;
+  if (pictures) return `${total}: the query’s words add ${signed(added)}, its pictures the rest.`;
+  return cells
+    ? `${total}: the sum of the picture’s cells, and that of the query’s words.`
+    : `${total}: the sum of the query’s words.`;
 }
 
 function wordItems(words) {
@@ -58,7 +62,7 @@ function wordItems(words) {
 export function showHeat() {
   const on = Boolean(cells) && at("heat-switch").checked;
   canvas.hidden = !on;
-  at("heat-legend").hidden = !on;
+  at("heat-legend").hidden = readout.hidden = !on;
   at("viewer-figure").classList.toggle("heated", on);
   if (!on) return;
   const { strongest, largest, smallest } = extremes();
@@ -67,7 +71,7 @@ export function showHeat() {
   canvas.ariaLabel =
     `Heat map of ${cells.length} × ${cells[0].length} cells, ` +
     `strongest: ${cellText(strongest)}. Arrow keys read the cells.`;
-  draw();
+  mark(null);
 }
 
 function extremes() {
@@ -118,7 +122,7 @@ function colours() {
 
 function mark(cell) {
   marked = cell;
-  readout.textContent = cell ? `Cell in ${cellText(cell)}` : "";
+  readout.textContent = cell ? `Cell in ${cellText(cell)}` : HINT;
   draw();
 }
 

@@ -74,7 +74,6 @@ function showHits(found, asked) {
   showParts(asked); // with names that were not known before
   gallery.show(hits);
   controls.scale(hits, asked.cut);
-  at("more").hidden = hits.length < asked.top;
   showCut(asked.cut);
   if (searched === null || !state.asks(asked)) return;
   const best = hits.length ? `, the best ${hits[0].path} with ${number(hits[0].score)}` : "";
@@ -82,8 +81,13 @@ function showHits(found, asked) {
 }
 
 function showCut(cut) {
+  const asked = state.read();
   const left = gallery.cutOff(cut);
-  controls.count({ hits: hits.length, left, total: status.pictures, milliseconds, cut });
+  const filtered = state.FILTERS.some((name) => asked[name]);
+  const total = filtered ? null : status.pictures;
+  controls.count({ hits: hits.length, left, total, milliseconds, cut });
+  const all = hits.length < asked.top || asked.top + state.FIRST > state.MOST;
+  at("more").hidden = all || left < hits.length; // more of them would score still less
   at("nothing").hidden = left > 0 || searched === null;
   if (hits.length) {
     const [least, best] = [cut ?? 0, hits[0].score].map((score) => number(score, 3));

@@ -2,6 +2,7 @@
 // never sends that part of an address anywhere.
 
 export const FIRST = 60; // pictures of a search, and how many more each "Show more" adds
+export const MOST = 1000; // the server's limit
 
 export const FILTERS = ["after", "before", "camera", "folder"];
 

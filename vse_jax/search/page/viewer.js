@@ -87,7 +87,8 @@ function element(tag, text) {
 
 async function explain(id, asked, signal) {
   try {
-    explanation.show(await api.explain({ ...asQuery(asked), id }, signal));
+    const pictures = [asked.like, asked.unlike, asked.uploads].some((list) => list.length);
+    explanation.show(await api.explain({ ...asQuery(asked), id }, signal), pictures);
   } catch (error) {
     if (!(error instanceof api.Refused)) throw error;
     explanation.showReason(error.message);
