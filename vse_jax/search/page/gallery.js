@@ -25,7 +25,6 @@ function tile(hit) {
   image.loading = "lazy";
   image.decoding = "async";
   image.draggable = false;
-  image.alt = hit.path;
   image.src = thumbnailOf(hit.id);
   image.addEventListener("error", () => button.classList.add("broken"), { once: true });
   const score = document.createElement("span");
@@ -35,7 +34,7 @@ function tile(hit) {
   name.ariaHidden = "true"; // the picture's alt text says it
   button.append(image, score, name);
   item.append(button);
-  // A row's height is one; a very long or tall picture gets a place of its own shape's limit.
+  // A panorama would fill a row alone: it is shown whole, in a place of this shape.
   const ratio = Math.min(3, Math.max(0.5, hit.width / hit.height));
   item.style.setProperty("--ratio", ratio.toFixed(4));
   return item;
@@ -43,6 +42,7 @@ function tile(hit) {
 
 function update(item, hit) {
   item.dataset.score = hit.score;
+  item.querySelector("img").alt = hit.path; // a filter may ask for another copy of it
   item.querySelector(".score").textContent = number(hit.score);
   const copies = hit.copies ? ` · ${hit.copies + 1} copies` : "";
   item.querySelector(".name").textContent = fileName(hit.path) + copies;
