@@ -41,7 +41,9 @@ def served(folder: Path, token: str = "") -> Iterator[str]:
     command = [sys.executable, "-m", "tests.browser.site", str(folder), token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield process.stdout.readline().split()[0]
+            first = process.stdout.readline()
+            assert first, "the server did not start; its error stands above"
+            yield first.split()[0]
         finally:
             process.terminate()
 
