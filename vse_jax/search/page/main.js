@@ -21,7 +21,7 @@ let searching = null; // an AbortController
 /** Changes what is asked for, and shows it. */
 function go(changes, options) {
   state.write(changes, options);
-  return apply();
+  return status ? apply() : start();
 }
 
 async function apply() {
@@ -260,7 +260,7 @@ function keys(event) {
 function listen() {
   at("search").addEventListener("submit", submit);
   at("token-form").addEventListener("submit", giveToken);
-  at("again").addEventListener("click", () => (status ? apply() : start()));
+  at("again").addEventListener("click", () => go({}, { replace: true }));
   at("dismiss").addEventListener("click", () => problem(null));
   at("more").addEventListener("click", more);
   at("nothing-action").addEventListener("click", () => go(hits.length ? { cut: null } : NO_FILTERS));
