@@ -6,9 +6,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 # The locks hold every package; PyTorch differs by platform and index, so only its version
 # is pinned (requirements-dev.txt), and the CUDA libraries that some of its wheels ask for
-# come with it. So do a device's packages (requirements-cuda.txt, requirements-tpu.txt).
+# come with it. So do a device's packages (requirements-cuda.txt, requirements-tpu.txt),
+# and requirements-browser.txt says those of make test-browser.
 LOCKED := $(PIP) --no-deps --require-hashes
-UNLOCKED := ^(torch$$|triton$$|nvidia-|cuda-|jax-cuda|libtpu$$)
+UNLOCKED := ^(torch$$|triton$$|nvidia-|cuda-|jax-cuda|libtpu$$|playwright$$|greenlet$$|axe-)
 UV := $(VENV)/uv/bin/uv
 UV_VERSION := 0.13.9
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 \
@@ -29,12 +30,14 @@ TPU_COMPILER := $(VENV)/tpu/$(subst ==,-,$(LIBTPU)).dist-info
 # Two installations into one .venv at a time would see each other's halves (make -j).
 .NOTPARALLEL:
 .PHONY: help setup setup-dev setup-tpu-compiler lock locked demo study test test-all \
-  coverage check bench bench-scaling bench-pieces format clean
+  test-browser coverage check bench bench-scaling bench-pieces format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
 	@echo "make test       ruff, mypy, import-linter and the tests"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make test-browser"
+	@echo "                the search page in Chromium, which Debian's apt installs for root"
 	@echo "make coverage   the lines that the tests reach"
 	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
 	@echo "make bench      our speed and PyTorch's, row by row (docs/performance.md; 40 minutes)"
@@ -159,6 +162,23 @@ test: check
 
 test-all: check setup-tpu-compiler
 	$(BIN)/python -m pytest $(WORKERS)
+
+# Playwright drives the machine's own Chromium; its packages are no part of the locks.
+$(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
+	@echo "Installing the packages of requirements-browser.txt"
+	$(PIP) --no-deps -r requirements-browser.txt
+	@touch $@
+
+CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
+
+test-browser: setup-dev $(VENV)/.browser
+	@if ! { $(CHROMIUM); } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	  then echo "Installing Chromium"; apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    chromium >/dev/null; fi
+	@{ $(CHROMIUM); } >/dev/null || \
+	  { echo "error: no Chromium; install it: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser
 
 coverage: setup-dev
 	$(BIN)/python -m coverage erase

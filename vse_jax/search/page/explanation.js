@@ -1,0 +1,150 @@
+// Why a picture was found: its cells as a heat map over it, the query's words underlined.
+
+import { number, signed } from "./text.js";
+
+const at = (id) => document.getElementById(id);
+const canvas = at("heat");
+const readout = at("heat-readout");
+const HINT = "Point at the picture to read its cells.";
+let cells = null; // [rows][columns]
+let marked = null; // [row, column] of the cell that is read out
+
+/** Shows an answer of /api/explain; null clears. `pictures`: the query has some, too. */
+export function show(explanation, pictures = false) {
+  cells = explanation?.cells ?? null;
+  marked = null;
+  at("why").hidden = !explanation;
+  at("heat-label").hidden = !cells;
+  showHeat();
+  if (!explanation) return;
+  at("why-sum").textContent = sentence(explanation, pictures);
+  at("words").replaceChildren(...wordItems(explanation.words));
+  at("words").hidden = !explanation.words.length;
+}
+
+/** Says in plain words that there is no explanation, and why. */
+export function showReason(reason) {
+  show({ similarity: 0, cells: null, words: [] });
+  at("why-sum").textContent = reason;
+}
+
+function sentence({ similarity, cells, words }, pictures) {
+  const total = `Similarity ${number(similarity, 3)}`;
+  const added = words.reduce((sum, { value }) => sum + value, 0);
+  if (!words.length) return cells ? `${total}: the sum of the picture’s cells.` : `${total}.`;
+  if (pictures) return `${total}: the query’s words add ${signed(added)}, its pictures the rest.`;
+  return cells
+    ? `${total}: the sum of the picture’s cells, and that of the query’s words.`
+    : `${total}: the sum of the query’s words.`;
+}
+
+function wordItems(words) {
+  const most = Math.max(...words.map(({ value }) => Math.abs(value)));
+  return words.map(({ word, value }) => {
+    const item = document.createElement("li");
+    item.className = value < 0 ? "negative" : "positive";
+    item.style.setProperty("--share", `${Math.round((100 * Math.abs(value)) / most)}%`);
+    // BERT's marks at both ends take part in the sum, but nobody typed them.
+    item.classList.toggle("mark", /^\[.*\]$/.test(word));
+    const text = document.createElement("span");
+    text.className = "word";
+    text.textContent = word;
+    const part = document.createElement("span");
+    part.className = "value";
+    part.textContent = signed(value);
+    item.title = `${word}: ${part.textContent}`;
+    item.append(text, " ", part);
+    return item;
+  });
+}
+
+/** Draws the heat map if it is asked for and there is one. */
+export function showHeat() {
+  const on = Boolean(cells) && at("heat-switch").checked;
+  canvas.hidden = !on;
+  at("heat-legend").hidden = readout.hidden = !on;
+  at("viewer-figure").classList.toggle("heated", on);
+  if (!on) return;
+  const { strongest, largest, smallest } = extremes();
+  at("legend-low").textContent = `lowers ${number(Math.min(0, smallest), 3)}`;
+  at("legend-high").textContent = `raises ${signed(Math.max(0, largest))}`;
+  canvas.ariaLabel =
+    `Heat map of ${cells.length} × ${cells[0].length} cells, ` +
+    `strongest: ${cellText(strongest)}. Arrow keys read the cells.`;
+  mark(null);
+}
+
+function extremes() {
+  let strongest = [0, 0];
+  cells.forEach((row, i) =>
+    row.forEach((value, j) => {
+      if (Math.abs(value) > Math.abs(cells[strongest[0]][strongest[1]])) strongest = [i, j];
+    }),
+  );
+  const all = cells.flat();
+  return { strongest, largest: Math.max(...all), smallest: Math.min(...all) };
+}
+
+const cellText = ([row, column]) =>
+  `row ${row + 1}, column ${column + 1}: ${signed(cells[row][column])}`;
+
+function draw() {
+  const scale = window.devicePixelRatio;
+  canvas.width = Math.round(canvas.clientWidth * scale);
+  canvas.height = Math.round(canvas.clientHeight * scale);
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  pen.drawImage(colours(), 0, 0, canvas.width, canvas.height);
+  if (!marked) return;
+  const [height, width] = [canvas.height / cells.length, canvas.width / cells[0].length];
+  const box = [marked[1] * width, marked[0] * height, width, height];
+  for (const [colour, line] of [["#fff", 4], ["#000", 1.5]]) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = line * scale;
+    pen.strokeRect(...box);
+  }
+}
+
+/** One pixel a cell: orange raises, blue lowers, the opacity says how much. */
+function colours() {
+  const small = document.createElement("canvas");
+  [small.width, small.height] = [cells[0].length, cells.length];
+  const pen = small.getContext("2d");
+  const pixels = pen.createImageData(small.width, small.height);
+  const most = Math.max(...cells.flat().map(Math.abs)) || 1;
+  cells.flat().forEach((value, i) => {
+    const colour = value < 0 ? [24, 100, 214] : [232, 89, 12];
+    pixels.data.set([...colour, Math.round((215 * Math.abs(value)) / most)], 4 * i);
+  });
+  pen.putImageData(pixels, 0, 0);
+  return small;
+}
+
+function mark(cell) {
+  marked = cell;
+  readout.textContent = cell ? `Cell in ${cellText(cell)}` : HINT;
+  draw();
+}
+
+/** Reading single cells, by pointer and by arrow keys; a new size draws again. */
+export function listen() {
+  const clip = (value, length) => Math.max(0, Math.min(length - 1, value));
+  canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
+    const row = Math.floor((offsetY / canvas.clientHeight) * cells.length);
+    const column = Math.floor((offsetX / canvas.clientWidth) * cells[0].length);
+    mark([clip(row, cells.length), clip(column, cells[0].length)]);
+  });
+  canvas.addEventListener("pointerleave", () => mark(null));
+  canvas.addEventListener("blur", () => mark(null));
+  canvas.addEventListener("keydown", (event) => {
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const step = move[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation(); // elsewhere in the dialog these keys change the picture
+    const [row, column] = marked ? [marked[0] + step[0], marked[1] + step[1]] : [0, 0];
+    mark([clip(row, cells.length), clip(column, cells[0].length)]);
+  });
+  at("heat-switch").addEventListener("change", showHeat);
+  new ResizeObserver(() => canvas.hidden || draw()).observe(canvas);
+}
