@@ -5,34 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.search.store_test import new
+from tests.helpers.indices import COUNT, new, unit_vectors, write_index
 from vse_jax.search.engine import ALL, Filters
 from vse_jax.search.exact import ExactEngine, best
 from vse_jax.search.store import File, Store
 
-COUNT, DIM = 200, 16
-
 
 @pytest.fixture
 def vectors() -> np.ndarray:
-    vectors = np.random.default_rng(0).standard_normal((COUNT, DIM), np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit_vectors()
 
 
 @pytest.fixture
-def index(tmp_path, vectors) -> Path:
-    """Picture n + 1 has vectors[n]; each tenth one lies in ten/, half have a camera."""
-    path = tmp_path / "index"
-    Store.create(path, model="m", name="model", dim=DIM, folder=tmp_path)
-    with Store.open(path, read_only=False) as store:
-        store.add(
-            [
-                new(f"{'ten/' if n % 10 == 0 else ''}{n:03}.jpg", camera="AB"[n % 2])
-                for n in range(COUNT)
-            ],
-            vectors,
-        )
-    return path
+def index(tmp_path) -> Path:
+    return write_index(tmp_path)
 
 
 @pytest.mark.parametrize(

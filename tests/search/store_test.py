@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.indices import new
 from vse_jax.base.errors import InputError
 from vse_jax.search.engine import Filters
-from vse_jax.search.store import File, NewPicture, Store
-
-
-def new(path: str, sha256: str = "", taken=None, camera=None) -> NewPicture:
-    return NewPicture(File(path, 10, 5, sha256 or path), 4, 3, taken, camera)
+from vse_jax.search.store import File, Store
 
 
 def vectors(count: int, start: int = 1) -> np.ndarray:
@@ -48,6 +45,8 @@ def test_it_tells_what_it_knows(index, tmp_path):
         assert (row.path, row.copies, row.bytes) == ("a.jpg", ["x/copy.jpg"], 10)
         assert (row.width, row.height, row.camera) == (4, 3, "Canon")
         assert row.taken == "2019-05-01T23:59:59"
+        assert [row.id for row in store.pictures()] == [1, 2, 3, 4]
+        assert next(store.pictures()) == row
         assert store.copies(1) == ["x/copy.jpg"]
         assert store.path(1, "x") == "x/copy.jpg"
         assert store.vector(3).tolist() == [3, 3]

@@ -14,6 +14,7 @@ left behind the last row that is told of is overwritten by the next one.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import sqlite3
@@ -33,7 +34,8 @@ DATABASE = "index.sqlite"
 _LAYOUT = 1  # of the database and the vector files
 _SCHEMA = """
 CREATE TABLE facts (
-  layout INTEGER NOT NULL, model TEXT NOT NULL, model_name TEXT NOT NULL,
+  layout INTEGER NOT NULL, uid TEXT NOT NULL,
+  model TEXT NOT NULL, model_name TEXT NOT NULL,
   dim INTEGER NOT NULL, folder TEXT NOT NULL,
   version INTEGER NOT NULL,      -- grows with each transaction
   vectors TEXT NOT NULL,         -- name of the file
@@ -116,6 +118,7 @@ class Store:
 
     Attributes:
         index: its folder.
+        uid: no other index has it, not even one made anew in this folder.
         model: fingerprint of the model that made the vectors; `model_name`: for people.
         dim: D, the size of a vector.
         folder: of the pictures, absolute.
@@ -126,6 +129,7 @@ class Store:
         self._connection = connection
         self._guard = threading.RLock()
         facts = self._facts()
+        self.uid: str = facts["uid"]
         self.model: str = facts["model"]
         self.model_name: str = facts["model_name"]
         self.dim: int = facts["dim"]
@@ -145,13 +149,17 @@ class Store:
         if cls.exists(index):
             raise InputError(f"{index}: is an index already")
         index.mkdir(parents=True, exist_ok=True)
-        temporary = index / f".{DATABASE}.{secrets.token_hex(8)}"
+        uid = secrets.token_hex(8)
+        temporary = index / f".{DATABASE}.{uid}"
         try:
             with contextlib.closing(sqlite3.connect(temporary)) as connection:
                 connection.executescript(_SCHEMA)
                 connection.execute(
-                    "INSERT INTO facts VALUES (?, ?, ?, ?, ?, 0, 'vectors-1.f32', 0)",
-                    (_LAYOUT, model, name, dim, str(folder.resolve())),
+                    "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, 0, ?, 0)",
+                    (
+                        *(_LAYOUT, uid, model, name, dim),
+                        *(str(folder.resolve()), "vectors-1.f32"),
+                    ),
                 )
                 connection.commit()
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -239,22 +247,22 @@ class Store:
 
     def picture(self, id: int) -> Row | None:
         """What is known of a picture; None where there is none (any more)."""
-        files = self._files_of(id)
-        found = self._all("SELECT * FROM pictures WHERE id = ?", id)
-        if not files or not found:
-            return None
-        facts = {k: found[0][k] for k in ("width", "height", "taken", "camera")}
-        first, *others = files
-        return Row(
-            id=id,
-            path=first["path"],
-            bytes=first["bytes"],
-            copies=[other["path"] for other in others],
-            **facts,
-        )
+        return next(self._rows("WHERE id = ?", id), None)
+
+    def pictures(self) -> Iterator[Row]:
+        """What is known of every picture, by id."""
+        return self._rows("")
+
+    def _rows(self, where: str, *values: Any) -> Iterator[Row]:
+        columns = "id, path, width, height, taken, camera, bytes"
+        sql = f"SELECT {columns} FROM pictures JOIN files ON picture = id {where}"
+        files = self._all(f"{sql} ORDER BY id, path", *values)
+        for _, same in itertools.groupby(files, key=lambda file: file["id"]):
+            first, *others = same
+            yield Row(*first, [other["path"] for other in others])
 
     def _files_of(self, id: int) -> list[sqlite3.Row]:
-        return self._all("SELECT * FROM files WHERE picture = ? ORDER BY path", id)
+        return self._all("SELECT path FROM files WHERE picture = ? ORDER BY path", id)
 
     def path(self, id: int, folder: str | None = None) -> str | None:
         """Of a picture's file, the first one by name; one in `folder`, where told."""
@@ -324,10 +332,11 @@ class Store:
         where = " AND ".join(conditions)
         found = self._all(f"SELECT id FROM pictures WHERE {where} ORDER BY id", *values)
         if not found:
-            self._check_names(filters)
+            self.check_names(filters)
         return np.fromiter((row[0] for row in found), np.int64, len(found))
 
-    def _check_names(self, filters: Filters) -> None:
+    def check_names(self, filters: Filters) -> None:
+        """Raises InputError if no picture has the camera or the folder asked for."""
         for field, known in (("camera", self.cameras()), ("folder", self.folders())):
             asked = getattr(filters, field)
             same = str.lower if field == "camera" else str
