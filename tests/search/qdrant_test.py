@@ -107,7 +107,7 @@ def test_unknown_names_are_named(engine, vectors):
 
 @pytest.mark.parametrize("url", [None, "", "/tmp/folder", "ftp://host"])
 def test_other_urls_are_refused(store, url):
-    with pytest.raises(InputError, match=r"config.search.url: .* is none of"):
+    with pytest.raises(InputError, match=r"config.search.url: .* is no http"):
         make_engine(store, "qdrant", url)
 
 

@@ -259,7 +259,7 @@ class Store:
         files = self._all(f"{sql} ORDER BY id, path", *values)
         for _, same in itertools.groupby(files, key=lambda file: file["id"]):
             first, *others = same
-            yield Row(*first, [other["path"] for other in others])
+            yield Row(**dict(first), copies=[other["path"] for other in others])
 
     def _files_of(self, id: int) -> list[sqlite3.Row]:
         return self._all("SELECT path FROM files WHERE picture = ? ORDER BY path", id)
