@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vse_jax.base.errors import InputError
 
@@ -20,6 +21,11 @@ cv2.setNumThreads(0)
 _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+# A picture of more pixels is refused before it is decoded.
+MAX_PIXELS = 200_000_000
+Image.MAX_IMAGE_PIXELS = None  # its own check can neither be set by call nor be silent
 
 
 class PictureBytes(NamedTuple):
@@ -37,19 +43,80 @@ def load_image(
     Raises:
         InputError: no such file, or no whole, readable picture (names the file).
     """
+    with opened(picture) as image:
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def opened(
+    picture: Path | str | PictureBytes | Image.Image,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> Iterator[Image.Image]:
+    """The picture with its header read and its pixels not yet decoded.
+
+    Args:
+        picture: a file, its content, or a picture of Pillow's (a copy is given).
+        max_pixels: more than that are refused.
+        formats: Pillow's names of those that may be read; None: all.
+
+    Raises:
+        InputError: no such file, more pixels, or (also when the block decodes it) no
+            whole, readable picture; names the file.
+    """
     name = picture.name if isinstance(picture, PictureBytes) else str(picture)
     source = io.BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture
     try:
-        if isinstance(source, Image.Image):
-            return np.asarray(_to_rgb(source.copy()))
-        with Image.open(source) as image:
-            return np.asarray(_to_rgb(image))
+        with _open(source, formats) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InputError(
+                    f"{name}: {width:,} × {height:,} pixels are more than the "
+                    f"{max_pixels:,} that are allowed"
+                )
+            yield image
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{name}: no such picture") from None
     except Exception as error:  # broken files make Pillow's decoders raise many types
         reason = str(error).replace(repr(name), "it").replace(repr(source), "it")
         reason = " ".join(reason.split())
         raise InputError(f"{name}: not a readable picture ({reason})") from None
+
+
+def _open(
+    source: Path | str | io.BytesIO | Image.Image, formats: tuple[str, ...] | None
+) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source.copy()
+    try:
+        return Image.open(source, formats=formats)
+    except UnidentifiedImageError:
+        if not _is_heif(source):
+            raise
+    try:
+        import pillow_heif  # noqa: PLC0415 (optional, and rarely needed)
+    except ImportError:
+        raise ValueError(
+            "HEIC needs pillow-heif: pip install -r requirements-search.txt"
+        ) from None
+    pillow_heif.register_heif_opener()
+    return Image.open(source, formats=("HEIF",))
+
+
+def _is_heif(source: Path | str | io.BytesIO) -> bool:
+    if isinstance(source, io.BytesIO):
+        head = source.getvalue()[:12]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an opened picture: upright, transparency over white."""
+    return np.asarray(_to_rgb(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,1 @@
+"""Finds a person's own pictures by sentence: index, engines, queries, server."""

@@ -1,0 +1,174 @@
+"""Which files are pictures, and what is read from them."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image
+
+from vse_jax.base.errors import InputError
+from vse_jax.data.images import PictureBytes, load_image
+from vse_jax.search.pictures import read_picture, thumbnail, walk
+
+GREEN = (30, 200, 60)
+
+
+def photo(path: Path, notes=None, details=None, size=(32, 16)) -> Path:
+    """A picture file with EXIF: {tag: value} of it and of its inner part."""
+    image = Image.new("RGB", size, GREEN)
+    exif = Image.Exif()
+    exif.update(notes or {})
+    exif.get_ifd(0x8769).update(details or {})
+    image.save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "tiff", "gif"])
+def test_formats_are_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (32, 16), GREEN).save(path)
+
+    picture = read_picture(path)
+
+    assert (picture.width, picture.height) == (32, 16)
+    assert abs(picture.pixels[8, 16].astype(int) - GREEN).max() <= 6
+    np.testing.assert_array_equal(picture.pixels, load_image(path))
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg"])
+def test_heic_is_read_whatever_its_name(tmp_path, name):
+    image = Image.new("RGB", (64, 32), GREEN)
+    content = io.BytesIO()
+    pillow_heif.from_pillow(image).save(content, quality=90)
+    (tmp_path / name).write_bytes(content.getvalue())
+
+    picture = read_picture(tmp_path / name)
+
+    assert picture.pixels.shape == (32, 64, 3)
+    assert abs(picture.pixels[8, 16].astype(int) - GREEN).max() <= 6
+    np.testing.assert_array_equal(picture.pixels, load_image(tmp_path / name))
+
+
+def test_gif_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
+def test_exif_tells_date_and_camera_and_what_is_up(tmp_path, suffix):
+    notes = {0x0112: 6, 0x010F: "Canon\0", 0x0110: "Canon EOS 5D"}
+    date = "2019:05:01 12:30:00"
+    if suffix == "tiff":  # to which Pillow writes no inner part
+        notes[0x0132] = date
+    path = photo(tmp_path / f"a.{suffix}", notes, {0x9003: date})
+
+    picture = read_picture(path)
+
+    assert picture.taken == "2019-05-01T12:30:00"
+    assert picture.camera == "Canon EOS 5D"
+    assert (picture.width, picture.height) == (16, 32)
+
+
+def test_exif_of_heic(tmp_path):
+    exif = Image.Exif()
+    exif[0x0110] = "iPhone 12"
+    exif[0x010F] = "Apple"
+    exif[0x0132] = "2020:02:29 01:02:03"
+    image = Image.new("RGB", (64, 32), GREEN)
+    image.info["exif"] = exif.tobytes()
+    pillow_heif.from_pillow(image).save(tmp_path / "a.heic")
+
+    picture = read_picture(tmp_path / "a.heic")
+
+    assert picture.taken == "2020-02-29T01:02:03"
+    assert picture.camera == "Apple iPhone 12"
+
+
+@pytest.mark.parametrize("date", ["0000:00:00 00:00:00", "yesterday", "2019:02:30"])
+def test_what_is_no_date_is_none(tmp_path, date):
+    path = photo(tmp_path / "a.jpg", notes={0x0132: date})
+    assert read_picture(path).taken is None
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_notes_do_not_spoil_a_picture(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff broken")
+
+    picture = read_picture(path)
+
+    assert picture.pixels.shape == (8, 8, 3)
+    assert (picture.taken, picture.camera) == (None, None)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that claims this size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def test_bombs_are_refused_by_their_header():
+    with pytest.raises(InputError) as error:
+        read_picture(PictureBytes("a.png", bomb(100_000, 100_000)))
+    assert str(error.value) == (
+        "a.png: 100,000 × 100,000 pixels are more than the 200,000,000 that are allowed"
+    )
+
+
+def test_the_limit_of_pixels_can_be_set(tmp_path):
+    path = photo(tmp_path / "a.png", size=(20, 10))
+    assert read_picture(path, max_pixels=200).width == 20
+    with pytest.raises(InputError, match="more than the 199"):
+        read_picture(path, max_pixels=199)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF", b"BM" * 40]
+)
+def test_other_content_is_no_picture(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_picture(path)
+    reason = "cannot identify image file it"
+    assert str(error.value) == f"{path}: not a readable picture ({reason})"
+
+
+def test_walk_leaves_out_hidden_excluded_and_linked(tmp_path):
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    for path in (
+        *(outside / "o.jpg", inside / "b.JPG", inside / "a" / "c.heic"),
+        *(inside / ".hidden.jpg", inside / ".cache" / "d.jpg", inside / "notes.txt"),
+        *(inside / "raw" / "e.jpg", inside / "a" / "raw" / "f.jpg"),
+        *(inside / "a" / "g.gif", inside / "2019" / "x" / "h.jpg"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (inside / "link.jpg").symlink_to(outside / "o.jpg")
+    (inside / "linked").symlink_to(outside)
+    (inside / "loop").symlink_to(inside)
+    (inside / "folder.jpg").mkdir()
+
+    found = walk(inside, ("raw", "*.gif", "2019/x"))
+
+    assert [str(path.relative_to(inside)) for path in found] == ["b.JPG", "a/c.heic"]
+
+
+def test_thumbnails_are_small_and_keep_their_shape():
+    pixels = np.full((400, 200, 3), GREEN, np.uint8)
+
+    image = Image.open(io.BytesIO(thumbnail(pixels, 100)))
+
+    assert image.size == (50, 100)
+    assert image.format == "WEBP"

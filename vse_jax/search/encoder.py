@@ -1,0 +1,62 @@
+"""What search needs of a model; vse_jax.api.Model has it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns pictures and captions into vectors of length 1. Safe to share by threads.
+
+    Attributes:
+        dim: D, the size of a vector.
+        name: for people.
+        fingerprint: of the parameters and the preprocessing; vectors of two models are
+            comparable where it is equal.
+        takes_regions: whether a picture is an array of region features, no file.
+    """
+
+    dim: int
+    name: str
+    fingerprint: str
+    takes_regions: bool
+
+    def encode_images(
+        self,
+        pictures: Sequence[Any],
+        *,
+        on_bad: Literal["error", "skip"] = "error",
+        progress: bool = False,
+    ) -> Float32[np.ndarray, "N D"]:
+        """Of files, uint8 arrays [H, W, 3] or (`takes_regions`) float arrays [k, F]."""
+        ...
+
+    def encode_captions(
+        self, captions: Sequence[str], *, progress: bool = False
+    ) -> Float32[np.ndarray, "C D"]:
+        """Of sentences."""
+        ...
+
+    def split_image(
+        self, picture: Path | str | np.ndarray, vector: Float32[np.ndarray, " D"]
+    ) -> Float32[np.ndarray, "..."]:
+        """What each cell [rows, columns] adds to <image embedding, vector>."""
+        ...
+
+    def split_caption(
+        self, caption: str, vector: Float32[np.ndarray, " D"]
+    ) -> list[tuple[str, float]]:
+        """What each word adds to <caption embedding, vector>."""
+        ...
+
+    def explain(self, picture: Path | str | np.ndarray, caption: str) -> Any:
+        """Both, for the similarity of a picture and a caption."""
+        ...
+
+    def warm_up(self) -> None:
+        """Compiles what single queries need."""
+        ...

@@ -1,0 +1,84 @@
+"""The interface of every search engine: a vector and filters go in, hits come out."""
+
+import datetime
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+from vse_jax.base.errors import InputError
+
+
+def _check_day(field: str, day: str | None) -> None:
+    if day is None:
+        return
+    try:
+        fine = datetime.date.fromisoformat(day).isoformat() == day
+    except ValueError:
+        fine = False
+    if not fine:
+        raise InputError(f"{field}: {day!r} is no day of the form YYYY-MM-DD")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which pictures may be found; None: any.
+
+    Attributes:
+        after, before: 'YYYY-MM-DD'; taken on this day or later, and before that day. A
+            picture without a date passes neither.
+        camera: as `Store.cameras` spells it; capitals do not matter.
+        folder: relative to the pictures' folder; what lies in folders below it counts.
+
+    Raises:
+        InputError: a date that is none (names the field).
+    """
+
+    after: str | None = None
+    before: str | None = None
+    camera: str | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("after", "before"):
+            _check_day(field, getattr(self, field))
+        folder = (self.folder or "").replace("\\", "/").strip("/")
+        object.__setattr__(self, "folder", None if folder in ("", ".") else folder)
+
+
+ALL = Filters()  # every picture passes
+
+
+class Hit(NamedTuple):
+    """A picture that was found."""
+
+    id: int
+    path: str  # relative to the pictures' folder, with slashes
+    score: float  # inner product of the picture's vector and the query's
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Finds the pictures whose vectors are nearest to a query's."""
+
+    def search(
+        self,
+        vector: Float32[np.ndarray, " D"],
+        *,
+        top: int,
+        filters: Filters = ALL,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The `top` best pictures that pass `filters`, best first.
+
+        Pictures with a score below `min_score` are left out.
+
+        Raises:
+            InputError: a camera or a folder that no picture has.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Takes in what the index has got since; quick where that is nothing."""
+        ...
