@@ -11,7 +11,7 @@ from tests.helpers.encoder import StandIn
 from tests.search.indexing_test import check_vectors, draw
 from vse_jax.search.store import Store
 
-KILLS, BATCH, PICTURES = 20, 4, 250
+KILLS, BATCH, PICTURES = 20, 4, 400
 
 
 def test_twenty_kills(tmp_path):
@@ -38,8 +38,8 @@ def test_twenty_kills(tmp_path):
         for _ in range(KILLS):
             encoded, had = log.stat().st_size, count(index)
             process = start()
-            more = rng.randrange(4 * BATCH)
-            while log.stat().st_size < encoded + more:
+            aim = min(encoded + rng.randrange(3 * BATCH), PICTURES)
+            while log.stat().st_size < aim:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02))
             os.kill(process, signal.SIGKILL)
