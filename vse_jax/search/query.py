@@ -5,11 +5,11 @@
     sign    = "+" | "-" | "−"
     quoted  = "'" … "'" | '"' … '"'
 
-A text that does not begin with a quoted part or a FILE, signs and weights aside, is one
+A text that does not begin with a quoted part or a FILE, sign and weight aside, is one
 SENTENCE as it stands: its hyphens and apostrophes mean nothing. FILE is a name without
-spaces or quotes that ends like a picture's (.jpg, .png, …); one with spaces is quoted. A
-quote closes where the text ends or a sign follows, so that an apostrophe inside a quoted
-sentence does not. docs/search.md explains it with examples.
+spaces or quotes that ends like a picture's (.jpg, .png, …); one with spaces is quoted.
+A quote closes where the text ends or a sign follows: an apostrophe inside a quoted
+sentence does not close it. docs/search.md has examples.
 """
 
 import re
@@ -139,8 +139,8 @@ def combine(
 ) -> tuple[Float32[np.ndarray, " dim"], list[float]]:
     """The query's vector, of length 1, and each part's factor in it.
 
-    It is Σ factor · vector / its length over the parts; the factors are the weights, all
-    scaled alike.
+    It is Σ factor · vector / its length over the parts; the factors are the weights,
+    all scaled alike.
 
     Raises:
         InputError: the parts cancel out.

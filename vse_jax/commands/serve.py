@@ -1,0 +1,102 @@
+"""--mode=serve: a page and a JSON API that find the pictures of an index."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vse_jax.base.errors import InputError
+from vse_jax.search import client
+from vse_jax.search.encoder import Encoder
+from vse_jax.search.opening import index_folder, opened
+from vse_jax.search.searcher import Searcher
+
+_END_S = 4.0  # from SIGTERM on, whatever still computes
+
+
+def serve(config: ConfigDict, workdir: Path) -> None:
+    """Serves config.search.index, or W/index, until SIGTERM or Ctrl-C.
+
+    Raises:
+        InputError: no index, one of another model, an address that cannot be used, or
+            packages that are not installed.
+    """
+    from vse_jax.api import load  # noqa: PLC0415 (loads jax: seconds)
+
+    serve_index(
+        config.search, index_folder(config.search, workdir), lambda: load(workdir)
+    )
+
+
+def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -> None:
+    """Serves an index with the model that `load` gives, in the main thread.
+
+    Raises:
+        InputError: see `serve`.
+    """
+    try:
+        # Optional packages; nothing else needs them.
+        from vse_jax.search import guard, listening, server  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--mode=serve: no package {error.name!r}; "
+            "pip install -r requirements-search.txt"
+        ) from None
+    host, token = options.host, options.token
+    if not guard.is_local(host) and not token:
+        raise InputError(
+            f"config.search.host: {host} can be reached from other machines; set "
+            "config.search.token, too"
+        )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ends_soon())
+        listener = stack.enter_context(listening.bound(host, options.port))
+        found = stack.enter_context(opened(options, index, load))
+        searcher = Searcher(*found, options.max_pixels)
+        searcher.warm_up()
+        port = listener.getsockname()[1]
+        answers = server.Server(searcher, options, port)
+        stack.callback(answers.close)
+
+        def ready() -> None:
+            stack.enter_context(client.announced(index, _url(host, port), token))
+            print(
+                f"{_url(host, port)} finds {found.store.count():,} pictures "
+                f"of {found.store.folder}; Ctrl-C ends it",
+                flush=True,
+            )
+
+        listening.run(answers.app(), listener, ready)
+
+
+def _url(host: str, port: int) -> str:
+    """As this machine reaches the server."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
+
+
+@contextlib.contextmanager
+def _ends_soon() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the block, and soon after that the process.
+
+    Python waits for its threads at the end, and the decoder of a huge picture takes
+    longer than a machine that shuts down may wait.
+    """
+
+    def end(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(0)
+
+    before = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        late = threading.Timer(_END_S - 2, os._exit, [0])
+        late.daemon = True
+        late.start()
