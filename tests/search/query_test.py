@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
-from vse_jax.search.query import MOST_PARTS, Part, combine, parse
+from vse_jax.search.query import MOST_PARTS, Part, combine, parse, rename_pictures
 
 
 @pytest.mark.parametrize(
@@ -142,3 +142,10 @@ def test_parts_that_cancel_out_are_an_error(weights):
     same = np.float32([0.3, 0.4])
     with pytest.raises(InputError, match="cancel out"):
         combine(weights, [same, same])
+
+
+def test_pictures_are_renamed_in_place():
+    text = "'the \"b.png\" sign' -'my a.jpg'-2*'x' + .5*c/b.png"
+    renamed = rename_pictures(text, lambda name: f"{len(name)}.jpg")
+    assert renamed == "'the \"b.png\" sign' -'8.jpg'-2*'x' + .5*'7.jpg'"
+    assert rename_pictures("a dog, b.png", str.upper) == "a dog, b.png"

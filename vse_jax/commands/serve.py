@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-import threading
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +13,8 @@ from vse_jax.base.errors import InputError
 from vse_jax.search import client
 from vse_jax.search.encoder import Encoder
 from vse_jax.search.opening import index_folder, opened
-from vse_jax.search.searcher import Searcher
 
-_END_S = 4.0  # from SIGTERM on, whatever still computes
+_END_S = 1.5  # for what computes when the connections are closed
 
 
 def serve(config: ConfigDict, workdir: Path) -> None:
@@ -53,22 +52,18 @@ def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -
             "config.search.token, too"
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ends_soon())
+        stack.enter_context(_ended_by_signals())
         listener = stack.enter_context(listening.bound(host, options.port))
         found = stack.enter_context(opened(options, index, load))
-        searcher = Searcher(*found, options.max_pixels)
-        searcher.warm_up()
-        port = listener.getsockname()[1]
-        answers = server.Server(searcher, options, port)
-        stack.callback(answers.close)
+        url = _url(host, listener.getsockname()[1])
+        answers = server.Server(found, options, listener.getsockname()[1])
+        answers.warm_up()
+        stack.callback(_end, answers)
 
         def ready() -> None:
-            stack.enter_context(client.announced(index, _url(host, port), token))
-            print(
-                f"{_url(host, port)} finds {found.store.count():,} pictures "
-                f"of {found.store.folder}; Ctrl-C ends it",
-                flush=True,
-            )
+            stack.enter_context(client.announced(index, url, token))
+            pictures = f"{found.store.count():,} pictures of {found.store.folder}"
+            print(f"{url} finds {pictures}; Ctrl-C ends it", flush=True)
 
         listening.run(answers.app(), listener, ready)
 
@@ -79,16 +74,19 @@ def _url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
-@contextlib.contextmanager
-def _ends_soon() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the block, and soon after that the process.
+def _end(answers) -> None:
+    """Python waits for its threads, and a machine that shuts down does not: the decoder
+    of a huge picture takes longer than it may."""
+    if not answers.close(_END_S):
+        sys.stdout.flush()
+        os._exit(0)
 
-    Python waits for its threads at the end, and the decoder of a huge picture takes
-    longer than a machine that shuts down may wait.
-    """
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the block and the program, with code 0."""
 
     def end(*_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(0)
 
     before = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -97,6 +95,3 @@ def _ends_soon() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        late = threading.Timer(_END_S - 2, os._exit, [0])
-        late.daemon = True
-        late.start()

@@ -13,6 +13,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes, write_atomically
 
 _FILE = "server.json"
+MOST_HITS = 1000  # that a server gives at a time
 _SECONDS = 60.0  # longer than a server lets a request wait
 
 

@@ -13,7 +13,7 @@ sentence does not close it. docs/search.md has examples.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
@@ -59,6 +59,23 @@ def parse(text: str) -> list[Part]:
     Raises:
         InputError: no words, or not the grammar above; names the column, from 1.
     """
+    return [part for part, _, _ in _located(text)]
+
+
+def rename_pictures(text: str, rename: Callable[[str], str]) -> str:
+    """A query with other names for its picture files.
+
+    Raises:
+        InputError: as `parse`.
+    """
+    for part, start, end in reversed(_located(text)):
+        if part.kind == "picture":
+            text = f"{text[:start]}'{rename(part.value)}'{text[end:]}"
+    return text
+
+
+def _located(text: str) -> list[tuple[Part, int, int]]:
+    """The parts; where each sentence or name, quotes and all, starts and ends."""
     if not _has_words(text):
         raise InputError("query: has no words")
     if _is_sum(text):
@@ -66,7 +83,7 @@ def parse(text: str) -> list[Part]:
     later = _LATER_PART.search(text)
     if later:
         _fail(0, f"put the sentence before '{later[1]}' in quotes")
-    return [Part("sentence", " ".join(text.split()))]
+    return [(Part("sentence", " ".join(text.split())), 0, len(text))]
 
 
 def _has_words(text: str) -> bool:
@@ -90,8 +107,8 @@ def _skip(pattern: re.Pattern, text: str, place: int) -> int:
     return found.end() if found else place
 
 
-def _parse_sum(text: str) -> list[Part]:
-    parts: list[Part] = []
+def _parse_sum(text: str) -> list[tuple[Part, int, int]]:
+    parts: list[tuple[Part, int, int]] = []
     place, end = _leading(text), len(text.rstrip())
     while place < end:
         sign = _SIGN.match(text, place)
@@ -105,7 +122,8 @@ def _parse_sum(text: str) -> list[Part]:
         place = weight.end() if weight else place
         kind, value, after = _part(text, place)
         minus = sign is not None and sign[1] != "+"
-        parts.append(Part(kind, value, -factor if minus else factor))
+        part = Part(kind, value, -factor if minus else factor)
+        parts.append((part, place, after))
         if len(parts) > MOST_PARTS:
             _fail(place, f"more than {MOST_PARTS} parts")
         place = after + _leading(text[after:])

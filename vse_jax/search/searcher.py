@@ -2,45 +2,24 @@
 
 import functools
 import hashlib
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import PictureBytes
-from vse_jax.search.encoder import Encoder
-from vse_jax.search.engine import Engine, Filters
-from vse_jax.search.pictures import pixel_count, read_picture, thumbnail
+from vse_jax.search.engine import Filters
+from vse_jax.search.gallery import THUMBNAIL, Refused
+from vse_jax.search.gallery import THUMBNAIL, Gallery
+from vse_jax.search.opening import Opened
+from vse_jax.search.pictures import thumbnail
 from vse_jax.search.query import combine, parse
-from vse_jax.search.store import Row, Store
 
-THUMBNAIL = 320  # px, the longer side
-_LARGE = 2048  # px; of a picture that is shown
-_THUMBNAILS = 2000  # kept in memory, about 10 KB each
 _UPLOADS = 64  # kept in memory
 _CAPTIONS = 256  # whose vectors are kept: a new filter does not need the model again
-_ROWS = 4096
-# What browsers show, by how its files begin.
-_SHOWN = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"GIF8", "image/gif"),
-)
-
-
-class Refused(InputError):
-    """Bad input with the HTTP status that says what kind."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -84,37 +63,23 @@ class Upload(NamedTuple):
     height: int
 
 
-class Content(NamedTuple):
-    """What is sent of a picture."""
-
-    data: bytes
-    kind: str  # image/…
-
-
 class Searcher:
-    """A model, an index and the pictures of both. Safe to share by threads.
+    """Answers questions with the pictures of an index. Safe to share by threads.
 
     Args:
-        encoder: the model.
-        store: index of pictures, made with this model.
-        engine: searches it.
-        max_pixels: of a picture; larger ones are not decoded.
+        opened: a model, an index that it made and its engine.
+        gallery: the pictures of this index.
     """
 
-    def __init__(self, encoder: Encoder, store: Store, engine: Engine, max_pixels: int):
-        self._encoder = encoder
-        self._store = store
-        self._engine = engine
-        self._max_pixels = max_pixels
+    def __init__(self, opened: Opened, gallery: Gallery):
+        self._encoder, self._store, self._engine = opened
+        self._gallery = gallery
         self._guard = threading.Lock()
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._caption = functools.lru_cache(_CAPTIONS)(
-            lambda sentence: encoder.encode_captions([sentence])[0]
+            lambda sentence: self._encoder.encode_captions([sentence])[0]
         )
-        # By version, too: a row changes when the index does.
-        self._row = functools.lru_cache(_ROWS)(lambda id, version: store.picture(id))
         self._facts = functools.lru_cache(1)(self._facts_of)
-        self._thumbnail = functools.lru_cache(_THUMBNAILS)(self._make_thumbnail)
         self.explains = False  # until `warm_up` has found out
 
     def warm_up(self) -> None:
@@ -122,7 +87,10 @@ class Searcher:
         self._encoder.warm_up()
         vector = self._encoder.encode_captions(["a picture"])[0]
         self._engine.search(vector, top=1, filters=Filters(), min_score=None)
-        self.explains = bool(_words(self._encoder, "a picture", vector))
+        grey = np.full((32, 32, 3), 128, np.uint8)
+        self.explains = bool(
+            self._words("a picture", vector) or self._cells(grey, vector)
+        )
 
     # ---- What is known ---------------------------------------------------------------
 
@@ -145,17 +113,6 @@ class Searcher:
             "version": version,
         }
 
-    def row(self, id: int) -> Row:
-        """What is known of a picture.
-
-        Raises:
-            Refused: 404, there is none.
-        """
-        row = self._row(id, self._store.version())
-        if row is None:
-            raise Refused(404, f"{id}: no such picture")
-        return row
-
     # ---- Search ----------------------------------------------------------------------
 
     def search(self, question: Question, choice: Choice) -> list[dict[str, Any]]:
@@ -170,15 +127,21 @@ class Searcher:
         hits = self._engine.search(
             vector, top=choice.top, filters=choice.filters, min_score=choice.min_score
         )
-        version, found = self._store.version(), []
-        for hit in hits:
-            row = self._row(hit.id, version)
-            if row is not None:  # it may have been removed this moment
-                facts = {k: getattr(row, k) for k in ("width", "height", "taken")}
-                facts |= {"camera": row.camera, "copies": len(row.copies)}
-                score = round(float(hit.score), 6)
-                found.append({"id": hit.id, "path": hit.path, "score": score, **facts})
-        return found
+        rows = zip(hits, self._gallery.rows([hit.id for hit in hits]), strict=True)
+        return [
+            {
+                "id": hit.id,
+                "path": hit.path,
+                "score": round(float(hit.score), 6),
+                "width": row.width,
+                "height": row.height,
+                "taken": row.taken,
+                "camera": row.camera,
+                "copies": len(row.copies),
+            }
+            for hit, row in rows
+            if row is not None  # it may have been removed this moment
+        ]
 
     def _terms(self, question: Question) -> list[Term]:
         terms = []
@@ -235,83 +198,24 @@ class Searcher:
         words = []
         for term, factor in zip(terms, factors, strict=True):
             if term.sentence is not None:
-                parts = _words(self._encoder, term.sentence, image)
+                parts = self._words(term.sentence, image)
                 words += [{"word": w, "value": factor * value} for w, value in parts]
-        return {
-            "similarity": float(image @ vector),
-            "cells": self._cells(id, vector),
-            "words": words,
-        }
+        cells = None
+        if not self._encoder.takes_regions:
+            cells = self._cells(self._gallery.pixels(id), vector)
+        return {"similarity": float(image @ vector), "cells": cells, "words": words}
 
-    def _cells(self, id: int, vector: np.ndarray) -> list[list[float]] | None:
-        if self._encoder.takes_regions:
-            return None
-        pixels = self._pixels(self.path(id))
+    def _cells(self, pixels: np.ndarray, vector: np.ndarray) -> list | None:
         try:
             return self._encoder.split_image(pixels, vector).tolist()
         except InputError:  # the pooling is no sum
             return None
 
-    # ---- Pictures --------------------------------------------------------------------
-
-    def path(self, id: int) -> Path:
-        """The file of a picture.
-
-        Raises:
-            Refused: 404, there is none, or it lies outside the folder of the index.
-        """
-        folder = self._store.folder.resolve()
-        path = (folder / self.row(id).path).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
-            raise Refused(404, f"{id}: its file is not there any more")
-        return path
-
-    def _pixels(self, path: Path) -> np.ndarray:
+    def _words(self, caption: str, vector: np.ndarray) -> list[tuple[str, float]]:
         try:
-            return read_picture(path, self._max_pixels).pixels
-        except InputError as error:
-            raise Refused(404, f"{path.name}: {_reason(error, path)}") from None
-
-    def tag(self, id: int) -> str:
-        """Changes when the file of a picture does.
-
-        Raises:
-            Refused: 404, there is none.
-        """
-        return _tag(self.path(id))
-
-    def thumbnail(self, id: int) -> bytes:
-        """WebP, at most `THUMBNAIL` px.
-
-        Raises:
-            Refused: 404, there is no such picture, or not any more.
-        """
-        path = self.path(id)
-        return self._thumbnail(path, _tag(path))
-
-    def _make_thumbnail(self, path: Path, tag: str) -> bytes:
-        return thumbnail(self._pixels(path), THUMBNAIL)
-
-    def picture(self, id: int, full: bool) -> Content:
-        """A picture as browsers show it; at most `_LARGE` px unless `full`.
-
-        Raises:
-            Refused: 404, there is no such picture, or not any more.
-        """
-        path, row = self.path(id), self.row(id)
-        with path.open("rb") as file:
-            start = file.read(16)
-        kind = next((kind for magic, kind in _SHOWN if start.startswith(magic)), None)
-        if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-            kind = "image/webp"
-        if kind and (full or max(row.width, row.height) <= _LARGE):
-            return Content(path.read_bytes(), kind)
-        image = Image.fromarray(self._pixels(path))
-        if not full:
-            image.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
-        content = io.BytesIO()
-        image.save(content, "JPEG", quality=90)
-        return Content(content.getvalue(), "image/jpeg")
+            return self._encoder.split_caption(caption, vector)
+        except InputError:  # the pooling is no sum
+            return []
 
     # ---- Uploads ---------------------------------------------------------------------
 
@@ -331,7 +235,7 @@ class Searcher:
             if id in self._uploads:
                 self._uploads.move_to_end(id)
                 return id
-        pixels = self._uploaded(PictureBytes("the upload", data))
+        pixels = self._gallery.uploaded(data)
         vector = self._encoder.encode_images([pixels])[0]
         height, width = pixels.shape[:2]
         upload = Upload(vector, thumbnail(pixels, THUMBNAIL), width, height)
@@ -340,15 +244,6 @@ class Searcher:
             while len(self._uploads) > _UPLOADS:
                 self._uploads.popitem(last=False)
         return id
-
-    def _uploaded(self, picture: PictureBytes) -> np.ndarray:
-        try:
-            pixels = pixel_count(picture, np.iinfo(np.int64).max)
-            if pixels <= self._max_pixels:
-                return read_picture(picture, self._max_pixels).pixels
-        except InputError as error:
-            raise Refused(415, str(error)) from None
-        raise Refused(413, f"{pixels:,} pixels; at most {self._max_pixels:,} are read")
 
     def upload(self, id: str) -> Upload:
         """One of the last uploads.
@@ -360,22 +255,3 @@ class Searcher:
         if found is None:
             raise Refused(404, f"{id}: no such upload, or not kept any more")
         return found
-
-
-def _words(encoder: Encoder, caption: str, vector: np.ndarray):
-    """`split_caption`; nothing where the pooling is no sum."""
-    try:
-        return encoder.split_caption(caption, vector)
-    except InputError:
-        return []
-
-
-def _tag(path: Path) -> str:
-    status = path.stat()
-    facts = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(facts.encode(errors="surrogateescape")).hexdigest()[:32]
-
-
-def _reason(error: InputError, path: Path) -> str:
-    """Without the folder, which is nobody's business."""
-    return str(error).removeprefix(f"{path}: ")

@@ -1,12 +1,13 @@
 """The page and the JSON API of an index: a FastAPI application."""
 
+import asyncio
 import functools
 import time
 from pathlib import Path as File
 from typing import Annotated, Any
 
 from absl import logging
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Header, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from ml_collections import ConfigDict
@@ -18,9 +19,12 @@ from starlette.requests import ClientDisconnect
 import vse_jax
 from vse_jax.base.errors import InputError
 from vse_jax.search import guard
+from vse_jax.search.client import MOST_HITS
 from vse_jax.search.engine import Filters
+from vse_jax.search.gallery import Content, Gallery, Refused
+from vse_jax.search.opening import Opened
 from vse_jax.search.query import MOST_PARTS
-from vse_jax.search.searcher import Choice, Question, Refused, Searcher
+from vse_jax.search.searcher import Choice, Question, Searcher
 from vse_jax.search.workers import QueueFull, Workers
 
 PAGE = File(__file__).parent / "page"
@@ -31,10 +35,10 @@ _KINDS = {
     ".svg": "image/svg+xml",
 }
 _PICTURE_THREADS = 2
-# Pictures may change, so a browser asks whether what it has is still good.
-_ASK_AGAIN = "private, no-cache"
+_UPLOADING = 8  # uploads that are held in memory at a time
 
 Id = Annotated[int, Field(ge=1, lt=2**63)]
+Tag = Annotated[str, Header()]
 PathId = Annotated[int, Path(ge=1, lt=2**63)]
 Hex = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Name = Annotated[str | None, Field(max_length=4096)]
@@ -51,8 +55,8 @@ class SearchBody(Body):
     like: list[Id] = Field([], max_length=MOST_PARTS)
     unlike: list[Id] = Field([], max_length=MOST_PARTS)
     uploads: list[Hex] = Field([], max_length=MOST_PARTS)
-    top: int = Field(60, ge=1, le=1000)
-    min_score: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False)
+    top: int = Field(60, ge=1, le=MOST_HITS)
+    min_score: float | None = Field(None, allow_inf_nan=False)
     after: Name = Field(None, description="YYYY-MM-DD, the first day")
     before: Name = Field(None, description="YYYY-MM-DD, the last day")
     camera: Name = None
@@ -138,25 +142,34 @@ class Explanation(BaseModel):
 
 
 class Server:
-    """Answers requests; makes them wait for the model and the decoders.
+    """Answers requests; lets them wait for the model and the decoders.
 
     Args:
-        searcher: answers.
+        opened: a model, an index that it made and its engine.
         options: config.search.
         port: that it listens at.
     """
 
-    def __init__(self, searcher: Searcher, options: ConfigDict, port: int):
-        self._searcher = searcher
+    def __init__(self, opened: Opened, options: ConfigDict, port: int):
+        self._gallery = Gallery(opened.store, options.max_pixels)
+        self._searcher = Searcher(opened, self._gallery)
         self._options = options
         self._cookie = f"vse_jax_{port}"
         self._model = Workers(1, options.queue)
         self._pictures = Workers(_PICTURE_THREADS, options.queue)
+        self._uploading = asyncio.Semaphore(_UPLOADING)
 
-    def close(self) -> None:
-        """Drops what waits."""
-        self._model.close()
-        self._pictures.close()
+    def warm_up(self) -> None:
+        """Compiles what queries need."""
+        self._searcher.warm_up()
+
+    def close(self, seconds: float) -> bool:
+        """Drops what waits; whether what had begun has ended within this time."""
+        ends = time.monotonic() + seconds
+        pools = (self._model, self._pictures)
+        for pool in pools:
+            pool.stop()
+        return all(pool.ended(ends - time.monotonic()) for pool in pools)
 
     def app(self) -> guard.App:
         """The application, with everything that guards it."""
@@ -209,30 +222,24 @@ class Server:
             )
 
     def _add_pictures(self, app: FastAPI) -> None:
-        searcher, pictures = self._searcher, self._pictures
+        gallery, run = self._gallery, self._pictures.run
         binary: dict[str, Any] = {"response_class": Response}
 
         @app.get("/api/thumbnail/{id}", **binary)
-        async def thumbnail(id: PathId, request: Request) -> Response:
-            tag = f'"{searcher.tag(id)}"'
-            if request.headers.get("if-none-match") == tag:
-                return _picture(b"", "image/webp", tag, 304)
-            data = await pictures.run(searcher.thumbnail, id)
-            return _picture(data, "image/webp", tag)
+        async def thumbnail(id: PathId, if_none_match: Tag = "") -> Response:
+            known = if_none_match.strip('"')
+            return _picture(await run(gallery.thumbnail, id, known))
 
         @app.get("/api/picture/{id}", **binary)
         async def picture(
-            id: PathId, request: Request, full: Annotated[bool, Query()] = False
+            id: PathId, full: bool = False, if_none_match: Tag = ""
         ) -> Response:
-            tag = f'"{searcher.tag(id)}{"-full" if full else ""}"'
-            if request.headers.get("if-none-match") == tag:
-                return _picture(b"", "image/*", tag, 304)
-            content = await pictures.run(searcher.picture, id, full)
-            return _picture(content.data, content.kind, tag)
+            known = if_none_match.strip('"')
+            return _picture(await run(gallery.picture, id, full, known))
 
         @app.get("/api/data/{id}", response_model=Data)
         async def data(id: PathId) -> Any:
-            row = searcher.row(id)
+            row = await run(gallery.row, id)
             return JSONResponse({k: getattr(row, k) for k in Data.model_fields})
 
     def _add_uploads(self, app: FastAPI) -> None:
@@ -241,8 +248,11 @@ class Server:
 
         @app.post(guard.UPLOAD, response_model=Uploaded, openapi_extra=described)
         async def add(request: Request) -> Any:
-            data = await request.body()
-            id = await self._model.run(self._searcher.add_upload, data)
+            if self._uploading.locked():
+                raise QueueFull
+            async with self._uploading:
+                data = await request.body()
+                id = await self._model.run(self._searcher.add_upload, data)
             upload = self._searcher.upload(id)
             return JSONResponse(
                 {"upload": id, "width": upload.width, "height": upload.height}
@@ -250,7 +260,9 @@ class Server:
 
         @app.get(guard.UPLOAD + "/{id}", response_class=Response)
         async def get(id: str) -> Response:
-            return _picture(self._searcher.upload(id).thumbnail, "image/webp", "")
+            return _picture(
+                Content("image/webp", id, self._searcher.upload(id).thumbnail)
+            )
 
     def _add_token(self, app: FastAPI) -> None:
         token = self._options.token
@@ -272,9 +284,11 @@ class Server:
             return response
 
 
-def _picture(data: bytes, kind: str, tag: str, status: int = 200) -> Response:
-    headers = {"Cache-Control": _ASK_AGAIN} | ({"ETag": tag} if tag else {})
-    return Response(data, status, headers, kind)
+def _picture(content: Content) -> Response:
+    # A picture may change, so a browser asks whether what it has is still good.
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{content.tag}"'}
+    status = 200 if content.data is not None else 304
+    return Response(content.data, status, headers, content.kind)
 
 
 def _add_page(app: FastAPI) -> None:

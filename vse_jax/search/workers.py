@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,7 +19,8 @@ class Workers:
 
     def __init__(self, threads: int, queue: int):
         self._threads = ThreadPoolExecutor(threads)
-        self._places = threading.BoundedSemaphore(threads + queue)
+        self._count = threads + queue
+        self._places = threading.BoundedSemaphore(self._count)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """The call's result. When the awaiting task is cancelled, so is a waiting call;
@@ -37,6 +39,14 @@ class Workers:
         future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)
 
-    def close(self) -> None:
-        """Drops the calls that wait; those that have begun are not waited for."""
+    def stop(self) -> None:
+        """Drops the calls that wait, and takes no more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether, after `stop`, those that had begun end within this time."""
+        ends = time.monotonic() + seconds
+        return all(
+            self._places.acquire(timeout=max(0.0, ends - time.monotonic()))
+            for _ in range(self._count)
+        )
