@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.search.client import MOST_HITS, Client
+from vse_jax.search.client import MOST_HITS, Client, running
 from vse_jax.search.encoder import Encoder
 from vse_jax.search.engine import Filters
 from vse_jax.search.opening import index_folder, opened
@@ -42,7 +42,7 @@ def search(config: ConfigDict, workdir: Path) -> None:
     index = index_folder(options, workdir)
     with Store.open(index, read_only=True) as store:
         folder = store.folder
-    client = Client.of(index) if options.top <= MOST_HITS else None
+    client = running(index) if options.top <= MOST_HITS else None
     if client is not None:
         found = _ask(client, options, filters)
     else:

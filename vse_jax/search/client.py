@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from vse_jax.base.errors import InputError
@@ -39,6 +39,13 @@ def announced(index: Path, url: str, token: str | None) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def running(index: Path) -> "Client | None":
+    """The client of the server of an index; None: none answers."""
+    address = _read(index)
+    client = None if address is None else Client(address)
+    return client if client is not None and client.answers() else None
+
+
 def _read(index: Path) -> Address | None:
     """What a server wrote; None: nothing that this user may trust."""
     path = index / _FILE
@@ -60,18 +67,13 @@ class Client:
         self.url = address.url
         self._token = address.token
 
-    @classmethod
-    def of(cls, index: Path) -> Self | None:
-        """The client of the server of an index; None: none answers."""
-        address = _read(index)
-        if address is None:
-            return None
-        client = cls(address)
+    def answers(self) -> bool:
+        """Whether it does."""
         try:
-            client._ask("GET", "/api/status")
+            self._ask("GET", "/api/status")
         except (InputError, OSError):
-            return None
-        return client
+            return False
+        return True
 
     def search(self, **body: Any) -> list[dict[str, Any]]:
         """Hits of /api/search.

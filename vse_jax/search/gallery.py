@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import PictureBytes
-from vse_jax.search.pictures import pixel_count, read_picture, thumbnail
+from vse_jax.data.images import PictureBytes, opened
+from vse_jax.search.pictures import FORMATS, read_picture, thumbnail
 from vse_jax.search.store import Row, Store
 
 THUMBNAIL = 320  # px, the longer side
@@ -133,7 +133,8 @@ class Gallery:
         """
         picture = PictureBytes("the upload", data)
         try:
-            pixels = pixel_count(picture, sys.maxsize)
+            with opened(picture, sys.maxsize, FORMATS) as image:
+                pixels = image.width * image.height
             if pixels <= self._max_pixels:
                 return read_picture(picture, self._max_pixels).pixels
         except InputError as error:

@@ -5,11 +5,11 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 
@@ -21,6 +21,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 UPLOAD = "/api/upload"
 TOKEN = "/api/token"
 _JSON_BYTES = 64 * 1024  # of a body that is no upload
+_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 # The page has nothing to hide: it asks for the token.
 _OPEN = ("/", "/openapi.json", TOKEN)
 _HEADERS = {
@@ -97,12 +98,13 @@ class Guard:
         """(status, why) where a request is not even looked at."""
         pairs = [(k.decode("latin1"), v.decode("latin1")) for k, v in scope["headers"]]
         headers = dict(pairs)  # names come in lower case
-        host = headers.get("host", "")
+        host = headers.get("host", "").lower()
         if sum(name == "host" for name, _ in pairs) != 1 or not self._is_ours(host):
             return 403, "Host: not a name of this server"
         origin = headers.get("origin")
         changes = scope["method"] not in ("GET", "HEAD")
-        if changes and origin is not None and urlsplit(origin).netloc != host:
+        ours = (None, f"http://{host}", f"https://{host}")
+        if changes and origin not in ours:
             return 403, "Origin: another site's page"
         path = scope["path"]
         is_open = path in _OPEN or path.startswith("/page/")
@@ -116,9 +118,12 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server. A page of another site may have its
         own name lead here (DNS rebinding); it cannot make the name ours."""
-        name = urlsplit(f"//{host}").hostname if _is_plain(host) else None
-        if name is None or name == "localhost":
-            return name is not None
+        found = _HOST.fullmatch(host)
+        if not found:
+            return False
+        name = found[1].strip("[]")
+        if name == "localhost":
+            return True
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
@@ -143,10 +148,6 @@ class Guard:
 def same(given: str, secret: str) -> bool:
     """Whether two texts are equal, in a time that does not tell how far they are."""
     return hmac.compare_digest(given.encode(), secret.encode())
-
-
-def _is_plain(host: str) -> bool:
-    return all(c.isalnum() or c in ".-:[]" for c in host) and host.isascii()
 
 
 def _too_large(most: int) -> str:
@@ -180,7 +181,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
-            if self.deadline is not None:
+            if self.deadline is not None and not self.deadline.expired():
                 self.deadline.reschedule(None)  # a slow reader is not an error
             ours = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
             message["headers"] = [*message.get("headers", ()), *ours]

@@ -12,8 +12,7 @@ import numpy as np
 
 from vse_jax.base.errors import InputError
 from vse_jax.search.engine import Filters
-from vse_jax.search.gallery import THUMBNAIL, Refused
-from vse_jax.search.gallery import THUMBNAIL, Gallery
+from vse_jax.search.gallery import THUMBNAIL, Gallery, Refused
 from vse_jax.search.opening import Opened
 from vse_jax.search.pictures import thumbnail
 from vse_jax.search.query import combine, parse
