@@ -40,7 +40,7 @@ async def ask(
     headers=(),
     body: bytes | Iterable[bytes] | None = b"",
 ) -> Reply:
-    """The answer; a body in several pieces comes without its length, None not at all."""
+    """The answer; a body in pieces comes without its length, None never comes."""
     headers = {"host": "127.0.0.1:8765"} | dict(headers)
     if isinstance(body, bytes):
         headers = {"content-length": str(len(body))} | headers

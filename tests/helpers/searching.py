@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vse_jax.base.errors import InputError
 from vse_jax.search.indexing import update
 from vse_jax.search.store import Store
 
@@ -141,15 +140,18 @@ def options(**others) -> ConfigDict:
     return config
 
 
-def main(folder: Path, port: int) -> None:
+def main(folder: str, port: str = "0", seconds: str = "0") -> None:
     from vse_jax.commands.serve import serve_index
 
-    index = make_index(draw_pictures(folder / "pictures"), folder / "index")
-    try:
-        serve_index(options(port=port), index, ColourModel)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    index = make_index(draw_pictures(Path(folder, "pictures")), Path(folder, "index"))
+
+    class Slow(ColourModel):
+        def encode_captions(self, captions, *, progress=False):
+            self.seconds = 0.0 if captions == ["a picture"] else float(seconds)
+            return super().encode_captions(captions)
+
+    serve_index(options(port=int(port)), index, Slow)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int((sys.argv[2:] or ["8765"])[0]))
+    main(*sys.argv[1:])

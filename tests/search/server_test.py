@@ -318,7 +318,7 @@ def png_that_claims(side: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "the upload: "),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "the upload: "),
         (content("red")[:60], 415, "the upload: "),
-        (png_that_claims(100_000), 413, "10,000,000,000 pixels; at most 200,000,000 are read"),
+        (png_that_claims(100_000), 413, "10,000,000,000 pixels; at most "),
         (bytes(1_000_001), 413, "larger than 1 MB"),
         ([bytes(600_000)] * 2, 413, "larger than 1 MB"),
         (itertools.repeat(bytes(100_000)), 413, "larger than 1 MB"),

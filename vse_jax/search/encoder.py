@@ -10,20 +10,28 @@ from jaxtyping import Float32
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns pictures and captions into vectors of length 1. Safe to share by threads.
+    """Turns pictures and captions into vectors of length 1. Safe to share by threads."""
 
-    Attributes:
-        dim: D, the size of a vector.
-        name: for people.
-        fingerprint: of the parameters and the preprocessing; vectors of two models are
-            comparable where it is equal.
-        takes_regions: whether a picture is an array of region features, no file.
-    """
+    @property
+    def dim(self) -> int:
+        """D, the size of a vector."""
+        ...
 
-    dim: int
-    name: str
-    fingerprint: str
-    takes_regions: bool
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the parameters and the preprocessing: models with equal ones make
+        comparable vectors."""
+        ...
+
+    @property
+    def takes_regions(self) -> bool:
+        """Whether a picture is an array of region features, no file."""
+        ...
 
     def encode_images(
         self,
