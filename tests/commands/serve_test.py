@@ -167,7 +167,7 @@ def test_others_may_reach_it_with_a_token_only(tmp_path, host, token):
 
 def test_an_address_of_another_machine_is_an_error(tmp_path):
     options = searching.options(host="192.0.2.1", token="secret", port=0)
-    with pytest.raises(InputError, match="192.0.2.1"):
+    with pytest.raises(InputError, match=r"192\.0\.2\.1"):
         serve_index(options, tmp_path, not_loaded)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns pictures and captions into vectors of length 1. Safe to share by threads."""
+    """Turns pictures and captions into vectors of length 1. Threads may share it."""
 
     @property
     def dim(self) -> int:

@@ -25,7 +25,8 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     where = f"config.search.host, port: {host}, {port}"
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.socket(family, socket.SOCK_STREAM)
+        # By name: asyncio lets no packet wait (TCP_NODELAY) where it knows this is TCP.
+        server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}") from None
     with server:
