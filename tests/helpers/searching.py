@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from vse_jax.data.images import load_image
 from vse_jax.search.indexing import update
 from vse_jax.search.store import Store
 
@@ -64,8 +65,7 @@ class ColourModel:
     def _cells(self, picture) -> np.ndarray:
         """float32 [4, 4, dim]"""
         if not isinstance(picture, np.ndarray):
-            with Image.open(picture) as image:
-                picture = np.asarray(image.convert("RGB"))
+            picture = load_image(picture)
         small = Image.fromarray(picture).resize((4, 4), Image.Resampling.BOX)
         distances = np.linalg.norm(np.asarray(small)[:, :, None] - _RGB, axis=-1)
         near = np.exp(-distances / 40)

@@ -55,7 +55,7 @@ def _read(index: Path) -> Address | None:
         address = Address(**json.loads(path.read_bytes()))
         urlsplit(address.url).port  # noqa: B018 (raises at none)
         os.kill(address.pid, 0)  # raises where no such process is left
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return address
 
