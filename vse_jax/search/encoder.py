@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns pictures and captions into vectors of length 1. Threads may share it."""
+    """Turns pictures and captions into vectors of length 1; threads may share it."""
 
     @property
     def dim(self) -> int:
@@ -24,8 +24,7 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the parameters and the preprocessing: models with equal ones make
-        comparable vectors."""
+        """Of the parameters and the preprocessing: tells whose a vector is."""
         ...
 
     @property

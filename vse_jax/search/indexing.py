@@ -67,6 +67,12 @@ def check_model(store: Store, model: Encoder) -> None:
         )
 
 
+def check_pictures(folder: Path, exclude: Sequence[str] = ()) -> None:
+    """Raises InputError unless there is a picture in the folder, be it a bad one."""
+    if next(pictures.walk(folder, exclude), None) is None:
+        raise InputError(f"{folder}: no pictures in this folder")
+
+
 def update(
     store: Store,
     model: Encoder,
@@ -89,9 +95,8 @@ def update(
     check_model(store, model)
     folder = pictures.check_folder(store.folder)
     report = Report()
+    check_pictures(folder, exclude)
     found = _scan(folder, exclude, report)
-    if not found:
-        raise InputError(f"{folder}: no pictures in this folder")
     before = store.files()
     fresh = [seen for seen in found if seen != before.get(seen.path, ())[:3]]
     run = _Run(store, model, folder, max_pixels, report)

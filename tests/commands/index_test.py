@@ -1,0 +1,129 @@
+"""--mode=index: what it makes, tells and refuses."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import vse_jax
+from tests.helpers.encoder import StandIn
+from tests.helpers.runs import write_run
+from tests.search.indexing_test import check_vectors, draw
+from vse_jax.base.errors import InputError
+from vse_jax.commands import index as command
+from vse_jax.commands.index import index
+from vse_jax.search.store import Store
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path, monkeypatch):
+    """Of a run in tmp_path with a stand-in for its model, and two pictures."""
+    monkeypatch.setattr(command, "model_of", lambda *_: StandIn())
+    for number in range(2):
+        draw(tmp_path / "pictures" / f"{number}.png", number)
+    tiny_config.search.pictures = str(tmp_path / "pictures")
+    return tiny_config
+
+
+def test_makes_an_index_and_says_what_it_did(config, tmp_path, capsys):
+    (tmp_path / "pictures" / "text.jpg").write_text("no picture")
+
+    index(config, tmp_path)
+
+    bad, summary = capsys.readouterr().out.splitlines()
+    assert bad.startswith("left out: text.jpg: not a readable picture")
+    place = tmp_path / "index"
+    assert summary.startswith(f"{place}: 2 pictures (2 added, 1 bad) in ")
+    with Store.open(place, read_only=True) as store:
+        assert check_vectors(store) == {"0.png": 1, "1.png": 2}
+
+
+def test_an_update_needs_no_folder(config, tmp_path, capsys):
+    index(config, tmp_path)
+    draw(tmp_path / "pictures" / "2.png", 2)
+    config.search.pictures = None
+    index(config, tmp_path)
+    assert ": 3 pictures (1 added) in " in capsys.readouterr().out
+
+
+def test_a_folder_may_move(config, tmp_path, capsys):
+    index(config, tmp_path)
+    shutil.move(tmp_path / "pictures", tmp_path / "moved")
+    config.search.pictures = str(tmp_path / "moved")
+    index(config, tmp_path)
+    assert ": 2 pictures (no change) in " in capsys.readouterr().out
+
+
+def other_folder(config, tmp_path):
+    shutil.copytree(tmp_path / "pictures", tmp_path / "others")
+    config.search.pictures = str(tmp_path / "others")
+
+
+def other_model(config, tmp_path):
+    command.model_of = lambda *_: StandIn("another")  # monkeypatch brings it back
+
+
+def region_model(config, tmp_path):
+    config.image.kind = "region"
+
+
+def no_folder(config, tmp_path):
+    config.search.pictures = str(tmp_path / "nowhere")
+
+
+def empty_folder(config, tmp_path):
+    shutil.rmtree(tmp_path / "pictures")
+    (tmp_path / "pictures").mkdir()
+
+
+def unnamed_folder(config, tmp_path):
+    config.search.pictures, config.search.index = None, str(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_folder, "name another --config.search.index for another folder"),
+        (
+            other_model,
+            "index of another model ('stand-in', not 'another' as it is now)",
+        ),
+        (region_model, "a region model takes features of regions"),
+        (no_folder, "nowhere: no such folder of pictures"),
+        (empty_folder, "pictures: no pictures in this folder"),
+        (unnamed_folder, "config.search.pictures: needed to make an index"),
+    ],
+)
+def test_what_it_refuses_leaves_the_index_as_it_was(config, tmp_path, change, message):
+    index(config, tmp_path)
+    change(config, tmp_path)
+
+    with pytest.raises(InputError) as error:
+        index(config, tmp_path)
+
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    with Store.open(tmp_path / "index", read_only=True) as store:
+        assert store.count() == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", [no_folder, empty_folder])
+def test_nothing_is_made_without_pictures(config, tmp_path, change):
+    change(config, tmp_path)
+    with pytest.raises(InputError):
+        index(config, tmp_path)
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_vectors_are_the_models(tiny_config, tiny_root, tmp_path):
+    run = write_run(tiny_config, tmp_path / "run")
+    tiny_config.search.pictures = str(tiny_root / "images")
+
+    index(tiny_config, run)
+
+    with Store.open(run / "index", read_only=True) as store:
+        snapshot = store.snapshot()
+        paths = [store.folder / store.path(id) for id in snapshot.ids.tolist()]
+    expected = vse_jax.load(run).encode_images(paths)
+    np.testing.assert_allclose(snapshot.matrix[snapshot.rows], expected, atol=1e-6)

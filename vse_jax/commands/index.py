@@ -1,0 +1,102 @@
+"""--mode=index: the index of a folder of pictures, made or brought up to date."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vse_jax.api import Model, model_of
+from vse_jax.base.errors import InputError
+from vse_jax.evaluation.evaluator import batch_sizes
+from vse_jax.search.indexing import Report, check_model, check_pictures, update
+from vse_jax.search.pictures import check_folder
+from vse_jax.search.store import Store
+
+_LISTED = 50  # bad files
+
+
+def index(config: ConfigDict, workdir: Path) -> None:
+    """Indexes config.search.pictures by the best model in `workdir`.
+
+    Only new and changed pictures are encoded; files that are no readable pictures are
+    listed and left out.
+
+    Raises:
+        InputError: no folder or no pictures in it, a region model, an index of another
+            model or folder, a broken one, or another process writes to it.
+    """
+    c = config.search
+    start = time.monotonic()
+    if config.image.kind == "region":
+        raise InputError(
+            f"{workdir}: a region model takes features of regions, and pictures have "
+            "none; index them by a grid model"
+        )
+    # What Pillow has to say of odd notes in a file concerns nobody: it is read or not.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    place = index_folder(config, workdir)
+    folder = None if c.pictures is None else check_folder(Path(c.pictures))
+    if folder is None and not Store.exists(place):
+        raise InputError("config.search.pictures: needed to make an index")
+    with _opened(place, folder, config, workdir) as (store, model):
+        batch, _ = batch_sizes(config, 1)
+        report = update(
+            store, model, exclude=c.exclude, max_pixels=c.max_pixels, batch=batch
+        )
+        pictures = store.count()
+    _tell(place, pictures, report, time.monotonic() - start)
+
+
+def index_folder(config: ConfigDict, workdir: Path) -> Path:
+    """Where the index of a run is."""
+    return (
+        workdir / "index" if config.search.index is None else Path(config.search.index)
+    )
+
+
+@contextlib.contextmanager
+def _opened(
+    place: Path, folder: Path | None, config: ConfigDict, workdir: Path
+) -> Iterator[tuple[Store, Model]]:
+    """The index at `place`, which is made where there is none, and its model."""
+    model = None
+    if folder is not None and not Store.exists(place):
+        check_pictures(folder, config.search.exclude)  # or an empty index would be left
+        model = model_of(config, workdir)
+        Store.create(
+            place,
+            model=model.fingerprint,
+            name=model.name,
+            dim=model.dim,
+            folder=folder,
+        )
+    with Store.open(place, read_only=False) as store:
+        if folder not in (None, store.folder):
+            _move(store, folder)
+        model = model or model_of(config, workdir)
+        check_model(store, model)
+        yield store, model
+
+
+def _move(store: Store, folder: Path) -> None:
+    if store.folder.exists():
+        raise InputError(
+            f"{store.index}: index of the pictures in {store.folder}; name another "
+            "--config.search.index for another folder"
+        )
+    store.move(folder)
+
+
+def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:
+    """The summary, after the bad files with their reasons."""
+    for path, reason in report.bad[:_LISTED]:
+        print(f"left out: {path}: {reason}")
+    if len(report.bad) > _LISTED:
+        print(f"left out: {len(report.bad) - _LISTED:,} more")
+    kinds = ("added", "changed", "renamed", "removed", "duplicates")
+    counts = {kind: getattr(report, kind) for kind in kinds} | {"bad": len(report.bad)}
+    done = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n) or "no change"
+    print(f"{place}: {pictures:,} pictures ({done}) in {seconds:.1f} s")
