@@ -35,7 +35,7 @@ def workdir(request, tmp_path_factory):
 def model(monkeypatch):
     """The model of the run; notes what it encodes."""
     model = searching.ColourModel()
-    monkeypatch.setattr("vse_jax.api.load", lambda workdir: model)
+    monkeypatch.setattr("vse_jax.api.model_of", lambda *_: model)
     nothing = contextlib.nullcontext()
     monkeypatch.setattr("vse_jax.devices.runtime.started", lambda *_, **__: nothing)
     return model

@@ -39,7 +39,7 @@ def search(config: ConfigDict, workdir: Path) -> None:
     parts = asked_parts(options)
     fields = ("after", "before", "camera", "folder")
     filters = Filters(**{name: options[name] for name in fields})
-    index = index_folder(options, workdir)
+    index = index_folder(config, workdir)
     with Store.open(index, read_only=True) as store:
         folder = store.folder
     client = running(index) if options.top <= MOST_HITS else None
@@ -85,14 +85,18 @@ def _find(
     config: ConfigDict, workdir: Path, parts: list[Part], filters: Filters
 ) -> list[Found]:
     """Loads the model and searches; JAX is started here, not before."""
-    from vse_jax.api import load  # noqa: PLC0415 (loads jax: seconds)
+    from vse_jax.api import model_of  # noqa: PLC0415 (loads jax: seconds)
     from vse_jax.devices import runtime  # noqa: PLC0415 (the same)
 
     options = config.search
     nobody = (None, None, None)
     with runtime.started(config, "search", nobody, alone=True):
-        index = index_folder(options, workdir)
-        with opened(options, index, lambda: load(workdir)) as (encoder, _, engine):
+        index = index_folder(config, workdir)
+        with opened(options, index, lambda: model_of(config, workdir)) as (
+            encoder,
+            _,
+            engine,
+        ):
             vectors = part_vectors(parts, encoder)
             vector, _ = combine([part.weight for part in parts], vectors)
             hits = engine.search(

@@ -24,11 +24,10 @@ def serve(config: ConfigDict, workdir: Path) -> None:
         InputError: no index, one of another model, an address that cannot be used, or
             packages that are not installed.
     """
-    from vse_jax.api import load  # noqa: PLC0415 (loads jax: seconds)
+    from vse_jax.api import model_of  # noqa: PLC0415 (loads jax; tests go without)
 
-    serve_index(
-        config.search, index_folder(config.search, workdir), lambda: load(workdir)
-    )
+    index = index_folder(config, workdir)
+    serve_index(config.search, index, lambda: model_of(config, workdir))
 
 
 def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -> None:

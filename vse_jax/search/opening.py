@@ -22,9 +22,9 @@ class Opened(NamedTuple):
     engine: Engine
 
 
-def index_folder(options: ConfigDict, workdir: Path) -> Path:
-    """config.search.index, or W/index."""
-    return Path(options.index) if options.index is not None else workdir / "index"
+def index_folder(config: ConfigDict, workdir: Path) -> Path:
+    """Where the index of a run is."""
+    return Path(config.search.index or workdir / "index")
 
 
 @contextlib.contextmanager
