@@ -103,8 +103,13 @@ def resolve_folder(name: str) -> Path:
     return path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a file whole or not at all, whenever the process may be killed.
+
+    Args:
+        path: of the file.
+        data: its content.
+        mode: who may read and write it, less what the process's umask takes away.
 
     The name of the unfinished file is random: hosts that share the folder may have
     equal process ids. It is on the disk before it gets its name, so that not even a
@@ -112,7 +117,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("wb") as file:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from vse_jax.api import Model, model_of
 from vse_jax.base.errors import InputError
 from vse_jax.evaluation.evaluator import batch_sizes
 from vse_jax.search.indexing import Report, check_model, check_pictures, update
+from vse_jax.search.opening import index_folder
 from vse_jax.search.pictures import check_folder
 from vse_jax.search.store import Store
 
@@ -48,13 +49,6 @@ def index(config: ConfigDict, workdir: Path) -> None:
         )
         pictures = store.count()
     _tell(place, pictures, report, time.monotonic() - start)
-
-
-def index_folder(config: ConfigDict, workdir: Path) -> Path:
-    """Where the index of a run is."""
-    return (
-        workdir / "index" if config.search.index is None else Path(config.search.index)
-    )
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ SUFFIXES = frozenset(
     )
 )
 # No other decoder sees a file, whatever its name: Pillow's EPS would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF")
 _ORIGINAL, _DIGITISED, _CHANGED = 0x9003, 0x9004, 0x0132  # EXIF's dates
 _MAKE, _MODEL, _EXIF_IFD = 0x010F, 0x0110, 0x8769
 
@@ -94,7 +94,7 @@ def read_picture(picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS) -> 
         InputError: no whole, readable picture, or one of more than `max_pixels`, which
             is then not decoded (names the file).
     """
-    with opened(picture, max_pixels, _FORMATS) as image:
+    with opened(picture, max_pixels, FORMATS) as image:
         taken, camera = _notes(image)
         return Picture(to_rgb(image), taken, camera)
 

@@ -1,0 +1,158 @@
+"""--mode=search: what is printed, with a server of the index and without."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs import common
+from tests.commands.serve_test import started
+from tests.helpers import searching
+from vse_jax.base.config import save_config
+from vse_jax.base.errors import InputError
+from vse_jax.commands.search import search
+from vse_jax.search import client
+
+
+@pytest.fixture(scope="module", params=["alone", "through the server"])
+def workdir(request, tmp_path_factory):
+    """A run's folder with an index, which a server may serve."""
+    folder = tmp_path_factory.mktemp("run")
+    pictures = searching.draw_pictures(folder / "pictures")
+    index = searching.make_index(pictures, folder / "index")
+    if request.param == "alone":
+        yield folder
+        return
+    with started(folder):
+        assert client.running(index)
+        yield folder
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """The model of the run; notes what it encodes."""
+    model = searching.ColourModel()
+    monkeypatch.setattr("vse_jax.api.model_of", lambda *_: model)
+    nothing = contextlib.nullcontext()
+    monkeypatch.setattr("vse_jax.devices.runtime.started", lambda *_, **__: nothing)
+    return model
+
+
+@pytest.fixture
+def find(workdir, model, capsys):
+    """find(FIELD=…) → what is printed on stdout."""
+
+    def run(**fields) -> str:
+        config = common.base()
+        config.search.update(fields)
+        search(config, workdir)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_table_has_scores_and_paths(find, workdir):
+    lines = find(query="a red car", top=2).splitlines()
+    assert lines[:2] == [str(workdir / "pictures"), "score   path"]
+    assert lines[2].split() == ["0.963", "red.jpg"]
+    assert len(lines) == 4
+
+
+def test_json_is_a_list_and_nothing_else(find, workdir):
+    (hit,) = json.loads(find(query="red", format="json", top=1))
+    assert hit.keys() == {"path", "score", "id"}
+    assert hit["path"] == str(workdir / "pictures" / "red.jpg")
+    assert hit["score"] > 0.9
+    assert isinstance(hit["id"], int)
+    assert json.loads(find(query="red", format="json", min_score=2.0)) == []
+
+
+def test_paths_can_be_piped(find, workdir):
+    lines = find(query="'blue'", format="paths", min_score=0.9).splitlines()
+    names = ("blue.jpg", "trips/sea side.png")
+    assert {*lines} == {str(workdir / "pictures" / name) for name in names}
+    assert find(query="red", format="paths", min_score=2.0) == ""
+    assert "no picture found" in find(query="red", min_score=2.0)
+
+
+def names(printed: str) -> list[str]:
+    return [hit["path"].rpartition("/")[2] for hit in json.loads(printed)]
+
+
+def test_pictures_are_parts_of_a_query(find, tmp_path):
+    green = searching.draw(tmp_path / "a picture.png", "green")
+    blue = searching.draw(tmp_path / "blue.png", "blue")
+    assert names(find(like=str(green), format="json", top=1)) == ["green.jpg"]
+    query = f"'red' - {blue} + 2.5*'{green}'"
+    found = names(find(query=query, format="json"))
+    assert found[:2] == ["green.jpg", "red.jpg"]
+    assert {*found[-2:]} == {"blue.jpg", "sea side.png"}
+    found = names(find(query="- 'green' + 'red'", like=str(green), format="json"))
+    assert found[0] == "red.jpg"
+
+
+def test_filters_choose_among_the_pictures(find):
+    fields = {"query": "red", "format": "json"}
+    assert names(find(**fields, folder="trips"))[0] == "red again.jpg"
+    assert len(names(find(**fields, camera="Nikon D1"))) == 3
+    assert names(find(**fields, after="2019-05-07")) == ["black.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({}, r"config\.search\.query"),
+        ({"query": "..."}, "query: has no words"),
+        ({"query": "'red' + "}, "query, column 9"),
+        ({"query": "'red' - 'red'"}, "query: its parts cancel out"),
+        ({"query": "red", "camera": "Box"}, "camera: no picture has 'Box'"),
+        ({"query": "red", "folder": "nowhere"}, "folder: no picture has 'nowhere'"),
+        ({"query": "red", "after": "2019-13-01"}, "after: '2019-13-01'"),
+        ({"like": "missing.jpg"}, "missing.jpg: "),
+        ({"like": "README.md"}, "README.md: "),
+        ({"query": "red", "index": "/nowhere"}, "/nowhere: no index"),
+    ],
+)
+def test_bad_input_is_one_line(find, fields, error):
+    with pytest.raises(InputError, match=f"^{error}"):
+        find(**fields)
+
+
+def test_a_long_path_is_cut_on_a_terminal_only(workdir, model, capsys, monkeypatch):
+    config = common.base()
+    config.search.update(query="blue", folder="trips")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    search(config, workdir)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert max(map(len, lines)) == 20
+    assert lines[1:] == [" 0.995  …ea side.png", " 0.004  …d again.jpg"]
+
+
+def test_more_than_a_server_gives_is_searched_here(find, model):
+    find(query="a white car", top=5000)
+    assert model.sentences == ["a white car"]
+
+
+def test_with_a_server_nothing_slow_is_loaded(tmp_path):
+    with started(tmp_path):
+        save_config(common.base(), tmp_path / "config.json")
+        arguments = [f"--workdir={tmp_path}", "--mode=search"]
+        arguments += ["--config.search.query=red", "--config.search.format=json"]
+        code = (
+            "import runpy, sys\n"
+            f"sys.argv = ['main.py', *{arguments}]\n"
+            "try: runpy.run_path('main.py', run_name='__main__')\n"
+            "finally: assert not {'jax', 'flax', 'fastapi'} & sys.modules.keys()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "default"},
+        )
+    assert done.returncode == 0, done.stderr
+    assert names(done.stdout)[0] == "red.jpg"

@@ -1,0 +1,97 @@
+"""Many requests, good and bad, to a server; each has to get the answer it deserves."""
+
+import http.client
+import json
+import random
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Request(NamedTuple):
+    method: str
+    target: str
+    status: int  # that the answer has to have
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def requests(rng: random.Random, picture: bytes):
+    """Yields good and bad requests without end; `picture` is a file's content."""
+    kind = (("Content-Type", "application/json"),)
+
+    def search(status: int, **fields) -> Request:
+        body = json.dumps(fields).encode()
+        return Request("POST", "/api/search", status, body, kind)
+
+    def explain() -> Request:
+        body = json.dumps({"query": "a red car", "id": 1}).encode()
+        return Request("POST", "/api/explain", 200, body, kind)
+
+    id = str(rng.randint(1, 8))
+    while True:
+        colour = rng.choice(("red", "green", "blue", "white"))
+        yield rng.choice(
+            (
+                search(200, query=f"a {colour} car {rng.random()}"),
+                search(200, query=f"'{colour}' - 0.5*'a dog'", camera="Nikon D0"),
+                search(200, like=[1], unlike=[2], top=3, min_score=0.1),
+                search(400, query="?"),
+                search(400, query=f"'{colour} - 'dog"),
+                search(400, query=colour, unknown=1),
+                search(404, like=[rng.randint(100, 10**9)]),
+                Request("POST", "/api/search", 400, rng.randbytes(50), kind),
+                Request("POST", "/api/search", 413, bytes(70_000), kind),
+                explain(),
+                Request("GET", f"/api/thumbnail/{id}", 200),
+                Request("GET", f"/api/picture/{id}?full=1", 200),
+                Request("GET", f"/api/data/{id}", 200),
+                Request("GET", "/api/data/../../etc/passwd", 404),
+                Request("GET", "/api/picture/%2e%2e%2fserver.json", 404),
+                Request("GET", "/api/status", 200),
+                Request("GET", "/api/status", 403, headers=(("Host", "evil.example"),)),
+                Request("POST", "/api/upload", 200, picture + rng.randbytes(2)),
+                Request("POST", "/api/upload", 415, rng.randbytes(200)),
+                Request("DELETE", "/api/data/1", 405),
+            )
+        )
+
+
+def soak(port: int, count: int, picture: bytes, threads: int = 8, seed: int = 0):
+    """Sends `count` requests by several threads.
+
+    Returns:
+        How many got each (status expected, status got); 0: there was no answer.
+    """
+    found: Counter[tuple[int, int]] = Counter()
+
+    def work(number: int) -> None:
+        source = requests(random.Random(1000 * seed + number), picture)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for _ in range(count // threads):
+            request = next(source)
+            try:
+                connection.request(*request[:2], request.body, dict(request.headers))
+                response = connection.getresponse()
+                data = response.read()
+                got = response.status
+                assert got < 400 or json.loads(data).keys() == {"error"}
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                got = 0
+            found[request.status, got] += 1  # dict updates by one thread at a time
+        connection.close()
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process's memory that are in RAM and its own."""
+    pages = Path(f"/proc/{pid}/statm").read_text().split()
+    return (int(pages[1]) - int(pages[2])) * 4096

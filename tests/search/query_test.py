@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vse_jax.base.errors import InputError
+from vse_jax.search.query import MOST_PARTS, Part, combine, parse, rename_pictures
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a red car",
+        "it's a well-known t-shirt",
+        "black-and-white dog",
+        "a dog - and a cat",
+        "rock 'n' roll",
+        "the boys' hats",
+        "'tis the season",
+        "'90s cars",
+        "- people",
+        "5 * 3",
+        "a photo.jpg of a dog",
+        "C++ - the language",
+        'a sign that says "stop"',
+        "naïve café, 東京",
+    ],
+)
+def test_a_plain_sentence_stays_one(text):
+    assert parse(text) == [Part("sentence", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("'a red car'", [Part("sentence", "a red car")]),
+        (
+            "'a red car' - 'people' + 0.5*photo.jpg",
+            [
+                Part("sentence", "a red car"),
+                Part("sentence", "people", -1.0),
+                Part("picture", "photo.jpg", 0.5),
+            ],
+        ),
+        (
+            "2 * \"it's a dog\"−.5*'the dog's tail'",
+            [
+                Part("sentence", "it's a dog", 2),
+                Part("sentence", "the dog's tail", -0.5),
+            ],
+        ),
+        ("-'people'", [Part("sentence", "people", -1)]),
+        (" + 'sea'", [Part("sentence", "sea")]),
+        ("photo.jpg", [Part("picture", "photo.jpg")]),
+        ("-2*a/b-c+1.HEIC", [Part("picture", "a/b-c+1.HEIC", -2)]),
+        (
+            "'my photo.jpg'-'x'",
+            [Part("picture", "my photo.jpg"), Part("sentence", "x", -1)],
+        ),
+        ("'two  \n dogs '", [Part("sentence", "two dogs")]),
+        ("3.*'x'", [Part("sentence", "x", 3)]),
+    ],
+)
+def test_a_sum_is_taken_apart(text, parts):
+    assert parse(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "query: has no words"),
+        (" ?!… 🐶", "query: has no words"),
+        ("'dog' 'cat'", "query, column 1: ' is not closed before the end or a sign"),
+        ("'dog' - cat", "query, column 9: a sentence in quotes or a picture"),
+        ("'dog' +", "query, column 8: a sentence in quotes or a picture"),
+        ("'dog' + ''", "query, column 9: a sentence without words"),
+        ("'dog' + 'cat", "query, column 9: ' is not closed"),
+        ('"dog', 'query, column 1: " is not closed'),
+        ("'a dog + photo.jpg", "query, column 1: ' is not closed"),
+        ("photo.jpg of a dog", r"query, column 11: '\+' or '-' expected"),
+        ("1001*'dog'", "query, column 1: a weight is at most 1000"),
+        ("9" * 400 + "*'dog'", "query, column 1: a weight is at most 1000"),
+        ("a red car - 'people'", "query, column 1: put the sentence before '-' in q"),
+        ("a dog + 0.5*b.png", r"query, column 1: put the sentence before '\+' in q"),
+        (
+            " + ".join(["'dog'"] * 33),
+            f"query, column 257: more than {MOST_PARTS} parts",
+        ),
+    ],
+)
+def test_errors_name_the_place(text, error):
+    with pytest.raises(InputError, match=f"^{error}"):
+        parse(text)
+
+
+@given(st.text(alphabet="ab1 '\"+-−*.jpg/\n"))
+def test_any_text_is_parts_or_an_input_error(text):
+    try:
+        parts = parse(text)
+    except InputError:
+        return
+    assert parts
+    assert all(part.value.strip() and abs(part.weight) <= 1000 for part in parts)
+
+
+WORDS = st.text(alphabet="abc ", min_size=1).map(lambda text: f"x{text.strip()}")
+WEIGHTS = st.integers(-4000, 4000).map(lambda quarters: quarters / 4)
+
+
+@given(st.lists(st.tuples(WORDS, WEIGHTS), min_size=1, max_size=MOST_PARTS))
+def test_what_is_written_as_the_grammar_says_is_read_back(items):
+    text = " ".join(f"{'-' if w < 0 else '+'} {abs(w)} * '{s}'" for s, w in items)
+    expected = [Part("sentence", " ".join(s.split()), w) for s, w in items]
+    assert parse(text) == expected
+
+
+def test_the_vector_of_a_sum_by_hand():
+    vectors = [np.float32([2, 0]), np.float32([0, 0.5])]  # lengths do not matter
+    vector, factors = combine([3.0, -4.0], vectors)
+    np.testing.assert_allclose(vector, [0.6, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(factors, [0.6, -0.8], rtol=1e-6)
+
+
+@given(
+    arrays(np.float32, (3, 4), elements=st.floats(0.125, 1, width=32)),
+    st.lists(st.floats(-10, 10), min_size=3, max_size=3),
+)
+def test_the_factors_add_the_units_up_to_length_1(vectors, weights):
+    try:
+        vector, factors = combine(weights, list(vectors))
+    except InputError:
+        return
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(vector), 1, rtol=1e-5)
+    scale = max(map(abs, factors))
+    np.testing.assert_allclose(factors @ units, vector, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0]])
+def test_parts_that_cancel_out_are_an_error(weights):
+    same = np.float32([0.3, 0.4])
+    with pytest.raises(InputError, match="cancel out"):
+        combine(weights, [same, same])
+
+
+def test_pictures_are_renamed_in_place():
+    text = "'the \"b.png\" sign' -'my a.jpg'-2*'x' + .5*c/b.png"
+    renamed = rename_pictures(text, lambda name: f"{len(name)}.jpg")
+    assert renamed == "'the \"b.png\" sign' -'8.jpg'-2*'x' + .5*'7.jpg'"
+    assert rename_pictures("a dog, b.png", str.upper) == "a dog, b.png"

@@ -1,0 +1,488 @@
+"""The JSON API, asked as browsers and attackers do."""
+
+import asyncio
+import io
+import itertools
+import json
+import os
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import searching
+from tests.helpers.asgi import Asker, Fault, ask
+from tests.helpers.searching import ColourModel
+from vse_jax.search.opening import opened
+from vse_jax.search.server import Server
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Read-only for tests."""
+    folder = tmp_path_factory.mktemp("search")
+    pictures = searching.draw_pictures(folder / "pictures")
+    return searching.make_index(pictures, folder / "index")
+
+
+@pytest.fixture
+def serve(index):
+    """serve(model=…, OPTION=…) → something that asks a server."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(model=None, index=index, **options):
+            model = model or ColourModel()
+            options = searching.options(**options)
+            found = stack.enter_context(opened(options, index, lambda: model))
+            server = Server(found, options, 8765)
+            server.warm_up()
+            stack.callback(lambda: server.close(60.0))
+            return stack.enter_context(Asker(server.app()))
+
+        yield start
+
+
+@pytest.fixture
+def server(serve):
+    return serve()
+
+
+def paths(reply) -> list[str]:
+    assert reply.status == 200, reply
+    return [hit["path"] for hit in reply.json()["hits"]]
+
+
+def content(colour: str, kind="PNG", size=(40, 30), **how) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, searching.COLOURS[colour]).save(file, kind, **how)
+    return file.getvalue()
+
+
+# ---- What it finds -------------------------------------------------------------------
+
+
+def test_status_says_what_there_is(server):
+    assert server.get("/api/status").json() == {
+        "pictures": 8,
+        "folder": "pictures",
+        "model": "colours",
+        "explains": True,
+        "uploads": True,
+        "cameras": ["Nikon D0", "Nikon D1"],
+        "folders": ["trips"],
+        "first": "2019-05-01",
+        "last": "2019-05-07",
+        "version": server.get("/api/status").json()["version"],
+    }
+
+
+def test_a_sentence_finds_its_picture_first(server):
+    hits = server.post("/api/search", {"query": "a red car", "top": 2}).json()["hits"]
+    first = hits[0]
+    id, score = first.pop("id"), first.pop("score")
+    assert first == {
+        "path": "red.jpg",
+        "width": 64,
+        "height": 48,
+        "taken": "2019-05-01T10:00:00",
+        "camera": "Nikon D0",
+        "copies": 1,
+    }
+    assert 0.9 < score <= 1
+    data = server.get(f"/api/data/{id}").json()
+    assert data["copies"] == ["trips/red again.jpg"]
+    assert data["bytes"] > 0
+    assert len(hits) == 2
+
+
+def test_parts_are_added_and_subtracted(server):
+    red, blue = (
+        server.post("/api/search", {"query": colour}).json()["hits"][0]["id"]
+        for colour in ("red", "blue")
+    )
+    found = paths(server.post("/api/search", {"like": [red], "unlike": [blue]}))
+    assert found[0] == "red.jpg"
+    assert {*found[-2:]} == {"blue.jpg", "trips/sea side.png"}
+    query = "'red' - 2*'red' + 'green'"
+    assert paths(server.post("/api/search", {"query": query}))[0] == "green.jpg"
+
+
+def test_filters_and_a_least_score(server):
+    def found(**fields):
+        return paths(server.post("/api/search", {"query": "blue"} | fields))
+
+    assert found(folder="trips")[0] == "trips/sea side.png"
+    assert {*found(camera="nikon d1")} == {"green.jpg", "yellow.jpg", "white.jpg"}
+    assert {*found(after="2019-05-06")} == {"white.jpg", "black.jpg"}
+    assert found(before="2019-05-02") == ["red.jpg"]
+    assert {*found(min_score=0.9)} == {"blue.jpg", "trips/sea side.png"}
+    assert found(min_score=2) == []
+
+
+def test_a_query_is_encoded_once_whatever_the_filters(serve):
+    model = ColourModel()
+    server = serve(model)
+    for top in (1, 2, 3):
+        server.post("/api/search", {"query": "red", "top": top})
+    assert model.sentences.count("red") == 1
+
+
+def test_an_index_that_grows_is_seen_without_a_restart(serve, tmp_path):
+    pictures = searching.draw_pictures(tmp_path / "pictures")
+    (pictures / "green.jpg").unlink()
+    index = searching.make_index(pictures, tmp_path / "index")
+    server = serve(index=index)
+    body = {"query": "green", "min_score": 0.9}
+    assert paths(server.post("/api/search", body)) == []
+    searching.draw(pictures / "new.png", "green")
+    (pictures / "red.jpg").unlink()
+    searching.make_index(pictures, index)
+    assert paths(server.post("/api/search", body)) == ["new.png"]
+    assert server.get("/api/status").json()["pictures"] == 8
+    red = server.post("/api/search", {"query": "red"}).json()["hits"][0]
+    assert red["path"] == "trips/red again.jpg"
+    assert server.get(f"/api/thumbnail/{red['id']}").status == 200
+
+
+# ---- Why -----------------------------------------------------------------------------
+
+
+def test_an_explanation_splits_the_similarity(server):
+    query = "2*'a red car' - 'blue'"
+    hit = server.post("/api/search", {"query": query}).json()["hits"][0]
+    found = server.post("/api/explain", {"query": query, "id": hit["id"]}).json()
+    assert found["similarity"] == pytest.approx(hit["score"], abs=1e-5)
+    assert np.sum(found["cells"]) == pytest.approx(found["similarity"], abs=1e-3)
+    words = {word["word"]: word["value"] for word in found["words"]}
+    assert max(words, key=words.get) == "red"
+    assert sum(w["value"] for w in found["words"]) == pytest.approx(
+        found["similarity"], abs=1e-5
+    )
+
+
+def test_a_pooling_that_is_no_sum_has_no_explanation(serve):
+    from vse_jax.base.errors import InputError
+
+    class Unexplained(ColourModel):
+        def split_image(self, picture, vector):
+            raise InputError("no sum")
+
+        split_caption = split_image
+
+    server = serve(Unexplained())
+    assert server.get("/api/status").json()["explains"] is False
+    found = server.post("/api/explain", {"query": "red", "id": 1}).json()
+    assert (found["cells"], found["words"]) == (None, [])
+
+
+# ---- Pictures ------------------------------------------------------------------------
+
+
+def open_image(reply) -> Image.Image:
+    assert reply.status == 200, reply
+    image = Image.open(io.BytesIO(reply.data))
+    assert reply.headers["content-type"] == f"image/{image.format.lower()}"
+    return image
+
+
+def test_a_picture_and_its_thumbnail_are_what_a_browser_shows(serve, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    searching.draw(tmp_path / "in" / "turned.jpg", "red", (900, 600), turned)
+    searching.draw(tmp_path / "in" / "large.tif", "blue", (2500, 500))
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    turned, large = (
+        server.post("/api/search", {"query": q}).json()["hits"][0]["id"]
+        for q in ("red", "blue")
+    )
+    assert open_image(server.get(f"/api/thumbnail/{turned}")).size == (213, 320)
+    # A browser turns a JPEG itself.
+    whole = (tmp_path / "in" / "turned.jpg").read_bytes()
+    assert server.get(f"/api/picture/{turned}").data == whole
+    assert open_image(server.get(f"/api/picture/{large}")).size == (2048, 410)
+    full = server.get(f"/api/picture/{large}?full=1")
+    assert open_image(full).size == (2500, 500)
+
+
+def test_a_browser_asks_whether_its_picture_is_still_good(serve, tmp_path):
+    path = searching.draw(tmp_path / "in" / "red.png", "red")
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    for time_ns, kind in enumerate(("thumbnail", "picture")):
+        first = server.get(f"/api/{kind}/1")
+        known = {"if-none-match": first.headers["etag"]}
+        again = server.get(f"/api/{kind}/1", known)
+        assert (again.status, again.data) == (304, b"")
+        os.utime(path, ns=(time_ns, time_ns))
+        assert server.get(f"/api/{kind}/1", known).status == 200
+
+
+def test_a_picture_that_has_gone_or_is_broken_is_not_found(serve, tmp_path):
+    path = searching.draw(tmp_path / "in" / "red.png", "red")
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    path.write_bytes(b"no picture")
+    assert str(tmp_path) not in server.get("/api/thumbnail/1").error
+    path.unlink()
+    for kind in ("thumbnail", "picture"):
+        reply = server.get(f"/api/{kind}/1")
+        assert (reply.status, reply.error) == (404, "1: its file is not there any more")
+    reply = server.post("/api/explain", {"query": "red", "id": 1})
+    assert reply.status == 404
+
+
+def test_no_file_outside_the_folder_is_sent(serve, tmp_path):
+    path = searching.draw(tmp_path / "in" / "red.png", "red")
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    secret = path.rename(tmp_path / "secret.png")
+    path.symlink_to(secret)
+    for kind in ("thumbnail", "picture"):
+        assert server.get(f"/api/{kind}/1").status == 404
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/api/thumbnail/../../../etc/passwd",
+        "/api/thumbnail/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/api/picture/..%2fred.jpg",
+        "/api/picture/red.jpg",
+        "/api/picture/0",
+        "/api/picture/-1",
+        "/api/picture/99999999999999999999",
+        "/api/data/1e1",
+        "/page/../server.py",
+        "/page/..%2fserver.py",
+        "/page/%2e%2e/server.py",
+        "/page//etc/passwd",
+        "/page/.hidden",
+        "/api/upload/..%2f..%2fx",
+        "/docs",
+        "/redoc",
+        "/index/server.json",
+        "/%00",
+    ],
+)
+def test_only_what_is_listed_is_served(server, target):
+    reply = server.get(target)
+    assert reply.status == 404
+    assert reply.error
+
+
+# ---- Uploads -------------------------------------------------------------------------
+
+
+def test_an_upload_is_searched_with_and_shown(server):
+    reply = server("POST", "/api/upload", {}, content("green", size=(800, 400)))
+    upload = reply.json()["upload"]
+    assert reply.json() == {"upload": upload, "width": 800, "height": 400}
+    body = {"uploads": [upload], "top": 1}
+    assert paths(server.post("/api/search", body)) == ["green.jpg"]
+    query = f"'blue' - {upload}.jpg"
+    assert paths(server.post("/api/search", {"query": query}))[-1] == "green.jpg"
+    assert open_image(server.get(f"/api/upload/{upload}")).size == (320, 160)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF"])
+def test_uploads_are_known_by_their_content(server, kind):
+    headers = {"content-type": "text/html"}
+    reply = server("POST", "/api/upload", headers, content("green", kind))
+    assert reply.status == 200
+
+
+def test_the_last_64_uploads_are_kept(server):
+    data = (content("red", size=(n, 1)) for n in range(1, 67))
+    ids = [server("POST", "/api/upload", {}, d).json()["upload"] for d in data]
+    kept = [server.get(f"/api/upload/{id}").status for id in ids]
+    assert kept == [404, 404, *[200] * 64]
+    assert server.post("/api/search", {"uploads": ids[:1]}).status == 404
+
+
+def png_that_claims(side: int) -> bytes:
+    """A small file of a picture of side × side px."""
+    data = content("red")
+    header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
+    crc = struct.pack(">I", zlib.crc32(header))
+    return data[:12] + header + crc + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        (b"", 415, "the upload: "),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "the upload: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "the upload: "),
+        (content("red")[:60], 415, "the upload: "),
+        (png_that_claims(100_000), 413, "10,000,000,000 pixels; at most "),
+        (bytes(1_000_001), 413, "larger than 1 MB"),
+        ([bytes(600_000)] * 2, 413, "larger than 1 MB"),
+        (itertools.repeat(bytes(100_000)), 413, "larger than 1 MB"),
+    ],
+)  # fmt: skip
+def test_a_bad_upload_is_refused(serve, body, status, error):
+    reply = serve(max_upload_mb=1)("POST", "/api/upload", {}, body)
+    assert reply.status == status
+    assert reply.error.startswith(error)
+
+
+def test_a_region_model_takes_no_uploads(serve):
+    class Regions(ColourModel):
+        takes_regions = True
+
+    server = serve(Regions())
+    assert server.get("/api/status").json()["uploads"] is False
+    assert server("POST", "/api/upload", {}, content("red")).status == 415
+
+
+# ---- Bad input -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "error"),
+    [
+        ({}, 400, "query: has no words"),
+        ({"query": " ?! "}, 400, "query: has no words"),
+        ({"query": "'red' - 'red'"}, 400, "query: its parts cancel out"),
+        ({"query": "'red' 'car'"}, 400, "query, column 1"),
+        ({"query": "x" * 5000}, 400, "query: String should have at most 4096"),
+        ({"query": "\ud800 dog"}, 400, "query: Input should be a valid string"),
+        ({"query": 3}, 400, "query: Input should be a valid string"),
+        ({"query": "/etc/motd.jpg"}, 400, "query: /etc/motd.jpg: no such upload"),
+        ({"query": "a", "colour": "red"}, 400, "colour: Extra inputs"),
+        ({"query": "a", "\ud800": 1}, 400, "body: Input should be"),
+        ({"query": "a", "a\nb": 1}, 400, "a b: Extra inputs"),
+        ({"query": "a", "top": 0}, 400, "top: Input should be greater"),
+        ({"query": "a", "top": 10**6}, 400, "top: Input should be less"),
+        ({"query": "a", "min_score": float("nan")}, 400, "min_score: Input should"),
+        ({"query": "a", "after": "yesterday"}, 400, "after: 'yesterday' is no"),
+        ({"query": "a", "before": "2019-02-30"}, 400, "before: '2019-02-30' is no"),
+        ({"query": "a", "camera": "Box"}, 400, "camera: no picture has 'Box'"),
+        ({"query": "a", "folder": "../trips"}, 400, "folder: no picture has"),
+        ({"like": [10**5]}, 404, "100000: no such picture"),
+        ({"like": [0]}, 400, "like.0: Input should be greater"),
+        ({"like": [2**70]}, 400, "like.0: "),
+        ({"like": [1] * 33}, 400, "like: List should have at most 32"),
+        ({"uploads": ["../../x"]}, 400, "uploads.0: String should match"),
+        ({"uploads": ["0" * 32]}, 404, "0000"),
+        ([], 400, "body: Input should be"),
+    ],
+)
+def test_a_bad_question_gets_a_line(server, fields, status, error):
+    reply = server.post("/api/search", fields)
+    assert (reply.status, reply.error[: len(error)]) == (status, error)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (JSON, b"", 400),
+        (JSON, b"{", 400),
+        (JSON, b"\xff\xfe", 400),
+        (JSON, b"[" * 60_000, 400),
+        (JSON, b'{"query": "' + b"a" * 70_000 + b'"}', 413),
+        (JSON, [b'{"query": "', *[b"a" * 10_000] * 7], 413),
+        # What a form of another site can send without asking.
+        ({"content-type": "text/plain"}, b'{"query": "red"}', 400),
+        ({}, b'{"query": "red"}', 400),
+        (JSON | {"content-length": "9" * 50}, b"", 413),
+        (JSON | {"content-length": "²"}, b"{}", 400),
+    ],
+)
+def test_a_bad_body_gets_a_line(server, headers, body, status):
+    reply = server("POST", "/api/search", headers, body)
+    assert (reply.status, bool(reply.error)) == (status, True)
+
+
+def test_a_wrong_method_gets_a_line(server):
+    assert server.get("/api/search").status == 405
+    assert server("DELETE", "/api/data/1").error
+
+
+# ---- Limits --------------------------------------------------------------------------
+
+
+def test_more_requests_than_may_wait_are_refused_at_once(serve):
+    server = serve(ColourModel(seconds=0.2), queue=3)
+
+    async def flood():
+        async def one(number):
+            start = time.monotonic()
+            body = json.dumps({"query": f"red {number}"}).encode()
+            reply = await ask(server.app, "POST", "/api/search", JSON, body)
+            return reply.status, time.monotonic() - start
+
+        return await asyncio.gather(*map(one, range(10)))
+
+    replies = server.run(flood())
+    assert sorted(status for status, _ in replies) == [200] * 4 + [429] * 6
+    assert all(seconds < 0.2 for status, seconds in replies if status == 429)
+    assert server.post("/api/search", {"query": "red"}).status == 200  # places again
+
+
+def test_a_request_ends_in_time(serve):
+    server = serve(ColourModel(seconds=0.3), timeout_s=0.1)
+    start = time.monotonic()
+    reply = server.post("/api/search", {"query": "red"})
+    assert (reply.status, reply.error) == (504, "no answer within 0.1 seconds")
+    assert time.monotonic() - start < 0.25
+
+
+def test_uploads_that_never_end_do_not_hold_their_places(serve):
+    server = serve(timeout_s=0.05)
+
+    async def stalls():
+        calls = (ask(server.app, "POST", "/api/upload", {}, None) for _ in range(10))
+        return [reply.status for reply in await asyncio.gather(*calls)]
+
+    assert sorted(server.run(stalls())) == [429] * 2 + [504] * 8
+    assert server("POST", "/api/upload", {}, content("red")).status == 200
+
+
+def test_queries_are_logged_when_asked_for(serve, caplog):
+    with caplog.at_level("INFO", "absl"):
+        serve().post("/api/search", {"query": "red secret"})
+        serve().post("/api/search", {"query": "'secret"})
+        assert "secret" not in caplog.text
+        serve(log_queries=True).post("/api/search", {"query": "red\nsecret"})
+    assert r"'red\nsecret': 8 found" in caplog.text
+
+
+# ---- What it is ----------------------------------------------------------------------
+
+
+def test_the_api_is_described_without_outside_requests(server):
+    described = server.get("/openapi.json").json()
+    assert {"/api/search", "/api/upload", "/api/explain"} < described["paths"].keys()
+    search = described["paths"]["/api/search"]["post"]["responses"]
+    assert {"200", "4XX", "504"} == search.keys()
+
+
+def test_the_page_is_served_with_its_types(serve, tmp_path, monkeypatch):
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    (tmp_path / "main.js").write_text("1")
+    (tmp_path / "notes.txt").write_text("secret")
+    monkeypatch.setattr("vse_jax.search.server.PAGE", tmp_path)
+    server = serve()
+    reply = server.get("/")
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert reply.data == b"<!doctype html>"
+    assert reply.data == server.get("/page/index.html").data
+    kind = server.get("/page/main.js").headers["content-type"]
+    assert kind == "text/javascript; charset=utf-8"
+    assert server.get("/page/notes.txt").status == 404
+
+
+def test_a_bug_is_no_riddle_and_tells_nothing(serve):
+    class Broken(ColourModel):
+        def encode_captions(self, captions, *, progress=False):
+            if captions == ["a picture"]:
+                return super().encode_captions(captions)
+            raise Fault("secret")
+
+    reply = serve(Broken()).post("/api/search", {"query": "red"})
+    assert (reply.status, "secret" in reply.error) == (500, False)

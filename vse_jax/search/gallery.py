@@ -1,0 +1,173 @@
+"""The pictures of an index as a browser gets them, and those that it sends."""
+
+import functools
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vse_jax.base.errors import InputError
+from vse_jax.data.images import PictureBytes, opened
+from vse_jax.search.pictures import FORMATS, read_picture, thumbnail
+from vse_jax.search.store import Row, Store
+
+THUMBNAIL = 320  # px, the longer side
+_LARGE = 2048  # px, likewise, of a picture that is shown by itself
+_THUMBNAILS = 2000  # kept in memory, about 10 KB each
+_ROWS = 4096  # kept in memory
+# What browsers show, by how its files begin.
+_SHOWN = (
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"GIF8", "image/gif"),
+)
+
+
+class Refused(InputError):
+    """Bad input with the HTTP status that says what kind."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+class Content(NamedTuple):
+    """A picture on its way to a browser.
+
+    tag: changes when the file does.
+    data: None: the browser has it.
+    """
+
+    kind: str  # image/…
+    tag: str
+    data: bytes | None
+
+
+class Gallery:
+    """Reads pictures of an index by their ids, and no other file.
+
+    Args:
+        store: the index.
+        max_pixels: of a picture; larger ones are not decoded.
+    """
+
+    def __init__(self, store: Store, max_pixels: int):
+        self._store = store
+        self._max_pixels = max_pixels
+        # By version, too: a row changes when the index does.
+        self._row = functools.lru_cache(_ROWS)(lambda id, version: store.picture(id))
+        self._thumbnail = functools.lru_cache(_THUMBNAILS)(
+            lambda path, tag: thumbnail(self._decoded(path), THUMBNAIL)
+        )
+
+    def rows(self, ids: Sequence[int]) -> list[Row | None]:
+        """What is known of pictures; None where there is none (any more)."""
+        version = self._store.version()
+        return [self._row(id, version) for id in ids]
+
+    def row(self, id: int) -> Row:
+        """What is known of a picture.
+
+        Raises:
+            Refused: 404, there is none.
+        """
+        (row,) = self.rows([id])
+        if row is None:
+            raise Refused(404, f"{id}: no such picture")
+        return row
+
+    def pixels(self, id: int) -> UInt8[np.ndarray, "height width 3"]:
+        """A picture, upright.
+
+        Raises:
+            Refused: 404, there is none, or it cannot be read (any more).
+        """
+        return self._decoded(self._path(id))
+
+    def thumbnail(self, id: int, known: str | None) -> Content:
+        """A picture as WebP of at most `THUMBNAIL` px.
+
+        Args:
+            id: of the picture.
+            known: the tag of what the browser has.
+
+        Raises:
+            Refused: as `pixels`.
+        """
+        path = self._path(id)
+        tag = _tag(path, "small")
+        data = None if tag == known else self._thumbnail(path, tag)
+        return Content("image/webp", tag, data)
+
+    def picture(self, id: int, full: bool, known: str | None) -> Content:
+        """A picture in a format that browsers show; at most `_LARGE` px unless `full`.
+
+        Args and errors: as `thumbnail`.
+        """
+        path, row = self._path(id), self.row(id)
+        large = max(row.width, row.height) > _LARGE
+        tag = _tag(path, "full" if full else "large")
+        kind = _shown_as_it_is(path)
+        if kind and (full or not large):
+            return Content(kind, tag, None if tag == known else path.read_bytes())
+        if tag == known:
+            return Content("image/jpeg", tag, None)
+        image = Image.fromarray(self._decoded(path))
+        if not full:
+            image.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=90)
+        return Content("image/jpeg", tag, content.getvalue())
+
+    def uploaded(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+        """Decodes the content of a picture file that is not in the index.
+
+        Raises:
+            Refused: 413, too many pixels (nothing is decoded then); 415, no picture.
+        """
+        picture = PictureBytes("the upload", data)
+        try:
+            with opened(picture, sys.maxsize, FORMATS) as image:
+                pixels = image.width * image.height
+            if pixels <= self._max_pixels:
+                return read_picture(picture, self._max_pixels).pixels
+        except InputError as error:
+            raise Refused(415, str(error)) from None
+        raise Refused(413, f"{pixels:,} pixels; at most {self._max_pixels:,} are read")
+
+    def _path(self, id: int) -> Path:
+        """The file of a picture, without symbolic links, inside the index's folder."""
+        folder = self._store.folder.resolve()
+        path = (folder / self.row(id).path).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise Refused(404, f"{id}: its file is not there any more")
+        return path
+
+    def _decoded(self, path: Path) -> UInt8[np.ndarray, "height width 3"]:
+        try:
+            return read_picture(path, self._max_pixels).pixels
+        except InputError as error:
+            # Without the folder, which is nobody's business.
+            reason = str(error).removeprefix(f"{path}: ")
+            raise Refused(404, f"{path.name}: {reason}") from None
+
+
+def _shown_as_it_is(path: Path) -> str | None:
+    """The type of a file that browsers show, by its content."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for begins, kind in _SHOWN if start.startswith(begins)), None)
+
+
+def _tag(path: Path, form: str) -> str:
+    status = path.stat()
+    facts = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{form}"
+    return hashlib.sha256(facts.encode(errors="surrogateescape")).hexdigest()[:32]

@@ -1,0 +1,75 @@
+"""Sockets and the loop that serves: uvicorn, as we want it."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from vse_jax.base.errors import InputError
+from vse_jax.search.guard import App
+
+_END_S = 2  # that requests which are being answered get when the server is to end
+_IDLE_S = 30  # that a connection may wait for its next request
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket with this address that does not listen yet.
+
+    Raises:
+        InputError: the address is in use, or none of this machine's.
+    """
+    where = f"config.search.host, port: {host}, {port}"
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # By name: asyncio lets no packet wait (TCP_NODELAY) where it knows this is TCP.
+        server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as error:
+        raise InputError(f"{where}: {error.strerror}") from None
+    with server:
+        if os.name == "posix":  # or the address stays taken for minutes after an end
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(address)
+        except OSError as error:
+            raise InputError(f"{where}: {error.strerror}") from None
+        yield server
+
+
+def run(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serves until SIGTERM or SIGINT, which are raised again at the end.
+
+    Args:
+        app: the application.
+        listener: of `bound`.
+        ready: called as soon as requests are accepted.
+    """
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # it would hold what is asked for
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_IDLE_S,
+        timeout_graceful_shutdown=_END_S,
+    )
+    _Server(config, ready).run([listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await asyncio.to_thread(self._ready)

@@ -1,0 +1,47 @@
+"""Opens what a search needs: a model and the index that it made."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from vse_jax.search.encoder import Encoder
+from vse_jax.search.engine import Engine
+from vse_jax.search.exact import ExactEngine
+from vse_jax.search.indexing import check_model
+from vse_jax.search.store import Store
+
+
+class Opened(NamedTuple):
+    """A model, an index that it made, and what searches it."""
+
+    encoder: Encoder
+    store: Store
+    engine: Engine
+
+
+def index_folder(config: ConfigDict, workdir: Path) -> Path:
+    """Where the index of a run is."""
+    return Path(config.search.index or workdir / "index")
+
+
+@contextlib.contextmanager
+def opened(
+    options: ConfigDict, index: Path, load: Callable[[], Encoder]
+) -> Iterator[Opened]:
+    """Opens an index to read, with the model that `load` gives.
+
+    Args:
+        options: config.search.
+        index: folder of the index.
+        load: called when the index was found to be whole.
+
+    Raises:
+        InputError: no index, a broken one, or one of another model.
+    """
+    with Store.open(index, read_only=True) as store:
+        encoder = load()
+        check_model(store, encoder)
+        yield Opened(encoder, store, ExactEngine(store))
