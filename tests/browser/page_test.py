@@ -46,7 +46,9 @@ def test_a_query_finds_the_right_picture_first(page):
     search(page, "red")
     expect(first(page)).to_have_attribute("alt", "red.jpg")
     assert tiles(page).count() == 12
-    expect(tiles(page).first.locator(".score")).to_have_text(re.compile(r"^(0\.9\d|1\.00)$"))
+    expect(tiles(page).first.locator(".score")).to_have_text(
+        re.compile(r"^(0\.9\d|1\.00)$")
+    )
     expect(page.locator("#count")).to_contain_text("12 pictures")
     expect(page.locator("#announcement")).to_contain_text("the best red.jpg")
     expect(first(page)).to_have_js_property("naturalWidth", 64)
@@ -198,7 +200,9 @@ def test_more_and_less_of_a_picture(page):
     open_picture(page, "red.jpg")
     expect(page.locator("#why-sum")).to_contain_text("its pictures the rest")
     page.get_by_role("button", name="Less like this").click()
-    expect(page.locator(".chip.unlike img")).to_have_attribute("alt", "less like red.jpg")
+    expect(page.locator(".chip.unlike img")).to_have_attribute(
+        "alt", "less like red.jpg"
+    )
     expect(first(page)).to_have_attribute("alt", re.compile("blue|sea side"))
 
 
@@ -255,7 +259,8 @@ def test_a_picture_its_data_and_why_it_was_found(page):
     words = page.locator("#words li")
     expect(words.filter(has_text="red")).to_have_class(re.compile("positive"))
     values = [
-        float(text.replace("−", "-")) for text in page.locator(".value").all_inner_texts()
+        float(text.replace("−", "-"))
+        for text in page.locator(".value").all_inner_texts()
     ]
     [total] = re.findall(r"Similarity (\d\.\d+)", page.locator("#why-sum").inner_text())
     assert sum(values) == pytest.approx(float(total), abs=0.003)
@@ -270,7 +275,8 @@ def test_the_heat_map_tells_what_raises_from_what_lowers(page):
     (left, right) = page.evaluate(
         """() => {
             const { width, height } = heat;
-            const row = heat.getContext("2d").getImageData(0, height / 2, width, 1).data;
+            const pen = heat.getContext("2d");
+            const row = pen.getImageData(0, height / 2, width, 1).data;
             const pixel = at => [...row.slice(4 * at, 4 * at + 4)];
             return [pixel(Math.round(width * 0.2)), pixel(Math.round(width * 0.8))];
         }"""
