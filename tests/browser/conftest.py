@@ -41,7 +41,7 @@ class Watch:
             self.complaints.append(message.text)
 
     def forgive(self, words: str) -> None:
-        """Chromium complains of every refusal: the one that a test provokes is meant."""
+        """Chromium complains of every refusal, also of one that a test provokes."""
         assert any(words in text for text in self.complaints)
         self.complaints = [text for text in self.complaints if words not in text]
 

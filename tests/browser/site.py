@@ -1,6 +1,9 @@
-"""The server over a dozen pictures, at a free port: python -m tests.browser.site FOLDER [TOKEN]
+"""The server over a dozen pictures, at a free port.
 
-The model knows colours only (tests/helpers/searching.py), so what a query finds is known.
+python -m tests.browser.site FOLDER [TOKEN]
+
+The model knows colours only (tests/helpers/searching.py), so that a test knows what a
+query finds.
 """
 
 import contextlib

@@ -18,8 +18,7 @@ export function show(explanation, pictures = false) {
   showHeat();
   if (!explanation) return;
   at("why-sum").textContent = sentence(explanation, pictures);
-  at("words").replaceChildren(...wordItems(explanation.words));
-  at("words").hidden = !explanation.words.length;
+  at("words").replaceChildren(...sentences(explanation.words));
 }
 
 /** Says in plain words that there is no explanation, and why. */
@@ -38,24 +37,37 @@ function sentence({ similarity, cells, words }, pictures) {
     : `${total}: the sum of the query’s words.`;
 }
 
-function wordItems(words) {
+/** A list of words for each sentence of the query; BERT's begin with a mark. */
+function sentences(words) {
   const most = Math.max(...words.map(({ value }) => Math.abs(value)));
-  return words.map(({ word, value }) => {
-    const item = document.createElement("li");
-    item.className = value < 0 ? "negative" : "positive";
-    item.style.setProperty("--share", `${Math.round((100 * Math.abs(value)) / most)}%`);
-    // BERT's marks at both ends take part in the sum, but nobody typed them.
-    item.classList.toggle("mark", /^\[.*\]$/.test(word));
-    const text = document.createElement("span");
-    text.className = "word";
-    text.textContent = word;
-    const part = document.createElement("span");
-    part.className = "value";
-    part.textContent = signed(value);
-    item.title = `${word}: ${part.textContent}`;
-    item.append(text, " ", part);
-    return item;
-  });
+  const lists = [];
+  for (const part of words) {
+    if (!lists.length || part.word === "[CLS]") {
+      const list = document.createElement("ol");
+      list.className = "words";
+      list.ariaLabel = "Words of the query, with their parts";
+      lists.push(list);
+    }
+    lists.at(-1).append(wordItem(part, most));
+  }
+  return lists;
+}
+
+function wordItem({ word, value }, most) {
+  const item = document.createElement("li");
+  item.className = value < 0 ? "negative" : "positive";
+  item.style.setProperty("--share", `${Math.round((100 * Math.abs(value)) / most)}%`);
+  // BERT's marks at both ends take part in the sum, but nobody typed them.
+  item.classList.toggle("mark", /^\[.*\]$/.test(word));
+  const text = document.createElement("span");
+  text.className = "word";
+  text.textContent = word;
+  const part = document.createElement("span");
+  part.className = "value";
+  part.textContent = signed(value);
+  item.title = `${word}: ${part.textContent}`;
+  item.append(text, " ", part);
+  return item;
 }
 
 /** Draws the heat map if it is asked for and there is one. */
@@ -65,24 +77,21 @@ export function showHeat() {
   at("heat-legend").hidden = readout.hidden = !on;
   at("viewer-figure").classList.toggle("heated", on);
   if (!on) return;
-  const { strongest, largest, smallest } = extremes();
-  at("legend-low").textContent = `lowers ${number(Math.min(0, smallest), 3)}`;
-  at("legend-high").textContent = `raises ${signed(Math.max(0, largest))}`;
+  const [row, column] = strongest();
+  const most = Math.abs(cells[row][column]);
+  at("legend-low").textContent = `lowers ${signed(-most)}`;
+  at("legend-high").textContent = `raises ${signed(most)}`;
   canvas.ariaLabel =
     `Heat map of ${cells.length} × ${cells[0].length} cells, ` +
-    `strongest: ${cellText(strongest)}. Arrow keys read the cells.`;
+    `strongest: ${cellText([row, column])}. Arrow keys read the cells.`;
   mark(null);
 }
 
-function extremes() {
-  let strongest = [0, 0];
-  cells.forEach((row, i) =>
-    row.forEach((value, j) => {
-      if (Math.abs(value) > Math.abs(cells[strongest[0]][strongest[1]])) strongest = [i, j];
-    }),
-  );
-  const all = cells.flat();
-  return { strongest, largest: Math.max(...all), smallest: Math.min(...all) };
+/** [row, column] of the cell with the largest part, whatever its sign. */
+function strongest() {
+  const sizes = cells.flat().map(Math.abs);
+  const place = sizes.indexOf(Math.max(...sizes));
+  return [Math.floor(place / cells[0].length), place % cells[0].length];
 }
 
 const cellText = ([row, column]) =>
@@ -93,7 +102,7 @@ function draw() {
   canvas.width = Math.round(canvas.clientWidth * scale);
   canvas.height = Math.round(canvas.clientHeight * scale);
   const pen = canvas.getContext("2d");
-  pen.imageSmoothingQuality = "high";
+  pen.imageSmoothingEnabled = false; // a cell is one number
   pen.drawImage(colours(), 0, 0, canvas.width, canvas.height);
   if (!marked) return;
   const [height, width] = [canvas.height / cells.length, canvas.width / cells[0].length];
@@ -105,7 +114,10 @@ function draw() {
   }
 }
 
-/** One pixel a cell: orange raises, blue lowers, the opacity says how much. */
+/** One pixel a cell: orange raises, blue lowers, the opacity says how much.
+ *
+ * The colours and the opacity are those of --mode=explain.
+ */
 function colours() {
   const small = document.createElement("canvas");
   [small.width, small.height] = [cells[0].length, cells.length];
@@ -113,8 +125,8 @@ function colours() {
   const pixels = pen.createImageData(small.width, small.height);
   const most = Math.max(...cells.flat().map(Math.abs)) || 1;
   cells.flat().forEach((value, i) => {
-    const colour = value < 0 ? [24, 100, 214] : [232, 89, 12];
-    pixels.data.set([...colour, Math.round((215 * Math.abs(value)) / most)], 4 * i);
+    const colour = value < 0 ? [0, 114, 178] : [213, 94, 0];
+    pixels.data.set([...colour, Math.round((0.75 * 255 * Math.abs(value)) / most)], 4 * i);
   });
   pen.putImageData(pixels, 0, 0);
   return small;

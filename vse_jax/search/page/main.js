@@ -88,7 +88,7 @@ function showCut(cut) {
   controls.count({ hits: hits.length, left, total, milliseconds, cut });
   const all = hits.length < asked.top || asked.top + state.FIRST > state.MOST;
   at("more").hidden = all || left < hits.length; // more of them would score still less
-  at("nothing").hidden = left > 0 || searched === null;
+  at("nothing").hidden = left > 0 || searched === null || !state.asks(asked);
   if (hits.length) {
     const [least, best] = [cut ?? 0, hits[0].score].map((score) => number(score, 3));
     nothing(`No picture scores ${least} or more; the best has ${best}.`, "Show them all");
