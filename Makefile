@@ -29,11 +29,13 @@ TPU_COMPILER := $(VENV)/tpu/$(subst ==,-,$(LIBTPU)).dist-info
 
 # Two installations into one .venv at a time would see each other's halves (make -j).
 .NOTPARALLEL:
-.PHONY: help setup setup-dev setup-tpu-compiler lock locked demo study test test-all \
+.PHONY: help setup setup-search setup-dev setup-tpu-compiler lock locked demo app study \
+  test test-all \
   test-browser coverage check bench bench-scaling bench-pieces format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
+	@echo "make app        find the demo's pictures by sentence, in a browser"
 	@echo "make test       ruff, mypy, import-linter and the tests"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make test-browser"
@@ -46,6 +48,8 @@ help:
 	@echo "make bench-pieces"
 	@echo "                time the pieces that docs/results.md lists"
 	@echo "make setup      only create .venv for running"
+	@echo "make setup-search"
+	@echo "                the same with what a search in one's own pictures needs"
 	@echo "make setup-dev  only create .venv for tests and conversion"
 	@echo "                DEVICE=cuda or DEVICE=tpu after any of these: for a GPU, for a TPU"
 	@echo "make setup-tpu-compiler"
@@ -57,6 +61,7 @@ help:
 
 # PyTorch first: it asks for exact versions of NVIDIA's libraries, JAX for minimal ones.
 setup: $(VENV)/.runtime $(STAMPS)
+setup-search: setup $(VENV)/.search
 setup-dev: $(VENV)/.dev $(STAMPS)
 setup-tpu-compiler: setup $(TPU_COMPILER)
 
@@ -80,7 +85,14 @@ $(VENV)/.runtime: $(VENV)/.venv-made requirements.txt requirements-data.txt requ
 	$(call agree,--no-deps -r requirements-data.txt,requirements.lock)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-dev.lock
+$(VENV)/.search: $(VENV)/.runtime requirements-search.txt requirements-search.lock
+	@echo "Installing the packages of requirements-search.lock"
+	$(LOCKED) -r requirements-search.lock
+	$(call agree,-r requirements-search.txt,requirements-search.lock)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt requirements-search.txt \
+  requirements-dev.lock
 	@echo "Installing the packages of requirements-dev.lock, and PyTorch"
 	$(LOCKED) -r requirements-dev.lock
 	$(PIP) "$$(grep '^torch==' requirements-dev.txt)"
@@ -112,9 +124,11 @@ $(UV): Makefile
 lock: $(UV)
 	$(COMPILE) $(UPGRADE) requirements-dev.txt --output-file requirements-dev.lock
 	cp requirements-dev.lock requirements.lock
+	cp requirements-dev.lock requirements-search.lock
 	$(COMPILE) requirements.txt --output-file requirements.lock
 	$(COMPILE) --no-deps requirements-data.txt >> requirements.lock
-	@for lock in requirements.lock requirements-dev.lock; do \
+	$(COMPILE) requirements-search.txt --output-file requirements-search.lock
+	@for lock in requirements.lock requirements-search.lock requirements-dev.lock; do \
 	  { echo "# Written by make lock. Every package is here, with the hashes of all its public"; \
 	    echo "# files, PyTorch excepted: pip install --no-deps --require-hashes -r $$lock"; \
 	    echo "# Resolved for Python 3.11 and later and for all systems; only Python 3.11 on"; \
@@ -142,6 +156,13 @@ demo: setup
 	@echo "Next      README.md, section \"Your own pictures\""
 	@echo "Embed     $(BIN)/python main.py --workdir=runs/demo --mode=embed"
 	@echo "Evaluate  $(BIN)/python main.py --workdir=runs/demo --mode=eval --config.eval.split=dev"
+
+# The demo's run is used as it is, or made first.
+app: setup-search
+	@test -d runs/demo/checkpoints/best || $(MAKE) demo
+	$(BIN)/python main.py --workdir=runs/demo --mode=index \
+	  --config.search.pictures=data/openmoji/images
+	$(BIN)/python main.py --workdir=runs/demo --mode=serve --config.search.open=True
 
 study: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare

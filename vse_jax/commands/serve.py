@@ -63,6 +63,8 @@ def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -
             stack.enter_context(client.announced(index, url, token))
             pictures = f"{found.store.count():,} pictures of {found.store.folder}"
             print(f"{url} finds {pictures}; Ctrl-C ends it", flush=True)
+            if options.open:
+                webbrowser.open(url)
 
         listening.run(answers.app(), listener, ready)
 
