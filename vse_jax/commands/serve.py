@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
