@@ -153,7 +153,8 @@ demo: setup
 	$(BIN)/python main.py --config=configs/openmoji.py --workdir=runs/demo
 	@echo
 	@echo "Look at   runs/demo/retrieval.png and runs/demo/curves.png"
-	@echo "Next      README.md, section \"Your own pictures\""
+	@echo "Find      make app"
+	@echo "Next      README.md, section \"Train on your own pictures\""
 	@echo "Embed     $(BIN)/python main.py --workdir=runs/demo --mode=embed"
 	@echo "Evaluate  $(BIN)/python main.py --workdir=runs/demo --mode=eval --config.eval.split=dev"
 
