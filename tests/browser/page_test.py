@@ -78,6 +78,31 @@ def test_a_first_search_shows_no_answer_before_there_is_one(page):
     expect(page.locator("#nothing")).to_be_hidden()
 
 
+def test_an_answer_that_comes_late_is_not_shown(page):
+    search(page, "red")
+    late = []
+    page.route("**/api/search", lambda route: late.append(route))
+    page.evaluate("location.hash = 'q=blue'")
+    expect(page.locator("#main")).to_have_attribute("aria-busy", "true")
+    page.go_back()
+    expect(page.locator("#main")).to_have_attribute("aria-busy", "false")
+    late[0].continue_()
+    page.wait_for_timeout(300)
+    expect(first(page)).to_have_attribute("alt", "red.jpg")
+
+
+def test_what_is_typed_while_the_page_starts_is_kept(new_page, address):
+    page = new_page()
+    waiting = []
+    page.route("**/api/status", lambda route: waiting.append(route))
+    page.goto(address)
+    page.locator("#query").fill("red")
+    waiting[0].continue_()
+    page.locator("#welcome").wait_for()
+    page.locator("#query").press("Enter")
+    expect(first(page)).to_have_attribute("alt", "red.jpg")
+
+
 def test_an_example_is_a_query(page):
     page.get_by_role("button", name="'a red car' - 'people'").click()
     expect(page.locator("#query")).to_have_value("'a red car' - 'people'")
@@ -101,7 +126,16 @@ def test_a_name_is_no_markup(page):
 
 
 def test_pictures_keep_their_shapes_and_places(page):
+    page.evaluate(
+        """() => {
+            window.shifts = [];
+            new PerformanceObserver(list => shifts.push(...list.getEntries()))
+                .observe({ type: "layout-shift" });
+        }"""
+    )
     search(page, "red")
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("shifts.filter(s => !s.hadRecentInput).length") == 0
     ratios = page.eval_on_selector_all(
         ".tile img",
         """images => images.map(i => [
@@ -118,6 +152,8 @@ def test_a_server_that_is_gone_and_back(page):
     page.locator("#query").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
     page.watch.forgive("ERR_FAILED")
+    expect(page.locator("#count")).to_have_text("")
+    expect(page.locator("#nothing")).to_be_hidden()
     page.unroute("**/api/search")
     page.get_by_role("button", name="Try again").click()
     expect(first(page)).to_have_attribute("alt", "red.jpg")
@@ -307,6 +343,14 @@ def test_an_address_with_an_open_picture(new_page, address):
     page.get_by_role("button", name="Close", exact=True).click()
     expect(page.locator("#viewer")).to_be_hidden()
     assert page.url.endswith("#q=red")
+
+
+def test_an_address_with_a_picture_that_is_not_there(new_page, address):
+    page = new_page()
+    page.goto(f"{address}#q=red&picture=999")
+    expect(page.get_by_role("alert")).to_contain_text("no such picture")
+    expect(page.locator("#viewer")).to_be_hidden()
+    page.watch.forgive("status of 404")
 
 
 # ---- Ways to use it ------------------------------------------------------------------

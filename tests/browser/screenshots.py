@@ -24,8 +24,11 @@ def take(browser: Browser, address: str, query: str, folder: Path) -> None:
         shoot(page, folder / "search.png")
         why(page)
         shoot(page, folder / "search_why.png")
-    narrow = {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark"}
-    with browser.new_context(**narrow, device_scale_factor=2) as context:
+    with browser.new_context(
+        viewport={"width": 360, "height": 700},
+        device_scale_factor=2,
+        color_scheme="dark",
+    ) as context:
         page = context.new_page()
         search(page, address, query)
         shoot(page, folder / "search_narrow.png")

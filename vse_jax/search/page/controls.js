@@ -71,6 +71,9 @@ export function count({ hits, left, total, milliseconds, cut: least }) {
   at("count").replaceChildren(text, " ", time);
 }
 
+/** A search that failed found no number of pictures. */
+export const countNothing = () => at("count").replaceChildren();
+
 /** `filter(changes)` for a filter; `cutting()` while the slider moves; `settle()` after. */
 export function listen({ filter, cutting, settle }) {
   at("filters-open").addEventListener("click", () => toggleFilters(at("filters").hidden));

@@ -15,6 +15,7 @@ const NO_FILTERS = Object.fromEntries(state.FILTERS.map((name) => [name, null]))
 let status = null; // the server's, of /api/status
 let hits = [];
 let milliseconds = 0;
+let shownQuery = "";
 let searched = null; // the search whose answer is shown, as JSON
 let searching = null; // an AbortController
 
@@ -26,7 +27,8 @@ function go(changes, options) {
 
 async function apply() {
   const asked = state.read();
-  at("query").value = asked.query;
+  // What somebody is typing meanwhile stays.
+  if (asked.query !== shownQuery) at("query").value = shownQuery = asked.query;
   document.title = asked.query ? `${asked.query} · Picture search` : "Picture search";
   controls.showFilters(asked);
   showParts(asked);
@@ -43,11 +45,11 @@ const showParts = (asked) =>
 async function search(asked) {
   const fields = state.asSearch(asked);
   const key = JSON.stringify(fields);
+  searching?.abort();
   if (key === searched) {
     showCut(asked.cut);
     return true;
   }
-  searching?.abort();
   const controller = (searching = new AbortController());
   busy(true);
   try {
@@ -85,7 +87,8 @@ function showCut(cut) {
   const left = gallery.cutOff(cut);
   const filtered = state.FILTERS.some((name) => asked[name]);
   const total = filtered ? null : status.pictures;
-  controls.count({ hits: hits.length, left, total, milliseconds, cut });
+  if (searched === null) controls.countNothing();
+  else controls.count({ hits: hits.length, left, total, milliseconds, cut });
   const all = hits.length < asked.top || asked.top + state.FIRST > state.MOST;
   at("more").hidden = all || left < hits.length; // more of them would score still less
   at("nothing").hidden = left > 0 || searched === null || !state.asks(asked);
@@ -111,7 +114,7 @@ function showViewer(asked) {
   const [before, after] = beside(asked.picture);
   viewer.neighbours(before, after);
   const hit = hits.find(({ id }) => id === asked.picture);
-  viewer.open(asked.picture, { hit, asked, explains: status.explains, fail });
+  viewer.open(asked.picture, { hit, asked, explains: status.explains, fail: closeAndFail });
 }
 
 function beside(id) {
@@ -179,6 +182,12 @@ function fail(error) {
   if (error instanceof api.TokenNeeded) return askForToken();
   if (!(error instanceof api.Refused || error instanceof api.Unreachable)) throw error;
   problem(error.message, { again: error instanceof api.Unreachable });
+}
+
+/** The message would lie behind the dialog. */
+async function closeAndFail(error) {
+  await go({ picture: null }, { replace: true });
+  fail(error);
 }
 
 function askForToken() {

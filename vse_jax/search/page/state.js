@@ -41,7 +41,7 @@ function address(state) {
 /** Changes fields of the state: as a step that Back undoes, unless `replace`. */
 export function write(changes, { replace = false } = {}) {
   const next = address({ ...read(), ...changes });
-  if (replace) history.replaceState(history.state, "", next);
+  if (replace || next === location.hash) history.replaceState(history.state, "", next);
   else history.pushState({ opened: changes.picture != null }, "", next);
 }
 
