@@ -146,6 +146,17 @@ def test_pictures_keep_their_shapes_and_places(page):
         assert shown == pytest.approx(min(3, max(0.5, true)), rel=0.02)
 
 
+def test_more_pictures_are_shown_on_request(new_page, address):
+    page = new_page()
+    page.goto(f"{address}#q=red&top=5")
+    expect(tiles(page)).to_have_count(5)
+    expect(page.locator("#count")).to_contain_text("The best 5 of 12")
+    page.get_by_role("button", name="Show more").click()
+    expect(tiles(page)).to_have_count(12)
+    expect(tiles(page).nth(5)).to_be_focused()
+    expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+
+
 def test_a_server_that_is_gone_and_back(page):
     page.route("**/api/search", lambda route: route.abort())
     page.locator("#query").fill("red")
