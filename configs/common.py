@@ -188,7 +188,7 @@ def _search() -> ConfigDict:
     c.top = 10  # results
     c.min_score = placeholder(float)  # leave out what scores less, -1 … 1
     c.after = placeholder(str)  # taken on this day (YYYY-MM-DD) or later
-    c.before = placeholder(str)  # taken before this day
+    c.before = placeholder(str)  # taken on this day or earlier
     c.camera = placeholder(str)  # as EXIF names it
     c.folder = placeholder(str)  # below search.pictures
     c.format = "table"  # table | json | paths

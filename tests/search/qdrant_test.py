@@ -48,8 +48,8 @@ def engine(store):
         Filters(folder="x"),
         Filters(folder="x/y"),
         Filters(after="2019-05-02"),
-        Filters(before="2019-05-02"),
-        Filters(after="2019-05-01", before="2019-06-01"),
+        Filters(before="2019-05-01"),
+        Filters(after="2019-05-01", before="2019-05-02"),
         Filters(camera="B", folder="ten", after="2030-01-01"),
     ],
 )

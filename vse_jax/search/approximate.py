@@ -24,9 +24,9 @@ from vse_jax.search.store import Snapshot, Store
 
 _LEAST = 20_000  # pictures; among fewer, exact search takes milliseconds
 _STALE = 1 / 8  # of the grouped vectors: so many may be gone, or be new
-_PROBED = 32  # groups that a query meets
+_PROBED = 48  # groups that a query meets
 _RESCORED = 200  # vectors that are scored exactly, at least
-_EACH = 48  # vectors for each centre that is to be found
+_EACH = 40  # vectors for each centre that is to be found
 _CHUNK = 16_384  # vectors that are added at a time
 
 
@@ -135,13 +135,13 @@ def _cached(store: Store, snapshot: Snapshot) -> _State:
 def _grouped(snapshot: Snapshot) -> Any:
     """The vectors in groups."""
     count, dim = len(snapshot.ids), snapshot.matrix.shape[1]
-    centres = int(4 * math.sqrt(count))
+    centres = int(2 * math.sqrt(count))
     logging.info("approximate search: %d vectors, %d groups", count, centres)
     groups = faiss.IndexIVFScalarQuantizer(
         *(faiss.IndexFlatIP(dim), dim, centres),
         *(faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT),
     )
-    groups.cp.niter, groups.cp.min_points_per_centroid = 8, 1
+    groups.cp.niter, groups.cp.min_points_per_centroid = 6, 1
     sample = np.random.default_rng(0).permutation(count)[: _EACH * centres]
     groups.train(snapshot.matrix[snapshot.rows[np.sort(sample)]])
     for start in progress(range(0, count, _CHUNK), "group", unit="chunks"):

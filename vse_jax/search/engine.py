@@ -26,8 +26,8 @@ class Filters:
     """Which pictures may be found; None: any.
 
     Attributes:
-        after, before: 'YYYY-MM-DD'; taken on this day or later, and before that day. A
-            picture without a date passes neither.
+        after, before: 'YYYY-MM-DD', the first and the last day on which a picture may
+            have been taken. One without a date passes neither.
         camera: as `Store.cameras` spells it; capitals do not matter.
         folder: relative to the pictures' folder; what lies in folders below it counts.
 

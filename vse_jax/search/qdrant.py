@@ -203,7 +203,7 @@ def _conditions(filters: Filters) -> models.Filter | None:
     if filters.after is not None or filters.before is not None:
         days = models.Range(
             gte=None if filters.after is None else _day(filters.after),
-            lt=None if filters.before is None else _day(filters.before),
+            lte=None if filters.before is None else _day(filters.before),
         )
         must.append(models.FieldCondition(key="taken", range=days))
     if filters.camera is not None:

@@ -318,8 +318,8 @@ class Store:
             conditions.append("taken >= ?")
             values.append(filters.after)
         if filters.before is not None:
-            conditions.append("taken < ?")
-            values.append(filters.before)
+            conditions.append("taken <= ?")
+            values.append(f"{filters.before}T99")  # after any time of that day
         if filters.camera is not None:
             conditions.append("camera = ? COLLATE NOCASE")
             values.append(filters.camera)
