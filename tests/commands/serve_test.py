@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from benchmarks.soak import resident, soak
 from tests.helpers import searching
-from tests.helpers.soak import resident, soak
 from vse_jax.base.errors import InputError
 from vse_jax.commands.serve import serve_index
 from vse_jax.search import client

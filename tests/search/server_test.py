@@ -419,7 +419,8 @@ def test_more_requests_than_may_wait_are_refused_at_once(serve):
         return await asyncio.gather(*map(one, range(10)))
 
     replies = server.run(flood())
-    assert sorted(status for status, _ in replies) == [200] * 4 + [429] * 6
+    # Two are answered at a time, three wait.
+    assert sorted(status for status, _ in replies) == [200] * 5 + [429] * 5
     assert all(seconds < 0.2 for status, seconds in replies if status == 429)
     assert server.post("/api/search", {"query": "red"}).status == 200  # places again
 

@@ -34,6 +34,9 @@ _KINDS = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+# One encodes while the other searches or decodes; two sentences at a time take less
+# than one after the other, for a small model waits for memory (benchmarks/serve.py).
+_MODEL_THREADS = 2
 _PICTURE_THREADS = 2
 _UPLOADING = 8  # uploads that are held in memory at a time
 
@@ -155,7 +158,7 @@ class Server:
         self._searcher = Searcher(opened, self._gallery)
         self._options = options
         self._cookie = f"vse_jax_{port}"
-        self._model = Workers(1, options.queue)
+        self._model = Workers(_MODEL_THREADS, options.queue)
         self._pictures = Workers(_PICTURE_THREADS, options.queue)
         self._uploading = asyncio.Semaphore(_UPLOADING)
 

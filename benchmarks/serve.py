@@ -1,0 +1,155 @@
+"""Times of --mode=serve: queries through HTTP, the page, 10,000 mixed requests.
+
+make demo
+python main.py --workdir=runs/demo --mode=index \\
+  --config.search.pictures=data/openmoji/images/128px
+python -m benchmarks.serve [--workdir=runs/demo] [--requests=10000]
+
+Every query is another caption of the demo, so that none is answered from memory. Server
+and clients share the machine. Chromium times the page (make test-browser installs it).
+"""
+
+import contextlib
+import http.client
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks.soak import resident, soak
+from vse_jax.base.config import load_config
+from vse_jax.data.layout import read_split
+from vse_jax.search.store import Store
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "A run with an index.")
+_REQUESTS = flags.DEFINE_integer("requests", 10_000, "Of the mixed ones.")
+_CLIENTS = (1, 8)
+_QUERIES = 1000
+_WARM = 2000  # mixed requests before memory is looked at
+
+
+class Running(NamedTuple):
+    process: subprocess.Popen
+    port: int
+
+
+@contextlib.contextmanager
+def server(workdir: Path) -> Iterator[Running]:
+    """--mode=serve in a process of its own, ready."""
+    command = [sys.executable, "main.py", f"--workdir={workdir}", "--mode=serve"]
+    command.append("--config.search.port=0")
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            print(f"ready after {time.perf_counter() - start:.1f} s: {line.strip()}")
+            yield Running(process, int(line.split("/")[2].rpartition(":")[2]))
+        finally:
+            start = time.perf_counter()
+            process.terminate()
+            process.wait()
+            print(f"ended {time.perf_counter() - start:.1f} s after SIGTERM")
+
+
+def time_queries(port: int, clients: int, queries: Sequence[str]) -> np.ndarray:
+    """Seconds that each query took, asked by so many clients at a time."""
+    seconds: list[float] = []
+    waiting = iter(queries)
+    lock = threading.Lock()
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        headers = {"Content-Type": "application/json"}
+        while True:
+            with lock:
+                query = next(waiting, None)
+            if query is None:
+                return connection.close()
+            body = json.dumps({"query": query, "top": 60})
+            start = time.perf_counter()
+            connection.request("POST", "/api/search", body, headers)
+            response = connection.getresponse()
+            data = response.read()
+            seconds.append(time.perf_counter() - start)
+            assert response.status == 200, data
+
+    threads = [threading.Thread(target=work) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return np.array(seconds)
+
+
+def time_page(port: int) -> None:
+    """Prints when a browser shows the page, and the pictures that a query finds."""
+    try:
+        from tests.browser import chromium  # noqa: PLC0415 (playwright is optional)
+    except ImportError:
+        return print("page: playwright is not installed")
+    with chromium.opened() as browser:
+        for visit in ("first", "second"):  # thumbnails are made at the first
+            page = browser.new_page()
+            start = time.perf_counter()
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.locator("#query").wait_for()
+            seen = time.perf_counter()
+            page.locator("#query").fill("a red car")
+            page.locator("#query").press("Enter")
+            page.locator(".tile").first.wait_for()
+            found = time.perf_counter()
+            page.wait_for_load_state("networkidle")
+            whole = time.perf_counter()
+            page.close()
+            print(
+                f"page, {visit} visit: visible after {1000 * (seen - start):.0f} ms; "
+                f"an answer {1000 * (found - seen):.0f} ms after Enter, with all "
+                f"pictures {1000 * (whole - found):.0f} ms later (500 ms of it waiting)"
+            )
+
+
+def time_mixed(running: Running, index: Path, count: int) -> None:
+    """Prints what became of many requests, good and bad, and of the memory."""
+    with Store.open(index, read_only=True) as store:
+        path = store.path(1)
+        assert path is not None
+        picture = (store.folder / path).read_bytes()
+    soak(running.port, _WARM, picture)
+    before = resident(running.process.pid)
+    start = time.perf_counter()
+    found = soak(running.port, count, picture, seed=1)
+    seconds = time.perf_counter() - start
+    growth = resident(running.process.pid) / before - 1
+    wrong = sum(n for (expected, got), n in found.items() if expected != got)
+    lost = sum(n for (_, got), n in found.items() if got == 0)
+    print(
+        f"{found.total():,} mixed requests in {seconds:.0f} s: {lost} without an "
+        f"answer, {wrong} with a wrong one; memory {before / 1e6:.0f} MB, {growth:+.1%}"
+    )
+
+
+def main(_) -> None:
+    workdir = Path(_WORKDIR.value)
+    config = load_config(workdir / "config.json")
+    captions = iter(dict.fromkeys(read_split(config, "train").captions))
+    with server(workdir) as running:
+        for clients in _CLIENTS:
+            queries = list(itertools.islice(captions, _QUERIES))
+            seconds = time_queries(running.port, clients, queries)
+            p50, p99 = 1000 * np.percentile(seconds, [50, 99])
+            print(f"{clients} clients: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        time_page(running.port)
+        time_mixed(running, workdir / "index", _REQUESTS.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
