@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.search.encoder import Encoder
 from vse_jax.search.engine import Engine
-from vse_jax.search.exact import ExactEngine
+from vse_jax.search.engines import make_engine
 from vse_jax.search.indexing import check_model
 from vse_jax.search.store import Store
 
@@ -39,9 +39,9 @@ def opened(
         load: called when the index was found to be whole.
 
     Raises:
-        InputError: no index, a broken one, or one of another model.
+        InputError: no index, a broken one, one of another model, or no engine.
     """
     with Store.open(index, read_only=True) as store:
         encoder = load()
         check_model(store, encoder)
-        yield Opened(encoder, store, ExactEngine(store))
+        yield Opened(encoder, store, make_engine(store, options.engine, options.url))

@@ -73,6 +73,8 @@ class Searcher:
     def __init__(self, opened: Opened, gallery: Gallery):
         self._encoder, self._store, self._engine = opened
         self._gallery = gallery
+        self._version = self._store.version()  # that the engine has, or an earlier one
+        self._refreshing = threading.Lock()
         self._guard = threading.Lock()
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._caption = functools.lru_cache(_CAPTIONS)(
@@ -121,7 +123,7 @@ class Searcher:
             InputError: a question without words, or one that the grammar, an id or a
                 filter makes impossible.
         """
-        self._engine.refresh()
+        self._take_in_changes()
         vector, _ = self._combined(self._terms(question))
         hits = self._engine.search(
             vector, top=choice.top, filters=choice.filters, min_score=choice.min_score
@@ -141,6 +143,18 @@ class Searcher:
             for hit, row in rows
             if row is not None  # it may have been removed this moment
         ]
+
+    def _take_in_changes(self) -> None:
+        """Of the index. It may take an engine minutes; meanwhile others search what it
+        had before."""
+        version = self._store.version()
+        if version == self._version or not self._refreshing.acquire(blocking=False):
+            return
+        try:
+            self._engine.refresh()
+            self._version = version
+        finally:
+            self._refreshing.release()
 
     def _terms(self, question: Question) -> list[Term]:
         terms = []
