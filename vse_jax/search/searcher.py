@@ -73,7 +73,7 @@ class Searcher:
     def __init__(self, opened: Opened, gallery: Gallery):
         self._encoder, self._store, self._engine = opened
         self._gallery = gallery
-        self._version = self._store.version()  # that the engine has, or an earlier one
+        self._version = -1  # of the index that the engine has
         self._refreshing = threading.Lock()
         self._guard = threading.Lock()
         self._uploads: OrderedDict[str, Upload] = OrderedDict()

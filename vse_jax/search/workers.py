@@ -45,8 +45,12 @@ class Workers:
 
     def ended(self, seconds: float) -> bool:
         """Whether, after `stop`, those that had begun end within this time."""
-        ends = time.monotonic() + seconds
-        return all(
-            self._places.acquire(timeout=max(0.0, ends - time.monotonic()))
-            for _ in range(self._count)
-        )
+        ends, places = time.monotonic() + seconds, 0
+        while places < self._count:
+            left = max(0.0, ends - time.monotonic())
+            if not self._places.acquire(timeout=left):
+                break
+            places += 1
+        if places:
+            self._places.release(places)
+        return places == self._count
