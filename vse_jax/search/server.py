@@ -60,8 +60,8 @@ class SearchBody(Body):
     uploads: list[Hex] = Field([], max_length=MOST_PARTS)
     top: int = Field(60, ge=1, le=MOST_HITS)
     min_score: float | None = Field(None, allow_inf_nan=False)
-    after: Name = Field(None, description="YYYY-MM-DD: taken then or later")
-    before: Name = Field(None, description="YYYY-MM-DD: taken earlier")
+    after: Name = Field(None, description="YYYY-MM-DD, the first day")
+    before: Name = Field(None, description="YYYY-MM-DD, the last day")
     camera: Name = None
     folder: Name = None
 
