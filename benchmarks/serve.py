@@ -1,4 +1,4 @@
-"""Times of --mode=serve: queries through HTTP, the page, 10,000 mixed requests.
+"""Times of --mode=serve: queries through HTTP, and 10,000 mixed requests.
 
 make demo
 python main.py --workdir=runs/demo --mode=index \\
@@ -6,7 +6,7 @@ python main.py --workdir=runs/demo --mode=index \\
 python -m benchmarks.serve [--workdir=runs/demo] [--requests=10000]
 
 Every query is another caption of the demo, so that none is answered from memory. Server
-and clients share the machine. Chromium times the page (make test-browser installs it).
+and clients share the machine. The page: benchmarks/search_page.py.
 """
 
 import contextlib
@@ -90,33 +90,6 @@ def time_queries(port: int, clients: int, queries: Sequence[str]) -> np.ndarray:
     return np.array(seconds)
 
 
-def time_page(port: int) -> None:
-    """Prints when a browser shows the page, and the pictures that a query finds."""
-    try:
-        from tests.browser import chromium  # noqa: PLC0415 (playwright is optional)
-    except ImportError:
-        return print("page: playwright is not installed")
-    with chromium.opened() as browser:
-        for visit in ("first", "second"):  # thumbnails are made at the first
-            page = browser.new_page()
-            start = time.perf_counter()
-            page.goto(f"http://127.0.0.1:{port}/")
-            page.locator("#query").wait_for()
-            seen = time.perf_counter()
-            page.locator("#query").fill("a red car")
-            page.locator("#query").press("Enter")
-            page.locator(".tile").first.wait_for()
-            found = time.perf_counter()
-            page.wait_for_load_state("networkidle")
-            whole = time.perf_counter()
-            page.close()
-            print(
-                f"page, {visit} visit: visible after {1000 * (seen - start):.0f} ms; "
-                f"an answer {1000 * (found - seen):.0f} ms after Enter, with all "
-                f"pictures {1000 * (whole - found):.0f} ms later (500 ms of it waiting)"
-            )
-
-
 def time_mixed(running: Running, index: Path, count: int) -> None:
     """Prints what became of many requests, good and bad, and of the memory."""
     with Store.open(index, read_only=True) as store:
@@ -147,7 +120,6 @@ def main(_) -> None:
             seconds = time_queries(running.port, clients, queries)
             p50, p99 = 1000 * np.percentile(seconds, [50, 99])
             print(f"{clients} clients: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-        time_page(running.port)
         time_mixed(running, workdir / "index", _REQUESTS.value)
 
 
