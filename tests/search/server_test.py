@@ -121,7 +121,7 @@ def test_filters_and_a_least_score(server):
     assert found(folder="trips")[0] == "trips/sea side.png"
     assert {*found(camera="nikon d1")} == {"green.jpg", "yellow.jpg", "white.jpg"}
     assert {*found(after="2019-05-06")} == {"white.jpg", "black.jpg"}
-    assert found(before="2019-05-02") == ["red.jpg"]
+    assert found(before="2019-05-01") == ["red.jpg"]
     assert {*found(min_score=0.9)} == {"blue.jpg", "trips/sea side.png"}
     assert found(min_score=2) == []
 
