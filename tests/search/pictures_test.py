@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def test_heic_is_read_whatever_its_name(tmp_path, name):
     assert picture.pixels.shape == (32, 64, 3)
     assert abs(picture.pixels[8, 16].astype(int) - GREEN).max() <= 6
     np.testing.assert_array_equal(picture.pixels, load_image(tmp_path / name))
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    pillow_heif.from_pillow(Image.new("RGB", (64, 32))).save(tmp_path / "a.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-search\.txt"):
+        read_picture(tmp_path / "a.heic")
 
 
 def test_gif_gives_its_first_frame(tmp_path):

@@ -135,6 +135,30 @@ def test_readers_see_each_change_and_keep_what_they_have(index):
         assert reader.snapshot().ids.tolist() == [1, 2, 3, 4, 5]
 
 
+def test_a_snapshot_goes_on_from_an_earlier_one(index):
+    with Store.open(index, read_only=False) as store:
+        snapshot = store.snapshot()
+
+        def check(ids):
+            nonlocal snapshot
+            snapshot = store.snapshot(snapshot)
+            assert snapshot.version == store.version()
+            assert snapshot.ids.tolist() == ids
+            assert snapshot.matrix[snapshot.rows, 0].tolist() == ids
+
+        store.add([new("e.jpg"), new("f.jpg")], vectors(2, 5))
+        check([1, 2, 3, 4, 5, 6])
+        store.forget(["x/b.jpg"])
+        check([1, 3, 4, 5, 6])
+        store.add([new("g.jpg")], vectors(1, 7))
+        check([1, 3, 4, 5, 6, 7])
+        store.forget([f"{n}.png" for n in range(9)])  # none of these
+        store.add([new(f"{n}.png") for n in range(2000)], vectors(2000, 8))
+        store.forget([f"{n}.png" for n in range(2000)])
+        store.compact()
+        check([1, 3, 4, 5, 6, 7])
+
+
 def test_many_holes_are_closed(index):
     with Store.open(index, read_only=False) as store:
         store.add([new(f"{n}.png") for n in range(2000)], vectors(2000, 5))

@@ -60,7 +60,7 @@ class ApproximateEngine:
             state = self._state
             if state and self._store.version() == state.snapshot.version:
                 return
-            snapshot = self._store.snapshot()
+            snapshot = self._store.snapshot(state and state.snapshot)
             if len(snapshot.ids) < _LEAST:
                 self._state = _State(snapshot, None, 0)
             elif state and state.groups and _is_fresh(snapshot, state):

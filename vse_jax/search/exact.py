@@ -23,22 +23,18 @@ class ExactEngine:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._guard = threading.Lock()
-        self._version = -1
-        self.refresh()
+        self._take(store.snapshot())
 
     def refresh(self) -> None:
         """Takes in what the index has got since; quick where that is nothing."""
-        if self._store.version() == self._version:
-            return
         with self._guard:
-            snapshot = self._store.snapshot()
-            self._version = snapshot.version
-            self._state = (
-                snapshot,
-                functools.lru_cache(_FILTERS)(
-                    functools.partial(_places, self._store, snapshot)
-                ),
-            )
+            now, _ = self._state
+            if self._store.version() != now.version:
+                self._take(self._store.snapshot(now))
+
+    def _take(self, snapshot: Snapshot) -> None:
+        places = functools.partial(_places, self._store, snapshot)
+        self._state = snapshot, functools.lru_cache(_FILTERS)(places)
 
     def search(
         self,
@@ -60,7 +56,7 @@ class ExactEngine:
             if min_score is not None and score < min_score:
                 break
             path = self._store.path(int(ids[at]), filters.folder)
-            if path is not None:  # removed since the snapshot
+            if path is not None:  # its file was removed or changed meanwhile
                 hits.append(Hit(int(ids[at]), path, score))
         return hits
 

@@ -38,6 +38,7 @@ CREATE TABLE facts (
   model TEXT NOT NULL, model_name TEXT NOT NULL,
   dim INTEGER NOT NULL, folder TEXT NOT NULL,
   version INTEGER NOT NULL,      -- grows with each transaction
+  removed INTEGER NOT NULL,      -- the version that last took or moved a row
   vectors TEXT NOT NULL,         -- name of the file
   rows INTEGER NOT NULL          -- in it; pictures that were removed leave holes
 );
@@ -103,7 +104,7 @@ class Snapshot:
 
     Attributes:
         matrix: memory-mapped; some of its rows are no picture's any more.
-        ids: of the pictures, ascending.
+        ids: of the pictures, ascending. During an update some have no file any more.
         rows: which row of `matrix` is each picture's, ascending, too.
     """
 
@@ -155,7 +156,7 @@ class Store:
             with contextlib.closing(sqlite3.connect(temporary)) as connection:
                 connection.executescript(_SCHEMA)
                 connection.execute(
-                    "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, 0, ?, 0)",
+                    "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?, 0)",
                     (
                         *(_LAYOUT, uid, model, name, dim),
                         *(str(folder.resolve()), "vectors-1.f32"),
@@ -347,20 +348,32 @@ class Store:
                     f"{field}: no picture has {asked!r}; there is {some}{more}"
                 )
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, before: Snapshot | None = None) -> Snapshot:
         """All vectors and whose they are, of one moment.
+
+        With an earlier one only what is new is read, unless something was removed.
 
         Raises:
             InputError: the vector file is not there or too short.
         """
+        nothing = np.zeros(0, np.int64)
+        ids, rows = nothing, nothing
         with self._moment() as facts:
+            if before is not None and facts["removed"] <= before.version:
+                ids, rows = before.ids, before.rows
             cursor = self._connection.cursor()
             cursor.row_factory = None
-            cursor.execute(f"SELECT id, row FROM pictures WHERE {_FOUND} ORDER BY row")
-            pairs = np.fromiter(cursor, np.dtype((np.int64, 2)))
+            last = int(ids[-1]) if len(ids) else 0
+            sql = "SELECT id, row FROM pictures WHERE id > ? ORDER BY id"
+            pairs = np.fromiter(cursor.execute(sql, (last,)), np.dtype((np.int64, 2)))
             matrix = self._map(facts)
-        ids, rows = np.ascontiguousarray(pairs.T)
-        return Snapshot(facts["version"], matrix, ids, rows)
+        new_ids, new_rows = np.ascontiguousarray(pairs.T)
+        return Snapshot(
+            version=facts["version"],
+            matrix=matrix,
+            ids=np.concatenate([ids, new_ids]),
+            rows=np.concatenate([rows, new_rows]),
+        )
 
     @contextlib.contextmanager
     def _moment(self) -> Iterator[sqlite3.Row]:
@@ -436,7 +449,8 @@ class Store:
         with self._change() as execute:
             for path in paths:
                 execute("DELETE FROM files WHERE path = ?", (path,))
-            execute(f"DELETE FROM pictures WHERE NOT {_FOUND}", ())
+            if execute(f"DELETE FROM pictures WHERE NOT {_FOUND}").rowcount:
+                execute("UPDATE facts SET removed = version + 1")
 
     def move(self, folder: Path) -> None:
         """Notes that the pictures' folder lies elsewhere now."""
@@ -461,7 +475,9 @@ class Store:
             for row, id in enumerate(now.ids.tolist()):
                 execute("UPDATE pictures SET row = ? WHERE id = ?", (row, id))
             facts = (name, len(now.rows))
-            execute("UPDATE facts SET vectors = ?, rows = ?", facts)
+            execute(
+                "UPDATE facts SET vectors = ?, rows = ?, removed = version + 1", facts
+            )
         (self.index / old).unlink()  # whoever has it mapped keeps it until then
 
     @contextlib.contextmanager
