@@ -1,6 +1,5 @@
 """The index on disk: what it keeps, tells, refuses and survives."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -249,9 +248,3 @@ def test_an_index_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="syntax error"):
         Store.create(tmp_path / "i", model="m", name="n", dim=2, folder=tmp_path)
     assert not list((tmp_path / "i").iterdir())
-
-
-def test_an_index_can_be_read_where_nothing_can_be_written(index, tmp_path):
-    copy = shutil.copytree(index, tmp_path / "copy")
-    with Store.open(copy, read_only=True) as store:
-        assert store.count() == 4
