@@ -244,6 +244,7 @@ def demo() -> Ready:
 def prepare() -> None:
     """What main.py sets before a run of the recipes."""
     hide()
+    runtime.keep_freed_memory()
     runtime.configure(inputs.grid_config())
 
 

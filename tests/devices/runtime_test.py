@@ -1,8 +1,12 @@
 """What is set before the first computation."""
 
+import platform
+import resource
+
 import jax
 import pytest
 
+from vse_jax.devices import runtime
 from vse_jax.devices.runtime import configure, matmul_precision
 
 
@@ -27,10 +31,10 @@ def test_precision_and_a_cache_of_its_own(tiny_config, settings, monkeypatch, tm
 
 
 @pytest.mark.parametrize(
-    ("platform", "precision"), [("cpu", "highest"), ("gpu", "high"), ("tpu", "high")]
+    ("device", "precision"), [("cpu", "highest"), ("gpu", "high"), ("tpu", "high")]
 )
-def test_auto_is_float32_where_nothing_is_faster(tiny_config, platform, precision):
-    assert matmul_precision(tiny_config, platform) == precision
+def test_auto_is_float32_where_nothing_is_faster(tiny_config, device, precision):
+    assert matmul_precision(tiny_config, device) == precision
 
 
 def test_what_the_user_has_set_stays(tiny_config, settings, monkeypatch):
@@ -38,3 +42,16 @@ def test_what_the_user_has_set_stays(tiny_config, settings, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     configure(tiny_config)
     assert settings == {"jax_default_matmul_precision": "highest"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
+def test_freed_memory_is_used_again():
+    runtime.keep_freed_memory()
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(2**27)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < 100

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.models.sorted_pool import _in_a_loop, _in_one_pass, sorted_pool
+from vse_jax.models.sorted_pool import sorted_pool
 
 SIZES = [9, 80]  # one for each way to sort
 
@@ -30,13 +30,14 @@ def by_definition(values, weights, mask):
     return jnp.stack(rows)
 
 
+@pytest.mark.parametrize("features", [6, 256])  # 256: chunks of 128
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_values_and_gradients_are_those_of_a_sort(size, shared):
-    values, weights, mask = sets(size)
+def test_values_and_gradients_are_those_of_a_sort(size, shared, features):
+    values, weights, mask = sets(size, features=features)
     if not shared:
         weights = jax.random.normal(jax.random.key(1), values.shape)
-    cotangent = jax.random.normal(jax.random.key(0), (4, 6))
+    cotangent = jax.random.normal(jax.random.key(0), (4, features))
 
     expected, vjp_expected = jax.vjp(
         lambda x, w: by_definition(x, w, mask), values, weights
@@ -50,18 +51,6 @@ def test_values_and_gradients_are_those_of_a_sort(size, shared):
         of_values_expected = of_equals(values, of_values_expected)
     np.testing.assert_allclose(of_values, of_values_expected, atol=1e-5)
     np.testing.assert_allclose(of_weights, of_weights_expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("axes", [1, (1, 2)])
-def test_accelerators_sum_what_cpus_sum(axes):
-    rng = np.random.default_rng(0)
-    products = jnp.asarray(rng.normal(size=(3, 9, 5)), jnp.float32)
-    ranks = jnp.asarray(rng.permuted(np.tile(np.arange(9)[:, None], (3, 1, 5)), axis=1))
-    np.testing.assert_allclose(
-        _in_one_pass(axes, products, ranks),
-        _in_a_loop(axes, products, ranks),
-        atol=1e-6,
-    )
 
 
 def of_equals(values, gradient):
@@ -89,3 +78,19 @@ def test_padding_may_hold_anything(size):
 def test_a_nan_in_a_set_is_not_hidden(size):
     values, weights, mask = sets(size)
     assert np.isnan(sorted_pool(values.at[0, 3, 2].set(jnp.nan), weights, mask)[0, 2])
+
+
+def test_zeros_of_either_sign_are_equal():
+    values = jnp.array([-0.0, 0.0, -0.0, 1.0])[None, :, None]
+    weights = jnp.array([[4.0, 3.0, 2.0, 1.0]])
+    gradient = jax.grad(lambda x: sorted_pool(x, weights, jnp.ones((1, 4), bool)).sum())
+    np.testing.assert_array_equal(gradient(values)[0, :, 0], [3, 2, 1, 4])
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFFFFFFF])
+def test_a_nan_of_either_sign_is_not_hidden_by_padding(bits):
+    nan = np.array([bits], np.uint32).view(np.float32)[0]
+    values = jnp.array([1.0, nan, 2.0, 3.0])[None, :, None]
+    mask = jnp.array([[True, True, False, False]])
+    pooled = sorted_pool(values, jnp.ones((1, 4)), mask)
+    assert np.isnan(pooled).all()
