@@ -1,5 +1,6 @@
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -187,3 +188,9 @@ def test_memory_does_not_hold_the_whole_matrix():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 6000 * 12000  # bytes; the matrix alone has four times as many
+
+
+def test_data_moves_to_devices_only_when_asked():
+    images = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    with jax.transfer_guard("disallow"):  # as --config.debug trains
+        ranks(images, images, 1, block=2)
