@@ -136,10 +136,12 @@ def _text() -> ConfigDict:
 
 
 def _loss() -> ConfigDict:
-    """The triplet loss (paper, Eq. 5) and its schedule."""
+    """What is descended: the paper's is the triplet loss (Eq. 5)."""
     c = ConfigDict()
-    c.margin = 0.2
-    c.vse_mean_warmup_epochs = 1  # all negatives first, then only the hardest
+    c.name = "triplet"  # triplet | infonce (CLIP's) | sigmoid (SigLIP's) | module:Class
+    c.margin = 0.2  # triplet
+    c.vse_mean_warmup_epochs = 1  # triplet: all negatives first, then only the hardest
+    c.mask_same_image = False  # a picture's other captions are no negatives of it
     c.ramp_epoch = 1  # loss × (step in epoch / steps) in this epoch; -1: never
     return c
 

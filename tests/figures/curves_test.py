@@ -14,7 +14,7 @@ SCHEDULE = Schedule(
     ramp_steps=11,
     learning_rate=1e-3,
     lr_update=2,
-    vse_mean_warmup_epochs=1,
+    hardest_from=1,
     ramp_epoch=1,
 )
 

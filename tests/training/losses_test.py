@@ -8,7 +8,15 @@ import pytest
 from configs import common
 from tests.helpers import golden_weights
 from vse_jax.devices.mesh import batch_sharding, make_mesh
-from vse_jax.training.losses import hinge_loss
+from vse_jax.models.losses import TripletLoss
+from vse_jax.training.losses import batch_loss
+
+
+def hinge_loss(images, captions, margin, hardest, mesh=None, **block):
+    """The triplet loss in an epoch of all, or of the hardest, negatives."""
+    loss = TripletLoss(margin, warmup_epochs=1)
+    epoch = jnp.asarray(hardest).astype(jnp.int32)
+    return batch_loss(loss, images, captions, epoch, None, mesh, **block)
 
 
 @pytest.mark.parametrize("case", ["b6", "b33"])
@@ -53,7 +61,7 @@ def loss_on(mesh, hardest, block=2**24):
     rows = None if mesh is None else (batch_sharding(mesh),) * 2
 
     def loss(images, captions):
-        return hinge_loss(images, captions, 0.2, hardest, mesh, block)
+        return hinge_loss(images, captions, 0.2, hardest, mesh, block=block)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), in_shardings=rows)
 

@@ -81,6 +81,8 @@ ADDED = {
     "debug": False,
     "profile": None,
     "data.buffer_mb": 4096,
+    "loss.name": "triplet",
+    "loss.mask_same_image": False,
     "data.dev_captions": 5000,
     "data.export_to": None,
     "data.cache": None,

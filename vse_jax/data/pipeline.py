@@ -95,7 +95,9 @@ class TrainData:
         steps = range(first, first + self.order.steps_per_epoch)
         wanted = (self.order.batch(self.order.place(step)) for step in steps)
         rooms = dict.fromkeys(self._captions.room(rows) for rows in wanted)
-        images = image_shapes(self.config.image, size)
+        images = image_shapes(self.config.image, size) | {
+            "image_ids": ((size,), np.int32)
+        }
         return [images | self._captions.shapes(size, *room) for room in rooms]
 
     @contextlib.contextmanager
@@ -135,6 +137,7 @@ class _TrainBatch:
         columns = range(len(wanted))[self.share]
         batch = self.images.empty(len(columns))
         batch |= self.captions.empty(len(columns), length)
+        batch["image_ids"] = np.zeros(len(columns), np.int32)
         bad: list[str] = []
         for row, column in enumerate(columns):
             rng = self.order.generator(place, column)
@@ -142,6 +145,7 @@ class _TrainBatch:
             fitting = (c for c in candidates if self.captions.fits(c, length))
             caption, problems = self._read_image(batch, row, fitting, rng)
             self.captions.read(batch, row, caption, rng)
+            batch["image_ids"][row] = caption // self.order.captions_per_image
             bad += problems
         self.captions.set_places(batch, places)
         return batch, tuple(bad)

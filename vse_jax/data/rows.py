@@ -6,6 +6,7 @@ A batch is a dict of NumPy arrays:
     token_ids [B, T] i32 (zero-padded)    or token_features [B, T, H] f32
     token_lengths [B] i32
     token_places [N] i32                  (where BERT's tokens are packed)
+    image_ids [B] i32                     (training: the number of each row's picture)
 """
 
 import math

@@ -55,7 +55,7 @@ def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
     """Dashed lines where the schedule changes what is trained."""
     events: dict[int, list[str]] = {}
     for epoch, label in (
-        (schedule.vse_mean_warmup_epochs, "hardest negatives only"),
+        (schedule.hardest_from or 0, "hardest negatives only"),
         (schedule.lr_update, "learning rate ÷ 10"),
         (schedule.ramp_epoch, "CNN opens, loss ramps up"),
     ):

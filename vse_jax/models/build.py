@@ -17,6 +17,7 @@ from vse_jax.models.gru import BiGRU
 from vse_jax.models.image_encoder import MLP, GridEncoder, RegionEncoder, xavier_linear
 from vse_jax.models.initializers import uniform
 from vse_jax.models.layers import linear
+from vse_jax.models.losses import LOSSES
 from vse_jax.models.pooling import make_pool
 from vse_jax.models.resnet import ResNet
 from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
@@ -30,6 +31,7 @@ def build_model(config: ConfigDict, *, rngs: nnx.Rngs) -> VSE:
         text=build_text_tower(config, rngs=rngs),
         normalise_images=config.image.normalise,
         normalise_captions=config.text.normalise,
+        loss=build_loss(config, rngs=rngs),
     )
 
 
@@ -43,6 +45,17 @@ def build_text_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
     """The tower that config.text.kind names (paper, section 3.1)."""
     towers = {"bert": _bert_tower, "bigru": _bigru_tower}
     return towers[config.text.kind](config, rngs)
+
+
+def build_loss(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The loss that config.loss.name names."""
+    return LOSSES.make(
+        "config.loss.name",
+        config.loss.name,
+        margin=config.loss.margin,
+        warmup_epochs=config.loss.vse_mean_warmup_epochs,
+        rngs=rngs,
+    )
 
 
 # The order of the lines in these four decides which random numbers a module starts

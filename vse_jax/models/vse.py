@@ -17,6 +17,8 @@ class VSE(nnx.Module):
         image, text: the towers, called as (batch, train=…, rngs=…) → pooled vectors
             [b, d], float32.
         normalise_images, normalise_captions: divide the pooled vectors by their length.
+        loss: what training descends (models/losses.py); its parameters belong to the
+            model.
     """
 
     def __init__(
@@ -26,11 +28,13 @@ class VSE(nnx.Module):
         *,
         normalise_images: bool = True,
         normalise_captions: bool = True,
+        loss: nnx.Module | None = None,
     ):
         self.image = image
         self.text = text
         self.normalise_images = normalise_images
         self.normalise_captions = normalise_captions
+        self.loss = loss
 
     def __call__(
         self,

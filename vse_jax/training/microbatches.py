@@ -32,10 +32,14 @@ class Embed(Protocol):
 
 @runtime_checkable
 class Loss(Protocol):
-    """The loss of the embeddings of a whole batch."""
+    """The loss of the embeddings of a whole batch; it may have parameters, too."""
 
     def __call__(
-        self, images: Float[Array, "b d"], captions: Float[Array, "b d"], /
+        self,
+        params: Tree,
+        images: Float[Array, "b d"],
+        captions: Float[Array, "b d"],
+        /,
     ) -> Float[Array, ""]: ...
 
 
@@ -90,13 +94,14 @@ def loss_and_gradients(
         (more,) = gradients_of(cotangents)
         return jax.tree.map(jnp.add, gradients, more), None
 
-    def loss_of_parts(images, captions):
-        return loss(_join(images), _join(captions))
+    def loss_of_parts(params, images, captions):
+        return loss(params, _join(images), _join(captions))
 
     stats, embeddings = jax.lax.scan(forward, batch_stats, parts)
-    value, cotangents = jax.value_and_grad(loss_of_parts, argnums=(0, 1))(*embeddings)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    gradients, _ = jax.lax.scan(backward, zeros, (parts, cotangents))
+    value, (own, *cotangents) = jax.value_and_grad(loss_of_parts, argnums=(0, 1, 2))(
+        params, *embeddings
+    )
+    gradients, _ = jax.lax.scan(backward, own, (parts, tuple(cotangents)))
     return value, gradients, stats
 
 
@@ -107,7 +112,7 @@ def _at_once(
 
     def of_batch(params):
         (images, captions), stats = embed(params, batch_stats, batch, 0)
-        return loss(images, captions), stats
+        return loss(params, images, captions), stats
 
     (value, stats), gradients = jax.value_and_grad(of_batch, has_aux=True)(params)
     return value, gradients, stats

@@ -19,30 +19,32 @@ from vse_jax.base.trees import Flat, flatten, merge
 
 @dataclass(frozen=True)
 class Schedule:
-    """What changes with the step: epoch, learning rate, loss scale, kind of negatives.
+    """What changes with the step: epoch, learning rate, loss scale.
 
     Steps count from 0 over the whole run; every method but `epoch` also takes traced
     steps. `ramp_steps` is the N of the loss ramp i / N (samples // batch + 1 in the
-    original, which keeps the last partial batch).
+    original, which keeps the last partial batch). `hardest_from` is the first epoch of
+    the triplet loss's hardest negatives, which models/losses.py counts itself.
     """
 
     steps_per_epoch: int
     ramp_steps: int
     learning_rate: float
     lr_update: int
-    vse_mean_warmup_epochs: int
+    hardest_from: int | None
     ramp_epoch: int
 
     @classmethod
     def from_config(
         cls, config: ConfigDict, steps_per_epoch: int, ramp_steps: int
     ) -> "Schedule":
+        hardest = config.loss.vse_mean_warmup_epochs
         return cls(
             steps_per_epoch=steps_per_epoch,
             ramp_steps=ramp_steps,
             learning_rate=config.optimizer.learning_rate,
             lr_update=config.optimizer.lr_update,
-            vse_mean_warmup_epochs=config.loss.vse_mean_warmup_epochs,
+            hardest_from=hardest if config.loss.name == "triplet" else None,
             ramp_epoch=config.loss.ramp_epoch,
         )
 
@@ -53,10 +55,6 @@ class Schedule:
         """Learning rate before the groups' factors: a tenth from `lr_update` on."""
         dropped = self.epoch(step) >= self.lr_update
         return self.learning_rate * jnp.where(dropped, 0.1, 1.0)
-
-    def hardest(self, step):
-        """True where only the hardest negatives count (VSE++ instead of VSE0)."""
-        return self.epoch(step) >= self.vse_mean_warmup_epochs
 
     def loss_scale(self, step):
         """i / N in the ramp epoch, in which the CNN opens; 1 elsewhere."""

@@ -128,7 +128,12 @@ def converted(
     state: TrainState, plan: Plan, checkpoints: Checkpoints
 ) -> tuple[TrainState, Reached]:
     """The weights that convert_torch_weights.py left, after their epochs."""
-    model, about = checkpoints.restore_best(plan.abstract.model)
+    # The authors' losses have no parameters; those of another one start anew.
+    loss = {k: v for k, v in state.params.items() if k == "loss"}
+    target = plan.abstract.model
+    towers = {k: v for k, v in target["params"].items() if k != "loss"}
+    model, about = checkpoints.restore_best(target | {"params": towers})
+    model["params"] |= loss
     logging.info("converted weights; goes on after epoch %d", about["epoch"])
     step = about["epoch"] * plan.schedule.steps_per_epoch
     state = dataclasses.replace(state, **model, step=state.step + step)

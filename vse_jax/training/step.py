@@ -22,7 +22,7 @@ from vse_jax.devices.mesh import (
 from vse_jax.models.blocks import whole_in_use
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
-from vse_jax.training.losses import hinge_loss
+from vse_jax.training.losses import batch_loss
 from vse_jax.training.microbatches import loss_and_gradients
 from vse_jax.training.plan import Plan
 from vse_jax.training.state import TrainState
@@ -43,8 +43,8 @@ def train_step(
         plan: what does not change during a run; static.
 
     Returns:
-        The next state and scalars: loss (sum over the batch, paper Eq. 5; the ramp
-        scales what is descended, not what is reported), grad_norm (before clipping),
+        The next state and scalars: loss (the ramp scales what is descended, not what is
+        reported), grad_norm (before clipping),
         lr.
     """
     config, mesh, schedule = plan.config, plan.mesh, plan.schedule
@@ -56,9 +56,12 @@ def train_step(
             rngs = _random_streams(state, number)
             return _embed(merge_model(plan.graphdef, model), batch, rngs)
 
-    def loss_fn(images, captions):
-        hardest = schedule.hardest(state.step)
-        return hinge_loss(images, captions, config.loss.margin, hardest, mesh)
+    def loss_fn(open_params, images, captions):
+        model = state.model | {"params": merge(state.params, open_params)}
+        loss = merge_model(plan.graphdef, model).loss
+        epoch = schedule.epoch(state.step)
+        ids = batch["image_ids"] if config.loss.mask_same_image else None
+        return batch_loss(loss, images, captions, epoch, ids, mesh)
 
     loss, grads, stats = loss_and_gradients(
         embed,

@@ -1,0 +1,123 @@
+"""Things that a config names: by a short name, or as 'package.module:Name'.
+
+So a pooling, a loss or a tower of one's own is a file and one line of config
+(docs/extending.md).
+"""
+
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from vse_jax.base.errors import InputError
+
+T = TypeVar("T")
+_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name has the form 'package.module:Name'."""
+    return bool(_PATH.fullmatch(name))
+
+
+class Registry(Generic[T]):
+    """What makes the things of one kind, by name.
+
+    Args:
+        kind: for people: 'pooling'.
+        makers: name → class or function that makes one. A class of one's own is given
+            those of the arguments that its parameters name.
+        protocol: methods → the names of the parameters that they are called with.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        makers: Mapping[str, Callable[..., T]],
+        protocol: Mapping[str, tuple[str, ...]],
+    ):
+        self._kind = kind
+        self._makers = makers
+        self._protocol = protocol
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._makers)
+
+    def make(self, field: str, name: str, **arguments: Any) -> T:
+        """The thing that the config's `field` names.
+
+        Raises:
+            InputError: unknown, or what it makes does not fit the protocol (names what
+                is missing).
+            ImportError, …: whatever the module of a path raises, as it is.
+        """
+        maker = self._makers.get(name) or self._imported(field, name)
+        made = maker(**_accepted(field, name, maker, arguments))
+        self._check(field, name, made)
+        return made
+
+    def _imported(self, field: str, name: str) -> Callable[..., T]:
+        if not is_path(name):
+            raise InputError(
+                f"{field}: {name!r} is none of {', '.join(self._makers)}, nor of the "
+                "form package.module:Name"
+            )
+        module, _, attribute = name.partition(":")
+        if os.getcwd() not in sys.path:  # main.py may have been started from elsewhere
+            sys.path.append(os.getcwd())
+        found = getattr(importlib.import_module(module), attribute, None)
+        if not callable(found):
+            raise InputError(f"{field}: the module {module} has no {attribute}")
+        return found
+
+    def _check(self, field: str, name: str, made: T) -> None:
+        missing = []
+        for method, parameters in self._protocol.items():
+            function = getattr(made, method, None)
+            if not callable(function):
+                missing.append(f"no method {method}({', '.join(parameters)})")
+                continue
+            lacking = [p for p in parameters if not _takes(function, p)]
+            if lacking:
+                missing.append(f"{method} takes no {' and no '.join(lacking)}")
+        if missing:
+            raise InputError(
+                f"{field}: {name} is no {self._kind}: {'; '.join(missing)}"
+            )
+
+
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    """What a function, or a class, is called with."""
+    if isinstance(function, type):  # flax's classes say (*args, **kwargs) of themselves
+        if function.__init__ is object.__init__:  # type: ignore[misc]
+            return []
+        function = functools.partial(function.__init__, None)  # type: ignore[misc]
+    return list(inspect.signature(function).parameters.values())
+
+
+def _takes(function: Callable, name: str) -> bool:
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in _parameters(function))
+
+
+def _accepted(
+    field: str, name: str, maker: Callable, arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Those of the arguments that `maker` takes."""
+    unknown = [
+        p.name
+        for p in _parameters(maker)
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in arguments
+    ]
+    if unknown:
+        raise InputError(
+            f"{field}: {name} asks for {', '.join(unknown)}; there is "
+            f"{', '.join(arguments)}"
+        )
+    return {key: value for key, value in arguments.items() if _takes(maker, key)}
