@@ -121,15 +121,18 @@ def test_no_loss_of_this_name():
 
 def test_a_class_of_ones_own_gets_what_it_asks_for_and_must_fit(tmp_path, monkeypatch):
     (tmp_path / "own_losses.py").write_text(
-        "class Wide:\n"
+        "from flax import nnx\n"
+        "class Wide(nnx.Module):\n"
         "    def __init__(self, margin):\n"
         "        self.margin = margin\n"
         "    def __call__(self, similarity, pairs, negatives, epoch):\n"
         "        return pairs\n"
-        "class Narrow:\n"
+        "class Narrow(nnx.Module):\n"
         "    def __call__(self, similarity, pairs):\n"
         "        return pairs\n"
-        "class Greedy:\n"
+        "class Plain:\n"
+        "    __call__ = Wide.__call__\n"
+        "class Greedy(nnx.Module):\n"
         "    def __init__(self, width): ...\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -137,6 +140,7 @@ def test_a_class_of_ones_own_gets_what_it_asks_for_and_must_fit(tmp_path, monkey
     config = common.base()
     for name, message in (
         ("Narrow", "is no loss: __call__ takes no negatives and no epoch"),
+        ("Plain", r"is no loss: no flax\.nnx\S+\.Module"),
         ("Greedy", "asks for width; there is margin, warmup_epochs, rngs"),
         ("Absent", "the module own_losses has no Absent"),
     ):

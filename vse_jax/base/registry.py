@@ -31,6 +31,7 @@ class Registry(Generic[T]):
         kind: for people: 'pooling'.
         makers: name → class or function that makes one. A class of one's own is given
             those of the arguments that its parameters name.
+        base: class of all that is made.
         protocol: methods → the names of the parameters that they are called with.
     """
 
@@ -38,10 +39,12 @@ class Registry(Generic[T]):
         self,
         kind: str,
         makers: Mapping[str, Callable[..., T]],
+        base: type[T],
         protocol: Mapping[str, tuple[str, ...]],
     ):
         self._kind = kind
         self._makers = makers
+        self._base = base
         self._protocol = protocol
 
     @property
@@ -77,6 +80,8 @@ class Registry(Generic[T]):
 
     def _check(self, field: str, name: str, made: T) -> None:
         missing = []
+        if not isinstance(made, self._base):
+            missing.append(f"no {self._base.__module__}.{self._base.__name__}")
         for method, parameters in self._protocol.items():
             function = getattr(made, method, None)
             if not callable(function):

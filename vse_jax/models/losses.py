@@ -99,5 +99,6 @@ class SigmoidLoss(nnx.Module):
 LOSSES: Registry[nnx.Module] = Registry(
     "loss",
     {"triplet": TripletLoss, "infonce": InfoNCELoss, "sigmoid": SigmoidLoss},
+    nnx.Module,
     {"__call__": ("similarity", "pairs", "negatives", "epoch")},
 )
