@@ -87,9 +87,10 @@ def _data() -> ConfigDict:
 def _image() -> ConfigDict:
     """The image tower, and what it sees."""
     c = ConfigDict()
-    c.kind = "grid"  # grid (CNN cells) | region (precomputed features)
+    c.kind = "grid"  # grid (CNN cells) | region (precomputed features) | module:Class
+    c.input = "auto"  # pixels | regions (features) | auto: regions for kind 'region'
     c.pool = "gpo"  # gpo | avg | max | kmax | gem | fspool | seq2seq | selfattn |
-    # cls (the set's first vector)
+    # cls (the set's first vector) | module:Class
     c.pool_k = 5  # kmax: how many values of each dimension are averaged
     c.normalise = True  # False: the original's --no_imgnorm
     c.weights = placeholder(str)  # converted backbone folder (pretrained CNN)
@@ -115,7 +116,8 @@ def _image() -> ConfigDict:
 def _text() -> ConfigDict:
     """The text tower, and what it reads."""
     c = ConfigDict()
-    c.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold)
+    c.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold) |
+    # module:Class
     c.pool = "gpo"  # the same; cls is BERT's [CLS]
     c.pool_k = 5  # as image.pool_k
     c.normalise = True  # False: the original's --no_txtnorm

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.base import progress as bar
-from vse_jax.base.config import load_config
+from vse_jax.base.config import load_config, takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
@@ -143,7 +143,7 @@ class Model:
     ):
         self.name = name
         self.dim: int = config.embed_dim
-        self.takes_regions = config.image.kind == "region"
+        self.takes_regions = takes_regions(config.image)
         self._config = config
         self._arrays = arrays
         self._tokenizer = caption_tokenizer(config)

@@ -20,6 +20,8 @@ from vse_jax.base.config import (
 )
 from vse_jax.base.errors import InputError
 from vse_jax.base.possible import CHOICES, CONDITIONS, LEAST, SHARES
+from vse_jax.models.build import IMAGE_TOWERS, TEXT_TOWERS
+from vse_jax.models.losses import LOSSES
 from vse_jax.models.pooling import POOLS
 
 CONFIGS = sorted(
@@ -105,7 +107,10 @@ def test_rules_and_lists_name_fields_that_exist():
     for names in (HOSTS_OWN, RESUME_FREE, EVALUATION_FREE, [f for f, _ in CONDITIONS]):
         for name in names:
             assert any(f == name or f.startswith(f"{name}.") for f in fields), name
-    assert tuple(POOLS) == possible.POOLS
+    assert POOLS.names == possible.POOLS
+    assert LOSSES.names == possible.LOSSES
+    assert IMAGE_TOWERS.names == CHOICES["image.kind"]
+    assert TEXT_TOWERS.names == CHOICES["text.kind"]
 
 
 def test_added_fields_have_their_old_meaning(tmp_path):

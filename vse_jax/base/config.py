@@ -86,6 +86,7 @@ ADDED = {
     "data.dev_captions": 5000,
     "data.export_to": None,
     "data.cache": None,
+    "image.input": "auto",
     "image.pool_k": 5,
     "text.pool_k": 5,
 }
@@ -158,6 +159,13 @@ def flat_fields(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def takes_regions(image: ConfigDict) -> bool:
+    """Whether the image tower of config.image takes features, not pixels."""
+    if image.input == "auto":
+        return image.kind == "region"
+    return image.input == "regions"
 
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.config import Fields, flat_fields, is_in
 from vse_jax.base.errors import InputError
+from vse_jax.base.registry import is_path
 
+LOSSES = ("triplet", "infonce", "sigmoid")
 POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfattn")
 CHOICES: dict[str, tuple] = {
     "task": ("retrieval", "gpo_synthetic", "pooling_study"),
@@ -21,6 +23,7 @@ CHOICES: dict[str, tuple] = {
     "data.on_bad_image": ("error", "skip"),
     "data.workers": ("auto", "threads", "processes"),
     "image.kind": ("grid", "region"),
+    "image.input": ("auto", "pixels", "regions"),
     "image.pool": POOLS,
     "image.pixels": ("detector", "imagenet"),
     "image.backbone.block": ("v1", "torchvision", "basic"),
@@ -28,10 +31,14 @@ CHOICES: dict[str, tuple] = {
     "image.backbone.batch_norm": ("frozen", "train"),
     "text.kind": ("bert", "bigru"),
     "text.pool": POOLS,
+    "loss.name": LOSSES,
     "optimizer.name": ("adamw", "sgd"),
     "search.format": ("table", "json", "paths"),
     "search.engine": ("exact", "approximate", "qdrant"),
 }
+
+# These may also name a class of one's own, 'package.module:Class'.
+OPEN = ("image.kind", "image.pool", "text.kind", "text.pool", "loss.name")
 
 LEAST: dict[str, float] = {
     "seed": 0,
@@ -235,9 +242,12 @@ def config_problems(config: ConfigDict) -> list[str]:
 def _own_problems(fields: Fields) -> dict[str, str]:
     wrong: dict[str, str] = {}
     for field, choices in CHOICES.items():
-        if fields[field] not in choices:
-            listed = ", ".join(map(str, choices))
-            wrong[field] = f"config.{field}: {fields[field]!r} is none of {listed}"
+        value = fields[field]
+        if value in choices or (field in OPEN and is_path(value)):
+            continue
+        listed = ", ".join(map(str, choices))
+        own = ", nor of the form package.module:Class" if field in OPEN else ""
+        wrong[field] = f"config.{field}: {value!r} is none of {listed}{own}"
     for field, least in LEAST.items():
         value = fields[field]
         if value is not None and not value >= least:  # NaN is below everything

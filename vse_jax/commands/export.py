@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import write_atomically
 from vse_jax.data.export import blank_index, is_good, write_array_record, write_tfds
@@ -55,7 +56,7 @@ def export(config: ConfigDict) -> None:
 def _split_names(config: ConfigDict) -> list[str]:
     precomp = Path(config.data.root) / "precomp"
     needed = ["_ids.txt", "_caps.txt"]
-    if config.image.kind == "region":
+    if takes_regions(config.image):
         needed.append("_ims.npy")
     names = [
         name

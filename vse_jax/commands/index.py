@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vse_jax.api import Model, model_of
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.evaluation.evaluator import batch_sizes
 from vse_jax.search.indexing import Report, check_model, check_pictures, update
@@ -31,7 +32,7 @@ def index(config: ConfigDict, workdir: Path) -> None:
     """
     c = config.search
     start = time.monotonic()
-    if config.image.kind == "region":
+    if takes_regions(config.image):
         raise InputError(
             f"{workdir}: a region model takes features of regions, and pictures have "
             "none; index them by a grid model"

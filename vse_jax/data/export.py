@@ -17,6 +17,7 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import file_sha256, write_atomically
 from vse_jax.base.progress import progress
@@ -42,7 +43,7 @@ def blank_index(config: ConfigDict, split: Split, target: Path) -> Index:
     regions = split.regions
     return Index(
         version=VERSION,
-        kind=config.image.kind,
+        kind="region" if takes_regions(config.image) else "grid",
         images=len(split.image_ids),
         region_shape=() if regions is None else tuple(regions.shape[1:]),
         source=_source_digest(split),

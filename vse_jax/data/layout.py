@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, write_atomically
 from vse_jax.data.records.buckets import root_path
@@ -77,7 +78,7 @@ def read_split(config: ConfigDict, split: str) -> Split:
         pictures, regions = open_records(config, root, split, len(image_ids))
     elif isinstance(root, Path):
         regions = None
-        if config.image.kind == "region":
+        if takes_regions(config.image):
             regions = open_regions(
                 root / "precomp" / f"{split}_ims.npy",
                 images=listed,
@@ -113,7 +114,7 @@ def _pictures(
     config: ConfigDict, root: Path, split: str, image_ids: list[str]
 ) -> list[Path] | None:
     mapping_file = root / "id_mapping.json"
-    for_thumbnails = config.image.kind == "region"
+    for_thumbnails = takes_regions(config.image)
     if for_thumbnails and not mapping_file.is_file():
         return None
     ids_file = root / "precomp" / list_names(split)[0]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.data.captions import (
     CaptionTokens,
     augment_words,
@@ -36,7 +37,7 @@ Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
 def image_shapes(image: ConfigDict, count: int) -> Shapes:
     """Of the image part of a batch, from config.image."""
-    if image.kind == "grid":
+    if not takes_regions(image):
         return {"images": ((count, image.size, image.size, 3), np.float32)}
     return {
         "regions": ((count, image.max_regions, image.feature_dim), np.float32),

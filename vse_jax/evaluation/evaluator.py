@@ -14,6 +14,7 @@ from jax.stages import Lowered
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
 from vse_jax.data.captions import CaptionTokens, caption_tokenizer
@@ -218,7 +219,7 @@ def batch_sizes(config: ConfigDict, devices: int) -> tuple[int, int]:
         return size, size
     each = -(-_ROWS // devices)
     images = each
-    if config.image.kind == "grid":
+    if not takes_regions(config.image):
         activations = _BYTES_PER_PIXEL * config.image.size**2
         images = min(each, max(_ACTIVATIONS // activations, 1))
     return images * devices, each * devices

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.figures.style import GREY, INK, save, tidy
 from vse_jax.models.gpo import GPO
@@ -50,7 +51,7 @@ def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients
 
 
 def _largest_image_set(config: ConfigDict, vse: VSE) -> int:
-    if config.image.kind == "region":
+    if takes_regions(config.image):
         return config.image.max_regions
     size = config.image.size
     picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

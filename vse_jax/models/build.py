@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from vse_jax.base.registry import Registry
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.image_encoder import MLP, GridEncoder, RegionEncoder, xavier_linear
@@ -37,14 +38,16 @@ def build_model(config: ConfigDict, *, rngs: nnx.Rngs) -> VSE:
 
 def build_image_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
     """The tower that config.image.kind names (paper, section 3.1)."""
-    towers = {"grid": _grid_tower, "region": _region_tower}
-    return towers[config.image.kind](config, rngs)
+    return IMAGE_TOWERS.make(
+        "config.image.kind", config.image.kind, config=config, rngs=rngs
+    )
 
 
 def build_text_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
     """The tower that config.text.kind names (paper, section 3.1)."""
-    towers = {"bert": _bert_tower, "bigru": _bigru_tower}
-    return towers[config.text.kind](config, rngs)
+    return TEXT_TOWERS.make(
+        "config.text.kind", config.text.kind, config=config, rngs=rngs
+    )
 
 
 def build_loss(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -130,11 +133,21 @@ def _bigru_tower(config: ConfigDict, rngs: nnx.Rngs) -> BiGRUEncoder:
 def _pool(config: ConfigDict, tower: str, features: int, rngs: nnx.Rngs) -> nnx.Module:
     return make_pool(
         config[tower].pool,
+        field=f"config.{tower}.pool",
         features=features,
         hidden=config.embed_dim,
         k=config[tower].pool_k,
         rngs=rngs,
     )
+
+
+_TOWER = {"__call__": ("batch", "train", "rngs")}
+IMAGE_TOWERS: Registry[nnx.Module] = Registry(
+    "image tower", {"grid": _grid_tower, "region": _region_tower}, nnx.Module, _TOWER
+)
+TEXT_TOWERS: Registry[nnx.Module] = Registry(
+    "text tower", {"bert": _bert_tower, "bigru": _bigru_tower}, nnx.Module, _TOWER
+)
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:

@@ -5,7 +5,7 @@ of each set in any places (at least one); what padding holds has no effect. All 
 in float32. They are those that the paper compares with its GPO (VSE∞, section 5).
 """
 
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vse_jax.base.registry import Registry
 from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
 from vse_jax.models.initializers import normal
@@ -22,19 +23,37 @@ from vse_jax.models.sorted_pool import sorted_pool
 Members = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # vectors, which are real
 
 
+@runtime_checkable
+class Pool(Protocol):
+    """What a pooling does. It is an `nnx.Module`; padding must have no effect."""
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b p"]:
+        """The pooled vectors, float32, of sets whose members `mask` tells."""
+        ...
+
+
 def make_pool(
-    name: str, *, features: int, hidden: int, k: int, rngs: nnx.Rngs
+    name: str,
+    *,
+    features: int,
+    hidden: int,
+    k: int,
+    rngs: nnx.Rngs,
+    field: str = "pool",
 ) -> nnx.Module:
     """The aggregator that config.image.pool or config.text.pool names.
 
     Args:
-        name: one of `POOLS`.
+        name: one of `POOLS`, or 'package.module:Class'.
         features: size of the vectors and, except for seq2seq, of the result.
         hidden: size of seq2seq's result.
         k: how many values kmax averages.
         rngs: stream `params` gives the start values.
+        field: of the config, for errors.
     """
-    return POOLS[name](features=features, hidden=hidden, k=k, rngs=rngs)
+    return POOLS.make(field, name, features=features, hidden=hidden, k=k, rngs=rngs)
 
 
 def summands(
@@ -198,17 +217,20 @@ def _member(features, index):
     return rows[:, 0].astype(jnp.float32)
 
 
-# Name → a function of `make_pool`'s arguments, of which each takes what it needs.
-POOLS: dict[str, Callable[..., nnx.Module]] = {
-    "gpo": lambda rngs, **_: GPO(rngs=rngs),
-    "avg": lambda **_: AveragePool(),
-    "max": lambda **_: MaxPool(),
-    "kmax": lambda k, **_: KMaxPool(k),
-    "gem": lambda **_: GeMPool(),
-    "fspool": lambda features, rngs, **_: FSPool(features, rngs=rngs),
-    "cls": lambda **_: FirstPool(),
-    "seq2seq": lambda features, hidden, rngs, **_: Seq2SeqPool(
-        features, hidden, rngs=rngs
-    ),
-    "selfattn": lambda features, rngs, **_: SelfAttentionPool(features, rngs=rngs),
-}
+# Each takes those of `make_pool`'s arguments that it needs.
+POOLS: Registry[nnx.Module] = Registry(
+    "pooling",
+    {
+        "gpo": GPO,
+        "avg": AveragePool,
+        "max": MaxPool,
+        "kmax": KMaxPool,
+        "gem": GeMPool,
+        "fspool": FSPool,
+        "cls": FirstPool,
+        "seq2seq": Seq2SeqPool,
+        "selfattn": SelfAttentionPool,
+    },
+    nnx.Module,
+    {"__call__": ("features", "mask")},
+)

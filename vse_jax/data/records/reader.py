@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 from ml_collections import ConfigDict
 
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath
 from vse_jax.data.images import PictureBytes
@@ -122,10 +123,11 @@ def open_records(
     folder = root / FOLDERS[config.data.format]
     path = folder / f"{split}.json"
     index = read_index(path)
-    if index.kind != config.image.kind:
+    wanted = "region" if takes_regions(config.image) else "grid"
+    if index.kind != wanted:
         raise InputError(
             f"{path}: an export of image.kind {index.kind!r}; config.image.kind is "
-            f"{config.image.kind!r}"
+            f"{wanted!r}"
         )
     if index.texts != list_digests(root, split) or index.images != images:
         raise InputError(
