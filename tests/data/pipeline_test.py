@@ -77,7 +77,8 @@ def indexed_captions(config):
 def test_batch(config):
     (batch,) = take(TrainData(config, *load(config)), 1)
 
-    assert set(batch) == {"images", "token_ids", "token_lengths"}
+    assert set(batch) == {"images", "image_ids", "token_ids", "token_lengths"}
+    assert batch["image_ids"].shape == (BATCH,)
     assert batch["images"].shape == (BATCH, 32, 32, 3)
     assert batch["images"].dtype == np.float32
     assert batch["token_ids"].shape == (BATCH, 16)

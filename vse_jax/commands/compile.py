@@ -37,6 +37,7 @@ from vse_jax.data.rows import (
     caption_shapes,
     image_shapes,
     packs,
+    pair_shapes,
     places_for,
 )
 from vse_jax.devices.mesh import check_training_batch, make_mesh
@@ -147,7 +148,7 @@ def _programs(
     others: list[Room] = [(length, None) for length in padded_lengths(config)]
     rooms = others if every else [usual]
 
-    pairs = image_shapes(config.image, config.batch_size)
+    pairs = pair_shapes(config.image, config.batch_size)
     for open_groups, (length, places) in itertools.product(groups, rooms):
         name = f"train_step, {length} tokens"
         if len(groups) > 1:

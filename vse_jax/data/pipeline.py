@@ -28,6 +28,7 @@ from vse_jax.data.rows import (
     ImageRows,
     Shapes,
     image_shapes,
+    pair_shapes,
     size_of,
 )
 
@@ -95,10 +96,8 @@ class TrainData:
         steps = range(first, first + self.order.steps_per_epoch)
         wanted = (self.order.batch(self.order.place(step)) for step in steps)
         rooms = dict.fromkeys(self._captions.room(rows) for rows in wanted)
-        images = image_shapes(self.config.image, size) | {
-            "image_ids": ((size,), np.int32)
-        }
-        return [images | self._captions.shapes(size, *room) for room in rooms]
+        pairs = pair_shapes(self.config.image, size)
+        return [pairs | self._captions.shapes(size, *room) for room in rooms]
 
     @contextlib.contextmanager
     def batches(

@@ -45,6 +45,11 @@ def image_shapes(image: ConfigDict, count: int) -> Shapes:
     }
 
 
+def pair_shapes(image: ConfigDict, count: int) -> Shapes:
+    """Of a training batch, but for its captions."""
+    return image_shapes(image, count) | {"image_ids": ((count,), np.int32)}
+
+
 def caption_shapes(
     count: int, length: int, features: int | None = None, places: int | None = None
 ) -> Shapes:
