@@ -50,7 +50,7 @@ def matrix_product() -> Ready:
 def gpo(shape: tuple[int, int, int]) -> Ready:
     """Gradients in the vectors and in the generator's parameters, of full sets."""
     size = shape[2]
-    pool = make_pool("gpo", features=size, hidden=size, k=1, rngs=nnx.Rngs(0))
+    pool = make_pool("gpo", features=size, embed_dim=size, k=1, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(pool)
     features, cotangent = _normal(shape), _normal((shape[0], size))
 

@@ -27,7 +27,7 @@ class SegmentEncoder(nnx.Module):
         self.gpool = make_pool(
             config.image.pool,
             features=embed,
-            hidden=embed,
+            embed_dim=embed,
             k=config.image.pool_k,
             rngs=rngs,
         )

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from examples.smooth_loss.config import get_config
 from examples.smooth_loss.loss import LogSumExpLoss
@@ -17,7 +18,7 @@ def test_it_nears_the_hardest_violation():
     violation = np.asarray(0.2 + similarity - jnp.diag(similarity)[:, None])
     terms = np.where(negatives, np.exp(20 * violation), 0)
     np.testing.assert_allclose(found, np.log1p(terms.sum(axis=1)) / 20, rtol=1e-5)
-    loss.log_scale[...] = np.log(100.0)
+    loss.log_scale = nnx.Param(np.log(np.float32(100)))
     found = loss(similarity, jnp.diag(similarity), negatives, 0)
     np.testing.assert_allclose(found, [0.15, 0, 0.3], atol=0.01)
 

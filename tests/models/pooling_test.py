@@ -16,7 +16,7 @@ SIZE, DIM = 8, 6
 
 
 def pool_of(kind, k=3):
-    return make_pool(kind, features=DIM, hidden=DIM, k=k, rngs=nnx.Rngs(0))
+    return make_pool(kind, features=DIM, embed_dim=DIM, k=k, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module", params=POOLS)

@@ -135,7 +135,7 @@ def _pool(config: ConfigDict, tower: str, features: int, rngs: nnx.Rngs) -> nnx.
         config[tower].pool,
         field=f"config.{tower}.pool",
         features=features,
-        hidden=config.embed_dim,
+        embed_dim=config.embed_dim,
         k=config[tower].pool_k,
         rngs=rngs,
     )

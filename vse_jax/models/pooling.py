@@ -38,7 +38,7 @@ def make_pool(
     name: str,
     *,
     features: int,
-    hidden: int,
+    embed_dim: int,
     k: int,
     rngs: nnx.Rngs,
     field: str = "pool",
@@ -48,12 +48,14 @@ def make_pool(
     Args:
         name: one of `POOLS`, or 'package.module:Class'.
         features: size of the vectors and, except for seq2seq, of the result.
-        hidden: size of seq2seq's result.
+        embed_dim: size of seq2seq's result.
         k: how many values kmax averages.
         rngs: stream `params` gives the start values.
         field: of the config, for errors.
     """
-    return POOLS.make(field, name, features=features, hidden=hidden, k=k, rngs=rngs)
+    return POOLS.make(
+        field, name, features=features, embed_dim=embed_dim, k=k, rngs=rngs
+    )
 
 
 def summands(
@@ -179,8 +181,8 @@ class FirstPool(nnx.Module):
 class Seq2SeqPool(nnx.Module):
     """The last state of a GRU that reads the set in its order."""
 
-    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
-        self.gru = GRU(features, hidden, rngs=rngs)
+    def __init__(self, features: int, embed_dim: int, *, rngs: nnx.Rngs):
+        self.gru = GRU(features, embed_dim, rngs=rngs)
 
     def __call__(
         self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
