@@ -87,15 +87,22 @@ def _data() -> ConfigDict:
 def _image() -> ConfigDict:
     """The image tower, and what it sees."""
     c = ConfigDict()
-    c.kind = "grid"  # grid (CNN cells) | region (precomputed features) | module:Class
+    c.kind = "grid"  # grid (CNN cells) | region (precomputed features) | vit (SigLIP's)
+    # | module:Class
     c.input = "auto"  # pixels | regions (features) | auto: regions for kind 'region'
     c.pool = "gpo"  # gpo | avg | max | kmax | gem | fspool | seq2seq | selfattn |
-    # cls (the set's first vector) | module:Class
+    # cls (the set's first vector) | last | map (SigLIP's attention head; of a ViT the
+    # published one, without fc) | module:Class
     c.pool_k = 5  # kmax: how many values of each dimension are averaged
     c.normalise = True  # False: the original's --no_imgnorm
-    c.weights = placeholder(str)  # converted backbone folder (pretrained CNN)
+    c.weights = placeholder(
+        str
+    )  # converted backbone folder (CNN) | SigLIP folder (vit)
     c.size = 512  # px, both sides; 256 × input_scale_factor
-    c.pixels = "detector"  # detector (BGR − means) | imagenet (RGB standardised)
+    c.pixels = "detector"  # detector (BGR − means) | imagenet (RGB standardised) |
+    # siglip (RGB, −1 … 1)
+    c.resample = "plain"  # resizing: plain (bilinear, as in the original) | bilinear |
+    # bicubic (these two with the filter as wide as a shrunk pixel)
     c.crop_min = 0.6  # training crop: ratio ~ U(crop_min, 1) of both sides
     c.flip = 0.5  # probability of the training mirror
     c.drop = 0.2  # size augmentation: share of the set that may be dropped
@@ -110,6 +117,12 @@ def _image() -> ConfigDict:
     c.backbone.groups = 1  # ResNeXt-101 32×8d: 32
     c.backbone.group_width = 64  # channels per group at width 64; ResNeXt: 8
     c.backbone.batch_norm = "frozen"  # frozen (running statistics) | train
+    c.vit = ConfigDict()  # SigLIP2 B/16; So400m: hidden 1152, layers 27, ffn 4304
+    c.vit.patch = 16  # px; what does not divide `size` is left out at the edges
+    c.vit.hidden = 768
+    c.vit.layers = 12
+    c.vit.heads = 12
+    c.vit.ffn = 3072
     return c
 
 
@@ -117,8 +130,10 @@ def _text() -> ConfigDict:
     """The text tower, and what it reads."""
     c = ConfigDict()
     c.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold) |
-    # module:Class
-    c.pool = "gpo"  # the same; cls is BERT's [CLS]
+    # siglip | module:Class
+    c.pool = (
+        "gpo"  # the same; cls is BERT's [CLS], last is SigLIP's (padding read, too)
+    )
     c.pool_k = 5  # as image.pool_k
     c.normalise = True  # False: the original's --no_txtnorm
     c.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
@@ -130,7 +145,8 @@ def _text() -> ConfigDict:
     c.layers = 12  # bigru: 1 or 2, or 0 with pool = 'seq2seq' (VSE++'s GRU)
     c.heads = 12
     c.ffn = 3072
-    c.max_positions = 512
+    c.max_positions = 512  # SigLIP: 64
+    c.pad_id = 0  # siglip: the token that fills captions up
     c.dropout = 0.1  # inside BERT, as in its pretraining
     c.augment = 0.2  # probability that a training word is masked/replaced/removed
     c.cache_features = False  # frozen BERT: its token features are computed once

@@ -10,8 +10,9 @@ from tests.helpers import tiny
 from vse_jax.models.build import build_model
 from vse_jax.models.pooling import interpolate, make_pool, summands
 
-POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfattn")
-ORDERED = ("cls", "seq2seq")  # depend on the order of the set, and should
+CLOSED = ("avg", "max", "kmax", "gem", "cls", "last")  # have a formula
+POOLS = (*CLOSED, "gpo", "fspool", "seq2seq", "selfattn", "map")
+ORDERED = ("cls", "last", "seq2seq")  # depend on the order of the set, and should
 SIZE, DIM = 8, 6
 
 
@@ -64,7 +65,7 @@ def test_the_order_of_the_set_matters_only_where_it_should(kind, pool):
         np.testing.assert_allclose(shuffled, pooled, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gpo", "avg", "max", "kmax", "gem", "fspool", "cls"])
+@pytest.mark.parametrize("name", ["gpo", "fspool", *CLOSED])
 def test_what_members_add_sums_to_the_pooled_vector(name):
     module = pool_of(name)
     features, mask = sets()
@@ -111,7 +112,7 @@ def test_gradients_are_finite_and_stay_within_the_set(kind, case):
 
 
 def test_a_set_of_one_is_its_member(kind, pool):
-    """… of positive values, weighted (fspool) or read by a GRU (seq2seq)."""
+    """… of positive values, weighted (fspool) or read by a network (seq2seq, map)."""
     features, mask = sets(lengths=(1, 1))
     pooled = pool(jnp.abs(features), mask)
     if kind == "fspool":
@@ -119,6 +120,10 @@ def test_a_set_of_one_is_its_member(kind, pool):
     elif kind == "seq2seq":
         gru = pool_of(kind).gru
         expected = gru(jnp.abs(features[:, :1]), mask[:, :1])[:, 0]
+    elif kind == "map":
+        module = pool_of(kind)
+        x = module.attention.output(module.attention.value(jnp.abs(features[:, 0])))
+        expected = x + module.mlp(module.norm(x))
     else:
         expected = jnp.abs(features[:, 0])
     np.testing.assert_allclose(pooled, expected, atol=1e-6)
@@ -133,10 +138,11 @@ def by_hand(kind, x):
         "kmax": ordered[:3].mean(axis=0),
         "gem": (np.maximum(x, 1e-6) ** 3).mean(axis=0) ** (1 / 3),
         "cls": x[0],
+        "last": x[-1],
     }[kind]
 
 
-@pytest.mark.parametrize("closed", ["avg", "max", "kmax", "gem", "cls"])
+@pytest.mark.parametrize("closed", CLOSED)
 def test_values_by_hand(closed):
     features, mask = sets()
     pooled = pool_of(closed)(features, mask)

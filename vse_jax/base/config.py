@@ -88,6 +88,13 @@ ADDED = {
     "data.cache": None,
     "image.input": "auto",
     "image.pool_k": 5,
+    "image.resample": "plain",
+    "image.vit.patch": 16,
+    "image.vit.hidden": 768,
+    "image.vit.layers": 12,
+    "image.vit.heads": 12,
+    "image.vit.ffn": 3072,
+    "text.pad_id": 0,
     "text.pool_k": 5,
 }
 

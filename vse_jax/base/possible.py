@@ -14,7 +14,19 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.registry import is_path
 
 LOSSES = ("triplet", "infonce", "sigmoid")
-POOLS = ("gpo", "avg", "max", "kmax", "gem", "fspool", "cls", "seq2seq", "selfattn")
+POOLS = (
+    "gpo",
+    "avg",
+    "max",
+    "kmax",
+    "gem",
+    "fspool",
+    "cls",
+    "last",
+    "seq2seq",
+    "selfattn",
+    "map",
+)
 CHOICES: dict[str, tuple] = {
     "task": ("retrieval", "gpo_synthetic", "pooling_study"),
     "compute_dtype": ("float32", "bfloat16"),
@@ -22,14 +34,15 @@ CHOICES: dict[str, tuple] = {
     "data.format": ("folder", "array_record", "tfds"),
     "data.on_bad_image": ("error", "skip"),
     "data.workers": ("auto", "threads", "processes"),
-    "image.kind": ("grid", "region"),
+    "image.kind": ("grid", "region", "vit"),
     "image.input": ("auto", "pixels", "regions"),
     "image.pool": POOLS,
-    "image.pixels": ("detector", "imagenet"),
+    "image.pixels": ("detector", "imagenet", "siglip"),
+    "image.resample": ("plain", "bilinear", "bicubic"),
     "image.backbone.block": ("v1", "torchvision", "basic"),
     "image.backbone.stem": ("conv7", "patch"),
     "image.backbone.batch_norm": ("frozen", "train"),
-    "text.kind": ("bert", "bigru"),
+    "text.kind": ("bert", "bigru", "siglip"),
     "text.pool": POOLS,
     "loss.name": LOSSES,
     "optimizer.name": ("adamw", "sgd"),
@@ -61,6 +74,11 @@ LEAST: dict[str, float] = {
     "image.backbone.width": 1,
     "image.backbone.groups": 1,
     "image.backbone.group_width": 1,
+    "image.vit.patch": 1,
+    "image.vit.hidden": 1,
+    "image.vit.layers": 0,
+    "image.vit.heads": 1,
+    "image.vit.ffn": 1,
     "text.pool_k": 1,
     "text.vocab_size": 0,
     "text.vocab_threshold": 1,
@@ -70,6 +88,7 @@ LEAST: dict[str, float] = {
     "text.heads": 1,
     "text.ffn": 1,
     "text.max_positions": 3,
+    "text.pad_id": 0,
     "loss.margin": 0,
     "loss.vse_mean_warmup_epochs": 0,
     "loss.ramp_epoch": -1,
@@ -118,8 +137,31 @@ def _microbatches(f: Fields) -> str | None:
 
 
 def _heads(f: Fields) -> str | None:
-    if f["text.kind"] == "bert" and f["text.hidden"] % max(f["text.heads"], 1):
+    transformer = f["text.kind"] in ("bert", "siglip")
+    if transformer and f["text.hidden"] % max(f["text.heads"], 1):
         return f"does not divide text.hidden = {f['text.hidden']}"
+    return None
+
+
+def _vit_heads(f: Fields) -> str | None:
+    if f["image.kind"] == "vit" and f["image.vit.hidden"] % f["image.vit.heads"]:
+        return f"does not divide image.vit.hidden = {f['image.vit.hidden']}"
+    return None
+
+
+def _patch(f: Fields) -> str | None:
+    if f["image.kind"] == "vit" and f["image.vit.patch"] > f["image.size"]:
+        return f"larger than image.size = {f['image.size']}"
+    return None
+
+
+def _map(f: Fields) -> str | None:
+    head = f["image.kind"] == "vit" and f["image.pool"] == "map"
+    if head and f["image.vit.hidden"] != f["embed_dim"]:
+        return (
+            f"'map' gives vectors of image.vit.hidden = {f['image.vit.hidden']}, not "
+            f"of embed_dim = {f['embed_dim']}"
+        )
     return None
 
 
@@ -133,8 +175,10 @@ def _layers(f: Fields) -> str | None:
 def _cached(f: Fields) -> str | None:
     if not f["text.cache_features"]:
         return None
-    if f["text.kind"] != "bert":
+    if f["text.kind"] == "bigru":
         return "a BiGRU has no token features to store"
+    if f["text.kind"] == "siglip" and f["text.pool"] == "last":
+        return "text.pool = 'last' reads the padding, which is not stored"
     if f["text.augment"]:
         return "needs text.augment = 0"
     return None
@@ -204,6 +248,9 @@ CONDITIONS: tuple[tuple[str, Callable[[Fields], str | None]], ...] = (
     ("data.token_buckets", _whole_numbers("data.token_buckets")),
     ("image.crop_min", _crop),
     ("image.backbone.layers", _whole_numbers("image.backbone.layers")),
+    ("image.vit.heads", _vit_heads),
+    ("image.vit.patch", _patch),
+    ("image.pool", _map),
     ("text.heads", _heads),
     ("text.layers", _layers),
     ("text.cache_features", _cached),

@@ -7,12 +7,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.blocks import run_block
-from vse_jax.models.initializers import constant, normal
-from vse_jax.models.packing import pack, unpack
+from vse_jax.models.packing import unpack
+from vse_jax.models.transformer import Attention, dense, embedding, layer_norm
 
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
-_INIT = normal(0.02)
 
 
 class Bert(nnx.Module):
@@ -93,9 +92,9 @@ class Embeddings(nnx.Module):
     """Word + position + token-type embedding, normalised."""
 
     def __init__(self, vocab_size, hidden, max_positions, dropout, *, dtype, rngs):
-        self.word = _embed(vocab_size, hidden, dtype, rngs)
-        self.position = _embed(max_positions, hidden, dtype, rngs)
-        self.token_type = _embed(_TOKEN_TYPES, hidden, dtype, rngs)
+        self.word = embedding(vocab_size, hidden, dtype=dtype, rngs=rngs)
+        self.position = embedding(max_positions, hidden, dtype=dtype, rngs=rngs)
+        self.token_type = embedding(_TOKEN_TYPES, hidden, dtype=dtype, rngs=rngs)
         self.norm = _layer_norm(hidden, dtype, rngs)
         self.dropout = nnx.Dropout(dropout)
 
@@ -112,8 +111,8 @@ class Layer(nnx.Module):
     def __init__(self, hidden, heads, ffn, dropout, *, dtype, rngs):
         self.attention = Attention(hidden, heads, dropout, dtype=dtype, rngs=rngs)
         self.attention_norm = _layer_norm(hidden, dtype, rngs)
-        self.intermediate = _linear(hidden, ffn, dtype, rngs)
-        self.output = _linear(ffn, hidden, dtype, rngs)
+        self.intermediate = dense(hidden, ffn, dtype=dtype, rngs=rngs)
+        self.output = dense(ffn, hidden, dtype=dtype, rngs=rngs)
         self.output_norm = _layer_norm(hidden, dtype, rngs)
         self.dropout = nnx.Dropout(dropout)
 
@@ -127,54 +126,5 @@ class Layer(nnx.Module):
         return self.output_norm(x + dropout(y))
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, hidden, heads, dropout, *, dtype, rngs):
-        self.query = _linear(hidden, hidden, dtype, rngs)
-        self.key = _linear(hidden, hidden, dtype, rngs)
-        self.value = _linear(hidden, hidden, dtype, rngs)
-        self.output = _linear(hidden, hidden, dtype, rngs)
-        self.dropout = nnx.Dropout(dropout)
-        self.heads = heads
-
-    def __call__(self, x, mask, places, *, train, rngs):
-        def heads(project):
-            y = unpack(project(x), mask, places)
-            return y.reshape(*y.shape[:2], self.heads, -1)
-
-        query, key, value = heads(self.query), heads(self.key), heads(self.value)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores * query.shape[-1] ** -0.5, -1e9)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        weights = self.dropout(weights, deterministic=not train, rngs=rngs)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        mixed = mixed.reshape(*mixed.shape[:2], -1)
-        return self.output(pack(mixed, mask, places))
-
-
-def _linear(in_features, out_features, dtype, rngs):
-    return nnx.Linear(
-        in_features,
-        out_features,
-        kernel_init=_INIT,
-        bias_init=constant(0.0),
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def _embed(count, features, dtype, rngs):
-    return nnx.Embed(count, features, embedding_init=_INIT, dtype=dtype, rngs=rngs)
-
-
 def _layer_norm(features, dtype, rngs):
-    return nnx.LayerNorm(
-        features,
-        epsilon=_NORM_EPSILON,
-        use_fast_variance=False,
-        scale_init=constant(1.0),
-        bias_init=constant(0.0),
-        dtype=dtype,
-        rngs=rngs,
-    )
+    return layer_norm(features, _NORM_EPSILON, dtype=dtype, rngs=rngs)

@@ -15,13 +15,21 @@ from ml_collections import ConfigDict
 from vse_jax.base.registry import Registry
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
-from vse_jax.models.image_encoder import MLP, GridEncoder, RegionEncoder, xavier_linear
+from vse_jax.models.image_encoder import (
+    MLP,
+    GridEncoder,
+    RegionEncoder,
+    ViTEncoder,
+    xavier_linear,
+)
 from vse_jax.models.initializers import uniform
 from vse_jax.models.layers import linear
 from vse_jax.models.losses import LOSSES
 from vse_jax.models.pooling import make_pool
 from vse_jax.models.resnet import ResNet
-from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder
+from vse_jax.models.siglip import SiglipText
+from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder, SiglipEncoder
+from vse_jax.models.vit import ViT
 from vse_jax.models.vse import VSE
 
 
@@ -61,7 +69,7 @@ def build_loss(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
-# The order of the lines in these four decides which random numbers a module starts
+# The order of the lines in these six decides which random numbers a module starts
 # with: a run from a seed depends on it.
 
 
@@ -91,6 +99,47 @@ def _region_tower(config: ConfigDict, rngs: nnx.Rngs) -> RegionEncoder:
     fc = xavier_linear(features, embed, dtype=dtype, rngs=rngs)
     mlp = MLP(features, embed // 2, embed, dtype=dtype, rngs=rngs)
     return RegionEncoder(fc, mlp, _pool(config, "image", embed, rngs))
+
+
+def _vit_tower(config: ConfigDict, rngs: nnx.Rngs) -> ViTEncoder:
+    dtype, image, sizes = np.dtype(config.compute_dtype), config.image, config.image.vit
+    vit = ViT(
+        grid=image.size // sizes.patch,
+        patch=sizes.patch,
+        hidden=sizes.hidden,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        ffn=sizes.ffn,
+        remat=config.remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    if image.pool == "map":  # SigLIP's own head, whose vector is the embedding
+        head = {"heads": sizes.heads, "ffn": sizes.ffn}
+        pool = _pool(config, "image", sizes.hidden, rngs, **head)
+        return ViTEncoder(vit, None, pool, drop=image.drop)
+    fc = xavier_linear(sizes.hidden, config.embed_dim, dtype=dtype, rngs=rngs)
+    pool = _pool(config, "image", config.embed_dim, rngs)
+    return ViTEncoder(vit, fc, pool, drop=image.drop)
+
+
+def _siglip_tower(config: ConfigDict, rngs: nnx.Rngs) -> SiglipEncoder:
+    dtype, text = np.dtype(config.compute_dtype), config.text
+    siglip = SiglipText(
+        vocab_size=text.vocab_size,
+        hidden=text.hidden,
+        layers=text.layers,
+        heads=text.heads,
+        ffn=text.ffn,
+        positions=text.max_positions,
+        pad_id=text.pad_id,
+        remat=config.remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    to_embedding = linear(text.hidden, config.embed_dim, dtype=dtype, rngs=rngs)
+    pool = _pool(config, "text", config.embed_dim, rngs)
+    return SiglipEncoder(siglip, to_embedding, pool, padded=text.pool == "last")
 
 
 def _bert_tower(config: ConfigDict, rngs: nnx.Rngs) -> BertEncoder:
@@ -130,23 +179,32 @@ def _bigru_tower(config: ConfigDict, rngs: nnx.Rngs) -> BiGRUEncoder:
     return BiGRUEncoder(embed, layers, _pool(config, "text", size, rngs))
 
 
-def _pool(config: ConfigDict, tower: str, features: int, rngs: nnx.Rngs) -> nnx.Module:
+def _pool(
+    config: ConfigDict, tower: str, features: int, rngs: nnx.Rngs, **sizes: int
+) -> nnx.Module:
     return make_pool(
         config[tower].pool,
         field=f"config.{tower}.pool",
         features=features,
         embed_dim=config.embed_dim,
         k=config[tower].pool_k,
+        **sizes,
         rngs=rngs,
     )
 
 
 _TOWER = {"__call__": ("batch", "train", "rngs")}
 IMAGE_TOWERS: Registry[nnx.Module] = Registry(
-    "image tower", {"grid": _grid_tower, "region": _region_tower}, nnx.Module, _TOWER
+    "image tower",
+    {"grid": _grid_tower, "region": _region_tower, "vit": _vit_tower},
+    nnx.Module,
+    _TOWER,
 )
 TEXT_TOWERS: Registry[nnx.Module] = Registry(
-    "text tower", {"bert": _bert_tower, "bigru": _bigru_tower}, nnx.Module, _TOWER
+    "text tower",
+    {"bert": _bert_tower, "bigru": _bigru_tower, "siglip": _siglip_tower},
+    nnx.Module,
+    _TOWER,
 )
 
 

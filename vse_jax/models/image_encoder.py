@@ -11,6 +11,7 @@ from vse_jax.models.initializers import constant, uniform
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import Members
 from vse_jax.models.resnet import ResNet
+from vse_jax.models.vit import ViT
 
 # Share of the training images whose grid is never thinned (the official constant).
 _WHOLE_GRIDS = 0.2
@@ -50,11 +51,44 @@ class GridEncoder(nnx.Module):
         """Returns what is pooled: the cells of the pictures, row by row."""
         grid = self.backbone(batch["images"], train=train)
         cells = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-        mask = jnp.ones(cells.shape[:2], bool)
-        if train and self.drop > 0:
-            assert rngs is not None
-            mask = _thin(rngs.size(), mask, self.drop)
-        return self.fc(cells), mask
+        return self.fc(cells), _cells(cells, self.drop if train else 0, rngs)
+
+
+class ViTEncoder(nnx.Module):
+    """ViT → linear → pooling over the patches; without `fc` the tokens are pooled.
+
+    `drop`: as in `GridEncoder`.
+    """
+
+    def __init__(
+        self, vit: ViT, fc: nnx.Linear | None, pool: nnx.Module, *, drop: float
+    ):
+        self.vit = vit
+        self.fc = fc
+        self.gpool = pool
+        self.drop = drop
+
+    def __call__(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """Returns the pooled vectors of batch['images'] [b, s, s, 3], float32."""
+        return self.gpool(*self.members(batch, train=train, rngs=rngs))
+
+    def members(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Members:
+        """Returns what is pooled: the patches of the pictures, row by row."""
+        tokens = self.vit(batch["images"], train=train)
+        mask = _cells(tokens, self.drop if train else 0, rngs)
+        return tokens if self.fc is None else self.fc(tokens), mask
 
 
 class RegionEncoder(nnx.Module):
@@ -121,6 +155,15 @@ def xavier_linear(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _cells(cells, drop, rngs):
+    """[b, k]: all of the cells, or those that size augmentation leaves."""
+    mask = jnp.ones(cells.shape[:2], bool)
+    if drop > 0:
+        assert rngs is not None
+        mask = _thin(rngs.size(), mask, drop)
+    return mask
 
 
 def _thin(key: Array, mask: Bool[Array, "b k"], drop: float) -> Bool[Array, "b k"]:

@@ -19,6 +19,7 @@ from vse_jax.models.gru import GRU
 from vse_jax.models.initializers import normal
 from vse_jax.models.layers import linear
 from vse_jax.models.sorted_pool import sorted_pool
+from vse_jax.models.transformer import Attention, Perceptron, layer_norm
 
 Members = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # vectors, which are real
 
@@ -40,6 +41,8 @@ def make_pool(
     features: int,
     embed_dim: int,
     k: int,
+    heads: int | None = None,
+    ffn: int | None = None,
     rngs: nnx.Rngs,
     field: str = "pool",
 ) -> nnx.Module:
@@ -50,12 +53,13 @@ def make_pool(
         features: size of the vectors and, except for seq2seq, of the result.
         embed_dim: size of seq2seq's result.
         k: how many values kmax averages.
+        heads, ffn: sizes of map; None: 64 features each, and 4 · features.
         rngs: stream `params` gives the start values.
         field: of the config, for errors.
     """
-    return POOLS.make(
-        field, name, features=features, embed_dim=embed_dim, k=k, rngs=rngs
-    )
+    heads = heads or (features // 64 if features % 64 == 0 else 1)
+    sizes = {"embed_dim": embed_dim, "k": k, "heads": heads, "ffn": ffn or 4 * features}
+    return POOLS.make(field, name, features=features, **sizes, rngs=rngs)
 
 
 def summands(
@@ -178,6 +182,15 @@ class FirstPool(nnx.Module):
         return _member(features, jnp.argmax(mask, axis=1))
 
 
+class LastPool(nnx.Module):
+    """The set's last vector: what SigLIP's text tower reads off."""
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        return _member(features, _last(mask))
+
+
 class Seq2SeqPool(nnx.Module):
     """The last state of a GRU that reads the set in its order."""
 
@@ -189,7 +202,7 @@ class Seq2SeqPool(nnx.Module):
     ) -> Float[Array, "b h"]:
         # Padding may hold anything, and NaN × 0 would reach the kernel's gradient.
         states = self.gru(jnp.where(mask[..., None], features, 0), mask)
-        return _member(states, mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1))
+        return _member(states, _last(mask))
 
 
 class SelfAttentionPool(nnx.Module):
@@ -213,6 +226,36 @@ class SelfAttentionPool(nnx.Module):
         return (weights * features).sum(axis=1)
 
 
+class MAPPool(nnx.Module):
+    """Multihead attention pooling (Zhai et al., CVPR 2022): the head of SigLIP's ViT.
+
+    A learned probe attends to the set; a perceptron with norm before and residual after
+    follows.
+    """
+
+    def __init__(self, features: int, heads: int, ffn: int, *, rngs: nnx.Rngs):
+        float32 = jnp.dtype(jnp.float32)
+        self.probe = nnx.Param(normal(0.02)(rngs.params(), (features,)))
+        self.attention = Attention(features, heads, dtype=float32, rngs=rngs)
+        self.norm = layer_norm(features, dtype=float32, rngs=rngs)
+        self.mlp = Perceptron(features, ffn, dtype=float32, rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+    ) -> Float[Array, "b d"]:
+        features = jnp.where(mask[..., None], features.astype(jnp.float32), 0)
+        probes = jnp.broadcast_to(
+            self.probe[...], (len(features), 1, features.shape[2])
+        )
+        x = self.attention(features, mask, probes=probes)[:, 0]
+        return x + self.mlp(self.norm(x))
+
+
+def _last(mask):
+    """The place of each set's last member."""
+    return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+
+
 def _member(features, index):
     """features[i, index[i]] for each i, float32."""
     rows = jnp.take_along_axis(features, index[:, None, None], axis=1)
@@ -230,8 +273,10 @@ POOLS: Registry[nnx.Module] = Registry(
         "gem": GeMPool,
         "fspool": FSPool,
         "cls": FirstPool,
+        "last": LastPool,
         "seq2seq": Seq2SeqPool,
         "selfattn": SelfAttentionPool,
+        "map": MAPPool,
     },
     nnx.Module,
     {"__call__": ("features", "mask")},

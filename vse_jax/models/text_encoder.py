@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.pooling import Members
+from vse_jax.models.siglip import SiglipText
 
 
 class BertEncoder(nnx.Module):
@@ -62,6 +63,68 @@ class BertEncoder(nnx.Module):
         return self.bert(ids, mask, places, train=train, rngs=rngs)
 
 
+class SiglipEncoder(nnx.Module):
+    """Pools the linearly mapped vectors of SigLIP's text transformer.
+
+    `padded`: the set is all positions, padding included, as SigLIP's own pooling (the
+    last position) needs it; otherwise it is the caption's tokens.
+    """
+
+    def __init__(
+        self, siglip: SiglipText, linear: nnx.Linear, pool: nnx.Module, *, padded: bool
+    ):
+        self.siglip = siglip
+        self.linear = linear
+        self.gpool = pool
+        self.padded = padded
+
+    def __call__(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """Returns the pooled vectors of a batch of captions, float32.
+
+        Args:
+            batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
+                gave for them earlier, 'token_features' [b, t, h].
+            train: has no effect, as there is no dropout.
+        """
+        return self.gpool(*self.members(batch, train=train, rngs=rngs))
+
+    def members(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Members:
+        """Returns what is pooled: the tokens of the captions, or all positions."""
+        features = batch.get("token_features")
+        if features is None:
+            features = self._states(batch, train)
+        if not self.padded:
+            features = features[:, : _size(batch)]
+        mask = _mask(batch, features.shape[1]) | self.padded
+        return self.linear(features), mask
+
+    def features(
+        self,
+        batch: dict[str, Array],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b t h"]:
+        """Returns the last hidden state for batch['token_ids']."""
+        return self._states(batch, train)[:, : _size(batch)]
+
+    def _states(self, batch, train):
+        ids = batch["token_ids"]
+        return self.siglip(ids, _mask(batch, ids.shape[1]), train=train)
+
+
 class BiGRUEncoder(nnx.Module):
     """Pools the states of a bidirectional GRU over word vectors, both trained here.
 
@@ -104,6 +167,13 @@ class BiGRUEncoder(nnx.Module):
             x = jnp.concatenate([forward, backward], axis=-1)
             states = (forward + backward) / 2
         return states, mask
+
+
+def _size(batch):
+    """What the captions of a batch are padded to."""
+    return batch["token_features" if "token_features" in batch else "token_ids"].shape[
+        1
+    ]
 
 
 def _mask(batch, size):

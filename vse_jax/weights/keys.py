@@ -212,6 +212,61 @@ BIGRU_TOWER = (
 )
 
 
+_SIGLIP_LAYER = (
+    _norm("layer_norm1", "attention_norm")
+    + _dense("self_attn.q_proj", "attention/query")
+    + _dense("self_attn.k_proj", "attention/key")
+    + _dense("self_attn.v_proj", "attention/value")
+    + _dense("self_attn.out_proj", "attention/output")
+    + _norm("layer_norm2", "mlp_norm")
+    + _dense("mlp.fc1", "mlp/intermediate")
+    + _dense("mlp.fc2", "mlp/output")
+).under("encoder.layers.{i}.", "layers/{i}/")
+
+# The head of SigLIP's ViT; PyTorch keeps its three projections as one (in_proj_…),
+# which weights/siglip.py takes apart.
+MAP_HEAD = (
+    Table((Rule("probe", "probe"),))
+    + _dense("attention.q_proj", "attention/query")
+    + _dense("attention.k_proj", "attention/key")
+    + _dense("attention.v_proj", "attention/value")
+    + _dense("attention.out_proj", "attention/output")
+    + _norm("layernorm", "norm")
+    + _dense("mlp.fc1", "mlp/intermediate")
+    + _dense("mlp.fc2", "mlp/output")
+)
+
+SIGLIP_VIT = (
+    _conv("embeddings.patch_embedding", "patches")
+    + Table(
+        (
+            Rule("embeddings.patch_embedding.bias", "patches/bias"),
+            Rule("embeddings.position_embedding.weight", "positions"),
+        )
+    )
+    + _SIGLIP_LAYER
+    + _norm("post_layernorm", "norm")
+    + Table((), (r"embeddings\.position_ids",))
+)
+
+SIGLIP_TEXT = (
+    _embedding("embeddings.token_embedding", "word")
+    + _embedding("embeddings.position_embedding", "position")
+    + _SIGLIP_LAYER
+    + _norm("final_layer_norm", "norm")
+    + Table((), (r"embeddings\.position_ids",))
+)
+
+# Both towers as SigLIP was published, with its temperature and bias.
+SIGLIP = (
+    SIGLIP_VIT.under("vision_model.", "image/vit/")
+    + MAP_HEAD.under("vision_model.head.", "image/gpool/")
+    + SIGLIP_TEXT.under("text_model.", "text/siglip/")
+    + _dense("text_model.head", "text/linear")
+    + Table((Rule("logit_scale", "loss/log_scale"), Rule("logit_bias", "loss/bias")))
+)
+
+
 def from_torch(
     tensors: Mapping[str, np.ndarray], table: Table, template: dict, source: str
 ) -> dict:

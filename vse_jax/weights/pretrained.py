@@ -77,7 +77,7 @@ def load_bert(folder: Path, template: dict) -> dict:
     file = folder / "model.safetensors"
     pickled = folder / "pytorch_model.bin"
     if file.exists():
-        stored = _read_safetensors(file)
+        stored = read_safetensors(file)
     elif pickled.exists():
         file = pickled
         stored = torch_file.arrays(torch_file.read_tensors(file), str(file))
@@ -107,7 +107,7 @@ def load_backbone(folder: Path, template: dict) -> dict:
         InputError: the file cannot be read or does not fit the template.
     """
     file = folder / "backbone.safetensors"
-    tensors = _read_safetensors(file)
+    tensors = read_safetensors(file)
     official = any(key.startswith("base.") for key in tensors)
     table = keys.BACKBONE_OFFICIAL if official else keys.BACKBONE_TORCHVISION
     return keys.from_torch(tensors, table, template, str(file))
@@ -144,7 +144,12 @@ def check_backbone_kind(folder: Path, image: ConfigDict) -> None:
             raise InputError(f"{field}: {now[field]!r}, but {file} is for {value!r}")
 
 
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return safetensors.numpy.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:

@@ -1,0 +1,97 @@
+"""Both towers of SigLIP give the embeddings and logits of transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from configs import common
+from tests.helpers import siglip
+from vse_jax.models.build import build_model
+
+LENGTHS = np.array([siglip.POSITIONS, 5, 1], np.int32)
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return siglip.peer()
+
+
+@pytest.fixture(scope="module")
+def model(peer, tmp_path_factory):
+    folder = siglip.write_folder(tmp_path_factory.mktemp("siglip"), peer)
+    return siglip.loaded(folder)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return siglip.batch(LENGTHS)
+
+
+def relative(actual, expected):
+    expected = expected.detach().numpy()
+    return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+
+
+def test_embeddings_and_logits_equal_those_of_transformers(model, peer, batch):
+    images, captions = jax.jit(lambda batch: model(batch))(batch)
+    with torch.no_grad():
+        expected = peer(**siglip.inputs(batch))
+    assert relative(images, expected.image_embeds) <= 1e-5
+    assert relative(captions, expected.text_embeds) <= 1e-5
+    scale, bias = np.exp(model.loss.log_scale[...]), model.loss.bias[...]
+    logits = scale * (images @ captions.T) + bias
+    assert relative(logits, expected.logits_per_image) <= 1e-5
+    assert np.abs(images - np.roll(images, 1, axis=0)).max() > 1e-3
+    assert np.abs(captions - np.roll(captions, 1, axis=0)).max() > 1e-3
+
+
+def test_padding_of_the_batch_does_not_matter(model, batch):
+    """… but a caption's own padding to all positions is read, as SigLIP does."""
+    captions = model.encode_captions(batch)
+    shorter = {
+        "token_ids": batch["token_ids"][1:, :5].at[1, 1:].set(7),
+        "token_lengths": batch["token_lengths"][1:],
+    }
+    np.testing.assert_allclose(model.encode_captions(shorter), captions[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["gpo", "avg", "map"])
+def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
+    config = common.base()
+    config.update_from_flattened_dict(
+        {
+            "embed_dim": 10,
+            "image.kind": "vit",
+            "image.size": siglip.SIZE,
+            "image.pool": pool if pool != "map" else "max",
+            "image.vit": {"patch": 8, "hidden": 8, "layers": 1, "heads": 2, "ffn": 12},
+            "text.kind": "siglip",
+            "text.pool": pool,
+            "text.vocab_size": siglip.VOCAB,
+            "text.hidden": 8,
+            "text.layers": 1,
+            "text.heads": 2,
+            "text.ffn": 12,
+            "text.max_positions": siglip.POSITIONS,
+        }
+    )
+    model = build_model(config, rngs=nnx.Rngs(0))
+    features, mask = model.image.members(batch)
+    assert features.shape == (len(LENGTHS), 16, 10)
+    assert mask.all()
+    features, mask = model.text.members(batch)
+    assert features.shape == (len(LENGTHS), siglip.POSITIONS, 10)
+    np.testing.assert_array_equal(mask.sum(axis=1), LENGTHS)
+    stored = {
+        "token_features": model.caption_features(batch),
+        "token_lengths": batch["token_lengths"],
+    }
+    captions = model.encode_captions(batch)
+    np.testing.assert_allclose(model.encode_captions(stored), captions, atol=1e-6)
+    spoilt = batch | {"token_ids": jnp.where(mask, batch["token_ids"], 7)}
+    np.testing.assert_allclose(model.encode_captions(spoilt), captions, atol=1e-6)
+    _, trained = model.image.members(batch, train=True, rngs=nnx.Rngs(size=0))
+    assert not trained.all()  # size augmentation
