@@ -44,6 +44,8 @@ from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.best import load_best
+from vse_jax.training.zero_shot import folder_config
+from vse_jax.weights.siglip import is_siglip
 
 Picture: TypeAlias = (
     str
@@ -91,12 +93,13 @@ class _Items:
 
 
 def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> "Model":
-    """The best model of a run, or of a converted checkpoint.
+    """The best model of a run, of a converted checkpoint, or a published SigLIP.
 
     Programs are kept in ~/.cache/vse_jax/compiled where JAX was not told of a cache.
 
     Args:
-        folder: a run's (--workdir), or the one that convert_torch_weights.py wrote.
+        folder: a run's (--workdir), the one that convert_torch_weights.py wrote, or
+            Hugging Face's of a SigLIP or SigLIP2 of fixed resolution.
         overrides: fields of its config with other values, such as the vocabulary that
             has moved: {"text.vocab": "vocab.txt"}.
 
@@ -104,7 +107,10 @@ def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> "Mod
         InputError: no model there, or no vocabulary.
     """
     folder = Path(folder)
-    config = load_config(folder / "config.json")
+    if is_siglip(folder):
+        config = folder_config(folder)
+    else:
+        config = load_config(folder / "config.json")
     config.update_from_flattened_dict(dict(overrides or {}))
     if jax.config.values["jax_compilation_cache_dir"] is None:
         runtime.keep_programs()
@@ -159,7 +165,10 @@ class Model:
     def fingerprint(self) -> str:
         """Tells which model made a vector: a digest of its weights and of its input."""
         digest = hashlib.sha256()
-        fields = {name: self._config.image[name] for name in ("kind", "size", "pixels")}
+        names = ["kind", "size", "pixels"]
+        if self._config.image.resample != "plain":  # indexes of before stay known
+            names.append("resample")
+        fields = {name: self._config.image[name] for name in names}
         digest.update(repr(sorted(fields.items())).encode())
         for path, leaf in jax.tree.leaves_with_path(self._arrays):
             digest.update(jax.tree_util.keystr(path).encode())
@@ -308,7 +317,7 @@ class Model:
         c, picture = self._config.image, pictures[image]
         if not self.takes_regions:
             pixels = _pixels(picture, image)
-            batch["images"][row] = preprocess(pixels, c.size, c.pixels)
+            batch["images"][row] = preprocess(pixels, c.size, c.pixels, c.resample)
             return
         shape = picture.shape if isinstance(picture, np.ndarray) else ()
         if len(shape) != 2 or shape[0] == 0 or shape[1] != c.feature_dim:

@@ -4,20 +4,18 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from flax import nnx
 
-from configs import common
+from tests.helpers import tiny
 from vse_jax.models.build import build_model, merge_model, split_model
-from vse_jax.weights.siglip import (
-    ZERO_SHOT,
-    load_siglip,
-    siglip_pixels,
-    siglip_sizes,
-)
+from vse_jax.training.zero_shot import folder_config
+from vse_jax.weights.siglip import load_siglip
 
 PAD, EOS, VOCAB, POSITIONS, SIZE = 0, 1, 90, 12, 32
+TRAINED_ON = (("red", "circle", "left"), ("blue", "cross", "top"))
 VISION = {
     "hidden_size": 24,
     "intermediate_size": 40,  # no multiple of hidden_size, as in So400m
@@ -67,7 +65,37 @@ def write_folder(folder, peer):
         "image_processor_type": "SiglipImageProcessor",
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    write_tokenizer(folder)
     return folder
+
+
+def write_tokenizer(folder, vocab=VOCAB):
+    """tokenizer.json and tokenizer_config.json as SigLIP2's, with few words."""
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    pieces.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    split = tokenizers.pre_tokenizers.Split
+    pieces.pre_tokenizer = split("▁", "merged_with_next")  # no piece spans two words
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=specials, show_progress=False
+    )
+    texts = [text for parts in TRAINED_ON for text in tiny.captions(*parts)]
+    pieces.train_from_iterator(texts, trainer)
+    pieces.pre_tokenizer = split(" ", "merged_with_previous")  # as published: nothing
+    missing = vocab - pieces.get_vocab_size()
+    pieces.add_tokens([f"<unused{i}>" for i in range(missing)])
+    pieces.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", EOS)]
+    )
+    pieces.save(str(folder / "tokenizer.json"))
+    about = {
+        "tokenizer_class": "Siglip2Tokenizer",
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "padding_side": "right",
+        "model_max_length": POSITIONS,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
 def batch(lengths, size=SIZE, vocab=VOCAB, longest=None):
@@ -94,19 +122,9 @@ def inputs(batch, positions=POSITIONS):
     }
 
 
-def config_of(folder):
-    """The config of a folder's model."""
-    config = common.base()
-    config.update_from_flattened_dict(
-        {**siglip_sizes(folder), **siglip_pixels(folder), **ZERO_SHOT}
-    )
-    return config
-
-
-def loaded(folder, config=None):
+def loaded(folder):
     """The model of a folder, as a module."""
-    config = config or config_of(folder)
+    config = folder_config(folder)
     graphdef, model = split_model(build_model(config, rngs=nnx.Rngs(0)))
-    return merge_model(
-        graphdef, model | {"params": load_siglip(folder, model["params"])}
-    )
+    params = load_siglip(folder, model["params"])
+    return merge_model(graphdef, model | {"params": params})

@@ -1,5 +1,7 @@
 """Both towers of SigLIP give the embeddings and logits of transformers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,12 @@ import pytest
 import torch
 from flax import nnx
 
-from configs import common
+from configs import coco_siglip2, common, siglip2_zero_shot
 from tests.helpers import siglip
-from vse_jax.models.build import build_model
+from vse_jax.base.trees import flatten
+from vse_jax.models.build import abstract_model, build_model, merge_model
+from vse_jax.training.zero_shot import is_zero_shot
+from vse_jax.weights.siglip import load_siglip
 
 LENGTHS = np.array([siglip.POSITIONS, 5, 1], np.int32)
 
@@ -95,3 +100,55 @@ def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
     np.testing.assert_allclose(model.encode_captions(spoilt), captions, atol=1e-6)
     _, trained = model.image.members(batch, train=True, rngs=nnx.Rngs(size=0))
     assert not trained.all()  # size augmentation
+
+
+@pytest.mark.parametrize("recipe", ["gpo", "map", "avg"])
+def test_a_recipe_traces_at_full_size(recipe):
+    config = coco_siglip2.get_config(recipe)
+    graphdef, model = abstract_model(config)
+    sizes = {"images": (2, 256, 256, 3), "token_ids": (2, 64), "token_lengths": (2,)}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, "f4" if name == "images" else "i4")
+        for name, shape in sizes.items()
+    }
+
+    def encode(model, batch):
+        return merge_model(graphdef, model)(batch)
+
+    for vectors in jax.eval_shape(encode, model, batch):
+        assert (vectors.shape, vectors.dtype) == ((2, 768), np.float32)
+    patterns = [rule[0] for rule in config.optimizer.rules]
+    for pattern in patterns:
+        assert any(re.match(pattern, path) for path in flatten(model["params"]))
+
+
+def test_the_zero_shot_recipe_is_the_published_model():
+    config = siglip2_zero_shot.get_config()
+    assert is_zero_shot(config)
+    assert is_zero_shot(coco_siglip2.get_config("map"))
+    assert not is_zero_shot(coco_siglip2.get_config("gpo"))
+    count = sum(x.size for x in jax.tree.leaves(abstract_model(config)[1]))
+    assert count == 375_234_050  # transformers' SiglipModel has as many
+
+
+@pytest.mark.slow
+def test_the_base_model_in_full_size_equals_transformers(tmp_path):
+    vision = {"image_size": 256}
+    text = {"vocab_size": 256_000, "bos_token_id": 2, "eos_token_id": 1}
+    peer = siglip.peer(vision, text)
+    assert sum(p.numel() for p in peer.parameters()) == 375_234_050
+    peer.save_pretrained(tmp_path)
+    config = siglip2_zero_shot.get_config()
+    graphdef, model = abstract_model(config)
+    model = merge_model(
+        graphdef,
+        {"params": load_siglip(tmp_path, model["params"])} | {"batch_stats": {}},
+    )
+    batch = siglip.batch(np.array([64, 9, 3], np.int32), size=256, vocab=256_000)
+    images, captions = jax.jit(lambda batch: model(batch))(batch)
+    with torch.no_grad():
+        expected = peer(**siglip.inputs(batch, positions=64))
+    assert relative(images, expected.image_embeds) <= 1e-4
+    assert relative(captions, expected.text_embeds) <= 1e-4
+    assert np.abs(images - np.roll(images, 1, axis=0)).max() > 1e-3
+    assert np.abs(captions - np.roll(captions, 1, axis=0)).max() > 1e-3

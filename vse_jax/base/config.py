@@ -128,9 +128,9 @@ def load_config(path: Path, base: ConfigDict | None = None) -> ConfigDict:
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a JSON config ({error})") from error
     if base is None:
-        return ConfigDict(_nested(flat))
+        return ConfigDict(nested(flat))
     try:
-        base.update(_nested(flat))
+        base.update(nested(flat))
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {plain(error)}") from error
     return base
@@ -145,7 +145,8 @@ def _with_tuples(value):
     return value
 
 
-def _nested(flat: Fields) -> dict[str, Any]:
+def nested(flat: Fields) -> dict[str, Any]:
+    """Inverse of `flat_fields`, as dicts."""
     tree: dict[str, Any] = {}
     for field, value in flat.items():
         *parents, name = field.split(".")

@@ -48,6 +48,7 @@ from vse_jax.evaluation.evaluator import batch_sizes, jit_towers, lower_tower
 from vse_jax.training.optimizer import Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.step import jit_step, lower_step
+from vse_jax.training.zero_shot import settle_siglip
 
 # Where the data is not at hand: COCO's, at the published batch of 128.
 _STEPS_PER_EPOCH, _TOKENS, _WORDS = 4425, 32, 11_755
@@ -79,6 +80,7 @@ def compile_run(
         "jax_default_matmul_precision", matmul_precision(config, place.platform)
     )
     _settle_vocab_size(config)
+    settle_siglip(config)
     room = _usual_room(config, len(place.devices))
     results = []
     for name, lower in _programs(config, place, room, every):

@@ -25,6 +25,7 @@ from vse_jax.training.start import (
     start,
     train_schedule,
 )
+from vse_jax.training.zero_shot import settle_siglip
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -36,6 +37,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     # Read everything that can be wrong before any time is spent on training.
     settle_vocab_size(config)
+    settle_siglip(config)
     mesh = make_mesh(config)
     check_training_batch(config, mesh)
     names = (config.data.train_split, config.data.dev_split, config.eval.split)

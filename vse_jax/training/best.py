@@ -14,12 +14,15 @@ from vse_jax.devices.mesh import make_mesh, state_sharding, with_sharding
 from vse_jax.evaluation.evaluator import Model
 from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.zero_shot import is_zero_shot, zero_shot_model
 
 
 def load_best(
     config: ConfigDict, workdir: Path, mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, Model, Mesh]:
     """(graph definition, model, mesh) of the best checkpoint in `workdir`.
+
+    Or, where there is none, of the published SigLIP that the config names.
 
     The mesh is the config's, over all devices, where none is given.
 
@@ -29,6 +32,8 @@ def load_best(
     settle_vocab_size(config)
     mesh = mesh or make_mesh(config)
     if not (workdir / "checkpoints").is_dir():
+        if is_zero_shot(config):
+            return zero_shot_model(config, mesh)
         raise InputError(f"{workdir}: no checkpoints there; train first")
     check_same_run(config, workdir / "config.json", EVALUATION_FREE)
     graphdef, abstract = abstract_model(config)

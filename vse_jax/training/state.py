@@ -19,7 +19,7 @@ from vse_jax.devices.mesh import (
 )
 from vse_jax.models.build import build_model, split_model
 from vse_jax.training.optimizer import Optimizer
-from vse_jax.weights import pretrained
+from vse_jax.weights import pretrained, siglip
 
 
 @struct.dataclass
@@ -109,4 +109,31 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
             "image": stats["image"] | {"backbone": loaded["batch_stats"]},
         }
         logging.info("CNN weights from %s", folder)
+    params = _load_siglip(config, params)
     return dataclasses.replace(state, params=params, batch_stats=stats)
+
+
+def _load_siglip(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
+    """Replaces what the SigLIP folders of the config hold.
+
+    A tower's own pooling comes with it; temperature and bias where both do.
+    """
+    own = config.image.pool == "map", config.text.pool == "last"
+    parts = {
+        "image": ("vit", "gpool") if own[0] else ("vit",),
+        "text": ("siglip", "linear") if own[1] else ("siglip",),
+    }
+    loaded = 0
+    for tower, kind in (("image", "vit"), ("text", "siglip")):
+        fields = config[tower]
+        if fields.kind != kind or fields.weights is None:
+            continue
+        folder = resolve_folder(fields.weights)
+        wanted = {tower: {part: params[tower][part] for part in parts[tower]}}
+        loaded += 1
+        if loaded == 2 and all(own) and config.loss.name == "sigmoid":
+            wanted["loss"] = params["loss"]
+        found = put_whole(siglip.load_siglip(folder, wanted), wanted)
+        params = params | {name: params[name] | found[name] for name in found}
+        logging.info("SigLIP weights of the %s tower from %s", tower, folder)
+    return params

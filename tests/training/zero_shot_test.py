@@ -1,0 +1,190 @@
+"""A SigLIP's Hugging Face folder: what vse_jax.load, training and modes make of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import vse_jax
+from tests.helpers import siglip, tiny
+from vse_jax.base.errors import InputError
+from vse_jax.data.captions import FileTokenizer
+from vse_jax.data.images import load_image, preprocess
+from vse_jax.training.zero_shot import folder_config, settle_siglip
+
+CAPTIONS = [
+    "a Red circle at the LEFT",
+    "",
+    "  two  spaces, and ünknown letters",
+    "the picture of a cross, blue, drawn at the top and in the middle of it all",
+]
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return siglip.peer()
+
+
+@pytest.fixture(scope="module")
+def folder(peer, tmp_path_factory):
+    return siglip.write_folder(tmp_path_factory.mktemp("siglip"), peer)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    drawn = [tiny.draw("red", "circle", "left"), tiny.draw("blue", "bar", "top")]
+    paths = []
+    for number, (size, picture) in enumerate(
+        zip([(61, 90), (20, 33)], drawn, strict=True)
+    ):
+        paths.append(folder / f"{number}.png")
+        picture.resize(size).save(paths[-1])
+    return paths
+
+
+def ids_of(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return tokenizer(
+        CAPTIONS, padding="max_length", truncation=True, return_tensors="np"
+    )["input_ids"]
+
+
+def test_captions_become_the_token_ids_of_transformers(folder):
+    tokens = FileTokenizer(folder / "tokenizer.json", siglip.POSITIONS)(CAPTIONS)
+    expected = ids_of(folder)
+    for caption, row in enumerate(expected):
+        found = tokens.ids[tokens.span(caption)]
+        np.testing.assert_array_equal(found, row[: len(found)])
+        assert (row[len(found) :] == siglip.PAD).all()
+    assert tokens.lengths[1] == 1  # <eos>
+    assert tokens.lengths.max() == siglip.POSITIONS
+
+
+def test_pieces_belong_to_words(folder):
+    tokenizer = FileTokenizer(folder / "tokenizer.json", siglip.POSITIONS)
+    tokens = tokenizer([CAPTIONS[0]])
+    words = tokenizer.words(CAPTIONS[0])
+    assert words == ["a", "Red", "circle", "at", "the", "LEFT"]
+    assert tokens.words[-1] == -1
+    assert set(tokens.words[:-1].tolist()) <= set(range(len(words)))
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("kind", ["SiglipImageProcessor", "SiglipImageProcessorPil"])
+def test_pictures_are_prepared_as_the_processor_does(pictures, resample, kind):
+    size = {"height": siglip.SIZE, "width": siglip.SIZE}
+    number = {"bilinear": 2, "bicubic": 3}[resample]
+    processor = getattr(transformers, kind)(size=size, resample=number)
+    for path in pictures:
+        image = load_image(path)
+        found = preprocess(image, siglip.SIZE, "siglip", resample)
+        expected = processor(images=image, return_tensors="np")["pixel_values"][0]
+        apart = np.abs(found - expected.transpose(1, 2, 0)).max()
+        assert apart <= 2 / 255 + 1e-6  # 1 / 255 of 0 … 1, which is −1 … 1 here
+
+
+def test_load_gives_the_published_model(folder, pictures, peer):
+    model = vse_jax.load(folder)
+    assert model.dim == siglip.VISION["hidden_size"]
+    processor = transformers.SiglipImageProcessorPil(
+        size={"height": siglip.SIZE, "width": siglip.SIZE}, resample=2
+    )
+    images = [load_image(path) for path in pictures]
+    with torch.no_grad():
+        expected = peer(
+            input_ids=torch.from_numpy(ids_of(folder)),
+            pixel_values=processor(images=images, return_tensors="pt")["pixel_values"],
+        )
+    found = model.encode_images(pictures)
+    np.testing.assert_allclose(found, expected.image_embeds.numpy(), atol=1e-5)
+    captions = model.encode_captions(CAPTIONS)
+    np.testing.assert_allclose(captions, expected.text_embeds.numpy(), atol=1e-5)
+    scale, bias = np.exp(2.0), -3.0
+    loss = model._arrays["params"]["loss"]
+    np.testing.assert_allclose(np.exp(loss["log_scale"]), scale, rtol=1e-6)
+    np.testing.assert_allclose(loss["bias"], bias)
+    logits = scale * found @ captions.T + bias
+    np.testing.assert_allclose(logits, expected.logits_per_image.numpy(), atol=1e-4)
+
+
+def change(file, part=None, **fields):
+    content = json.loads(file.read_text())
+    (content[part] if part else content).update(fields)
+    file.write_text(json.dumps(content))
+
+
+def test_another_architecture_is_refused_with_all_its_differences(copy):
+    change(copy / "config.json", "vision_config", hidden_act="gelu", num_channels=1)
+    change(copy / "config.json", "text_config", layer_norm_eps=1e-5)
+    with pytest.raises(InputError) as error:
+        vse_jax.load(copy)
+    assert str(error.value) == (
+        f"{copy}/config.json: vision_config.hidden_act is 'gelu', not "
+        "'gelu_pytorch_tanh'; vision_config.num_channels is 1, not 3; "
+        "text_config.layer_norm_eps is 1e-05, not 1e-06"
+    )
+
+
+def test_sizes_that_the_tensors_do_not_have_are_named_together(copy):
+    change(copy / "config.json", "vision_config", num_hidden_layers=3)
+    change(copy / "config.json", "text_config", intermediate_size=50)
+    with pytest.raises(InputError) as error:
+        vse_jax.load(copy)
+    text = str(error.value)
+    assert "model.safetensors: " in text
+    assert "vision_model.encoder.layers.2.mlp.fc1.weight is missing" in text
+    assert "layers.0.mlp.fc1.weight has shape [40, 16], expected [50, 16]" in text
+    assert "\n" not in text
+
+
+def test_siglip2_of_any_resolution_is_another_model(copy):
+    change(copy / "config.json", model_type="siglip2")
+    with pytest.raises(InputError, match=r"config\.json: model_type is 'siglip2'"):
+        vse_jax.load(copy)
+
+
+def test_other_pixels_are_refused(copy):
+    change(copy / "preprocessor_config.json", image_mean=[0.4] * 3, resample=1)
+    with pytest.raises(InputError, match=r"image_mean is .*; resample is 1, not 2"):
+        vse_jax.load(copy)
+
+
+def test_another_tokenizer_is_refused(copy):
+    siglip.write_tokenizer(copy, vocab=siglip.VOCAB - 1)
+    with pytest.raises(InputError, match=r"tokenizer\.json: 89 tokens, but .* is 90"):
+        vse_jax.load(copy)
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: no tokenizer"):
+        vse_jax.load(copy)
+    siglip.write_tokenizer(copy)
+    change(copy / "tokenizer_config.json", padding_side="left")
+    with pytest.raises(InputError, match=r"padding_side is not 'right'"):
+        vse_jax.load(copy)
+
+
+def test_sizes_are_settled_but_not_the_pictures(folder, pictures):
+    config = folder_config(folder)
+    config.image.size = 48
+    config.image.vit.hidden = config.text.max_positions = config.embed_dim = 7
+    settle_siglip(config)
+    assert config.image.size == 48
+    assert config.image.vit.to_dict() == {
+        "patch": 8,
+        "hidden": 24,
+        "layers": 2,
+        "heads": 3,
+        "ffn": 40,
+    }
+    assert (config.text.max_positions, config.embed_dim) == (siglip.POSITIONS, 24)
+    vectors = vse_jax.load(folder, {"image.size": 48}).encode_images(pictures)
+    assert vectors.shape == (2, 24)
+    assert np.isfinite(vectors).all()

@@ -1,0 +1,110 @@
+"""A published SigLIP: its sizes in a config, and the model without training."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import ADDED, nested
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import resolve_folder
+from vse_jax.data.captions import FileTokenizer, find_vocab
+from vse_jax.devices.mesh import put_whole, state_sharding, with_sharding
+from vse_jax.models.build import abstract_model
+from vse_jax.weights.siglip import (
+    ZERO_SHOT,
+    load_siglip,
+    siglip_pixels,
+    siglip_sizes,
+)
+
+# The other fields that a model in use reads, for a folder that no config goes with.
+_IN_USE: dict[str, Any] = {
+    "compute_dtype": "float32",
+    "matmul_precision": "auto",
+    "mesh.data": 1,
+    "mesh.fsdp": 1,
+    "data.max_tokens": 1_000_000,  # the text tower's positions are fewer
+    "data.token_buckets": (64,),
+    "image.normalise": True,
+    "image.drop": 0.0,
+    "text.normalise": True,
+    "text.vocab": None,
+    "text.augment": 0.0,
+    "text.cache_features": False,
+    "loss.margin": 0.2,
+    "loss.vse_mean_warmup_epochs": 0,
+    "eval.batch_size": None,
+}
+
+
+def folder_config(folder: Path) -> ConfigDict:
+    """The config of the model that a SigLIP's Hugging Face folder holds.
+
+    Raises:
+        InputError: it is another model than models/ can build; names what differs.
+    """
+    weights = {"image.weights": str(folder), "text.weights": str(folder)}
+    found = siglip_sizes(folder) | siglip_pixels(folder)
+    config = ConfigDict(nested(ADDED | _IN_USE | found | weights | ZERO_SHOT))
+    settle_siglip(config)
+    return config
+
+
+def settle_siglip(config: ConfigDict) -> None:
+    """Puts the sizes of the SigLIP folders that a config names into its fields.
+
+    Not the pictures' size: position embeddings are resized. A folder that is not there
+    is no error: a run that goes on, or is evaluated, has its sizes.
+
+    Raises:
+        InputError: a folder of another architecture, or without its tokenizer.
+    """
+    for tower, kind in (("image", "vit"), ("text", "siglip")):
+        fields = config[tower]
+        if fields.kind != kind or fields.weights is None:
+            continue
+        folder = None
+        with contextlib.suppress(InputError):
+            folder = resolve_folder(fields.weights)
+        if folder is None:
+            continue
+        sizes = siglip_sizes(folder)
+        found = {field: n for field, n in sizes.items() if field.startswith(tower)}
+        found.pop("image.size", None)
+        if tower == "image":
+            found |= siglip_pixels(folder)
+        else:
+            found["text.pad_id"] = FileTokenizer(find_vocab(config), 3).pad_id
+        if fields.pool == ZERO_SHOT[f"{tower}.pool"]:
+            found["embed_dim"] = sizes["embed_dim"]
+        config.update_from_flattened_dict(found)
+
+
+def is_zero_shot(config: ConfigDict) -> bool:
+    """Whether a config is a published SigLIP's, from its folder."""
+    flat = nested(ZERO_SHOT)
+    as_published = all(
+        config[part][name] == value
+        for part, fields in flat.items()
+        for name, value in fields.items()
+    )
+    weights = config.image.weights
+    return as_published and weights is not None and weights == config.text.weights
+
+
+def zero_shot_model(
+    config: ConfigDict, mesh: Mesh
+) -> tuple[nnx.GraphDef, dict[str, Any], Mesh]:
+    """(graph definition, model, mesh) with the weights that the config names."""
+    folder = resolve_folder(config.image.weights)
+    settle_siglip(config)
+    graphdef, abstract = abstract_model(config)
+    abstract = with_sharding(abstract, state_sharding(mesh, abstract))
+    params = load_siglip(folder, abstract["params"])
+    logging.info("%s: the published model, not trained any further", folder)
+    return graphdef, abstract | {"params": put_whole(params, abstract["params"])}, mesh
