@@ -28,7 +28,6 @@ def use_siglip2(c):
     """SigLIP2 B/16 of 256 px as both towers, with its preparation of pictures."""
     c.embed_dim = 768
     c.data.max_tokens = 64
-    c.data.token_buckets = (64,)
     c.image.kind = "vit"
     c.image.weights = "data/weights/siglip2-base-patch16-256"
     c.image.size = 256

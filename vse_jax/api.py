@@ -71,7 +71,8 @@ class Explanation(NamedTuple):
     cells: float32 [rows, columns] of the picture's grid, or [regions]; their sum is the
         similarity.
     words: the caption's words with their parts of the similarity, which is their sum.
-        "[CLS]" and "[SEP]" (BERT) or "<start>" and "<end>" (BiGRU) are among them.
+        "[CLS]" and "[SEP]" (BERT), "<start>" and "<end>" (BiGRU) or "<eos>" and "<pad>"
+        (SigLIP, the padding that it reads) are among them.
     """
 
     similarity: float
@@ -266,14 +267,18 @@ class Model:
         words = self._tokenizer.words(caption)
         found: list[tuple[str, float]] = []
         before = None
+        siglip = self._config.text.kind == "siglip"
+        first, last = ("<eos>", "<eos>") if siglip else ("[CLS]", "[SEP]")
         for word, part in zip(tokens.words.tolist(), parts.tolist(), strict=False):
             if word >= 0 and word == before:
                 found[-1] = (found[-1][0], found[-1][1] + part)
             elif word >= 0:
                 found.append((words[word], part))
             else:
-                found.append(("[SEP]" if found else "[CLS]", part))
+                found.append((last if found else first, part))
             before = word
+        if padding := float(parts[len(tokens.words) :].sum()):  # SigLIP reads it
+            found.append(("<pad>", padding))
         return found
 
     def warm_up(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,12 @@ import transformers
 import vse_jax
 from tests.helpers import siglip, tiny
 from vse_jax.base.errors import InputError
+from vse_jax.commands.evaluate import evaluate
+from vse_jax.commands.train import train
 from vse_jax.data.captions import FileTokenizer
 from vse_jax.data.images import load_image, preprocess
+from vse_jax.data.layout import read_split
+from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.training.zero_shot import folder_config, settle_siglip
 
 CAPTIONS = [
@@ -79,17 +84,16 @@ def test_pieces_belong_to_words(folder):
 
 
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("kind", ["SiglipImageProcessor", "SiglipImageProcessorPil"])
-def test_pictures_are_prepared_as_the_processor_does(pictures, resample, kind):
+def test_pictures_are_prepared_as_the_processor_does(pictures, resample):
     size = {"height": siglip.SIZE, "width": siglip.SIZE}
     number = {"bilinear": 2, "bicubic": 3}[resample]
-    processor = getattr(transformers, kind)(size=size, resample=number)
+    processor = transformers.SiglipImageProcessorPil(size=size, resample=number)
     for path in pictures:
         image = load_image(path)
         found = preprocess(image, siglip.SIZE, "siglip", resample)
         expected = processor(images=image, return_tensors="np")["pixel_values"][0]
         apart = np.abs(found - expected.transpose(1, 2, 0)).max()
-        assert apart <= 2 / 255 + 1e-6  # 1 / 255 of 0 … 1, which is −1 … 1 here
+        assert apart <= 1e-6
 
 
 def test_load_gives_the_published_model(folder, pictures, peer):
@@ -188,3 +192,66 @@ def test_sizes_are_settled_but_not_the_pictures(folder, pictures):
     vectors = vse_jax.load(folder, {"image.size": 48}).encode_images(pictures)
     assert vectors.shape == (2, 24)
     assert np.isfinite(vectors).all()
+
+
+def test_what_words_and_padding_add_is_the_similarity(folder, pictures):
+    model = vse_jax.load(folder)
+    vector = model.encode_images(pictures[:1])[0]
+    words = model.split_caption("a red circle", vector)
+    assert [word for word, _ in words][-2:] == ["<eos>", "<pad>"]
+    similarity = model.encode_captions(["a red circle"])[0] @ vector
+    np.testing.assert_allclose(sum(part for _, part in words), similarity, atol=1e-5)
+
+
+def test_the_published_model_is_evaluated_without_a_run(folder, tiny_config, tmp_path):
+    config = recipe(tiny_config, folder, "map", "last")
+    evaluate(config, tmp_path / "new")
+    metrics = json.loads((tmp_path / "new" / "eval_test.json").read_text())
+    split = read_split(config, "test")
+    model = vse_jax.load(folder)
+    expected = retrieval_metrics(
+        model.encode_images(split.pictures),
+        model.encode_captions(split.captions),
+        split.captions_per_image,
+    )
+    assert metrics["rsum"] == expected["rsum"]
+    with pytest.raises(InputError, match="no checkpoints there; train first"):
+        evaluate(recipe(tiny_config, folder, "gpo", "gpo"), tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("pool", "dtype", "cached"),
+    [("map", "float32", False), ("gpo", "bfloat16", False), ("gpo", "float32", True)],
+)
+def test_training_starts_from_the_folder(
+    pool, dtype, cached, folder, tiny_config, tmp_path
+):
+    text_pool = "last" if pool == "map" else pool
+    config = recipe(tiny_config, folder, pool, text_pool)
+    config.compute_dtype = dtype
+    config.num_epochs = 1
+    config.max_steps = 2
+    frozen = ("^(image/vit|text/siglip)/", 0.0, -1)
+    config.optimizer.rules = (frozen, (".*", 1.0, 0))
+    config.text.cache_features = cached
+    train(config, tmp_path / "run")
+    arrays = vse_jax.load(tmp_path / "run")._arrays["params"]
+    published = vse_jax.load(folder)._arrays["params"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (arrays["image"]["vit"], arrays["text"]["siglip"]),
+        (published["image"]["vit"], published["text"]["siglip"]),
+    )
+    scale = float(arrays["loss"]["log_scale"])
+    assert (abs(scale - 2) < 0.1) == (pool == "map")  # or starts anew, at log 10
+
+
+def recipe(config, folder, image_pool, text_pool):
+    """The toy data's config with the towers of the folder."""
+    config.image.kind, config.image.pool = "vit", image_pool
+    config.text.kind, config.text.pool = "siglip", text_pool
+    config.image.weights = config.text.weights = str(folder)
+    config.embed_dim = siglip.VISION["hidden_size"]
+    config.loss.name = "sigmoid"
+    config.text.dropout = config.text.augment = 0.0
+    return config

@@ -175,8 +175,8 @@ def _layers(f: Fields) -> str | None:
 def _cached(f: Fields) -> str | None:
     if not f["text.cache_features"]:
         return None
-    if f["text.kind"] == "bigru":
-        return "a BiGRU has no token features to store"
+    if f["text.kind"] not in ("bert", "siglip"):
+        return f"a {f['text.kind']} tower has no token features to store"
     if f["text.kind"] == "siglip" and f["text.pool"] == "last":
         return "text.pool = 'last' reads the padding, which is not stored"
     if f["text.augment"]:

@@ -164,10 +164,11 @@ def _token_features(
     """Of the captions of each split, where config.text.cache_features asks."""
     if not plan.config.text.cache_features:
         return None, None
-    if not plan.optimizer.never_opens("text/bert/"):
+    encoder = f"text/{plan.config.text.kind}/"
+    if not plan.optimizer.never_opens(encoder):
         raise InputError(
             "config.text.cache_features: needs a rule in optimizer.rules that never "
-            "opens ^text/bert/"
+            f"opens ^{encoder}"
         )
     train, dev = (
         cached_token_features(evaluator, state.model, split, cache) for split in splits

@@ -46,7 +46,7 @@ def cached_token_features(
 
     Args:
         evaluator: runs the model on the mesh.
-        model: {"params", "batch_stats"}; its BERT must be frozen by the config's rules.
+        model: {"params", "batch_stats"}; the config's rules freeze its BERT or SigLIP.
         split: whose captions.
         folder: where the file lives; made when missing. Process 0 writes it, and all
             processes read it. Of several runs that need it at once each computes it,
@@ -60,7 +60,7 @@ def cached_token_features(
         InputError: the file cannot be written.
     """
     tokens = evaluator.tokens(split)
-    bert = model["params"]["text"]["bert"]
+    text = evaluator.config.text
     computed_by = (
         __version__,
         jax.default_backend(),
@@ -69,15 +69,16 @@ def cached_token_features(
     )
     digest = hashlib.sha256(repr(computed_by).encode())
     digest.update(tokens.ids.tobytes() + tokens.offsets.tobytes())
-    for leaf in jax.tree.leaves(bert):
+    if text.kind == "siglip":
+        digest.update(repr(text.pad_id).encode())
+    for leaf in jax.tree.leaves(model["params"]["text"][text.kind]):
         digest.update(_whole(leaf).tobytes())
     path = folder / f"{split.name}_tokens_{digest.hexdigest()[:32]}.npy"
     # All processes compute or none does, whatever they see of the folder by now.
     # (Only process 0 looks: a network file system may remember a "no" for a while.)
     there = jax.process_index() == 0 and path.exists()
     if not multihost_utils.broadcast_one_to_all(np.bool_(there)):
-        hidden = bert["embeddings"]["word"]["embedding"].shape[1]
-        shape = (int(tokens.offsets[-1]), hidden)
+        shape = (int(tokens.offsets[-1]), text.hidden)
         captions = evaluator.token_features(model, split)
         if jax.process_index() == 0:
             make_room(folder, 4 * shape[0] * shape[1])
