@@ -1,7 +1,6 @@
 """SigLIP2 as it was published, without training: a strong start for one's own pictures.
 
-    python main.py --config=configs/siglip2_zero_shot.py --workdir=runs/siglip2 \
-        --mode=eval
+    python main.py --config=configs/siglip2_zero_shot.py --workdir=runs/zero --mode=eval
 
 The folder data/weights/siglip2-base-patch16-256 is Hugging Face's of
 google/siglip2-base-patch16-256 (config.json, model.safetensors, tokenizer.json,

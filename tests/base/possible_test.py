@@ -41,6 +41,16 @@ CONFIGS = sorted(
         ({"text.heads": 5}, "config.text.heads: does not divide text.hidden = 768"),
         ({"text.kind": "bigru", "text.layers": 0}, "text.layers: 0 needs text.pool"),
         ({"text.kind": "bigru", "text.cache_features": True}, "a BiGRU has no token"),
+        (
+            {"text.kind": "siglip", "text.pool": "last", "text.cache_features": True},
+            "'last' reads the padding",
+        ),
+        (
+            {"image.kind": "vit", "image.pool": "map"},
+            "image.pool: 'map' gives vectors of image.vit.hidden = 768, not of embed_",
+        ),
+        ({"image.kind": "vit", "image.vit.heads": 5}, "image.vit.heads: does not div"),
+        ({"image.kind": "vit", "image.size": 8}, "image.vit.patch: larger than image"),
         ({"text.cache_features": True}, "text.cache_features: needs text.augment = 0"),
         ({"data.token_buckets": ()}, "config.data.token_buckets: needs positive"),
         ({"image.backbone.layers": (1, -2)}, "backbone.layers: needs positive whole"),

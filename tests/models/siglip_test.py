@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 
 from configs import coco_siglip2, common, siglip2_zero_shot
@@ -14,7 +15,7 @@ from tests.helpers import siglip
 from vse_jax.base.trees import flatten
 from vse_jax.models.build import abstract_model, build_model, merge_model
 from vse_jax.training.zero_shot import is_zero_shot
-from vse_jax.weights.siglip import load_siglip
+from vse_jax.weights.siglip import load_siglip, siglip_sizes
 
 LENGTHS = np.array([siglip.POSITIONS, 5, 1], np.int32)
 
@@ -129,6 +130,27 @@ def test_the_zero_shot_recipe_is_the_published_model():
     assert not is_zero_shot(coco_siglip2.get_config("gpo"))
     count = sum(x.size for x in jax.tree.leaves(abstract_model(config)[1]))
     assert count == 375_234_050  # transformers' SiglipModel has as many
+
+
+def test_so400ms_sizes_come_from_its_config(tmp_path):
+    """Patches of 14 px, which do not divide 384; 27 layers; a perceptron of 4304."""
+    sizes = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+    }
+    published = transformers.SiglipConfig(
+        vision_config=sizes | {"image_size": 384, "patch_size": 14},
+        text_config=sizes | {"vocab_size": 256_000, "projection_size": 1152},
+    )
+    published.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        peer = transformers.SiglipModel(published)
+    config = siglip2_zero_shot.get_config()
+    config.update_from_flattened_dict(siglip_sizes(tmp_path))
+    ours = jax.tree.leaves(abstract_model(config)[1])
+    assert sum(x.size for x in ours) == sum(p.numel() for p in peer.parameters())
 
 
 @pytest.mark.slow

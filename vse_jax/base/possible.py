@@ -176,7 +176,8 @@ def _cached(f: Fields) -> str | None:
     if not f["text.cache_features"]:
         return None
     if f["text.kind"] not in ("bert", "siglip"):
-        return f"a {f['text.kind']} tower has no token features to store"
+        name = "BiGRU" if f["text.kind"] == "bigru" else f"tower {f['text.kind']}"
+        return f"a {name} has no token features to store"
     if f["text.kind"] == "siglip" and f["text.pool"] == "last":
         return "text.pool = 'last' reads the padding, which is not stored"
     if f["text.augment"]:
