@@ -21,7 +21,7 @@ def batch_of(config, seed=0):
         "token_ids": np.where(np.arange(16) < lengths[:, None], ids, 0),
         "token_lengths": lengths,
     }
-    if config.image.kind == "grid":
+    if config.image.kind != "region":
         images = rng.normal(size=(b, size, size, 3)).astype(np.float32)
         return batch | {"images": images}
     counts = rng.integers(1, config.image.max_regions + 1, b).astype(np.int32)
