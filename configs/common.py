@@ -95,9 +95,7 @@ def _image() -> ConfigDict:
     # published one, without fc) | module:Class
     c.pool_k = 5  # kmax: how many values of each dimension are averaged
     c.normalise = True  # False: the original's --no_imgnorm
-    c.weights = placeholder(
-        str
-    )  # converted backbone folder (CNN) | SigLIP folder (vit)
+    c.weights = placeholder(str)  # folder: a converted CNN, or SigLIP's (vit)
     c.size = 512  # px, both sides; 256 × input_scale_factor
     c.pixels = "detector"  # detector (BGR − means) | imagenet (RGB standardised) |
     # siglip (RGB, −1 … 1)
@@ -131,9 +129,7 @@ def _text() -> ConfigDict:
     c = ConfigDict()
     c.kind = "bert"  # bert | bigru (its fields: layers, word_dim, vocab_threshold) |
     # siglip | module:Class
-    c.pool = (
-        "gpo"  # the same; cls is BERT's [CLS], last is SigLIP's (padding read, too)
-    )
+    c.pool = "gpo"  # the same; cls: BERT's [CLS]; last: SigLIP's, which reads padding
     c.pool_k = 5  # as image.pool_k
     c.normalise = True  # False: the original's --no_txtnorm
     c.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER

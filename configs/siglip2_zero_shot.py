@@ -6,7 +6,7 @@ The folder data/weights/siglip2-base-patch16-256 is Hugging Face's of
 google/siglip2-base-patch16-256 (config.json, model.safetensors, tokenizer.json,
 preprocessor_config.json); another one is named with --config.image.weights and
 --config.text.weights, and its sizes are read from it; name its pictures' side, too
-(--config.image.size). Modes index, search, serve and explain work in the same way.
+(--config.image.size). Modes index, search and serve work in the same way.
 Published, COCO 5K: R@1 53.2 (T→I) / 69.7 (I→T).
 """
 
