@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -366,12 +367,13 @@ class Model:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity(min(before, logging.ERROR))
+    logger = logging.get_absl_logger()
+    before = logger.level
+    logger.setLevel(max(before, ERROR))
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logger.setLevel(before)
 
 
 def _several(items: Sequence) -> Sequence:

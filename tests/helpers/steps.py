@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from tests.helpers import tiny
+from vse_jax.base.config import takes_regions
 from vse_jax.data.pipeline import eval_captions, eval_images
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.training.optimizer import Schedule
@@ -21,7 +22,7 @@ def batch_of(config, seed=0):
         "token_ids": np.where(np.arange(16) < lengths[:, None], ids, 0),
         "token_lengths": lengths,
     }
-    if config.image.kind != "region":
+    if not takes_regions(config.image):
         images = rng.normal(size=(b, size, size, 3)).astype(np.float32)
         return batch | {"images": images}
     counts = rng.integers(1, config.image.max_regions + 1, b).astype(np.int32)
