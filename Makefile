@@ -34,7 +34,7 @@ TPU_COMPILER := $(VENV)/tpu/$(subst ==,-,$(LIBTPU)).dist-info
   test-browser coverage check bench bench-scaling bench-pieces format clean
 
 help:
-	@echo "make demo       prepare real pictures, train, test, draw (about 10 minutes)"
+	@echo "make demo       prepare real pictures, train, test, draw (3 to 10 minutes)"
 	@echo "make app        find the demo's pictures by sentence, in a browser"
 	@echo "make test       ruff, mypy, import-linter and the tests"
 	@echo "make test-all   the same with the slow tests"
