@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from vse_jax.models.image_encoder import xavier_linear
 from vse_jax.models.pooling import Members, make_pool
+from vse_jax.models.set_encoder import SetEncoder
 
 REGIONS = 36
 
 
-class SegmentEncoder(nnx.Module):
+class SegmentEncoder(SetEncoder):
     """Two linear layers, then one pooling over both kinds of members."""
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
@@ -32,12 +33,8 @@ class SegmentEncoder(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, batch, *, train=False, rngs=None):
-        """Returns the pooled vectors [b, embed_dim], float32."""
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
-
     def members(self, batch, *, train=False, rngs=None) -> Members:
-        """Returns what is pooled: `model.explain` needs it."""
+        """Returns what is pooled [b, k, embed_dim], and which are real."""
         position = jnp.arange(batch["regions"].shape[1])
         mask = position < batch["region_lengths"][:, None]
         x = jnp.where(mask[..., None], batch["regions"], 0)

@@ -4,20 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from vse_jax.models.batch_norm import BatchNorm
 from vse_jax.models.initializers import constant, uniform
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import Members
 from vse_jax.models.resnet import ResNet
+from vse_jax.models.set_encoder import SetEncoder
 from vse_jax.models.vit import ViT
 
 # Share of the training images whose grid is never thinned (the official constant).
 _WHOLE_GRIDS = 0.2
 
 
-class GridEncoder(nnx.Module):
+class GridEncoder(SetEncoder):
     """CNN → linear → pooling over the cells of the last feature map.
 
     `drop`: size augmentation (paper, section 4.3); 0: none.
@@ -31,16 +32,6 @@ class GridEncoder(nnx.Module):
         self.gpool = pool
         self.drop = drop
 
-    def __call__(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b d"]:
-        """Returns the pooled vectors of batch['images'] [b, h, w, 3], float32."""
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
-
     def members(
         self,
         batch: dict[str, Array],
@@ -48,13 +39,13 @@ class GridEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Members:
-        """Returns what is pooled: the cells of the pictures, row by row."""
+        """Returns the cells of batch['images'] [b, h, w, 3], row by row."""
         grid = self.backbone(batch["images"], train=train)
         cells = grid.reshape(grid.shape[0], -1, grid.shape[-1])
         return self.fc(cells), _cells(cells, self.drop if train else 0, rngs)
 
 
-class ViTEncoder(nnx.Module):
+class ViTEncoder(SetEncoder):
     """ViT → linear → pooling over the patches; without `fc` the tokens are pooled.
 
     `drop`: as in `GridEncoder`.
@@ -68,16 +59,6 @@ class ViTEncoder(nnx.Module):
         self.gpool = pool
         self.drop = drop
 
-    def __call__(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b d"]:
-        """Returns the pooled vectors of batch['images'] [b, s, s, 3], float32."""
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
-
     def members(
         self,
         batch: dict[str, Array],
@@ -85,13 +66,13 @@ class ViTEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Members:
-        """Returns what is pooled: the patches of the pictures, row by row."""
+        """Returns the patches of batch['images'] [b, s, s, 3], row by row."""
         tokens = self.vit(batch["images"], train=train)
         mask = _cells(tokens, self.drop if train else 0, rngs)
         return tokens if self.fc is None else self.fc(tokens), mask
 
 
-class RegionEncoder(nnx.Module):
+class RegionEncoder(SetEncoder):
     """Linear + residual perceptron on each region → pooling."""
 
     def __init__(self, fc: nnx.Linear, mlp: "MLP", pool: nnx.Module):
@@ -99,19 +80,6 @@ class RegionEncoder(nnx.Module):
         self.mlp = mlp
         self.gpool = pool
 
-    def __call__(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b d"]:
-        """Returns the pooled vectors of batch['regions'] [b, k, f], float32.
-
-        batch['region_lengths'] [b] holds the set sizes; what lies beyond has no effect.
-        """
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
-
     def members(
         self,
         batch: dict[str, Array],
@@ -119,7 +87,10 @@ class RegionEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Members:
-        """Returns what is pooled: the regions of the pictures."""
+        """Returns the vectors of batch['regions'] [b, k, f].
+
+        batch['region_lengths'] [b] holds the set sizes; what lies beyond has no effect.
+        """
         lengths = batch["region_lengths"]
         position = jnp.arange(batch["regions"].shape[1])
         mask = position < lengths[:, None]

@@ -9,33 +9,17 @@ from jaxtyping import Array, Float
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.pooling import Members
+from vse_jax.models.set_encoder import SetEncoder
 from vse_jax.models.siglip import SiglipText
 
 
-class BertEncoder(nnx.Module):
+class BertEncoder(SetEncoder):
     """Pools the linearly mapped BERT vectors of a caption, [CLS] and [SEP] included."""
 
     def __init__(self, bert: Bert, linear: nnx.Linear, pool: nnx.Module):
         self.bert = bert
         self.linear = linear
         self.gpool = pool
-
-    def __call__(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b d"]:
-        """Returns the pooled vectors of a batch of captions, float32.
-
-        Args:
-            batch: 'token_lengths' [b] and either 'token_ids' [b, t], with or without
-                'token_places' [n] (see `packing`), or what `features` gave for them
-                earlier, 'token_features' [b, t, h].
-            train: apply dropout, with the stream `dropout` of `rngs`.
-        """
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
 
     def members(
         self,
@@ -44,7 +28,15 @@ class BertEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Members:
-        """Returns what is pooled: the tokens of the captions."""
+        """Returns the tokens of a batch of captions.
+
+        Args:
+            batch: 'token_lengths' [b] and either 'token_ids' [b, t], with or without
+                'token_places' [n] (see `packing`), or what `features` gave for them
+                earlier, 'token_features' [b, t, h].
+            train: apply dropout, with the stream `dropout` of `rngs`.
+            rngs: see `train`.
+        """
         features = batch.get("token_features")
         if features is None:
             features = self.features(batch, train=train, rngs=rngs)
@@ -63,7 +55,7 @@ class BertEncoder(nnx.Module):
         return self.bert(ids, mask, places, train=train, rngs=rngs)
 
 
-class SiglipEncoder(nnx.Module):
+class SiglipEncoder(SetEncoder):
     """Pools the linearly mapped vectors of SigLIP's text transformer.
 
     `padded`: the set is all positions, padding included, as SigLIP's own pooling (the
@@ -78,22 +70,6 @@ class SiglipEncoder(nnx.Module):
         self.gpool = pool
         self.padded = padded
 
-    def __call__(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b d"]:
-        """Returns the pooled vectors of a batch of captions, float32.
-
-        Args:
-            batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
-                gave for them earlier, 'token_features' [b, t, h].
-            train: has no effect, as there is no dropout.
-        """
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
-
     def members(
         self,
         batch: dict[str, Array],
@@ -101,7 +77,14 @@ class SiglipEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Members:
-        """Returns what is pooled: the tokens of the captions, or all positions."""
+        """Returns the tokens of a batch of captions, or all positions.
+
+        Args:
+            batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
+                gave for them earlier, 'token_features' [b, t, h].
+            train: has no effect, as there is no dropout.
+            rngs: not used.
+        """
         features = batch.get("token_features")
         if features is None:
             features = self._states(batch, train)
@@ -125,7 +108,7 @@ class SiglipEncoder(nnx.Module):
         return self.siglip(ids, _mask(batch, ids.shape[1]), train=train)
 
 
-class BiGRUEncoder(nnx.Module):
+class BiGRUEncoder(SetEncoder):
     """Pools the states of a bidirectional GRU over word vectors, both trained here.
 
     The state of a word is the mean of the two directions; <start> and <end> are words
@@ -138,19 +121,6 @@ class BiGRUEncoder(nnx.Module):
         self.rnn = nnx.List(layers)
         self.gpool = pool
 
-    def __call__(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b d"]:
-        """Returns the pooled vectors of batch['token_ids'] [b, t], float32.
-
-        Training and evaluation are the same here: there is no dropout.
-        """
-        return self.gpool(*self.members(batch, train=train, rngs=rngs))
-
     def members(
         self,
         batch: dict[str, Array],
@@ -158,7 +128,10 @@ class BiGRUEncoder(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Members:
-        """Returns what is pooled: the words of the captions."""
+        """Returns the words of batch['token_ids'] [b, t].
+
+        Training and evaluation are the same here: there is no dropout.
+        """
         ids = batch["token_ids"]
         mask = _mask(batch, ids.shape[1])
         x = states = self.embed(ids)
