@@ -2,17 +2,15 @@
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.helpers import tiny
 from tests.helpers.pictures import assert_drawn
-from vse_jax.base.config import save_config
+from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
 from vse_jax.commands.plot import plot
 from vse_jax.figures.coefficients import learned_coefficients
-from vse_jax.models.build import build_model, merge_model, split_model
+from vse_jax.models.build import merge_model
 from vse_jax.training.best import load_best
-from vse_jax.training.checkpoint import Checkpoints
 
 
 def kept_run(workdir, **pools):
@@ -20,10 +18,7 @@ def kept_run(workdir, **pools):
     config = tiny.get_config()
     config.image.pool = pools.get("image", "gpo")
     config.text.pool = pools.get("text", "gpo")
-    save_config(config, workdir / "config.json")
-    _, model = split_model(build_model(config, rngs=nnx.Rngs(0)))
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save_best(1, model, {"rsum": 1.0, "epoch": 1})
+    write_run(config, workdir)
     return config
 
 

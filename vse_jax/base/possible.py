@@ -214,15 +214,19 @@ def _profile(f: Fields) -> str | None:
     return f"{f['profile']!r} is not FIRST:LAST, steps from 1"
 
 
+def is_day(text: str) -> bool:
+    """Whether a text is a day of the form YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def _day(field: str) -> Callable[[Fields], str | None]:
     def check(f: Fields) -> str | None:
-        if f[field] is None:
+        if f[field] is None or is_day(f[field]):
             return None
-        try:
-            datetime.datetime.strptime(f[field], "%Y-%m-%d")
-        except ValueError:
-            return f"{f[field]!r} is no day, such as 2024-12-31"
-        return None
+        return f"{f[field]!r} is no day, such as 2024-12-31"
 
     return check
 

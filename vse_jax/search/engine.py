@@ -1,6 +1,5 @@
 """The interface of every search engine: a vector and filters go in, hits come out."""
 
-import datetime
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -8,16 +7,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.possible import is_day
 
 
 def _check_day(field: str, day: str | None) -> None:
-    if day is None:
-        return
-    try:
-        fine = datetime.date.fromisoformat(day).isoformat() == day
-    except ValueError:
-        fine = False
-    if not fine:
+    if day is not None and not is_day(day):
         raise InputError(f"{field}: {day!r} is no day of the form YYYY-MM-DD")
 
 
