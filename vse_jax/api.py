@@ -268,8 +268,7 @@ class Model:
         words = self._tokenizer.words(caption)
         found: list[tuple[str, float]] = []
         before = None
-        siglip = self._config.text.kind == "siglip"
-        first, last = ("<eos>", "<eos>") if siglip else ("[CLS]", "[SEP]")
+        first, last = self._tokenizer.ends
         for word, part in zip(tokens.words.tolist(), parts.tolist(), strict=False):
             if word >= 0 and word == before:
                 found[-1] = (found[-1][0], found[-1][1] + part)

@@ -63,6 +63,7 @@ class Tokenizer(Protocol):
     """Makes token ids of captions; reads its vocabulary once."""
 
     vocab_size: int
+    ends: tuple[str, str]  # what its tokens before and behind a caption are called
 
     def __call__(self, captions: Sequence[str]) -> CaptionTokens: ...
 
@@ -145,6 +146,8 @@ class WordPieceTokenizer:
         InputError: `vocab_file` is missing or is no BERT vocabulary.
     """
 
+    ends = ("[CLS]", "[SEP]")
+
     def __init__(self, vocab_file: AnyPath, max_tokens: int):
         lines = read_lines(vocab_file)
         self._vocab = {token: i for i, token in enumerate(lines)}
@@ -189,6 +192,8 @@ class FileTokenizer:
         InputError: the file is missing or holds no tokenizer, or captions are padded in
             front (a tokenizer_config.json beside it says that).
     """
+
+    ends = ("<eos>", "<eos>")
 
     def __init__(self, file: AnyPath, max_tokens: int):
         try:
@@ -294,6 +299,8 @@ class WordTokenizer:
             set's.
     """
 
+    ends = ("<start>", "<end>")
+
     def __init__(self, vocab_file: AnyPath, max_tokens: int):
         self._vocab_file = vocab_file
         self._vocab = read_vocabulary(vocab_file)
@@ -326,7 +333,8 @@ class WordTokenizer:
 
     def words(self, caption: str) -> list[str]:
         """All tokens are words here, the ends too."""
-        return ["<start>", *next(iter(split_words([caption]))), "<end>"]
+        first, last = self.ends
+        return [first, *next(iter(split_words([caption]))), last]
 
 
 def _table(
