@@ -26,10 +26,11 @@ from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.rows import Batch
 from vse_jax.devices import runtime
-from vse_jax.devices.compiling import Programs, options_for_cnn
+from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.models.blocks import keep_apart
 from vse_jax.models.build import build_image_tower, build_text_tower
 from vse_jax.models.pooling import make_pool
 from vse_jax.training.metric_writer import read_metrics
@@ -70,8 +71,7 @@ def cnn(backward: bool) -> Ready:
         return nnx.merge(graphdef, params, stats)(images, train=backward)
 
     images = inputs.images(config, rows.CNN_BATCH)["images"]
-    options = None if backward else options_for_cnn("cpu")  # as for encode_images
-    return _pass(run, parts, images, backward, options)
+    return _pass(run, parts, images, backward)
 
 
 def bert(backward: bool) -> Ready:
@@ -91,13 +91,11 @@ def bert(backward: bool) -> Ready:
     return _pass(run, parts, batch, backward)
 
 
-def _pass(
-    run: Callable, parts: list[nnx.State], batch, backward: bool, options=None
-) -> Ready:
+def _pass(run: Callable, parts: list[nnx.State], batch, backward: bool) -> Ready:
     """run(*parts, batch), or its gradient in the first of the two parts."""
     params, rest = map(nnx.to_pure_dict, parts)
     if not backward:
-        return _jitted(run, params, rest, batch, options=options)
+        return _jitted(run, params, rest, batch)
     cotangent = _normal(jax.eval_shape(run, params, rest, batch).shape)
 
     def loss(params, rest, batch):
@@ -106,9 +104,10 @@ def _pass(
     return _jitted(jax.grad(loss), params, rest, batch)
 
 
-def _jitted(function: Callable, *arguments, options=None) -> Ready:
+def _jitted(function: Callable, *arguments) -> Ready:
     arguments = jax.device_put(arguments)
-    compiled = jax.jit(function, compiler_options=options)
+    lowered = jax.jit(function).lower(*arguments)
+    compiled = keep_apart(lowered, make_mesh(inputs.grid_config())).compile()
 
     def run():
         jax.block_until_ready(compiled(*arguments))

@@ -4,10 +4,9 @@ import threading
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from vse_jax.devices.compiling import Programs, options_for_cnn
+from vse_jax.devices.compiling import Programs
 
 
 def lower(x=1.0):
@@ -50,26 +49,3 @@ def test_the_end_of_a_run_does_not_wait_for_what_was_not_begun():
             programs.start("sum", number, lambda number=number: slow(number))
         threading.Timer(0.2, go.set).start()
     assert len(made) < 9
-
-
-def test_the_options_for_a_cnn_change_its_program_and_not_its_values():
-    assert options_for_cnn("tpu") is None
-    options = options_for_cnn("cpu")
-    assert options is not None  # this version of JAX knows them
-    kernel = jax.random.normal(jax.random.key(0), (3, 3, 64, 64)) / 99
-    x = jax.random.normal(jax.random.key(1), (4, 32, 32, 64))
-
-    def blocks(x):
-        for _ in range(3):
-            names = ("NHWC", "HWIO", "NHWC")
-            y = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=names
-            )
-            x = jax.nn.relu(x + 2 * y)
-        return x
-
-    plain, tuned = (
-        jax.jit(blocks, compiler_options=o).lower(x).compile() for o in (None, options)
-    )
-    assert plain.as_text() != tuned.as_text()
-    np.testing.assert_allclose(tuned(x), plain(x), rtol=1e-5, atol=1e-6)

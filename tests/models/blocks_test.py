@@ -9,7 +9,7 @@ from flax import nnx
 from tests.helpers import tiny
 from vse_jax.devices.mesh import make_mesh, pieces, whole
 from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.models.blocks import run_block, whole_in_use
+from vse_jax.models.blocks import keep_apart, run_block, whole_in_use
 
 
 class Block(nnx.Module):
@@ -46,6 +46,23 @@ def test_equal_blocks_are_one_function_of_the_program(blocks):
     ]
     assert len(functions) == 2  # forward and backward, not three times each
     assert text.count("call @_run") == 6
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_on_one_cpu_they_stay_functions_in_the_compiled_program(blocks, remat):
+    def loss(x):
+        for block in blocks:
+            x = run_block(block, x, train=False, remat=remat)
+        return jnp.square(x).sum()
+
+    def compiled(devices):
+        mesh = make_mesh(tiny.get_config(), jax.devices()[:devices])
+        return keep_apart(jax.jit(jax.grad(loss)).lower(X), mesh).compile()
+
+    apart, joined = compiled(1), compiled(2)
+    assert apart.as_text().count(" call(") >= 6
+    assert joined.as_text().count(" call(") == 0
+    np.testing.assert_allclose(apart(X), joined(X), rtol=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])

@@ -164,7 +164,7 @@ def _programs(
         encoded[f"encode_captions, {length} tokens"] = shapes
     for name, shapes in encoded.items():
         tower = towers[name.partition(",")[0]]
-        yield name, functools.partial(lower_tower, tower, model, shapes)
+        yield name, functools.partial(lower_tower, tower, mesh, model, shapes)
 
 
 def _compiled(

@@ -1,37 +1,14 @@
 """Programs compiled ahead of their first use, side by side, a line for each."""
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import jax
 from absl import logging
 from jax.stages import Compiled, Lowered
 
 _THREADS = 4
-# XLA's kernels for CPUs also do what lies between convolutions: an element-wise fusion
-# of its own computes a chain of residual sums anew in each block. (BERT gets slower.)
-_WHOLE_BLOCKS = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
-    "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION,LIBRARY_FUSION_TYPE_ELTWISE"
-}
-
-
-@functools.cache
-def options_for_cnn(platform: str) -> dict[str, str] | None:
-    """Options of `jax.jit` for a CNN's forward pass; None: nothing special.
-
-    None as well where this version of JAX does not know them.
-    """
-    if platform != "cpu":
-        return None
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=_WHOLE_BLOCKS).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return _WHOLE_BLOCKS
 
 
 class Programs:

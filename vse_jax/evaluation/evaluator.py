@@ -24,7 +24,7 @@ from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Shapes, described, shapes_of
 from vse_jax.devices import preemption
 from vse_jax.devices.agreement import check_same, on_first
-from vse_jax.devices.compiling import Programs, options_for_cnn
+from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
     abstract_batch,
     batch_sharding,
@@ -36,7 +36,7 @@ from vse_jax.devices.mesh import (
     with_sharding,
 )
 from vse_jax.evaluation.ranking import retrieval_metrics
-from vse_jax.models.blocks import whole_in_use
+from vse_jax.models.blocks import keep_apart, whole_in_use
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 
@@ -93,9 +93,8 @@ class Evaluator:
     def _program(self, name: str, shapes: Shapes):
         """What `Programs` wants to know: (its name, key, how to lower it)."""
         key = (name, frozenset(shapes.items()))
-        lower = functools.partial(
-            lower_tower, self._towers[name], self._abstract, shapes
-        )
+        tower, model = self._towers[name], self._abstract
+        lower = functools.partial(lower_tower, tower, self._mesh, model, shapes)
         return f"{name}, {described(shapes)}", key, lower
 
     def tokens(self, split: Split) -> CaptionTokens:
@@ -232,7 +231,7 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
     """
     rows = batch_sharding(mesh)
 
-    def jit(encode: Callable[[VSE, dict], jax.Array], options=None):
+    def jit(encode: Callable[[VSE, dict], jax.Array]):
         def run(model, batch, index):
             params = model["params"]
             with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
@@ -243,24 +242,21 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
             run,
             in_shardings=(state_sharding(mesh, abstract), rows, rows),
             out_shardings=replicated(mesh),  # every process gets all rows
-            compiler_options=options,
         )
 
-    platform = mesh.devices.flat[0].platform
-    has_cnn = "backbone" in abstract["params"]["image"]
-    images = options_for_cnn(platform) if has_cnn else None
     return {
-        "encode_images": jit(VSE.encode_images, images),
+        "encode_images": jit(VSE.encode_images),
         "encode_captions": jit(VSE.encode_captions),
         "caption_features": jit(VSE.caption_features),
     }
 
 
-def lower_tower(tower, abstract: Model, shapes: Shapes) -> Lowered:
+def lower_tower(tower, mesh: Mesh, abstract: Model, shapes: Shapes) -> Lowered:
     """One of `jit_towers` for global batches of these shapes."""
     rows = next(iter(shapes.values()))[0][0]
     index = jax.ShapeDtypeStruct((rows,), np.int32)
-    return tower.lower(abstract, abstract_batch(shapes), index)
+    lowered = tower.lower(abstract, abstract_batch(shapes), index)
+    return keep_apart(lowered, mesh)
 
 
 def _check_same_split(split: Split, tokens: CaptionTokens) -> None:

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
+from jax.stages import Lowered
+from jaxlib.mlir import ir
 
 Params = Any  # a tree of arrays
 _LISTS = re.compile(r"layer(s|\d+)")  # names of the lists of blocks
+_IS_RUN = re.compile(r"_run(_\d+)?")  # names of `_run` in a program
 
 
 class Gathering(NamedTuple):
@@ -132,3 +135,28 @@ def _all_but_parameters(primitive, *_, **__) -> bool:
     """What a block keeps for its backward pass, as a policy of jax.checkpoint."""
     gathering = "sharding_constraint", "optimization_barrier", "custom_jvp_call"
     return primitive.name not in gathering
+
+
+def keep_apart(lowered: Lowered, mesh: Mesh) -> Lowered:
+    """Has XLA leave the blocks of a program for one CPU as functions of their own.
+
+    In one function it joins element-wise operations across blocks: the sums of a
+    ResNet's residual branches, up to 23, would be computed anew in every block.
+
+    Args:
+        lowered: changed in place; on other devices, and on several, it stays as it is.
+        mesh: what it is for.
+    """
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return lowered
+    module = lowered.compiler_ir()
+    with module.context:
+        apart = ir.DictAttr.get({"inlineable": ir.StringAttr.get("false")})
+
+    def mark(op):
+        if op.name == "func.call" and _IS_RUN.fullmatch(op.attributes["callee"].value):
+            op.attributes["mhlo.frontend_attributes"] = apart
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(mark)
+    return lowered

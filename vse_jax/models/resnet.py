@@ -1,19 +1,18 @@
 """ResNets as feature extractors: images to grids of vectors.
 
-Channels last. Kernels are [height, width, in, out].
+Channels last.
 """
 
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.models.batch_norm import BatchNorm
 from vse_jax.models.blocks import run_block
-from vse_jax.models.initializers import he_normal
+from vse_jax.models.conv import Conv
 
 # Start value of the last normalisation's scale in each residual branch. Small, so that
 # a block begins close to the identity and depth does not blow up the activations of a
@@ -180,39 +179,6 @@ def _downsample(in_channels, channels, stride, frozen_norm, rngs):
     if stride == 1 and in_channels == channels:
         return None
     return Downsample(in_channels, channels, stride, frozen_norm=frozen_norm, rngs=rngs)
-
-
-class Conv(nnx.Module):
-    """Square convolution without bias; output size = input size / stride, rounded up.
-
-    (Down for patches, stride == kernel size, where an incomplete patch is dropped.)
-    """
-
-    def __init__(self, in_channels, out_channels, size, *, stride=1, groups=1, rngs):
-        shape = (size, size, in_channels // groups, out_channels)
-        self.kernel = nnx.Param(he_normal(shape)(rngs.params(), shape))
-        self.size, self.stride, self.groups = size, stride, groups
-
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b oh ow o"]:
-        kernel = self.kernel[...].astype(x.dtype)
-        # Both special cases are matrix products, which XLA runs faster on CPU than the
-        # convolutions that they replace: most of a ResNet-101 are 1×1 convolutions.
-        if self.size == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
-        if self.size == self.stride:
-            b, h, w, c = x.shape
-            p, h, w = self.size, h // self.size, w // self.size
-            patches = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
-            return jnp.einsum("bhpwqi,pqio->bhwo", patches, kernel)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=[(self.size // 2, self.size // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
 
 
 def _max_pool(x, ceil):

@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.models.blocks import run_block
+from vse_jax.models.conv import Conv
 from vse_jax.models.initializers import constant, normal
-from vse_jax.models.resnet import Conv
 from vse_jax.models.transformer import Layer, layer_norm
 
 

@@ -19,7 +19,7 @@ from vse_jax.devices.mesh import (
     replicated,
     whole,
 )
-from vse_jax.models.blocks import whole_in_use
+from vse_jax.models.blocks import keep_apart, whole_in_use
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.losses import batch_loss
@@ -149,4 +149,5 @@ def jit_step(plan: Plan):
 
 def lower_step(jitted, plan: Plan, shapes: Shapes, groups: tuple[str, ...]) -> Lowered:
     """`jit_step`'s result for global batches of these shapes."""
-    return jitted.lower(plan.abstract, abstract_batch(shapes), groups)
+    lowered = jitted.lower(plan.abstract, abstract_batch(shapes), groups)
+    return keep_apart(lowered, plan.mesh)
