@@ -48,6 +48,22 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert (out == 255).all()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 0, "quality": 30}, {"quality": 99}],
+)
+def test_a_jpeg_file_has_the_pixels_that_pillow_gives_it(tmp_path, options):
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
+    path = tmp_path / "picture.jpg"
+    Image.fromarray(noise).resize((183, 161)).save(path, **options)
+    np.testing.assert_array_equal(load_image(path), np.asarray(Image.open(path)))
+    content = path.read_bytes()
+    for cut in (content[: len(content) // 2], content[:-2]):
+        path.write_bytes(cut)
+        with pytest.raises(InputError, match=r"picture.jpg: not a readable picture"):
+            load_image(path)
+
+
 def test_sixteen_bit_gray_keeps_its_range(tmp_path):
     values = np.array([[0, 0x0100, 0x80FF, 0xFFFF]], np.uint16)
     Image.fromarray(values).save(tmp_path / "gray.png")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vse_jax.base.errors import InputError
 
@@ -22,6 +22,8 @@ _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+_JPEG_END = b"\xff\xd9"  # the marker EOI
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -121,7 +123,27 @@ def _is_heif(source: Path | str | io.BytesIO) -> bool:
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an opened picture: upright, transparency over white."""
-    return np.asarray(_to_rgb(image))
+    pixels = _plain_jpeg(image)
+    return np.asarray(_to_rgb(image)) if pixels is None else pixels
+
+
+def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
+    """The same pixels by OpenCV, a fifth faster; None: Pillow has to see to the rest.
+
+    Both decode with libjpeg-turbo. What is to be turned upright, is not in three
+    colours or ends too early is left to Pillow, which refuses files that are cut off.
+    """
+    if image.format != "JPEG" or image.mode != "RGB" or image.fp is None:
+        return None
+    with contextlib.suppress(Exception):  # damaged notes
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return None
+    image.fp.seek(0)
+    content = image.fp.read()
+    if not content.rstrip(b"\0").endswith(_JPEG_END):
+        return None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
