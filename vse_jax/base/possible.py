@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.config import Fields, flat_fields, is_in
 from vse_jax.base.errors import InputError
-from vse_jax.base.registry import is_path
+from vse_jax.base.registry import OPEN, is_path
 
 LOSSES = ("triplet", "infonce", "sigmoid")
 POOLS = (
@@ -49,9 +49,6 @@ CHOICES: dict[str, tuple] = {
     "search.format": ("table", "json", "paths"),
     "search.engine": ("exact", "approximate", "qdrant"),
 }
-
-# These may also name a class of one's own, 'package.module:Class'.
-OPEN = ("image.kind", "image.pool", "text.kind", "text.pool", "loss.name")
 
 LEAST: dict[str, float] = {
     "seed": 0,
