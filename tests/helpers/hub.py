@@ -51,7 +51,9 @@ class StandIn(http.server.BaseHTTPRequestHandler):
                 value = line["value"]
                 content = base64.b64decode(value["content"])
                 self.repositories[name][value["path"]] = content
-        return self._answer(200, {"commitUrl": "", "commitOid": self._sha(name)})
+        sha = self._sha(name)
+        url = f"http://{self.headers['Host']}/{name}/commit/{sha}"
+        return self._answer(200, {"commitUrl": url, "commitOid": sha})
 
     def _validate(self, card: str):
         try:
@@ -74,6 +76,8 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         api = r"/api/models/(\w+/[\w-]+)(?:/(tree|revision)/(\w+))?"
         found = re.fullmatch(api, self.path.partition("?")[0])
         file = re.fullmatch(r"/(\w+/[\w-]+)/resolve/(\w+)/(.+)", self.path)
+        if not (found or file):
+            return self._answer(404, {"error": f"{self.path}: not known here"})
         name, revision = (found[1], found[3]) if found else (file[1], file[2])
         files = self.repositories.get(name)
         if files is None:

@@ -21,9 +21,10 @@ Fields = Mapping[str, Any]  # {"data.root": value, …}
 # A shared model: what its config.json says of itself, and the files that are read. They
 # may come from anybody, so no others are, and nothing of the folder is executed.
 _SHARED = {"model_type": "vse_jax", "format_version": 1}
+MODEL_FILE = "model.safetensors"
 SHARED_FILES = (
     "config.json",
-    "model.safetensors",
+    MODEL_FILE,
     "vocab.txt",
     "vocab.json",
     "tokenizer.json",

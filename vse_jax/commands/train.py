@@ -21,6 +21,7 @@ from vse_jax.figures.curves import curves_picture
 from vse_jax.training.checkpoint import Checkpoints, has_checkpoint
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
+from vse_jax.training.model_folder import check_trainable
 from vse_jax.training.plan import make_plan
 from vse_jax.training.start import (
     Splits,
@@ -40,6 +41,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         Preempted: SIGTERM came, and what was reached is on disk.
     """
     # Read everything that can be wrong before any time is spent on training.
+    check_trainable(workdir)
     if has_checkpoint(workdir):
         settle_vocabulary(config, workdir)
     settle_vocab_size(config)

@@ -8,13 +8,13 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import save_shared_config, vocabulary_name
+from vse_jax.base.config import MODEL_FILE, save_shared_config, vocabulary_name
 from vse_jax.base.files import whole_folder, write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.sharing.card import PLACEHOLDER, Facts, is_as_written, write_card
 from vse_jax.training.checkpoint import Checkpoints, has_checkpoint
-from vse_jax.weights.shared import MODEL_FILE, write_arrays
+from vse_jax.weights.shared import write_arrays
 
 CARD = "README.md"
 

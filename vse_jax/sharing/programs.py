@@ -63,7 +63,8 @@ def _export(
     arrays = {name: np.asarray(x) for name, x in flatten(tree).items()}
 
     def run(arrays: dict[str, Array], *values: Array) -> Array:
-        module: Any = merge_model(graphdef, merge(tree, arrays))
+        held = merge(tree, arrays)
+        module = nnx.merge(graphdef, held["params"], held["batch_stats"])
         pooled = module(dict(zip(inputs, values, strict=True)))
         return l2_normalise(pooled) if normalise else pooled
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import EVALUATION_FREE, check_same_run
+from vse_jax.base.config import EVALUATION_FREE, MODEL_FILE, check_same_run
 from vse_jax.base.errors import InputError
 from vse_jax.data.vocabulary_files import settle_vocab_size, settle_vocabulary
 from vse_jax.devices.mesh import make_mesh, put_whole, state_sharding, with_sharding
@@ -16,7 +16,7 @@ from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
 from vse_jax.training.model_folder import is_siglip
 from vse_jax.training.zero_shot import is_zero_shot, zero_shot_model
-from vse_jax.weights.shared import MODEL_FILE, read_model
+from vse_jax.weights.shared import read_model
 
 
 def load_best(

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import load_config
+from vse_jax.base.config import MODEL_FILE, load_config
+from vse_jax.base.errors import InputError
+from vse_jax.base.possible import check_shared
 
 
 def is_siglip(folder: Path) -> bool:
@@ -15,6 +17,14 @@ def is_siglip(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(kind, dict) and str(kind.get("model_type")).startswith("siglip")
+
+
+def check_trainable(folder: Path) -> None:
+    """Raises InputError where a run would mix with a model that came from elsewhere."""
+    if (folder / MODEL_FILE).is_file():
+        raise InputError(
+            f"{folder}: holds a model that is not trained here; name another --workdir"
+        )
 
 
 def model_config(
@@ -36,4 +46,8 @@ def model_config(
         from vse_jax.training.zero_shot import folder_config  # noqa: PLC0415
 
         return folder_config(folder, base)
-    return load_config(folder / "config.json", base, trust_code=trust_code)
+    file = folder / "config.json"
+    config = load_config(file, base, trust_code=trust_code)
+    if base is None and not (folder / "checkpoints").is_dir():
+        check_shared(config, file)
+    return config

@@ -103,7 +103,7 @@ def is_zero_shot(config: ConfigDict) -> bool:
         for part, fields in flat.items()
         for name, value in fields.items()
     )
-    weights = config.image.weights
+    weights = config.image.get("weights")  # a shared config has none
     return as_published and weights is not None and weights == config.text.weights
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vse_jax.base.config import MODEL_FILE
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten, merge
-
-MODEL_FILE = "model.safetensors"
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
