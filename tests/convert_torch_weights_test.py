@@ -58,6 +58,19 @@ def converted(released, environment, tmp_path_factory):
     return folder
 
 
+def test_a_vocabulary_that_fits_is_kept_and_no_other(
+    released, converted, tmp_path, monkeypatch
+):
+    assert not (converted / "vocab.txt").exists()  # bert-base-uncased's is larger
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(35))]
+    vocabulary = tmp_path / "data" / "vocab" / "words.txt"
+    vocabulary.parent.mkdir(parents=True)
+    vocabulary.write_text("\n".join(words) + "\n")
+    monkeypatch.chdir(tmp_path)
+    workdirs.from_torch(released, tmp_path / "W", common)
+    assert (tmp_path / "W" / "vocab.txt").read_text() == vocabulary.read_text()
+
+
 def test_eval_and_embed_need_only_the_workdir_and_data(
     converted, tiny_root, environment
 ):

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import vse_jax
 from configs import common
-from tests.helpers import tiny
+from tests.helpers import siglip, tiny
 from tests.helpers.hub import READER, WRITER, serving
 from tests.helpers.programs import one_line_error
 from tests.helpers.programs import run as run_program
@@ -168,6 +168,23 @@ def test_a_pushed_model_is_loaded_with_the_same_bits(workdir, pushed, tiny_root)
     fetched = {file for _, _, files in os.walk(cache) for file in files}
     assert "modeling.py" not in fetched
     assert "model.safetensors" in fetched
+
+
+def test_a_published_siglip_comes_from_the_hub(pushed, tiny_root, tmp_path):
+    environment, hub = pushed
+    folder = siglip.write_folder(tmp_path / "siglip", siglip.peer())
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    hub.repositories["google/siglip-tiny"] = files
+    pictures = sorted((tiny_root / "images").iterdir())[:2]
+    load = [sys.executable, "-c", LOAD, folder, "hf://google/siglip-tiny"]
+    done = subprocess.run(
+        [*load, *pictures, *CAPTIONS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
