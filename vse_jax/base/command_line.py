@@ -24,6 +24,9 @@ class PathParser(flags.ArgumentParser):
     """Of a flag whose value is a path."""
 
     def parse(self, argument: str) -> Path | None:
+        if argument and argument.startswith("hf://"):
+            name = argument.removeprefix("hf://")
+            raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
         return Path(argument) if argument else None
 
     def flag_type(self) -> str:

@@ -9,7 +9,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.config import MODEL_FILE, save_shared_config, vocabulary_name
-from vse_jax.base.files import whole_folder, write_atomically
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_bytes, whole_folder, write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.sharing.card import PLACEHOLDER, Facts, is_as_written, write_card
@@ -40,20 +41,21 @@ def write_shared(
     """
     target = workdir / "share"
     before = target / CARD
-    kept = before.read_text(encoding="utf-8") if before.is_file() else None
+    kept = read_bytes(before) if before.is_file() else None
     with whole_folder(target, replace=True) as folder:
         save_shared_config(config, folder / "config.json")
         keep_vocabulary(config, folder)
         write_arrays(folder / MODEL_FILE, flatten(model))
-        if kept is None or is_as_written(kept):
+        if kept is None or is_as_written(kept.decode(errors="replace")):
             facts = _facts(config, workdir, model, repository or PLACEHOLDER)
-            card = write_card(config, published, facts)
+            card = write_card(config, published, facts).encode()
         else:
             logging.warning(
                 "%s: kept as you changed it; remove it to have it written anew", before
             )
-            card = kept.replace(PLACEHOLDER, repository) if repository else kept
-        write_atomically(folder / CARD, card.encode())
+            name = (repository or PLACEHOLDER).encode()
+            card = kept.replace(PLACEHOLDER.encode(), name)
+        write_atomically(folder / CARD, card)
     return target
 
 
@@ -94,9 +96,13 @@ def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """A JSON object; empty where there is no such file."""
+    if not file.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        content = json.loads(read_bytes(file))
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: no JSON object")
+    return content

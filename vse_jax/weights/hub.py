@@ -96,7 +96,7 @@ def hub_errors(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the Hub's, the HTTP library's and the disk's own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         hint = _HINTS.get(status, "") if status else ""
