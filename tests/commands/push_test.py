@@ -228,7 +228,9 @@ def test_what_the_hub_refuses_is_one_line(pushed):
     found = fetch("hf://someone/other@v2", environment)
     assert "hf://someone/other@v2: there is no such revision (" in found
     found = fetch("hf://someone/other", environment)
-    assert found.startswith("error: hf://someone/other: ")
+    assert found == (
+        "error: hf://someone/other: holds no config.json: not a model for vse_jax"
+    )
     found = fetch("hf://someone", environment)
     assert found.startswith("error: hf://someone: write hf://USER/NAME or ")
     down = environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -238,7 +240,7 @@ def test_what_the_hub_refuses_is_one_line(pushed):
 
 def test_a_model_in_the_cache_needs_no_hub(pushed):
     environment, hub = pushed
-    hub.repositories[NAME] = {"config.json": b"{}"}
+    hub.repositories[NAME] = {"config.json": b"{}", "model.safetensors": b""}
     folder = fetch(f"hf://{NAME}", environment)
     assert not folder.startswith("error"), folder
     down = environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}

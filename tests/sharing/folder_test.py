@@ -83,6 +83,15 @@ class TestCode:
         model = vse_jax.load(with_code, trust_code=True)
         assert model.encode_captions(["a red bar"]).shape == (1, 32)
 
+    @pytest.mark.parametrize("checkpoints", [False, True])
+    def test_comes_in_no_disguise(self, theirs, checkpoints):
+        """A run's classes are trusted: a shared model must not pass for a run."""
+        change(theirs, model_type=None, image__pool="this:d")
+        if checkpoints:
+            (theirs / "checkpoints").mkdir()
+        assert refusal(theirs).endswith("no model_type, which a shared model has")
+        assert "this" not in sys.modules
+
     def test_no_more_on_the_command_line(self, with_code, tiny_root, environment):
         args = [f"--workdir={with_code}", f"--config.data.root={tiny_root}"]
         line = one_line_error([*args, "--mode=eval"], environment)
@@ -102,7 +111,7 @@ class TestCode:
             monkeypatch.syspath_prepend(theirs)
         else:
             monkeypatch.chdir(tmp_path if where == "as a package" else theirs)
-        with pytest.raises(InputError, match="of which nothing is executed"):
+        with pytest.raises(InputError, match="nothing in it is executed"):
             vse_jax.load(theirs, trust_code=True)
         assert refusal(theirs).startswith(f"{theirs}: this model runs code")
         assert not mark.exists()

@@ -154,6 +154,9 @@ def load_config(
     """
     flat, shared = _saved_fields(path)
     folder, name = path.parent, vocabulary_name(flat.get("text.kind"))
+    if not shared and (folder / MODEL_FILE).is_file():
+        # Without this, a shared model could pass for a run, whose classes are trusted.
+        raise InputError(f"{path}: no model_type, which a shared model has")
     if shared:
         check_inside(folder, SHARED_FILES)
         check_code(flat, folder, trust_code)

@@ -39,7 +39,7 @@ def check_code(fields: Mapping[str, Any], folder: Path, trusted: bool) -> None:
 
     Raises:
         InputError: it names classes and is not trusted, or one of them lies in the
-            folder itself, of which nothing is ever executed.
+            folder itself, in which nothing is ever executed.
     """
     own = {field: fields[field] for field in OPEN if is_path(str(fields.get(field)))}
     if own and not trusted:
@@ -49,13 +49,17 @@ def check_code(fields: Mapping[str, Any], folder: Path, trusted: bool) -> None:
             "code and trust it, say so: trust_code=True (main.py: --trust_code)"
         )
     home = folder.resolve()
+    if own and Path.cwd().is_relative_to(home):  # modules are looked for there, too
+        raise InputError(
+            f"{folder}: you are in it, and nothing in it is executed; go elsewhere"
+        )
     for field, value in own.items():
         top = value.partition(":")[0].partition(".")[0]
         found = importlib.machinery.PathFinder.find_spec(top, [*sys.path, os.getcwd()])
         places = [] if found is None else [found.origin, *_folders(found)]
         if any(Path(place).resolve().is_relative_to(home) for place in places if place):
             raise InputError(
-                f"config.{field}: {value} lies in {folder} itself, of which nothing is "
+                f"config.{field}: {value} lies in {folder} itself, and nothing in it is "
                 "executed; install it elsewhere"
             )
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vse_jax.base.config import SHARED_FILES
+from vse_jax.base.config import MODEL_FILE, SHARED_FILES
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import check_inside
 
@@ -44,8 +44,9 @@ def fetch(address: str) -> Path:
             )
         )
     check_inside(folder, SHARED_FILES)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{address}: holds no config.json: not a model for vse_jax")
+    for name in ("config.json", MODEL_FILE):
+        if not (folder / name).is_file():
+            raise InputError(f"{address}: holds no {name}: not a model for vse_jax")
     return folder
 
 
