@@ -6,7 +6,7 @@
     python convert_torch_weights.py --backbone=FILE --kind=detector --output=DIR
 
 W then works with main.py: --workdir=W --mode=eval --config.data.root=DIR. DIR is for
-config.image.weights. Needs PyTorch, --hub also huggingface_hub (make setup-dev).
+config.image.weights. Needs PyTorch (make setup-dev).
 Exit codes: 0 done, 1 bad input (one line on stderr).
 """
 

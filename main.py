@@ -5,6 +5,7 @@
 --config.FIELD=VALUE sets a field. Exit codes: 0 done, 1 error, 75 preempted: run again.
 """
 
+import functools
 import importlib
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from configs import common
 from vse_jax.base import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.devices import preemption
+from vse_jax.training.model_folder import model_config
 
 
 class Mode(NamedTuple):
@@ -23,15 +25,19 @@ class Mode(NamedTuple):
     takes: tuple[str, ...] = ("workdir",)
     devices: bool = True  # it computes on those at hand
     processes: bool = False  # several may share the work
+    published: bool = False  # it gets the published recipe, too
 
 
 _COMPILER = ("workdir", "topology", "all")
+_PUSH = ("workdir", "repo")
 MODES = {
     "retrieval": {
         "train": Mode("vse_jax.commands.train", "train", processes=True),
         "eval": Mode("vse_jax.commands.evaluate", "evaluate", processes=True),
         "embed": Mode("vse_jax.commands.embed", "embed", processes=True),
         "plot": Mode("vse_jax.commands.plot", "plot"),
+        "push": Mode("vse_jax.commands.push", "push", _PUSH, published=True),
+        "export_model": Mode("vse_jax.commands.export_model", "export_model"),
         "compile": Mode("vse_jax.commands.compile", "compile_run", _COMPILER, False),
         "prepare": Mode("vse_jax.commands.prepare", "prepare", (), False),
         "export": Mode("vse_jax.commands.export", "export", (), False),
@@ -56,18 +62,24 @@ flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 flags.DEFINE_string("topology", None, "compile: v5e:2x4, cpu:8, …; else what is here.")
 flags.DEFINE_bool("all", False, "compile: every program, not the dearest alone.")
+flags.DEFINE_string("repo", None, "push: USER/NAME on the Hub; none: W/share/ only.")
+flags.DEFINE_bool("trust_code", False, "A shared model's own classes are imported.")
 
 
 def run(overrides: list[str]) -> None:
     """Does what --mode says."""
     given, home = flags.FLAGS, Path(__file__).parent
-    config = cli.full_config(given.config, given.workdir, overrides, common.base, home)
+    saved = functools.partial(model_config, trust_code=given.trust_code)
+    named = (given.config, given.workdir, overrides)
+    config = cli.full_config(*named, common.base, home, saved)
     modes = MODES[config.task]
     check_choice(f"--mode for config.task={config.task}", given.mode, tuple(modes))
     mode = modes[given.mode]
     if "workdir" in mode.takes and not given.workdir:
         raise InputError(f"--workdir: needed by --mode={given.mode}")
     values = [config, *(given[name].value for name in mode.takes)]
+    if mode.published:
+        values.append(common.base())
     if not mode.devices:
         return getattr(importlib.import_module(mode.module), mode.function)(*values)
     if given.mode == "train":

@@ -42,6 +42,7 @@ def base(variant: str = "") -> ConfigDict:
     c.checkpoint = _checkpoint()
     c.eval = _eval()
     c.search = _search()
+    c.hub = _hub()
     if variant not in ("", "fast"):
         raise InputError(f"--config=…:{variant}: no such variant; there is 'fast'")
     if variant == "fast":
@@ -219,6 +220,14 @@ def _search() -> ConfigDict:
     c.queue = 64  # requests that wait for the model; more are refused (429)
     c.timeout_s = 10.0  # of a request
     c.log_queries = False
+    return c
+
+
+def _hub() -> ConfigDict:
+    """What --mode=push says on the Hugging Face Hub."""
+    c = ConfigDict()
+    c.license = placeholder(str)  # of the weights, as the Hub calls it: cc-by-4.0, …
+    c.private = False  # who may see a repository that it makes
     return c
 
 

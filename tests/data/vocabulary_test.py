@@ -23,6 +23,7 @@ from vse_jax.data.vocabulary import (
     read_vocabulary,
     split_words,
 )
+from vse_jax.data.vocabulary_files import find_vocab, settle_vocab_size
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ class TestFindVocabulary:
     def test_named_file(self, tmp_path):
         config = config_at(tmp_path / "pets")
         config.text.vocab = "some/vocab.json"
-        assert captions.find_vocab(config) == Path("some/vocab.json")
+        assert find_vocab(config) == Path("some/vocab.json")
 
     def test_beside_the_data_root(self, tmp_path):
         config = config_at(tmp_path / "pets")
@@ -185,7 +186,7 @@ class TestFindVocabulary:
             find_vocabulary(config)
         for name in ("pets_vocab.json", "pets_precomp_vocab.json"):
             (tmp_path / "vocab" / name).touch()
-            assert captions.find_vocab(config) == tmp_path / "vocab" / name
+            assert find_vocab(config) == tmp_path / "vocab" / name
 
 
 class TestTokenizeWords:
@@ -232,10 +233,10 @@ class TestTokenizeWords:
 
     def test_size_0_takes_the_vocabularys(self, config):
         config.text.vocab_size = 0
-        captions.settle_vocab_size(config)
+        settle_vocab_size(config)
         assert config.text.vocab_size == 7
         config.text.vocab_size = 9
-        captions.settle_vocab_size(config)
+        settle_vocab_size(config)
         assert config.text.vocab_size == 9
 
 
@@ -302,7 +303,7 @@ def test_a_model_trains_and_is_tested_with_it(tiny_config, tmp_path):
     config.text.update(kind="bigru", layers=1, word_dim=8, vocab_size=0)
     config.text.vocab = str(tmp_path / "v.json")
     build_vocab(config)
-    captions.settle_vocab_size(config)
+    settle_vocab_size(config)
     train(config, tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["text"]["vocab_size"] == len(read_vocabulary(tmp_path / "v.json"))

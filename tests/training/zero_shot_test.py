@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.request
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 import vse_jax
-from tests.helpers import siglip, tiny
+from tests.helpers import programs, siglip, tiny
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.commands.train import train
@@ -255,3 +256,44 @@ def recipe(config, folder, image_pool, text_pool):
     config.loss.name = "sigmoid"
     config.text.dropout = config.text.augment = 0.0
     return config
+
+
+def test_its_folder_is_a_workdir_for_every_mode(folder, tiny_root, environment, copy):
+    """Evaluated, indexed, searched and served as it came, but not trained in."""
+    args = [f"--workdir={copy}", f"--config.data.root={tiny_root}"]
+    programs.run([*args, "--mode=eval", "--config.data.name=tiny"], environment)
+    metrics = json.loads((copy / "eval_test.json").read_text())
+    split = read_split(tiny.get_config(str(tiny_root)), "test")
+    model = vse_jax.load(folder)
+    expected = retrieval_metrics(
+        model.encode_images(split.pictures),
+        model.encode_captions(split.captions),
+        split.captions_per_image,
+    )
+    assert metrics["rsum"] == pytest.approx(expected["rsum"])
+    pictures = f"--config.search.pictures={tiny_root}/images"
+    programs.run([*args, "--mode=index", pictures], environment)
+    query = ["--config.search.query=a red bar", "--config.search.format=json"]
+    out, _ = programs.run([*args, "--mode=search", *query], environment)
+    found = json.loads(out)
+    assert len(found) == 10
+    with programs.start(
+        [*args, "--mode=serve", "--config.search.port=0"], environment
+    ) as server:
+        try:
+            address = server.stdout.readline().partition(" finds ")[0]
+            request = urllib.request.Request(
+                f"{address}api/search",
+                json.dumps({"query": "a red bar"}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                hits = json.load(answer)["hits"]
+        finally:
+            server.terminate()
+            server.communicate(timeout=30)
+    assert [hit["id"] for hit in hits[:10]] == [hit["id"] for hit in found]
+    line = programs.one_line_error(args, environment)
+    assert line.endswith(
+        "holds a model that is not trained here; name another --workdir"
+    )

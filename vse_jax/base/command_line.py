@@ -24,6 +24,9 @@ class PathParser(flags.ArgumentParser):
     """Of a flag whose value is a path."""
 
     def parse(self, argument: str) -> Path | None:
+        if argument and argument.startswith("hf://"):
+            name = argument.removeprefix("hf://")
+            raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
         return Path(argument) if argument else None
 
     def flag_type(self) -> str:
@@ -68,14 +71,16 @@ def full_config(
     overrides: Sequence[str],
     base: Callable[[], ConfigDict],
     home: Path,
+    saved: Callable[[Path, ConfigDict], ConfigDict],
 ) -> ConfigDict:
     """The config that a command line names, complete and possible.
 
     Args:
-        name: of --config; None: the one that the run in `workdir` saved.
+        name: of --config; None: the one of the model in `workdir`.
         workdir: of --workdir.
         overrides: --config.FIELD=VALUE.
         base, home: as for `read_config`.
+        saved: gives the config of the model in a folder, from one with every field.
 
     Raises:
         InputError: no config, or wrong fields; names all of them.
@@ -83,7 +88,7 @@ def full_config(
     if name is not None:
         config = read_config(name, base, home)
     elif workdir:
-        config = load_config(workdir / "config.json", base())
+        config = saved(workdir, base())
     else:
         raise InputError("--config: name a config file, or the --workdir of a run")
     problems = [*override(config, overrides), *config_problems(config)]

@@ -13,9 +13,24 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import check_inside, write_atomically
+from vse_jax.base.registry import check_code
 
 Fields = Mapping[str, Any]  # {"data.root": value, …}
+
+# A shared model: what its config.json says of itself, and the files that are read. They
+# may come from anybody, so no others are, and nothing of the folder is executed.
+_SHARED = {"model_type": "vse_jax", "format_version": 1}
+MODEL_FILE = "model.safetensors"
+SHARED_FILES = (
+    "config.json",
+    MODEL_FILE,
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",  # of a published SigLIP
+)
 
 # ---- Who may change what -------------------------------------------------------------
 
@@ -52,6 +67,7 @@ RESUME_FREE = (
     "checkpoint",
     "eval",
     "search",
+    "hub",
 )
 
 # Of these, too, evaluation may use other values than training did.
@@ -72,6 +88,10 @@ EVALUATION_FREE = (
     "loss",
     "optimizer",
 )
+
+# A shared model's config is without these: they are of the machine and the person that
+# trained it (paths, an access token), or say nothing about the model.
+NOT_SHARED = (*HOSTS_OWN, "debug", "profile", "hub", "search")
 
 # Fields that runs of earlier versions lack, with what those versions did.
 ADDED = {
@@ -107,26 +127,43 @@ def save_config(config: ConfigDict, path: Path) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
-def load_config(path: Path, base: ConfigDict | None = None) -> ConfigDict:
-    """The config that a run saved in `path`.
+def save_shared_config(config: ConfigDict, path: Path) -> None:
+    """As `save_config`, for a folder that others get (`--mode=push`)."""
+    fields = {f: v for f, v in flat_fields(config).items() if not is_in(f, NOT_SHARED)}
+    text = json.dumps(_SHARED | nested(fields), indent=1, sort_keys=True)
+    write_atomically(path, f"{text}\n".encode())
 
-    A field that was not there yet when it was written gets the value of `ADDED`.
+
+def load_config(
+    path: Path, base: ConfigDict | None = None, *, trust_code: bool = False
+) -> ConfigDict:
+    """The config that a run saved in `path`, or that came with a shared model.
+
+    A field that was not there yet when it was written gets the value of `ADDED`. A
+    vocabulary beside `path` is the model's, wherever its run once found it.
 
     Args:
         path: JSON file.
         base: gives the fields their types, so that they can be set on the command line
             (configs/common.py's); unknown fields are then an error.
+        trust_code: a shared model's own classes may be imported.
 
     Raises:
-        InputError: no such file, not JSON, or a field that `base` lacks.
+        InputError: no such file, not JSON, a field that `base` lacks, or a shared model
+            without its vocabulary, with files elsewhere or with classes of its own.
     """
-    try:
-        saved = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
-        flat = ADDED | flat_fields(saved)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no saved config; name one with --config") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a JSON config ({error})") from error
+    flat, shared = _saved_fields(path)
+    folder, name = path.parent, vocabulary_name(flat.get("text.kind"))
+    if not shared and (folder / MODEL_FILE).is_file():
+        # Without this, a shared model could pass for a run, whose classes are trusted.
+        raise InputError(f"{path}: no model_type, which a shared model has")
+    if shared:
+        check_inside(folder, SHARED_FILES)
+        check_code(flat, folder, trust_code)
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: no {name}, the vocabulary of this model")
+    if (folder / name).is_file():
+        flat["text.vocab"] = str(folder / name)
     if base is None:
         return ConfigDict(nested(flat))
     try:
@@ -134,6 +171,29 @@ def load_config(path: Path, base: ConfigDict | None = None) -> ConfigDict:
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {plain(error)}") from error
     return base
+
+
+def _saved_fields(path: Path) -> tuple[dict[str, Any], bool]:
+    """({"data.root": value, …} of a JSON config, whether it is a shared model's)."""
+    try:
+        saved = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
+        about = {name: saved.pop(name, None) for name in _SHARED}
+        flat = ADDED | flat_fields(saved)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no saved config; name one with --config") from None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON config ({error})") from error
+    if about["model_type"] is None:
+        return flat, False
+    for name, value in _SHARED.items():
+        if about[name] != value:
+            raise InputError(f"{path}: {name} is {about[name]!r}, not {value!r}")
+    return {f: v for f, v in flat.items() if not is_in(f, NOT_SHARED)}, True
+
+
+def vocabulary_name(kind: Any) -> str:
+    """What a model's own copy of its vocabulary is called; `kind`: config.text.kind."""
+    return {"bigru": "vocab.json", "siglip": "tokenizer.json"}.get(kind, "vocab.txt")
 
 
 def _with_tuples(value):
@@ -188,7 +248,7 @@ def check_same_run(
 
     The message names every differing field, but for `free_fields`, with both values.
     """
-    saved = flat_fields(load_config(path))
+    saved, _ = _saved_fields(path)
     now = flat_fields(config)
     differing = [
         f"{field} ({saved.get(field)!r} there, {now.get(field)!r} here)"

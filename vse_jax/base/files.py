@@ -6,7 +6,7 @@ import importlib.util
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -103,6 +103,25 @@ def resolve_folder(name: str) -> Path:
     return path
 
 
+def check_inside(folder: Path, names: Iterable[str]) -> None:
+    """Checks that a folder which may come from anybody names no files beyond itself.
+
+    The Hub's cache keeps a file's content in blobs/, beside the snapshots/ that link to
+    it: such links are fine.
+
+    Raises:
+        InputError: one of `names` is a link that leads elsewhere.
+    """
+    home = Path(os.path.realpath(folder))
+    homes = [home]
+    if home.parent.name == "snapshots":
+        homes.append(home.parent.parent / "blobs")
+    for name in names:
+        file = Path(os.path.realpath(folder / name))
+        if not any(file.is_relative_to(home) for home in homes):
+            raise InputError(f"{folder / name}: a link to a file outside of its folder")
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a file whole or not at all, whenever the process may be killed.
 
@@ -128,15 +147,20 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Gives a folder to write into, and makes it `target` when the block ends well.
+
+    Args:
+        target: the folder.
+        replace: a folder that is there is replaced.
 
     Raises:
         InputError: `target` exists and is not empty, or cannot be written.
     """
     target = target.absolute()
     try:
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        there = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+        if there and not (replace and target.is_dir()):
             raise InputError(f"{target}: is already there; name a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target: a rename within one file system is a single act.
@@ -146,6 +170,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
             folder = Path(temporary) / target.name
             folder.mkdir()
             yield folder
+            if there:
+                target.rename(folder.with_name("before"))
             folder.rename(target)
     except OSError as error:
         raise InputError(f"{target}: {error.strerror or error}") from error

@@ -6,12 +6,13 @@ What the fields mean, with their units: configs/common.py.
 import datetime
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import Fields, flat_fields, is_in
+from vse_jax.base.config import NOT_SHARED, Fields, flat_fields, is_in
 from vse_jax.base.errors import InputError
-from vse_jax.base.registry import is_path
+from vse_jax.base.registry import OPEN, is_path
 
 LOSSES = ("triplet", "infonce", "sigmoid")
 POOLS = (
@@ -49,9 +50,6 @@ CHOICES: dict[str, tuple] = {
     "search.format": ("table", "json", "paths"),
     "search.engine": ("exact", "approximate", "qdrant"),
 }
-
-# These may also name a class of one's own, 'package.module:Class'.
-OPEN = ("image.kind", "image.pool", "text.kind", "text.pool", "loss.name")
 
 LEAST: dict[str, float] = {
     "seed": 0,
@@ -267,6 +265,39 @@ CONDITIONS: tuple[tuple[str, Callable[[Fields], str | None]], ...] = (
 )
 
 
+# A model cannot be built or used without these, the ones with rules above among them.
+_NEEDED = {
+    *CHOICES,
+    *LEAST,
+    *SHARES,
+    "mesh.data",
+    "mesh.fsdp",
+    "data.name",
+    "data.token_buckets",
+    "image.backbone.layers",
+    "image.normalise",
+    "text.normalise",
+}
+
+
+def check_shared(config: ConfigDict, file: Path) -> None:
+    """Checks a config that may come from anybody, without those fields that none has.
+
+    Raises:
+        InputError: names `file` and every field that is missing or impossible.
+    """
+    fields = flat_fields(config)
+    missing = sorted(
+        field
+        for field in _NEEDED
+        if field not in fields and not is_in(field, NOT_SHARED)
+    )
+    if missing:
+        raise InputError(f"{file}: no field {', '.join(missing)}")
+    if problems := config_problems(config):
+        raise InputError(f"{file}: {'; '.join(problems)}")
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises InputError that names every field with an impossible value."""
     if problems := config_problems(config):
@@ -281,7 +312,8 @@ def config_problems(config: ConfigDict) -> list[str]:
     fields = flat_fields(config)
     wrong = _own_problems(fields)
     for field, problem in CONDITIONS:
-        if not any(is_in(name, (field,)) for name in wrong):
+        absent = is_in(field, NOT_SHARED) and field not in fields
+        if not absent and not any(is_in(name, (field,)) for name in wrong):
             try:
                 found = problem(fields)
             except (TypeError, ValueError) as error:
@@ -294,6 +326,8 @@ def config_problems(config: ConfigDict) -> list[str]:
 def _own_problems(fields: Fields) -> dict[str, str]:
     wrong: dict[str, str] = {}
     for field, choices in CHOICES.items():
+        if field not in fields:  # of a shared config, see `check_shared`
+            continue
         value = fields[field]
         if value in choices or (field in OPEN and is_path(value)):
             continue
@@ -301,10 +335,13 @@ def _own_problems(fields: Fields) -> dict[str, str]:
         own = ", nor of the form package.module:Class" if field in OPEN else ""
         wrong[field] = f"config.{field}: {value!r} is none of {listed}{own}"
     for field, least in LEAST.items():
-        value = fields[field]
-        if value is not None and not value >= least:  # NaN is below everything
+        value = fields.get(field)
+        if isinstance(value, str | tuple | bool):
+            wrong[field] = f"config.{field}: {value!r} is no number"
+        elif value is not None and not value >= least:  # NaN is below everything
             wrong[field] = f"config.{field}: {value} is less than {least}"
     for field in SHARES:
-        if not 0 <= fields[field] <= 1:
-            wrong[field] = f"config.{field}: {fields[field]} is not between 0 and 1"
+        value = fields[field]
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            wrong[field] = f"config.{field}: {value} is not between 0 and 1"
     return wrong

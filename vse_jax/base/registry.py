@@ -6,11 +6,13 @@ So a pooling, a loss or a tower of one's own is a file and one line of config
 
 import functools
 import importlib
+import importlib.machinery
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vse_jax.base.errors import InputError
@@ -18,10 +20,52 @@ from vse_jax.base.errors import InputError
 T = TypeVar("T")
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
+# The fields of a config that may name a class of one's own, 'package.module:Class'.
+OPEN = ("image.kind", "image.pool", "text.kind", "text.pool", "loss.name")
+
 
 def is_path(name: str) -> bool:
     """Whether a name has the form 'package.module:Name'."""
     return bool(_PATH.fullmatch(name))
+
+
+def check_code(fields: Mapping[str, Any], folder: Path, trusted: bool) -> None:
+    """Checks what a model that came in a folder would have imported.
+
+    Args:
+        fields: of its config, {"image.pool": value, …}.
+        folder: where the model lies.
+        trusted: the user said that its classes may be imported.
+
+    Raises:
+        InputError: it names classes and is not trusted, or one of them lies in the
+            folder itself, in which nothing is ever executed.
+    """
+    own = {field: fields[field] for field in OPEN if is_path(str(fields.get(field)))}
+    if own and not trusted:
+        named = ", ".join(f"config.{field} = {value}" for field, value in own.items())
+        raise InputError(
+            f"{folder}: this model runs code of its author: {named}; if you have that "
+            "code and trust it, say so: trust_code=True (main.py: --trust_code)"
+        )
+    home = folder.resolve()
+    if own and Path.cwd().is_relative_to(home):  # modules are looked for there, too
+        raise InputError(
+            f"{folder}: you are in it, and nothing in it is executed; go elsewhere"
+        )
+    for field, value in own.items():
+        top = value.partition(":")[0].partition(".")[0]
+        found = importlib.machinery.PathFinder.find_spec(top, [*sys.path, os.getcwd()])
+        places = [] if found is None else [found.origin, *_folders(found)]
+        if any(Path(place).resolve().is_relative_to(home) for place in places if place):
+            raise InputError(
+                f"config.{field}: {value} lies in {folder} itself, and nothing in it is "
+                "executed; install it elsewhere"
+            )
+
+
+def _folders(spec: importlib.machinery.ModuleSpec) -> list[str]:
+    return list(spec.submodule_search_locations or ())
 
 
 class Registry(Generic[T]):

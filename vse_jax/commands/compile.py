@@ -23,12 +23,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.base.possible import check_config
-from vse_jax.data.captions import (
-    bucket,
-    caption_tokenizer,
-    padded_lengths,
-    settle_vocab_size,
-)
+from vse_jax.data.captions import bucket, caption_tokenizer, padded_lengths
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import training_order
 from vse_jax.data.rows import (
@@ -40,6 +35,7 @@ from vse_jax.data.rows import (
     pair_shapes,
     places_for,
 )
+from vse_jax.data.vocabulary_files import settle_vocab_size
 from vse_jax.devices.mesh import check_training_batch, make_mesh
 from vse_jax.devices.program import Program, read_program
 from vse_jax.devices.runtime import configure, matmul_precision

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import load_config
+from vse_jax.base.config import load_config, vocabulary_name
 from vse_jax.base.files import write_atomically
 from vse_jax.data.layout import Split, read_split
 from vse_jax.devices.agreement import on_first
@@ -57,7 +57,7 @@ def embed_best(
     members = []
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
-        _use_data_of(config, member)
+        _use_data_of(config, member, folder)
         embeddings = _embed_with(member, folder, read_split(member, split.name), None)
         members.append((embeddings.images, embeddings.captions))
     return Embeddings(*ensemble(members))
@@ -73,10 +73,16 @@ def _embed_with(
         return evaluator.embed(model, split)
 
 
-def _use_data_of(config: ConfigDict, member: ConfigDict) -> None:
-    """Lets a member of an ensemble read the data, and use the devices, of `config`."""
-    for name in ("root", "name", "format", "cache", "on_bad_image"):
+def _use_data_of(config: ConfigDict, member: ConfigDict, folder: Path) -> None:
+    """Lets a member of an ensemble read the data, and use the devices, of `config`.
+
+    A member keeps the vocabulary that lies in its folder.
+    """
+    hosts = ("root", "cache", "workers", "num_workers", "buffer_mb")
+    for name in (*hosts, "name", "format", "on_bad_image"):
         member.data[name] = config.data[name]
     member.mesh, member.eval = config.mesh, config.eval
-    if member.text.kind == config.text.kind and config.text.vocab is not None:
+    has_own = (folder / vocabulary_name(member.text.kind)).is_file()
+    same = member.text.kind == config.text.kind and config.text.vocab is not None
+    if same and not has_own:
         member.text.vocab = config.text.vocab

@@ -8,15 +8,20 @@ from ml_collections import ConfigDict
 from vse_jax.base.config import save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
-from vse_jax.data.captions import settle_vocab_size
 from vse_jax.data.layout import read_split
+from vse_jax.data.vocabulary_files import (
+    keep_vocabulary,
+    settle_vocab_size,
+    settle_vocabulary,
+)
 from vse_jax.devices.agreement import on_first
 from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import check_training_batch, make_mesh
 from vse_jax.figures.curves import curves_picture
-from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.checkpoint import Checkpoints, has_checkpoint
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
+from vse_jax.training.model_folder import check_trainable
 from vse_jax.training.plan import make_plan
 from vse_jax.training.start import (
     Splits,
@@ -36,6 +41,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         Preempted: SIGTERM came, and what was reached is on disk.
     """
     # Read everything that can be wrong before any time is spent on training.
+    check_trainable(workdir)
+    if has_checkpoint(workdir):
+        settle_vocabulary(config, workdir)
     settle_vocab_size(config)
     settle_siglip(config)
     mesh = make_mesh(config)
@@ -50,6 +58,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         check_workdir(config, workdir, checkpoints)
         plan = make_plan(config, mesh, train_schedule(config, splits.train))
         if jax.process_index() == 0:
+            keep_vocabulary(config, workdir)
             save_config(config, workdir / "config.json")
             report(run_facts(plan, splits, workdir), workdir)
         run, state, reached = start(plan, splits, workdir, checkpoints, programs)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vse_jax.base.errors import InputError
+from vse_jax.weights.hub import hub_errors
 
 CHECKPOINT = "model_best.pth"
 
@@ -21,18 +22,10 @@ def download(name: str) -> Path:
     repository, _, folder = rest.partition("/")
     if not (owner and repository and folder):
         raise InputError(f"--hub={name}: write OWNER/REPOSITORY/FOLDER")
-    try:
-        import huggingface_hub  # noqa: PLC0415 (only conversion installs it)
-    except ImportError:
-        raise InputError(
-            f"--hub={name}: needs huggingface_hub, which is not installed "
-            "(make setup-dev)"
-        ) from None
-    try:
+    import huggingface_hub  # noqa: PLC0415 (half a second, for few)
+
+    with hub_errors(f"--hub={name}"):
         path = huggingface_hub.hf_hub_download(
             f"{owner}/{repository}", f"{folder}/{CHECKPOINT}"
         )
-    except Exception as error:  # the Hub's, the HTTP library's and the disk's own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"--hub={name}: {reason}") from error
     return Path(path)

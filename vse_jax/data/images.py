@@ -205,24 +205,27 @@ def preprocess(
     else:
         picture = Image.fromarray(image).resize((size, size), _FILTERS[resample])
         resized = np.array(picture, np.float32)
-    scale, shift = _scale_and_shift(pixels, size)
+    scale, shift = _of_row(pixels, size)
     rows = resized.reshape(size, -1)
     rows *= scale
     rows += shift
     return resized
 
 
+def scale_and_shift(pixels: str) -> tuple[np.ndarray, np.ndarray]:
+    """Normalisation of a pixel, float64 [3] each, in its order of `preprocess`."""
+    if pixels == "detector":
+        return np.ones(3), -_DETECTOR_BGR_MEAN
+    if pixels == "siglip":
+        return np.full(3, 2 / 255), -np.ones(3)
+    return 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
+
+
 @functools.lru_cache(maxsize=4)
-def _scale_and_shift(pixels: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normalisation of one picture row, [size · 3] each.
+def _of_row(pixels: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`scale_and_shift` of one picture row, float32 [size · 3] each.
 
     NumPy broadcasts a whole row much faster than the three values of a pixel.
     """
-    if pixels == "detector":
-        scale, shift = np.ones(3), -_DETECTOR_BGR_MEAN
-    elif pixels == "siglip":
-        scale, shift = np.full(3, 2 / 255), -np.ones(3)
-    else:
-        scale, shift = 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
-    rows = np.tile([scale, shift], size).astype(np.float32)
+    rows = np.tile(scale_and_shift(pixels), size).astype(np.float32)
     return rows[0], rows[1]

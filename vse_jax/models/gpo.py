@@ -49,9 +49,11 @@ class GPO(nnx.Module):
 
         The weights of a row sum to 1 and are 0 from its length on.
         """
-        if len(lengths) <= size:
+        count = lengths.shape[0]
+        if isinstance(count, int) and count <= size:
             return self._generate(lengths, size)
-        # Fewer possible lengths than sets: generate each length's weights once.
+        # Fewer possible lengths than sets, or a number of sets that is open
+        # (--mode=export_model): generate each length's weights once.
         table = self._generate(jnp.arange(1, size + 1), size)
         return table[lengths - 1]
 

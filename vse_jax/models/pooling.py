@@ -245,7 +245,7 @@ class MAPPool(nnx.Module):
     ) -> Float[Array, "b d"]:
         features = jnp.where(mask[..., None], features.astype(jnp.float32), 0)
         probes = jnp.broadcast_to(
-            self.probe[...], (len(features), 1, features.shape[2])
+            self.probe[...], (features.shape[0], 1, features.shape[2])
         )
         x = self.attention(features, mask, probes=probes)[:, 0]
         return x + self.mlp(self.norm(x))

@@ -7,14 +7,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import EVALUATION_FREE, check_same_run
+from vse_jax.base.config import EVALUATION_FREE, MODEL_FILE, check_same_run
 from vse_jax.base.errors import InputError
-from vse_jax.data.captions import settle_vocab_size
-from vse_jax.devices.mesh import make_mesh, state_sharding, with_sharding
+from vse_jax.data.vocabulary_files import settle_vocab_size, settle_vocabulary
+from vse_jax.devices.mesh import make_mesh, put_whole, state_sharding, with_sharding
 from vse_jax.evaluation.evaluator import Model
 from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
+from vse_jax.training.model_folder import is_siglip
 from vse_jax.training.zero_shot import is_zero_shot, zero_shot_model
+from vse_jax.weights.shared import read_model
 
 
 def load_best(
@@ -22,24 +24,30 @@ def load_best(
 ) -> tuple[nnx.GraphDef, Model, Mesh]:
     """(graph definition, model, mesh) of the best checkpoint in `workdir`.
 
-    Or, where there is none, of the published SigLIP that the config names.
+    Or, where there are no checkpoints, of the shared model that lies there, or of the
+    published SigLIP that the config names.
 
     The mesh is the config's, over all devices, where none is given.
 
     Raises:
-        InputError: no checkpoint, or of another model.
+        InputError: no model, another one than the config's, or the config names another
+            vocabulary than the model's.
     """
+    settle_vocabulary(config, workdir)
     settle_vocab_size(config)
     mesh = mesh or make_mesh(config)
-    if not (workdir / "checkpoints").is_dir():
+    has_checkpoints = (workdir / "checkpoints").is_dir()
+    shared = (workdir / MODEL_FILE).is_file() and not is_siglip(workdir)
+    if not has_checkpoints and not shared:
         if is_zero_shot(config):
             return zero_shot_model(config, mesh)
         raise InputError(f"{workdir}: no checkpoints there; train first")
     check_same_run(config, workdir / "config.json", EVALUATION_FREE)
     graphdef, abstract = abstract_model(config)
+    abstract = with_sharding(abstract, state_sharding(mesh, abstract))
+    if not has_checkpoints:
+        return graphdef, put_whole(read_model(workdir, abstract), abstract), mesh
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        model, data = checkpoints.restore_best(
-            with_sharding(abstract, state_sharding(mesh, abstract))
-        )
+        model, data = checkpoints.restore_best(abstract)
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return graphdef, model, mesh

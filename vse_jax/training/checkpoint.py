@@ -41,6 +41,12 @@ class Reached:
     best_step: int | None = None
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has saved anything in its folder."""
+    found = (workdir / "checkpoints").glob("*/*")
+    return any(path.name.isdigit() for path in found)
+
+
 class Checkpoints:
     """The `last` and `best` checkpoints below `workdir`; use it in a `with` statement.
 
@@ -160,6 +166,13 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
         )
         return restored["model"], restored["data"]
+
+    def best_progress(self) -> dict:
+        """{"rsum": on dev, "epoch": finished epochs} of the best checkpoint."""
+        manager, step = self._best, self.best_step()
+        with self._damage_named(manager, step):
+            wanted = ocp.args.Composite(data=ocp.args.JsonRestore())
+            return manager.restore(step, args=wanted)["data"]
 
     def _restore(self, manager: ocp.CheckpointManager, target, **items):
         step = manager.latest_step()

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from vse_jax.base.config import ADDED, nested
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
-from vse_jax.data.captions import FileTokenizer, find_vocab
+from vse_jax.data.captions import FileTokenizer
+from vse_jax.data.vocabulary_files import find_vocab
 from vse_jax.devices.mesh import put_whole, state_sharding, with_sharding
 from vse_jax.models.build import abstract_model
 from vse_jax.weights.siglip import (
@@ -28,7 +29,6 @@ _IN_USE: dict[str, Any] = {
     "matmul_precision": "auto",
     "mesh.data": 1,
     "mesh.fsdp": 1,
-    "data.max_tokens": 1_000_000,  # the text tower's positions are fewer
     "data.token_buckets": (64,),
     "image.normalise": True,
     "image.drop": 0.0,
@@ -42,15 +42,25 @@ _IN_USE: dict[str, Any] = {
 }
 
 
-def folder_config(folder: Path) -> ConfigDict:
+def folder_config(folder: Path, base: ConfigDict | None = None) -> ConfigDict:
     """The config of the model that a SigLIP's Hugging Face folder holds.
+
+    Args:
+        folder: of the model.
+        base: a config with all fields, that of the model is to be put into; None: it
+            has those only that a model in use reads.
 
     Raises:
         InputError: it is another model than models/ can build; names what differs.
     """
-    weights = {"image.weights": str(folder), "text.weights": str(folder)}
-    found = siglip_sizes(folder) | siglip_pixels(folder)
-    config = ConfigDict(nested(ADDED | _IN_USE | found | weights | ZERO_SHOT))
+    found = siglip_sizes(folder) | siglip_pixels(folder) | ZERO_SHOT
+    found |= {"image.weights": str(folder), "text.weights": str(folder)}
+    found["data.max_tokens"] = found["text.max_positions"]
+    if base is None:
+        config = ConfigDict(nested(ADDED | _IN_USE | found))
+    else:
+        config = base
+        config.update_from_flattened_dict(found)
     settle_siglip(config)
     return config
 
@@ -93,7 +103,7 @@ def is_zero_shot(config: ConfigDict) -> bool:
         for part, fields in flat.items()
         for name, value in fields.items()
     )
-    weights = config.image.weights
+    weights = config.image.get("weights")  # a shared config has none
     return as_published and weights is not None and weights == config.text.weights
 
 

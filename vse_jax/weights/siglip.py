@@ -70,15 +70,6 @@ _PROBE = "vision_model.head.probe"
 _PROJECTION = "vision_model.head.attention.in_proj_"
 
 
-def is_siglip(folder: Path) -> bool:
-    """Whether a folder's config.json is one of Hugging Face, of a SigLIP."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(kind, dict) and str(kind.get("model_type")).startswith("siglip")
-
-
 def siglip_sizes(folder: Path) -> dict[str, Any]:
     """The config's fields that a folder's config.json decides, {"image.size": …}.
 

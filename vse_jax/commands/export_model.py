@@ -1,0 +1,46 @@
+"""--mode=export_model: the best model as programs that run without this package."""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from vse_jax.base.files import whole_folder, write_atomically
+from vse_jax.data.captions import caption_tokenizer
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.sharing import preprocessing
+from vse_jax.sharing.programs import PLATFORMS, export_towers
+from vse_jax.training.best import load_best
+from vse_jax.weights.shared import write_arrays
+
+
+def export_model(config: ConfigDict, workdir: Path) -> None:
+    """Writes W/exported/: both towers as StableHLO, and what prepares their inputs.
+
+    Its README.txt says what the files are, and has a program that reads them.
+
+    Raises:
+        InputError: no model or no vocabulary, or the folder cannot be written.
+    """
+    alone = config.copy_and_resolve_references()
+    alone.mesh.update(data=1, fsdp=1)
+    mesh = make_mesh(alone, jax.devices()[:1])
+    graphdef, model, _ = load_best(config, workdir, mesh)
+    tokenizer = caption_tokenizer(config)
+    towers = export_towers(config, graphdef, jax.device_get(model))
+    target = workdir / "exported"
+    with whole_folder(target, replace=True) as folder:
+        for name, tower in towers.items():
+            write_atomically(folder / f"{name}_tower.stablehlo", tower.program)
+            write_arrays(folder / f"{name}_tower.safetensors", tower.arrays)
+        about = json.dumps(preprocessing.described(config), indent=1) + "\n"
+        texts = {
+            "preprocessing.json": about,
+            preprocessing.tokenizer_name(config): tokenizer.as_json(),
+            "README.txt": preprocessing.readme(config),
+        }
+        for name, text in texts.items():
+            write_atomically(folder / name, text.encode())
+    size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+    print(f"{target}: both towers for {', '.join(PLATFORMS)}, {size:,.1f} MB")

@@ -1,0 +1,53 @@
+"""--mode=push: the best model as W/share/, and on the Hugging Face Hub."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from vse_jax.base.errors import InputError
+from vse_jax.devices.mesh import make_mesh
+from vse_jax.sharing.folder import CARD, write_shared
+from vse_jax.training.best import load_best
+from vse_jax.weights.hub import check_repository, publish
+
+
+def push(
+    config: ConfigDict, workdir: Path, repository: str | None, published: ConfigDict
+) -> None:
+    """Writes W/share/ and, where a repository is named, uploads it.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        repository: USER/NAME on the Hub.
+        published: the paper's recipe, which the model card compares the run to.
+
+    Raises:
+        InputError: no model, the folder cannot be written, a malformed name, no
+            permission, or no connection.
+    """
+    if repository is not None:
+        check_repository(repository)
+    if config.eval.ensemble is not None:
+        raise InputError("config.eval.ensemble: one model is shared, not an ensemble")
+    alone = config.copy_and_resolve_references()
+    alone.mesh.update(data=1, fsdp=1)
+    mesh = make_mesh(alone, jax.devices()[:1])
+    _, model, _ = load_best(config, workdir, mesh)
+    model = jax.device_get(model)
+    folder = write_shared(config, workdir, model, repository, published)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    print(f"{folder}: {size:,.1f} MB; vse_jax.load reads it")
+    if "TO FILL IN" in (folder / CARD).read_text(encoding="utf-8"):
+        print(f"{folder / CARD}: fill in what is marked TO FILL IN, the licences")
+    if repository is None:
+        print("not uploaded: name a repository with --repo=USER/NAME")
+        return
+    url = publish(
+        folder,
+        repository,
+        private=config.hub.private,
+        message=f"vse_jax: the best model of {workdir.resolve().name}",
+    )
+    print(f'{url}: vse_jax.load("hf://{repository}")')

@@ -1,0 +1,108 @@
+"""A run's best model as a folder that others can load: W/share/."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import MODEL_FILE, save_shared_config, vocabulary_name
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_bytes, whole_folder, write_atomically
+from vse_jax.base.trees import flatten
+from vse_jax.data.vocabulary_files import keep_vocabulary
+from vse_jax.sharing.card import PLACEHOLDER, Facts, is_as_written, write_card
+from vse_jax.training.checkpoint import Checkpoints, has_checkpoint
+from vse_jax.weights.shared import write_arrays
+
+CARD = "README.md"
+
+
+def write_shared(
+    config: ConfigDict,
+    workdir: Path,
+    model: dict[str, Any],
+    repository: str | None,
+    published: ConfigDict,
+) -> Path:
+    """Writes W/share/, or writes it anew; a card that was changed by hand stays.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        model: {"params", "batch_stats"} of its best checkpoint, on the host.
+        repository: USER/NAME on the Hub; None: not known yet.
+        published: the paper's recipe, for the card.
+
+    Raises:
+        InputError: no vocabulary, or the folder cannot be written.
+    """
+    target = workdir / "share"
+    before = target / CARD
+    kept = read_bytes(before) if before.is_file() else None
+    with whole_folder(target, replace=True) as folder:
+        save_shared_config(config, folder / "config.json")
+        keep_vocabulary(config, folder)
+        write_arrays(folder / MODEL_FILE, flatten(model))
+        if kept is None or is_as_written(kept.decode(errors="replace")):
+            facts = _facts(config, workdir, model, repository or PLACEHOLDER)
+            card = write_card(config, published, facts).encode()
+        else:
+            logging.warning(
+                "%s: kept as you changed it; remove it to have it written anew", before
+            )
+            name = (repository or PLACEHOLDER).encode()
+            card = kept.replace(PLACEHOLDER.encode(), name)
+        write_atomically(folder / CARD, card)
+    return target
+
+
+def _facts(
+    config: ConfigDict, workdir: Path, model: dict[str, Any], repository: str
+) -> Facts:
+    progress: dict[str, Any] = {}
+    since = 0.0
+    if has_checkpoint(workdir):
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            progress = checkpoints.best_progress()
+            best = workdir / "checkpoints" / "best" / str(checkpoints.best_step())
+            since = best.stat().st_mtime
+    data = _read(workdir / "run.json").get("data", {})
+    return Facts(
+        name=workdir.resolve().name,
+        repository=repository,
+        parameters=sum(math.prod(x.shape) for x in flatten(model["params"]).values()),
+        progress=progress,
+        splits={name: size for name, size in data.items() if name != "root"},
+        evaluations=_evaluations(workdir, since),
+        vocabulary=vocabulary_name(config.text.kind),
+    )
+
+
+def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
+    """Split → metrics, of the evaluations of the best model, alone."""
+    found = {}
+    for file in sorted(workdir.glob("eval_*.json")):
+        metrics = _read(file)
+        if file.stat().st_mtime < since:
+            logging.warning(
+                "%s: older than the best checkpoint, left out; evaluate again", file
+            )
+        elif "rsum" in metrics and "ensemble" not in metrics:
+            found[file.stem.removeprefix("eval_")] = metrics
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(read_bytes(file))
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: no JSON object")
+    return content
