@@ -41,7 +41,8 @@ help:
 	@echo "make test-browser"
 	@echo "                the search page in Chromium, which Debian's apt installs for root"
 	@echo "make coverage   the lines that the tests reach"
-	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
+	@echo "make study      compare the poolings on cells of a pretrained CNN (hours; run it"
+	@echo "                again to go on)"
 	@echo "make bench      our speed and PyTorch's, row by row (docs/performance.md; 40 minutes)"
 	@echo "make bench-scaling"
 	@echo "                how time grows with batch, set, caption and number of pictures"
@@ -165,8 +166,9 @@ app: setup-search
 	  --config.search.pictures=data/openmoji/images
 	$(BIN)/python main.py --workdir=runs/demo --mode=serve --config.search.open=True
 
-study: setup
-	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
+study: setup-dev
+	$(BIN)/python main.py --config=configs/openmoji_cells.py --mode=prepare
+	$(BIN)/python -m studies.cells
 	$(BIN)/python -m studies.pooling
 
 check: setup-dev

@@ -1,0 +1,70 @@
+"""What the study of poolings compares: a recipe, and what each variant changes."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import openmoji_cells
+from vse_jax.base.config import flat_fields
+
+
+class Variant(NamedTuple):
+    """One row of the study.
+
+    title: how it is called.
+    changes: field → value, where it differs from the recipe.
+    seeds: with which it is run.
+    """
+
+    title: str
+    changes: dict[str, Any]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def _pools(image: str, text: str | None = None) -> dict[str, str]:
+    return {"image.pool": image, "text.pool": text or image}
+
+
+# What is compared.
+POOLINGS = {
+    "gpo": Variant("GPO", {}),
+    "gpo_whole": Variant("GPO without size augmentation", {"image.drop": 0.0}),
+    "max": Variant("maximum", _pools("max")),
+    "avg": Variant("average", _pools("avg")),
+    "kmax": Variant("mean of the 5 largest", _pools("kmax")),
+    "selfattn": Variant("self-attention", _pools("selfattn")),
+    "vsepp": Variant("average, [CLS] (VSE++)", _pools("avg", "cls")),
+}
+
+# Which of the paper's conditions decides between GPO and the maximum: one is changed in
+# each.
+REASONS: dict[str, Variant] = {}
+
+VARIANTS = POOLINGS | REASONS
+
+
+def recipe() -> ConfigDict:
+    """The config that all variants change."""
+    return openmoji_cells.get_config()
+
+
+def config_of(name: str, seed: int) -> ConfigDict:
+    """The config of a variant's run."""
+    config = recipe()
+    config.update_from_flattened_dict({**VARIANTS[name].changes, "seed": seed})
+    return config
+
+
+def flags_of(name: str, seed: int) -> list[str]:
+    """The same as arguments of main.py."""
+    fields = {"seed": seed} | VARIANTS[name].changes
+    known = flat_fields(recipe())
+    assert fields.keys() <= known.keys()
+    return [f"--config.{field}={value}" for field, value in fields.items()]
+
+
+def in_order() -> Iterator[tuple[str, int]]:
+    """(variant, seed) of all runs, seed by seed: what is there early is comparable."""
+    for seed in sorted({seed for v in VARIANTS.values() for seed in v.seeds}):
+        yield from ((name, seed) for name, v in VARIANTS.items() if seed in v.seeds)
