@@ -37,9 +37,32 @@ POOLINGS = {
     "vsepp": Variant("average, [CLS] (VSE++)", _pools("avg", "cls")),
 }
 
-# Which of the paper's conditions decides between GPO and the maximum: one is changed in
-# each.
-REASONS: dict[str, Variant] = {}
+_LONG = {"num_epochs": 25, "optimizer.lr_update": 15}
+# What decides between GPO and the maximum: one condition is changed in each.
+REASONS = {
+    "gpo_fast": Variant(
+        "GPO, its own rate × 10",
+        {
+            "optimizer.rules": (
+                ("^text/bert/", 0.0, -1),
+                ("/gpool/", 10.0, 0),
+                (".*", 1.0, 0),
+            )
+        },
+        (0,),
+    ),
+    "gpo_from_max": Variant(
+        "GPO that starts at the maximum", _pools("studies.pools:FromMaximum"), (0,)
+    ),
+    "gpo_colder": Variant(
+        "GPO with temperature 0.01", _pools("studies.pools:Colder"), (0,)
+    ),
+    "gpo_unclipped": Variant("GPO, no clip", {"optimizer.clip": 0.0}, (0,)),
+    "gpo_25": Variant("GPO, 25 epochs, rate drops after 15", _LONG, (0,)),
+    "max_25": Variant(
+        "maximum, 25 epochs, rate drops after 15", _LONG | _pools("max"), (0,)
+    ),
+}
 
 VARIANTS = POOLINGS | REASONS
 
