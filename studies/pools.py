@@ -1,6 +1,6 @@
 """GPOs that differ from the paper's in one thing, for the study of poolings.
 
---config.image.pool=studies.pools:FromMaximum --config.text.pool=studies.pools:FromMaximum
+    --config.image.pool=studies.pools:Colder --config.text.pool=studies.pools:Colder
 """
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class FromMaximum(GPO):
 
 
 class Colder(GPO):
-    """Its softmax has a tenth of GPO's temperature, 0.01: scores reach ten times as far."""
+    """Its softmax has a tenth of GPO's temperature, 0.01: scores reach further."""
 
     def weights(self, lengths: Int[Array, " b"], size: int) -> Float[Array, "b {size}"]:
         weights = super().weights(lengths, size)

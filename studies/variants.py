@@ -37,7 +37,7 @@ POOLINGS = {
     "vsepp": Variant("average, [CLS] (VSE++)", _pools("avg", "cls")),
 }
 
-_LONG = {"num_epochs": 25, "optimizer.lr_update": 15}
+_LONG: dict[str, Any] = {"num_epochs": 25, "optimizer.lr_update": 15}
 # What decides between GPO and the maximum: one condition is changed in each.
 REASONS = {
     "gpo_fast": Variant(
