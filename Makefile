@@ -58,7 +58,7 @@ help:
 	@echo "make lock       write requirements*.lock anew after a change of requirements*.txt"
 	@echo "make locked     name each installed package that is not in the locks"
 	@echo "make format     let ruff format and fix"
-	@echo "make clean      remove .venv, caches, data/openmoji and runs/demo"
+	@echo "make clean      remove .venv, caches, data/openmoji, data/openmoji_cells, runs/demo"
 
 # PyTorch first: it asks for exact versions of NVIDIA's libraries, JAX for minimal ones.
 setup: $(VENV)/.runtime $(STAMPS)
@@ -231,4 +231,5 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache data/openmoji runs/demo
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache data/openmoji data/openmoji_cells \
+	  runs/demo

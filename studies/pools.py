@@ -1,6 +1,6 @@
 """GPOs that differ from the paper's in one thing, for the study of poolings.
 
-    --config.image.pool=studies.pools:Colder --config.text.pool=studies.pools:Colder
+--config.image.pool=studies.pools:Colder --config.text.pool=studies.pools:Colder
 """
 
 import jax.numpy as jnp
