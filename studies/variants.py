@@ -29,8 +29,8 @@ def _pools(image: str, text: str | None = None) -> dict[str, str]:
 # What is compared.
 POOLINGS = {
     "gpo": Variant("GPO", {}),
-    "gpo_whole": Variant("GPO without size augmentation", {"image.drop": 0.0}),
     "max": Variant("maximum", _pools("max")),
+    "gpo_whole": Variant("GPO without size augmentation", {"image.drop": 0.0}),
     "avg": Variant("average", _pools("avg")),
     "kmax": Variant("mean of the 5 largest", _pools("kmax")),
     "selfattn": Variant("self-attention", _pools("selfattn")),
