@@ -88,6 +88,10 @@ def flags_of(name: str, seed: int) -> list[str]:
 
 
 def in_order() -> Iterator[tuple[str, int]]:
-    """(variant, seed) of all runs, seed by seed: what is there early is comparable."""
-    for seed in sorted({seed for v in VARIANTS.values() for seed in v.seeds}):
-        yield from ((name, seed) for name, v in VARIANTS.items() if seed in v.seeds)
+    """(variant, seed) of all runs: the poolings seed by seed, then the reasons.
+
+    So what is there early is comparable.
+    """
+    for variants in (POOLINGS, REASONS):
+        for seed in sorted({seed for v in variants.values() for seed in v.seeds}):
+            yield from ((name, seed) for name, v in variants.items() if seed in v.seeds)

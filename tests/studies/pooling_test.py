@@ -21,11 +21,14 @@ def test_a_variants_flags_give_its_config(name):
     assert flat_fields(variants.config_of(name, 3)) == fields | {"seed": 3}
 
 
-def test_the_first_seed_of_all_comes_first():
+def test_the_first_seed_of_all_poolings_comes_first():
     runs = list(variants.in_order())
     assert len(set(runs)) == len(runs)
-    assert [seed for _, seed in runs] == sorted(seed for _, seed in runs)
-    assert {name for name, seed in runs if seed == 0} == variants.VARIANTS.keys()
+    assert {name for name, _ in runs} == variants.VARIANTS.keys()
+    poolings = [(name, seed) for name, seed in runs if name in variants.POOLINGS]
+    assert runs[: len(poolings)] == poolings
+    assert [seed for _, seed in poolings] == sorted(seed for _, seed in poolings)
+    assert [name for name, seed in poolings if seed == 0] == list(variants.POOLINGS)
 
 
 @pytest.fixture
@@ -38,6 +41,8 @@ def study(tmp_path, monkeypatch):
         name: variants.Variant(title, variants.VARIANTS[name].changes, (0,))
         for name, title in (("gpo", "GPO"), ("max", "maximum"))
     }
+    monkeypatch.setattr(variants, "POOLINGS", two)
+    monkeypatch.setattr(variants, "REASONS", {})
     for module in (variants, pooling, pooling_page):
         monkeypatch.setattr(module, "VARIANTS", two)
     monkeypatch.chdir(tmp_path)
