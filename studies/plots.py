@@ -31,23 +31,21 @@ def plot(config: ConfigDict, workdir: Path) -> None:
     print("\n".join(map(str, made)))
 
 
-def study_bars(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Path]:
+def study_dots(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Path]:
     """Draws `pooling_study.{png,svg}`: test rsum of each variant, mean and seeds."""
-    figure = Figure(figsize=(10, 0.62 * len(runs) + 1.4), dpi=120)
-    figure.set_layout_engine("constrained")
+    figure = Figure(figsize=(10, 0.55 * len(runs) + 1.4), dpi=120, layout="constrained")
     axes = figure.subplots()
     names = list(runs)[::-1]  # drawn from below
     for y, some in enumerate(runs[name] for name in names):
         test = np.array([result.test for result in some])
-        axes.barh(y, test.mean(), height=0.62, color=BLUE, alpha=0.35)
-        axes.plot(test, np.full(len(test), y), "o", color=BLUE, markersize=5)
-        axes.text(4, y, f"{test.mean():.1f}", va="center", color=INK, fontsize=12)
+        axes.plot(test.mean(), y, "|", color=INK, markersize=22, markeredgewidth=2)
+        axes.plot(test, np.full(len(test), y), "o", color=BLUE, markersize=7, alpha=0.7)
     axes.set_yticks(range(len(runs)), [titles[name] for name in names])
+    axes.set_ylim(-0.6, len(runs) - 0.4)
     axes.tick_params(axis="y", length=0, labelsize=12)
-    axes.set_xlabel("rsum on test: mean (bar) and each seed (dots)")
-    axes.set_xlim(left=0)
+    axes.set_xlabel("rsum on test: each seed (dot) and their mean (line)")
+    axes.margins(x=0.1)
     tidy(axes)
-    axes.grid(axis="y", visible=False)
     return save(figure, folder, "pooling_study")
 
 

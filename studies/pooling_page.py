@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studies.ledger import Ledger, Result
-from studies.plots import study_bars, study_coefficients, study_curves
+from studies.plots import study_coefficients, study_curves, study_dots
 from studies.variants import POOLINGS, REASONS, VARIANTS, recipe
 from vse_jax.base.command_line import errors_on_one_line, set_up_logging
 from vse_jax.base.files import write_atomically
@@ -60,7 +60,7 @@ def write(results: Sequence[Result]) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     titles = {name: VARIANTS[name].title for name in runs}
     compared = {name: runs[name] for name in POOLINGS if name in runs}
-    study_bars(compared, titles, PICTURES)
+    study_dots(compared, titles, PICTURES)
     study_curves(compared, titles, PICTURES)
     if learned := with_coefficients(runs):
         study_coefficients(learned, titles, PICTURES)
