@@ -41,7 +41,8 @@ help:
 	@echo "make test-browser"
 	@echo "                the search page in Chromium, which Debian's apt installs for root"
 	@echo "make coverage   the lines that the tests reach"
-	@echo "make study      compare the poolings on the demo's pictures (about two hours)"
+	@echo "make study      compare the poolings on cells of a pretrained CNN (hours; run it"
+	@echo "                again to go on)"
 	@echo "make bench      our speed and PyTorch's, row by row (docs/performance.md; 40 minutes)"
 	@echo "make bench-scaling"
 	@echo "                how time grows with batch, set, caption and number of pictures"
@@ -57,7 +58,7 @@ help:
 	@echo "make lock       write requirements*.lock anew after a change of requirements*.txt"
 	@echo "make locked     name each installed package that is not in the locks"
 	@echo "make format     let ruff format and fix"
-	@echo "make clean      remove .venv, caches, data/openmoji and runs/demo"
+	@echo "make clean      remove .venv, caches, data/openmoji, data/openmoji_cells, runs/demo"
 
 # PyTorch first: it asks for exact versions of NVIDIA's libraries, JAX for minimal ones.
 setup: $(VENV)/.runtime $(STAMPS)
@@ -165,8 +166,9 @@ app: setup-search
 	  --config.search.pictures=data/openmoji/images
 	$(BIN)/python main.py --workdir=runs/demo --mode=serve --config.search.open=True
 
-study: setup
-	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
+study: setup-dev
+	$(BIN)/python main.py --config=configs/openmoji_cells.py --mode=prepare
+	$(BIN)/python -m studies.cells
 	$(BIN)/python -m studies.pooling
 
 check: setup-dev
@@ -229,4 +231,5 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache data/openmoji runs/demo
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache data/openmoji data/openmoji_cells \
+	  runs/demo

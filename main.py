@@ -51,7 +51,6 @@ MODES = {
         "train": Mode("studies.gpo_synthetic", "run_study"),
         "plot": Mode("studies.plots", "plot"),
     },
-    "pooling_study": {"plot": Mode("studies.plots", "plot")},
 }
 
 flags.DEFINE_string("config", None, "FILE.py[:VARIANT], or a run's JSON.")

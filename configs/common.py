@@ -18,7 +18,7 @@ def base(variant: str = "") -> ConfigDict:
             the colon of --config=configs/coco_grid.py:fast.
     """
     c = ConfigDict()
-    c.task = "retrieval"  # retrieval | gpo_synthetic | pooling_study (studies/)
+    c.task = "retrieval"  # retrieval | gpo_synthetic (studies/)
     c.seed = 0  # ≥ 0
     c.batch_size = 128  # pairs per step over all devices and hosts
     c.num_epochs = 25

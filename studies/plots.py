@@ -1,63 +1,106 @@
 """Pictures of what the studies found."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
 from studies.gpo_synthetic import PAPER, PATTERNS
+from studies.ledger import Result
 from vse_jax.base.errors import InputError
 from vse_jax.evaluation.positives import read_object
 from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
 
+Runs = Mapping[str, Sequence[Result]]  # variant → its runs, by seed
+
 
 def plot(config: ConfigDict, workdir: Path) -> None:
-    """--mode=plot of a study: draws the results that `workdir` holds.
-
-    config.task says of which: study.json of the study of poolings, table6.json of the
-    paper's synthetic study.
+    """--mode=plot of the paper's synthetic study: draws the table6.json of `workdir`.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    draw, name = {
-        "pooling_study": (study_picture, "study.json"),
-        "gpo_synthetic": (table6_picture, "table6.json"),
-    }[config.task]
     try:
-        made = draw(workdir, workdir)
+        made = table6_picture(workdir, workdir)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{workdir / name}: damaged ({error!r})") from error
+        raise InputError(f"{workdir / 'table6.json'}: damaged ({error!r})") from error
     print("\n".join(map(str, made)))
 
 
-def study_picture(folder: Path, destination: Path) -> list[Path]:
-    """Draws `pooling_study.{png,svg}` from study.json: rsum of each pooling.
-
-    Raises:
-        InputError: study.json is missing or not JSON.
-    """
-    study = read_object(folder / "study.json")
-    variants = list(study["variants"].values())[::-1]  # drawn from below
-    figure = Figure(figsize=(10, 0.62 * len(variants) + 1.4), dpi=120)
-    figure.set_layout_engine("constrained")
+def study_dots(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Path]:
+    """Draws `pooling_study.{png,svg}`: test rsum of each variant, mean and seeds."""
+    figure = Figure(figsize=(10, 0.55 * len(runs) + 1.4), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for y, row in enumerate(variants):
-        test = np.array(row["test"], float)
-        axes.barh(y, test.mean(), height=0.62, color=BLUE, alpha=0.35)
-        axes.plot(test, np.full(len(test), y), "o", color=BLUE, markersize=5)
-        axes.text(4, y, f"{test.mean():.1f}", va="center", color=INK, fontsize=12)
-    axes.set_yticks(range(len(variants)), [row["title"] for row in variants])
+    names = list(runs)[::-1]  # drawn from below
+    for y, some in enumerate(runs[name] for name in names):
+        test = np.array([result.test for result in some])
+        axes.plot(test.mean(), y, "|", color=INK, markersize=22, markeredgewidth=2)
+        axes.plot(test, np.full(len(test), y), "o", color=BLUE, markersize=7, alpha=0.7)
+    axes.set_yticks(range(len(runs)), [titles[name] for name in names])
+    axes.set_ylim(-0.6, len(runs) - 0.4)
     axes.tick_params(axis="y", length=0, labelsize=12)
-    axes.set_xlabel(
-        f"rsum on test: mean (bar) and each of {len(study['seeds'])} seeds (dots)"
-    )
-    axes.set_xlim(left=0)
+    axes.set_xlabel("rsum on test: each seed (dot) and their mean (line)")
+    axes.margins(x=0.1)
     tidy(axes)
-    axes.grid(axis="y", visible=False)
-    return save(figure, destination, "pooling_study")
+    return save(figure, folder, "pooling_study")
+
+
+def study_curves(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Path]:
+    """Draws `pooling_curves.{png,svg}`: dev rsum after each epoch."""
+    figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (name, some), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+        curves = np.array([result.dev for result in some])
+        epochs = np.arange(1, curves.shape[1] + 1)
+        if len(curves) > 1:
+            axes.plot(epochs, curves.T, color=colour, linewidth=0.7, alpha=0.6)
+        mean = curves.mean(axis=0)
+        axes.plot(epochs, mean, "o-", color=colour, markersize=4, label=titles[name])
+    lowest = min(result.dev[0] for some in runs.values() for result in some)
+    axes.set_ylim(bottom=lowest)
+    axes.set_xlabel("epoch (135 steps)")
+    axes.set_ylabel("rsum on dev")
+    axes.legend(frameon=False, loc="lower right")
+    tidy(axes)
+    return save(figure, folder, "pooling_curves")
+
+
+def study_coefficients(
+    runs: Runs, titles: Mapping[str, str], folder: Path
+) -> list[Path]:
+    """Draws `pooling_coefficients.{png,svg}`: what the GPOs of each run have learned.
+
+    The whole set of 49 cells, and captions of 16 tokens. A colour for each variant, a
+    line for each of its seeds.
+
+    Args:
+        runs: with a GPO in both towers.
+    """
+    sizes = {"image": 49, "text": 16}
+    figure = Figure(figsize=(13, 6), dpi=120, layout="constrained")
+    for axes, (tower, size) in zip(figure.subplots(1, 2), sizes.items(), strict=True):
+        ranks = np.arange(1, size + 1)
+        for (name, some), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+            for number, result in enumerate(some):
+                weights = (result.coefficients[tower] or {})[str(size)]
+                label = titles[name] if number == 0 else None
+                axes.plot(ranks, weights, color=colour, label=label)
+        axes.axhline(1 / size, color=GREY, linestyle="--", linewidth=1)
+        axes.set_title(f"{tower} tower, {size} vectors", loc="left", fontsize=13)
+        axes.set_xlabel("rank of the value in its dimension (1: the largest)")
+        axes.set_ylabel("coefficient (dashed: the average's)")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        tidy(axes)
+    return save(figure, folder, "pooling_coefficients")
+
+
+def _colours(count: int) -> np.ndarray:
+    return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
 
 
 def table6_picture(folder: Path, destination: Path) -> list[Path]:

@@ -29,7 +29,7 @@ POOLS = (
     "map",
 )
 CHOICES: dict[str, tuple] = {
-    "task": ("retrieval", "gpo_synthetic", "pooling_study"),
+    "task": ("retrieval", "gpo_synthetic"),
     "compute_dtype": ("float32", "bfloat16"),
     "matmul_precision": ("auto", "highest", "high", "default"),
     "data.format": ("folder", "array_record", "tfds"),

