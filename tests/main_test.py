@@ -273,6 +273,10 @@ def without_jax(environment, tmp_path_factory):
         (["--nope"], "Unknown command line flag 'nope'"),
         (["nope"], "nope: no such argument"),
         (["--workdir="], "--workdir: needed by --mode=train"),
+        (
+            ["--workdir=hf://a/b"],
+            "flag --workdir=hf://a/b: fetch it first: hf download a/b --local-dir",
+        ),
     ],
 )
 def test_what_is_wrong_on_the_command_line_is_one_line(

@@ -59,8 +59,8 @@ def check_code(fields: Mapping[str, Any], folder: Path, trusted: bool) -> None:
         places = [] if found is None else [found.origin, *_folders(found)]
         if any(Path(place).resolve().is_relative_to(home) for place in places if place):
             raise InputError(
-                f"config.{field}: {value} lies in {folder} itself, and nothing in it is "
-                "executed; install it elsewhere"
+                f"config.{field}: {value} lies in {folder} itself, and nothing in it "
+                "is executed; install it elsewhere"
             )
 
 
