@@ -133,13 +133,14 @@ def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
     Both decode with libjpeg-turbo. What is to be turned upright, is not in three
     colours or ends too early is left to Pillow, which refuses files that are cut off.
     """
-    if image.format != "JPEG" or image.mode != "RGB" or image.fp is None:
+    file = getattr(image, "fp", None)  # None: no file behind it, or decoded already
+    if image.format != "JPEG" or image.mode != "RGB" or file is None:
         return None
     with contextlib.suppress(Exception):  # damaged notes
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return None
-    image.fp.seek(0)
-    content = image.fp.read()
+    file.seek(0)
+    content = file.read()
     if not content.rstrip(b"\0").endswith(_JPEG_END):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

@@ -149,7 +149,7 @@ def keep_apart(lowered: Lowered, mesh: Mesh) -> Lowered:
     """
     if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
         return lowered
-    module = lowered.compiler_ir()
+    module: Any = lowered.compiler_ir()
     with module.context:
         apart = ir.DictAttr.get({"inlineable": ir.StringAttr.get("false")})
 
