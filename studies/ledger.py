@@ -80,8 +80,14 @@ class Ledger:
         return None
 
     def add(self, result: Result) -> None:
-        """Adds a run to the file, which may have grown meanwhile; whole or not at all."""
-        self.results = [*self._read(), result]
+        """Adds a run to what the file holds by now, whole or not at all.
+
+        In the place of one with its variant and seed, which another process may have
+        added.
+        """
+        added = (result.variant, result.seed)
+        others = (r for r in self._read() if (r.variant, r.seed) != added)
+        self.results = [*others, result]
         lines: Iterable[object] = [{"recipe": self._recipe}, *map(asdict, self.results)]
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ def test_what_came_in_meanwhile_stays(path):
     ledgers = [Ledger(path, openmoji_cells.get_config()) for _ in range(2)]
     for seed, ledger in enumerate(ledgers, 1):
         ledger.add(dataclasses.replace(GPO, seed=seed))
+    ledgers[1].add(dataclasses.replace(GPO, seed=2))  # once more: nothing is double
     again = Ledger(path, openmoji_cells.get_config())
     assert [result.seed for result in again.results] == [0, 1, 2]
     assert ledgers[1].results == again.results
