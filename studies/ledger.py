@@ -61,11 +61,7 @@ class Ledger:
         self.path = path
         # As JSON gives it back: tuples as lists.
         self._recipe = json.loads(json.dumps(_deciding(flat_fields(recipe))))
-        self.results: list[Result] = []
-        if path.exists():
-            first, *rest = read_lines(path) or [""]
-            self._check_recipe(first)
-            self.results = [_result(path, 2 + i, line) for i, line in enumerate(rest)]
+        self.results = self._read()
 
     def find(self, variant: str, changes: dict[str, Any], seed: int) -> Result | None:
         """The run of these fields and this seed.
@@ -84,12 +80,25 @@ class Ledger:
         return None
 
     def add(self, result: Result) -> None:
-        """Adds a run and writes the file, whole or not at all."""
-        self.results.append(result)
+        """Adds a run to what the file holds by now, whole or not at all.
+
+        In the place of one with its variant and seed, which another process may have
+        added.
+        """
+        added = (result.variant, result.seed)
+        others = (r for r in self._read() if (r.variant, r.seed) != added)
+        self.results = [*others, result]
         lines: Iterable[object] = [{"recipe": self._recipe}, *map(asdict, self.results)]
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, text.encode())
+
+    def _read(self) -> list[Result]:
+        if not self.path.exists():
+            return []
+        first, *rest = read_lines(self.path) or [""]
+        self._check_recipe(first)
+        return [_result(self.path, 2 + i, line) for i, line in enumerate(rest)]
 
     def _check_recipe(self, line: str) -> None:
         there = _object(self.path, 1, line).get("recipe")

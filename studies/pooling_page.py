@@ -149,10 +149,13 @@ def _claims(runs: Runs) -> list[str]:
         (name for name, difference in others.items() if difference),
         key=lambda name: statistics.mean(_paired(runs[name], gpo)),
     )
+    shared = len(_paired(runs[best], gpo))
     lines = [
         f"The best of the other poolings on test is **{POOLINGS[best].title}**: "
         f"{others[best]} against GPO",
-        "(mean over the seeds that both have, with the deviation of the differences).",
+        "(one seed, so chance has no measure here)."
+        if shared == 1
+        else "(mean and deviation of the differences, seed by seed).",
     ]
     if others.get("vsepp"):
         lines += [f"VSE++, the paper's baseline: {others['vsepp']}."]

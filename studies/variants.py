@@ -32,9 +32,9 @@ POOLINGS = {
     "max": Variant("maximum", _pools("max")),
     "gpo_whole": Variant("GPO without size augmentation", {"image.drop": 0.0}),
     "avg": Variant("average", _pools("avg")),
+    "vsepp": Variant("average, [CLS] (VSE++)", _pools("avg", "cls")),
     "kmax": Variant("mean of the 5 largest", _pools("kmax")),
     "selfattn": Variant("self-attention", _pools("selfattn")),
-    "vsepp": Variant("average, [CLS] (VSE++)", _pools("avg", "cls")),
 }
 
 _LONG: dict[str, Any] = {"num_epochs": 25, "optimizer.lr_update": 15}

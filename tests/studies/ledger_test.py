@@ -1,5 +1,6 @@
 """The ledger of a study: what stands in it is found again, and of its recipe only."""
 
+import dataclasses
 import json
 
 import pytest
@@ -39,6 +40,16 @@ def test_a_run_is_found_by_another_process(path):
     found = again.find("fast", {"optimizer.rules": RULES}, 0)
     assert found is not None
     assert found.test == 2.0
+
+
+def test_what_came_in_meanwhile_stays(path):
+    ledgers = [Ledger(path, openmoji_cells.get_config()) for _ in range(2)]
+    for seed, ledger in enumerate(ledgers, 1):
+        ledger.add(dataclasses.replace(GPO, seed=seed))
+    ledgers[1].add(dataclasses.replace(GPO, seed=2))  # once more: nothing is double
+    again = Ledger(path, openmoji_cells.get_config())
+    assert [result.seed for result in again.results] == [0, 1, 2]
+    assert ledgers[1].results == again.results
 
 
 def test_where_a_host_keeps_its_files_is_no_part_of_the_recipe(path):
