@@ -20,8 +20,9 @@ DELICATE = {
     *("reduce_max", "argmax", "sort", "cumsum", "integer_pow", "pow"),
 }
 # Only these files may compute in bfloat16; others may at most convert from or to it.
-TOWERS = {"bert.py", "conv.py", "resnet.py", "batch_norm.py", "gru.py", "image_encoder.py"}
+TOWERS = {"bert.py", "resnet.py", "batch_norm.py", "gru.py", "image_encoder.py"}
 TOWERS |= {"text_encoder.py", "layers.py", "transformer.py", "vit.py", "siglip.py"}
+TOWERS |= {"conv.py"}
 # And these never see it.
 FLOAT32_ONLY = {"losses.py", "optimizer.py"}
 
