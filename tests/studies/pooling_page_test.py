@@ -74,3 +74,9 @@ def test_nothing_is_written_without_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pooling_page.main()
     assert not pooling_page.DOCUMENT.exists()
+
+
+def test_the_committed_page_is_of_the_committed_runs():
+    results = Ledger(pooling_page.LEDGER, variants.recipe()).results
+    page = pooling_page.document(pooling_page.by_variant(results))
+    assert pooling_page.DOCUMENT.read_text() == page
