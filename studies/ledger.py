@@ -21,8 +21,10 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_lines, write_atomically
 
 # What decides nothing about a run's results.
-_FREE = (*HOSTS_OWN, "seed", "log_every", "debug", "profile")
-_FREE += ("checkpoint", "search", "hub")
+_FREE = (
+    *HOSTS_OWN,
+    *("seed", "log_every", "debug", "profile", "checkpoint", "search", "hub"),
+)
 
 
 @dataclass(frozen=True)
