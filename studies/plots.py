@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from studies.gpo_synthetic import PAPER, PATTERNS
 from studies.ledger import Result
 from vse_jax.base.errors import InputError
-from vse_jax.evaluation.positives import read_object
+from vse_jax.base.files import read_object
 from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
 
 Runs = Mapping[str, Sequence[Result]]  # variant → its runs, by seed

@@ -35,18 +35,19 @@ from PIL import Image
 from vse_jax.base import progress as bar
 from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.files import HUB
 from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
 from vse_jax.devices import runtime
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.devices.mesh import on_one_device
 from vse_jax.evaluation.evaluator import Model as Arrays
 from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.best import load_best
 from vse_jax.training.model_folder import model_config
-from vse_jax.weights.hub import SCHEME, fetch
+from vse_jax.weights.hub import fetch
 
 Picture: TypeAlias = (
     str
@@ -119,8 +120,8 @@ def load(
             trouble with the Hub.
     """
     name = None
-    if str(folder).startswith(SCHEME):
-        name = str(folder).removeprefix(SCHEME)
+    if str(folder).startswith(HUB):
+        name = str(folder).removeprefix(HUB)
         folder = fetch(str(folder))
     folder = Path(folder)
     config = model_config(folder, trust_code=trust_code)
@@ -137,9 +138,7 @@ def model_of(config: ConfigDict, workdir: Path, name: str | None = None) -> "Mod
     Raises:
         InputError: no model there, another one than the config's, or no vocabulary.
     """
-    config = config.copy_and_resolve_references()
-    config.mesh.update(data=1, fsdp=1)
-    mesh = make_mesh(config, jax.devices()[:1])
+    config, mesh = on_one_device(config)
     graphdef, arrays, mesh = load_best(config, workdir, mesh)
     return Model(config, graphdef, arrays, mesh, name or workdir.resolve().name)
 

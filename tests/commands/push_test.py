@@ -139,6 +139,19 @@ def pushed(workdir, environment, tmp_path):
         yield environment | hub | {"HF_TOKEN": WRITER}, handler
 
 
+def load(environment, here, there, pictures) -> str:
+    """What LOAD prints of the model `here` and its equal on the Hub."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, here, there, *pictures, *CAPTIONS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_pushed_model_is_loaded_with_the_same_bits(workdir, pushed, tiny_root):
     environment, hub = pushed
     args = [f"--workdir={workdir}", "--mode=push", f"--repo={NAME}"]
@@ -153,17 +166,8 @@ def test_a_pushed_model_is_loaded_with_the_same_bits(workdir, pushed, tiny_root)
     files["../outside.py"] = files["modeling.py"] = b"raise SystemExit"
 
     pictures = sorted((tiny_root / "images").iterdir())[:2]
-    load = [sys.executable, "-c", LOAD, workdir, f"hf://{NAME}@main"]
     reader = environment | {"HF_TOKEN": READER}
-    done = subprocess.run(
-        [*load, *pictures, *CAPTIONS],
-        env=reader,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{NAME}@main\n"
+    assert load(reader, workdir, f"hf://{NAME}@main", pictures) == f"{NAME}@main\n"
     cache = environment["HF_HOME"]
     fetched = {file for _, _, files in os.walk(cache) for file in files}
     assert "modeling.py" not in fetched
@@ -176,15 +180,7 @@ def test_a_published_siglip_comes_from_the_hub(pushed, tiny_root, tmp_path):
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     hub.repositories["google/siglip-tiny"] = files
     pictures = sorted((tiny_root / "images").iterdir())[:2]
-    load = [sys.executable, "-c", LOAD, folder, "hf://google/siglip-tiny"]
-    done = subprocess.run(
-        [*load, *pictures, *CAPTIONS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    load(environment, folder, "hf://google/siglip-tiny", pictures)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_object
 from vse_jax.evaluation import positives
-from vse_jax.evaluation.positives import positions, read_object
+from vse_jax.evaluation.positives import positions
 
 
 def brute_force(similarity: np.ndarray, right: list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vse_jax.base.config import flat_fields, load_config, plain
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import HUB
 from vse_jax.base.possible import config_problems
 
 _OVERRIDE = "--config."
@@ -24,8 +25,8 @@ class PathParser(flags.ArgumentParser):
     """Of a flag whose value is a path."""
 
     def parse(self, argument: str) -> Path | None:
-        if argument and argument.startswith("hf://"):
-            name = argument.removeprefix("hf://")
+        if argument and argument.startswith(HUB):
+            name = argument.removeprefix(HUB)
             raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
         return Path(argument) if argument else None
 

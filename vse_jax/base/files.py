@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import secrets
 import tempfile
@@ -15,6 +16,8 @@ from etils import epath
 from vse_jax.base.errors import InputError
 
 # pathlib's for local files, so that nothing changes for them; epath's for URLs.
+HUB = "hf://"  # how addresses on the Hugging Face Hub begin
+
 AnyPath: TypeAlias = Path | epath.Path
 
 
@@ -28,6 +31,22 @@ def read_bytes(path: AnyPath) -> bytes:
         return path.read_bytes()
     except Exception as error:
         raise unreadable(path, error) from None
+
+
+def read_object(path: AnyPath) -> dict:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: no such file, or something else in it.
+    """
+    data = read_bytes(path)
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return content
 
 
 def read_lines(path: AnyPath) -> list[str]:

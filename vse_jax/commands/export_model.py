@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.files import whole_folder, write_atomically
 from vse_jax.data.captions import caption_tokenizer
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.devices.mesh import on_one_device
 from vse_jax.sharing import preprocessing
 from vse_jax.sharing.programs import PLATFORMS, export_towers
 from vse_jax.training.best import load_best
@@ -23,9 +23,7 @@ def export_model(config: ConfigDict, workdir: Path) -> None:
     Raises:
         InputError: no model or no vocabulary, or the folder cannot be written.
     """
-    alone = config.copy_and_resolve_references()
-    alone.mesh.update(data=1, fsdp=1)
-    mesh = make_mesh(alone, jax.devices()[:1])
+    _, mesh = on_one_device(config)
     graphdef, model, _ = load_best(config, workdir, mesh)
     tokenizer = caption_tokenizer(config)
     towers = export_towers(config, graphdef, jax.device_get(model))

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.devices.mesh import on_one_device
 from vse_jax.sharing.folder import CARD, write_shared
 from vse_jax.training.best import load_best
 from vse_jax.weights.hub import check_repository, publish
@@ -31,9 +31,7 @@ def push(
         check_repository(repository)
     if config.eval.ensemble is not None:
         raise InputError("config.eval.ensemble: one model is shared, not an ensemble")
-    alone = config.copy_and_resolve_references()
-    alone.mesh.update(data=1, fsdp=1)
-    mesh = make_mesh(alone, jax.devices()[:1])
+    _, mesh = on_one_device(config)
     _, model, _ = load_best(config, workdir, mesh)
     model = jax.device_get(model)
     folder = write_shared(config, workdir, model, repository, published)

@@ -43,6 +43,13 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     )
 
 
+def on_one_device(config: ConfigDict) -> tuple[ConfigDict, Mesh]:
+    """A copy of the config for the first device alone, and its mesh."""
+    config = config.copy_and_resolve_references()
+    config.mesh.update(data=1, fsdp=1)
+    return config, make_mesh(config, jax.devices()[:1])
+
+
 def check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Raises InputError unless every device gets an equal share of each microbatch."""
     if config.batch_size % mesh.size:

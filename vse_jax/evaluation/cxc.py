@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_lines
-from vse_jax.evaluation.positives import positions, read_object
+from vse_jax.base.files import AnyPath, read_lines, read_object
+from vse_jax.evaluation.positives import positions
 from vse_jax.evaluation.ranking import check_finite, recall
 
 _LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match

@@ -14,7 +14,8 @@ from absl import logging
 from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
-from vse_jax.evaluation.positives import positions, read_object
+from vse_jax.base.files import read_object
+from vse_jax.evaluation.positives import positions
 from vse_jax.evaluation.ranking import check_finite
 
 _DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}

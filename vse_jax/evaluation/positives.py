@@ -1,13 +1,10 @@
 """Ranking where the right items are listed query by query (CxC, ECCV Caption)."""
 
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_bytes
 from vse_jax.base.progress import progress
 from vse_jax.evaluation.ranking import first_equal_rows
 
@@ -68,19 +65,3 @@ def _positions_in(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     reached = len(rivals) - np.searchsorted(rivals, descending)
     reached_by_right = len(right) - np.searchsorted(ascending, descending)
     return np.arange(len(right)) + reached - reached_by_right
-
-
-def read_object(path: AnyPath) -> dict:
-    """The object that a JSON file holds.
-
-    Raises:
-        InputError: no such file, or something else in it.
-    """
-    data = read_bytes(path)
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content

@@ -41,9 +41,7 @@ class Conv(nnx.Module):
             return jnp.einsum("bhpwqi,pqio->bhwo", patches, kernel)
         if self.groups == 1:
             return convolution(x, kernel, self.stride)
-        return _conv(
-            x, kernel, (self.stride,) * 2, [(self.size // 2,) * 2] * 2, self.groups
-        )
+        return _conv(x, kernel, *_as_asked(kernel, self.stride), groups=self.groups)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -108,7 +106,7 @@ def _as_asked(kernel, stride):
     return (stride, stride), [(kernel.shape[0] // 2,) * 2] * 2
 
 
-def _conv(x, kernel, strides=(1, 1), padding=(), groups=1, **dilation):
+def _conv(x, kernel, strides=(1, 1), padding=(), *, groups=1, **dilation):
     return jax.lax.conv_general_dilated(
         x,
         kernel,

@@ -1,6 +1,5 @@
 """A run's best model as a folder that others can load: W/share/."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.config import MODEL_FILE, save_shared_config, vocabulary_name
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_bytes, whole_folder, write_atomically
+from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.sharing.card import PLACEHOLDER, Facts, is_as_written, write_card
@@ -69,7 +67,8 @@ def _facts(
             progress = checkpoints.best_progress()
             best = workdir / "checkpoints" / "best" / str(checkpoints.best_step())
             since = best.stat().st_mtime
-    data = _read(workdir / "run.json").get("data", {})
+    facts = workdir / "run.json"
+    data = read_object(facts).get("data", {}) if facts.is_file() else {}
     return Facts(
         name=workdir.resolve().name,
         repository=repository,
@@ -85,7 +84,7 @@ def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
     """Split → metrics, of the evaluations of the best model, alone."""
     found = {}
     for file in sorted(workdir.glob("eval_*.json")):
-        metrics = _read(file)
+        metrics = read_object(file)
         if file.stat().st_mtime < since:
             logging.warning(
                 "%s: older than the best checkpoint, left out; evaluate again", file
@@ -93,16 +92,3 @@ def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
         elif "rsum" in metrics and "ensemble" not in metrics:
             found[file.stem.removeprefix("eval_")] = metrics
     return found
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(read_bytes(file))
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: no JSON object")
-    return content

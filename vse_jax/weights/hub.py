@@ -10,9 +10,8 @@ from pathlib import Path
 
 from vse_jax.base.config import MODEL_FILE, SHARED_FILES
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import check_inside
+from vse_jax.base.files import HUB, check_inside
 
-SCHEME = "hf://"
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _ADDRESS = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -31,7 +30,7 @@ def fetch(address: str) -> Path:
         InputError: a malformed address, no such repository or revision, no permission,
             or no connection.
     """
-    found = _ADDRESS.fullmatch(address.removeprefix(SCHEME))
+    found = _ADDRESS.fullmatch(address.removeprefix(HUB))
     if not found:
         raise InputError(f"{address}: write hf://USER/NAME or hf://USER/NAME@REVISION")
     repository, revision = found.groups()

@@ -4,7 +4,6 @@ config.json, model.safetensors, tokenizer.json and preprocessor_config.json are 
 neither PyTorch nor sentencepiece is needed.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_object
 from vse_jax.base.trees import flatten
 from vse_jax.weights import keys
 from vse_jax.weights.pretrained import read_safetensors
@@ -78,7 +78,7 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
             different is named.
     """
     file = folder / "config.json"
-    config = _read_json(file)
+    config = read_object(file)
     if config.get("model_type") != "siglip":
         raise InputError(
             f"{file}: model_type is {config.get('model_type')!r}, not 'siglip' (which "
@@ -108,7 +108,7 @@ def siglip_pixels(folder: Path) -> dict[str, Any]:
         InputError: it prepares pictures in a way that this package does not.
     """
     file = folder / "preprocessor_config.json"
-    config = _read_json(file)
+    config = read_object(file)
     wrong = _differences(config, _PIXELS, "")
     resample = config.get("resample", 3)
     if resample not in _RESAMPLE:
@@ -197,13 +197,3 @@ def _differences(
         if not same:
             found.append(f"{name}{field} is {there!r}, not {value!r}")
     return found
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file}: no JSON object")
-    return content
