@@ -30,14 +30,15 @@ TPU_COMPILER := $(VENV)/tpu/$(subst ==,-,$(LIBTPU)).dist-info
 # Two installations into one .venv at a time would see each other's halves (make -j).
 .NOTPARALLEL:
 .PHONY: help setup setup-search setup-dev setup-tpu-compiler lock locked demo app study \
-  test test-all \
-  test-browser coverage check bench bench-scaling bench-pieces format clean
+  test test-all test-gpu test-browser coverage check bench bench-scaling bench-pieces \
+  format clean
 
 help:
 	@echo "make demo       prepare real pictures, train, test, draw (3 to 10 minutes)"
 	@echo "make app        find the demo's pictures by sentence, in a browser"
 	@echo "make test       ruff, mypy, import-linter and the tests"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make test-gpu   the golden tests, and what only a GPU can show, on an NVIDIA GPU"
 	@echo "make test-browser"
 	@echo "                the search page in Chromium, which Debian's apt installs for root"
 	@echo "make coverage   the lines that the tests reach"
@@ -182,10 +183,18 @@ check: setup-dev
 WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: check
-	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(WORKERS)
 
 test-all: check setup-tpu-compiler
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest -m "not gpu" $(WORKERS)
+
+# What the official program computed, and what only a GPU can show.
+GOLDEN := $(patsubst %,tests/models/%_test.py,gpo bigru_encoder text_encoder resnet \
+  image_encoder full_size) tests/training/trajectory_test.py
+
+test-gpu: setup-dev
+	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest $(GOLDEN)
+	$(BIN)/python -m pytest -m gpu
 
 # Playwright drives the machine's own Chromium; its packages are no part of the locks.
 $(VENV)/.browser: $(VENV)/.dev requirements-browser.txt
@@ -206,7 +215,7 @@ test-browser: setup-dev $(VENV)/.browser
 
 coverage: setup-dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "not slow"
+	$(BIN)/python -m coverage run -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --fail-under=95
 
