@@ -21,6 +21,7 @@ from studies.variants import VARIANTS, config_of, flags_of, in_order, recipe
 from vse_jax.base.command_line import errors_on_one_line, set_up_logging
 from vse_jax.base.config import check_same_run, load_config
 from vse_jax.base.errors import InputError
+from vse_jax.devices.preemption import EXIT_CODE, Preempted
 from vse_jax.figures.coefficients import learned_coefficients
 from vse_jax.models.build import merge_model
 from vse_jax.models.gpo import GPO
@@ -35,6 +36,7 @@ def run_missing(ledger: Ledger) -> None:
 
     Raises:
         InputError: a run failed, or its folder holds another recipe's.
+        Preempted: a run was told to stop (SIGTERM).
     """
     for name, seed in in_order():
         if ledger.find(name, VARIANTS[name].changes, seed) is None:
@@ -54,7 +56,10 @@ def _train(name: str, seed: int) -> None:
     command = [sys.executable, "main.py", "--config=configs/openmoji_cells.py"]
     command += [f"--workdir={workdir}", *flags_of(name, seed)]
     print(" ".join(["python", *command[1:]]), flush=True)
-    if code := subprocess.run(command, check=False).returncode:
+    code = subprocess.run(command, check=False).returncode
+    if code == EXIT_CODE:
+        raise Preempted
+    if code:
         raise InputError(f"{workdir}: the run ended with exit code {code}")
 
 

@@ -98,3 +98,15 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path, monkeypatch):
     (workdir / "eval_test.json").write_text("{}")
     with pytest.raises(InputError, match=r"gpo_seed0: .* loss\.margin"):
         pooling._train("gpo", 0)
+
+
+def test_a_run_that_was_preempted_preempts_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "main.py"
+    program.write_text("raise SystemExit(75)\n")
+    with pytest.raises(SystemExit) as stop:
+        pooling._train("gpo", 0)
+    assert stop.value.code == 75
+    program.write_text("raise SystemExit(1)\n")
+    with pytest.raises(InputError, match="gpo_seed0: the run ended with exit code 1"):
+        pooling._train("gpo", 0)
