@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_text("old")
 
     def full_disk(_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as error:
         write_atomically(path, b"new")
+    assert error.value.filename == str(path)  # errors_on_one_line says it
 
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "old"

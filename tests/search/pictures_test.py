@@ -173,6 +173,13 @@ def test_walk_leaves_out_hidden_excluded_and_linked(tmp_path):
     assert [str(path.relative_to(inside)) for path in found] == ["b.JPG", "a/c.heic"]
 
 
+def test_a_file_that_vanishes_meanwhile_is_none(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").touch()
+    listed = [(str(tmp_path), [], ["a.jpg", "gone.jpg"])]
+    monkeypatch.setattr("os.walk", lambda *_, **__: listed)
+    assert list(walk(tmp_path, ())) == [tmp_path / "a.jpg"]
+
+
 def test_thumbnails_are_small_and_keep_their_shape():
     pixels = np.full((400, 200, 3), GREEN, np.uint8)
 

@@ -226,6 +226,18 @@ def test_a_broken_index_says_how_to_rebuild(index, damage, read_only):
     assert before.items() <= {p: p.read_bytes() for p in index.glob("*")}.items()
 
 
+def test_a_full_disk_is_no_broken_index(index):
+    with Store.open(index, read_only=False) as store:
+        [(pages,)] = store._all("PRAGMA page_count")
+        store._all(f"PRAGMA max_page_count = {pages}")
+        pictures = [new(f"{n}.jpg", f"content {n}") for n in range(1000)]
+        with pytest.raises(InputError) as error:
+            store.add(pictures, vectors(1000))
+    assert str(error.value) == f"{index}/index.sqlite: database or disk is full"
+    with Store.open(index, read_only=True) as store:
+        assert store.count() == 4
+
+
 def test_another_layout_is_refused(index, monkeypatch):
     monkeypatch.setattr("vse_jax.search.store._LAYOUT", 2)
     with (

@@ -15,9 +15,9 @@ from etils import epath
 
 from vse_jax.base.errors import InputError
 
-# pathlib's for local files, so that nothing changes for them; epath's for URLs.
 HUB = "hf://"  # how addresses on the Hugging Face Hub begin
 
+# pathlib's for local files, so that nothing changes for them; epath's for URLs.
 AnyPath: TypeAlias = Path | epath.Path
 
 
@@ -141,6 +141,17 @@ def check_inside(folder: Path, names: Iterable[str]) -> None:
             raise InputError(f"{folder / name}: a link to a file outside of its folder")
 
 
+@contextlib.contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Names the file in what the system says of writing it: it says "No space left"."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a file whole or not at all, whenever the process may be killed.
 
@@ -156,7 +167,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(descriptor, "wb") as file:
+        with named_in_errors(path), open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -152,11 +152,14 @@ def _grouped(snapshot: Snapshot) -> Any:
 
 
 def _write(groups: Any, path: Path) -> None:
-    """Whole or not at all; then removes other caches."""
+    """Whole or not at all; then removes other caches. A full disk costs the cache."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         faiss.write_index(groups, str(temporary))
         temporary.replace(path)
+    except (RuntimeError, OSError) as error:
+        logging.warning("%s: not kept (%s)", path, error)
+        return
     finally:
         temporary.unlink(missing_ok=True)
     for old in path.parent.glob("approximate-*.faiss"):

@@ -124,7 +124,10 @@ def _scan(folder: Path, exclude: Sequence[str], report: Report) -> list[_Seen]:
         if _printable(relative) != relative:
             report.bad.append((_printable(relative), "its name is not UTF-8"))
             continue
-        facts = path.lstat()
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:  # meanwhile
+            continue
         found.append(_Seen(relative, facts.st_size, facts.st_mtime_ns))
     return found
 

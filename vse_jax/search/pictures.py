@@ -81,8 +81,16 @@ def walk(
             if os.path.splitext(name)[1].lower() not in SUFFIXES:
                 continue
             path = Path(parent, name)
-            if not left_out(name, inside) and stat.S_ISREG(path.lstat().st_mode):
+            if not left_out(name, inside) and _is_file(path):
                 yield path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file and no link; one may vanish while a folder is read."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def read_picture(picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS) -> Picture:

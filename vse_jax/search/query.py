@@ -9,7 +9,7 @@ A text that does not begin with a quoted part or a FILE, sign and weight aside, 
 SENTENCE as it stands: its hyphens and apostrophes mean nothing. FILE is a name without
 spaces or quotes that ends like a picture's (.jpg, .png, …); one with spaces is quoted.
 A quote closes where the text ends or a sign follows: an apostrophe inside a quoted
-sentence does not close it. docs/search.md has examples.
+sentence does not close it. docs/search_server.md has examples.
 """
 
 import re

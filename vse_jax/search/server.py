@@ -54,7 +54,9 @@ class Body(BaseModel):
 class SearchBody(Body):
     """What is looked for: the sum of these parts, among the pictures that pass."""
 
-    query: str = Field("", max_length=4096, description="docs/search.md: the grammar")
+    query: str = Field(
+        "", max_length=4096, description="docs/search_server.md: the grammar"
+    )
     like: list[Id] = Field([], max_length=MOST_PARTS)
     unlike: list[Id] = Field([], max_length=MOST_PARTS)
     uploads: list[Hex] = Field([], max_length=MOST_PARTS)

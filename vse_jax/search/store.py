@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import named_in_errors
 from vse_jax.search.engine import Filters
 
 DATABASE = "index.sqlite"
@@ -153,7 +154,10 @@ class Store:
         uid = secrets.token_hex(8)
         temporary = index / f".{DATABASE}.{uid}"
         try:
-            with contextlib.closing(sqlite3.connect(temporary)) as connection:
+            with (
+                _clear_errors(index),
+                contextlib.closing(sqlite3.connect(temporary)) as connection,
+            ):
                 connection.executescript(_SCHEMA)
                 connection.execute(
                     "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?, 0)",
@@ -417,7 +421,8 @@ class Store:
         """Adds pictures of new content: all of them, or, when killed, none."""
         facts = self._facts()
         rows = facts["rows"]
-        with (self.index / facts["vectors"]).open("ab") as file:
+        path = self.index / facts["vectors"]
+        with named_in_errors(path), path.open("ab") as file:
             file.truncate(rows * self.dim * 4)
             file.write(np.ascontiguousarray(vectors, np.float32).data)
             file.flush()
@@ -465,7 +470,8 @@ class Store:
             return
         old = self._facts()["vectors"]
         name = f"vectors-{int(old[8:-4]) + 1}.f32"
-        with (self.index / name).open("wb") as file:
+        path = self.index / name
+        with named_in_errors(path), path.open("wb") as file:
             for start in range(0, len(now.rows), 4096):
                 file.write(now.matrix[now.rows[start : start + 4096]].data)
             file.flush()
@@ -497,7 +503,8 @@ class Store:
         try:
             yield
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite ends it itself at a full disk
+                self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 
@@ -525,11 +532,11 @@ def _clear_errors(index: Path) -> Iterator[None]:
     """SQLite's errors as one line."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error) or "readonly" in str(error):
-            raise InputError(f"{index / DATABASE}: {error}") from None
-        raise _broken(index, DATABASE, str(error)) from None
     except sqlite3.DatabaseError as error:
+        # A full disk, a lock, … may pass; what has no tables never was whole.
+        passes = isinstance(error, sqlite3.OperationalError)
+        if passes and not str(error).startswith("no such"):
+            raise InputError(f"{index / DATABASE}: {error}") from None
         raise _broken(index, DATABASE, str(error)) from None
 
 

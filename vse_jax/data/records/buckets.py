@@ -11,7 +11,7 @@ import fsspec
 from etils import epath
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, unreadable
+from vse_jax.base.files import AnyPath, named_in_errors, unreadable
 from vse_jax.base.progress import progress
 from vse_jax.data.records.index import StoredFile
 
@@ -73,7 +73,7 @@ def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     digest = hashlib.sha256()
     try:
-        with temporary.open("wb") as copy:
+        with named_in_errors(target), temporary.open("wb") as copy:
             for chunk in _chunks(source):
                 digest.update(chunk)
                 copy.write(chunk)
