@@ -13,21 +13,25 @@ from vse_jax.models.build import merge_model
 from vse_jax.training.best import load_best
 
 
-def kept_run(workdir, **pools):
+def kept_run(workdir, kind="grid", **pools):
     """A workdir with a best checkpoint of an untrained model, and its config."""
     config = tiny.get_config()
+    config.image.kind = kind
+    vit = {"patch": 8, "hidden": 16, "layers": 1, "heads": 2, "ffn": 32}
+    config.image.vit.update(vit)
     config.image.pool = pools.get("image", "gpo")
     config.text.pool = pools.get("text", "gpo")
     write_run(config, workdir)
     return config
 
 
-def test_coefficients_are_those_of_the_towers_for_several_set_sizes(tmp_path):
-    config = kept_run(tmp_path, text="avg")
+@pytest.mark.parametrize("kind", ["grid", "vit"])
+def test_coefficients_are_those_of_the_towers_for_several_set_sizes(kind, tmp_path):
+    config = kept_run(tmp_path, kind, text="avg")
     graphdef, model, _ = load_best(config, tmp_path)
     towers = learned_coefficients(config, merge_model(graphdef, model))
     assert towers["text"] == "avg"
-    assert list(towers["image"]) == [2, 4, 8, 12, 16]  # of 4 × 4 cells
+    assert list(towers["image"]) == [2, 4, 8, 12, 16]  # of 4 × 4 cells or patches
     for size, weights in towers["image"].items():
         assert len(weights) == size
         np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
+from vse_jax.base.errors import InputError
 from vse_jax.models.build import build_model
 from vse_jax.models.vse import l2_normalise
 
@@ -55,6 +56,21 @@ def test_caption_features_may_replace_the_tokens():
     np.testing.assert_array_equal(
         model.encode_captions(stored), model.encode_captions(batch)
     )
+
+
+class OwnTower(nnx.Module):
+    """All that a tower must be (docs/extending.md)."""
+
+    def __call__(self, batch, *, train, rngs):
+        return jnp.ones((len(batch["images"]), 32))
+
+
+def test_a_tower_without_a_set_cannot_be_split():
+    model = build_model(tiny.get_config(), rngs=nnx.Rngs(0))
+    model.image = OwnTower()
+    assert model.encode_images(grid_batch()).shape == (4, 32)
+    with pytest.raises(InputError, match="OwnTower is no SetEncoder"):
+        model.split_images(grid_batch(), jnp.ones((4, 32)))
 
 
 def test_the_model_holds_parameters_and_statistics_only():

@@ -1,6 +1,5 @@
 """The coefficients that a trained GPO has learned, as curves over the rank."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
+from vse_jax.data.rows import image_shapes
+from vse_jax.devices.mesh import abstract_batch
 from vse_jax.figures.style import GREY, INK, save, tidy
 from vse_jax.models.gpo import GPO
+from vse_jax.models.set_encoder import SetEncoder
 from vse_jax.models.vse import VSE
 
 _SET_SIZES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a tower's largest set
@@ -32,16 +33,14 @@ def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients
     Raises:
         InputError: no tower has a GPO.
     """
-    largest = {
-        "image": _largest_image_set(config, vse),
-        "text": min(config.data.max_tokens, 64),  # few captions are longer
-    }
     towers: dict[str, Coefficients | str] = {}
-    for tower, size in largest.items():
-        pool = getattr(vse, tower).gpool
+    for tower, largest in (("image", _largest_image_set), ("text", _largest_text_set)):
+        encoder = getattr(vse, tower)
+        pool = encoder.gpool if isinstance(encoder, SetEncoder) else None
         if not isinstance(pool, GPO):
             towers[tower] = config[tower].pool
             continue
+        size = largest(config, encoder)
         sizes = sorted({max(round(size * part), 1) for part in _SET_SIZES})
         weights = np.asarray(pool.weights(jnp.array(sizes), size))
         towers[tower] = {n: row[:n] for n, row in zip(sizes, weights, strict=True)}
@@ -50,13 +49,15 @@ def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients
     return towers
 
 
-def _largest_image_set(config: ConfigDict, vse: VSE) -> int:
-    if takes_regions(config.image):
-        return config.image.max_regions
-    size = config.image.size
-    picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    backbone = vse.image.backbone  # type: ignore[attr-defined]
-    return math.prod(jax.eval_shape(backbone, picture).shape[1:3])
+def _largest_image_set(config: ConfigDict, encoder: SetEncoder) -> int:
+    batch = abstract_batch(image_shapes(config.image, 1))
+    _, mask = jax.eval_shape(lambda batch: encoder.members(batch), batch)
+    return mask.shape[1]
+
+
+def _largest_text_set(config: ConfigDict, encoder: SetEncoder) -> int:
+    del encoder
+    return min(config.data.max_tokens, 64)  # few captions are longer
 
 
 def coefficients_picture(

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vse_jax.base.errors import InputError
 from vse_jax.models.pooling import summands
+from vse_jax.models.set_encoder import SetEncoder
 
 
 class VSE(nnx.Module):
@@ -106,6 +108,10 @@ class VSE(nnx.Module):
 
 
 def _split(tower, batch, vectors, normalise: bool):
+    if not isinstance(tower, SetEncoder):
+        raise InputError(
+            f"{type(tower).__name__} is no SetEncoder: a similarity cannot be split"
+        )
     features, mask = tower.members(batch)
     pooled = tower.gpool(features, mask)
     parts = summands(tower.gpool, features, mask)
