@@ -180,6 +180,21 @@ def test_a_folder_without_a_model(tmp_path):
         vse_jax.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"text.vocb": "x"}, "overrides: there is no config field 'text.vocb'"),
+        ({"image.pool": "foo"}, "config.image.pool: 'foo' is none of"),
+        ({"image.pool": None}, "config.image.pool: None is none of"),
+        ({"image.size": "large"}, "overrides: config.image.size: "),
+    ],
+)
+def test_wrong_overrides_are_named(run, overrides, message):
+    with pytest.raises(InputError) as error:
+        vse_jax.load(run, overrides)
+    assert str(error.value).startswith(message)
+
+
 def test_importing_the_package_loads_no_jax():
     code = "import sys, vse_jax; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -274,8 +274,9 @@ def without_jax(environment, tmp_path_factory):
         (["nope"], "nope: no such argument"),
         (["--workdir="], "--workdir: needed by --mode=train"),
         (
-            ["--workdir=hf://a/b"],
-            "flag --workdir=hf://a/b: fetch it first: hf download a/b --local-dir",
+            ["--workdir=hf://a/b@main"],
+            "flag --workdir=hf://a/b@main: fetch it first: hf download a/b "
+            "--revision main --local-dir",
         ),
     ],
 )

@@ -33,9 +33,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.base import progress as bar
-from vse_jax.base.config import takes_regions
+from vse_jax.base.config import HOSTS_OWN, flat_fields, takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB
+from vse_jax.base.possible import value_problems
 from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
@@ -125,11 +126,26 @@ def load(
         folder = fetch(str(folder))
     folder = Path(folder)
     config = model_config(folder, trust_code=trust_code)
-    config.update_from_flattened_dict(dict(overrides or {}))
+    if overrides:
+        _override(config, overrides)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         runtime.keep_programs()
     with _without_warnings():  # Orbax's, that it only reads
         return model_of(config, folder, name)
+
+
+def _override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    known = flat_fields(config).keys() | HOSTS_OWN  # which shared configs are without
+    for field, value in overrides.items():
+        if field not in known:
+            raise InputError(f"overrides: there is no config field {field!r}")
+        try:
+            config.update_from_flattened_dict({field: value})
+        except TypeError as error:
+            raise InputError(f"overrides: config.{field}: {error}") from None
+    # A published SigLIP's has not all the fields that `check_config` compares.
+    if problems := value_problems(flat_fields(config)):
+        raise InputError("; ".join(problems.values()))
 
 
 def model_of(config: ConfigDict, workdir: Path, name: str | None = None) -> "Model":
@@ -304,8 +320,13 @@ class Model:
         for length in _few_lengths(rows.padded_lengths):
             batch = empty_batch(rows.shapes(1, length))
             runs += [("encode_captions", batch, index), ("split_text", batch, vector)]
+
+        def run(program: str, batch: Batch, others: np.ndarray) -> None:
+            with contextlib.suppress(InputError):  # a tower that cannot be split
+                self._run(program, batch, others)
+
         with ThreadPoolExecutor() as threads:
-            for _ in threads.map(lambda run: self._run(*run), runs):
+            for _ in threads.map(lambda arguments: run(*arguments), runs):
                 pass
 
     def _captions(self, captions: Sequence[str]) -> _Items:

@@ -116,7 +116,11 @@ def test_changed_pictures_are_exported_again(config, capsys):
     picture = read_split(config, "test").pictures[3]
     other = read_split(config, "test").pictures[4]
     picture.write_bytes(other.read_bytes())
+    folder = Path(config.data.root) / FOLDERS["array_record"]
+    another = folder / "test-2-00000-of-00001.array_record"  # of a split 'test-2'
+    another.touch()
     export(config)
+    assert another.exists()
     # TFDS writes all splits.
     assert capsys.readouterr().out.count("written") == 1 + 3
     config.data.format = "array_record"

@@ -195,7 +195,10 @@ BAD_ROOTS = {
         "image id '0' has no picture",
     ),
     "mapping is no JSON": (write("id_mapping.json", "{"), "id_mapping.json: not JSON"),
-    "mapping is a list": (write("id_mapping.json", "[]"), "id_mapping.json: not an"),
+    "mapping is a list": (
+        write("id_mapping.json", "[]"),
+        "id_mapping.json: not a JSON object",
+    ),
     "not UTF-8": (
         write("precomp/test_caps.txt", b"fine\nalso fine\ncaf\xe9\n"),
         "test_caps.txt, line 3: not UTF-8",

@@ -127,7 +127,8 @@ def test_sizes_come_from_the_config_file(tmp_path):
     ("content", "message"),
     [
         (None, "config.json"),
-        ("{", "config.json"),
+        ("{", "config.json: not JSON"),
+        ("[]", "config.json: not a JSON object"),
         (json.dumps({"model_type": "t5"}), "model_type is 't5', not 'bert'"),
         (json.dumps({"model_type": "bert"}), "no field vocab_size, hidden_size"),
     ],

@@ -26,7 +26,8 @@ class PathParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> Path | None:
         if argument and argument.startswith(HUB):
-            name = argument.removeprefix(HUB)
+            name, _, revision = argument.removeprefix(HUB).partition("@")
+            name += f" --revision {revision}" if revision else ""
             raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
         return Path(argument) if argument else None
 

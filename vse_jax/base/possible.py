@@ -310,7 +310,7 @@ def config_problems(config: ConfigDict) -> list[str]:
     Fields whose own value is fine are then checked against the others.
     """
     fields = flat_fields(config)
-    wrong = _own_problems(fields)
+    wrong = value_problems(fields)
     for field, problem in CONDITIONS:
         absent = is_in(field, NOT_SHARED) and field not in fields
         if not absent and not any(is_in(name, (field,)) for name in wrong):
@@ -323,10 +323,11 @@ def config_problems(config: ConfigDict) -> list[str]:
     return list(wrong.values())
 
 
-def _own_problems(fields: Fields) -> dict[str, str]:
+def value_problems(fields: Fields) -> dict[str, str]:
+    """Of each value by itself, {field: text that names it}; fields may be absent."""
     wrong: dict[str, str] = {}
     for field, choices in CHOICES.items():
-        if field not in fields:  # of a shared config, see `check_shared`
+        if field not in fields:
             continue
         value = fields[field]
         if value in choices or (field in OPEN and is_path(value)):
@@ -341,7 +342,7 @@ def _own_problems(fields: Fields) -> dict[str, str]:
         elif value is not None and not value >= least:  # NaN is below everything
             wrong[field] = f"config.{field}: {value} is less than {least}"
     for field in SHARES:
-        value = fields[field]
+        value = fields.get(field, 0)
         if not isinstance(value, int | float) or not 0 <= value <= 1:
             wrong[field] = f"config.{field}: {value} is not between 0 and 1"
     return wrong

@@ -24,9 +24,9 @@ _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 OPEN = ("image.kind", "image.pool", "text.kind", "text.pool", "loss.name")
 
 
-def is_path(name: str) -> bool:
-    """Whether a name has the form 'package.module:Name'."""
-    return bool(_PATH.fullmatch(name))
+def is_path(name: Any) -> bool:
+    """Whether a config's value is a name of the form 'package.module:Name'."""
+    return isinstance(name, str) and bool(_PATH.fullmatch(name))
 
 
 def check_code(fields: Mapping[str, Any], folder: Path, trusted: bool) -> None:
@@ -41,7 +41,7 @@ def check_code(fields: Mapping[str, Any], folder: Path, trusted: bool) -> None:
         InputError: it names classes and is not trusted, or one of them lies in the
             folder itself, in which nothing is ever executed.
     """
-    own = {field: fields[field] for field in OPEN if is_path(str(fields.get(field)))}
+    own = {field: fields[field] for field in OPEN if is_path(fields.get(field))}
     if own and not trusted:
         named = ", ".join(f"config.{field} = {value}" for field, value in own.items())
         raise InputError(

@@ -209,7 +209,7 @@ class FileTokenizer:
             raise InputError(f"{file}: no tokenizer ({error})") from None
         if said.get("padding_side", "right") != "right":
             raise InputError(f"{about}: padding_side is not 'right'")
-        pad = said.get("pad_token", "<pad>")
+        pad = said.get("pad_token") or "<pad>"
         pad = pad["content"] if isinstance(pad, dict) else pad
         pad_id = self._pieces.token_to_id(pad)
         if pad_id is None:

@@ -141,7 +141,11 @@ def write_array_record(folder: Path, split: Split, planned: Index) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{split.name}.json").unlink(missing_ok=True)
     name = glob.escape(split.name)
-    for pattern in (f".{name}-[0-9]*.part", f"{name}-[0-9]*-of-[0-9]*.array_record"):
+    number = 5 * "[0-9]"  # "[0-9]*" would match the shards of a split 'train-2', too
+    for pattern in (
+        f".{name}-{number}.part",
+        f"{name}-{number}-of-{number}.array_record",
+    ):
         for old in folder.glob(pattern):
             old.unlink()
     shards = _shards(split)

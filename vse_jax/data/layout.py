@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_lines, write_atomically
+from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomically
 from vse_jax.data.records.buckets import root_path
 from vse_jax.data.records.index import FORMATS, list_names
 from vse_jax.data.records.reader import RecordPictures, RecordRegions, open_records
@@ -168,14 +168,7 @@ def _one_per_image(lines: list[str], path: AnyPath) -> tuple[list[str], int]:
 def _picture_paths(
     image_ids: list[str], ids_file: Path, mapping_file: Path, folder: Path
 ) -> list[Path]:
-    try:
-        mapping = json.loads(mapping_file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{mapping_file}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{mapping_file}: not JSON ({error})") from None
-    if not isinstance(mapping, dict):
-        raise InputError(f"{mapping_file}: not an object of image id: file path")
+    mapping = read_object(mapping_file)
     for image_id in image_ids:
         if not isinstance(mapping.get(image_id), str):
             raise InputError(

@@ -9,6 +9,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_object
 from vse_jax.weights import keys, torch_file
 
 # Our config.text fields: their names in a Hugging Face config.json.
@@ -37,10 +38,7 @@ def bert_sizes(folder: Path) -> dict[str, int]:
         InputError: config.json is missing, broken or not that of a plain BERT.
     """
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: {error}") from None
+    config = read_object(file)
     for field, expected in _BERT_KIND.items():
         if config.get(field, expected) != expected:
             raise InputError(f"{file}: {field} is {config[field]!r}, not {expected!r}")
@@ -152,5 +150,5 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     """
     try:
         return safetensors.numpy.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{file}: {error}") from None
+    except (OSError, safetensors.SafetensorError, TypeError) as error:
+        raise InputError(f"{file}: {error}") from None  # TypeError: bfloat16

@@ -85,6 +85,9 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
             "SigLIP2 of fixed resolution has, too)"
         )
     parts = {name: config.get(f"{name}_config") or {} for name in ("vision", "text")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise InputError(f"{file}: {name}_config is {part!r}, not an object")
     wrong = _differences(parts["vision"], _VISION_KIND, "vision_config.")
     wrong += _differences(parts["text"], _KIND, "text_config.")
     if wrong:
