@@ -1,5 +1,6 @@
 """--mode=compile: what it says of a config, and what it proposes."""
 
+import functools
 import json
 import re
 
@@ -39,38 +40,59 @@ def test_every_program_of_a_run_for_devices_that_are_not_here(environment, tmp_p
     assert 0 < frozen["sent_bytes"]["all-reduce"] < whole["sent_bytes"]["all-reduce"]
 
 
+@pytest.fixture(scope="module")
+def step_on_a_tpu(environment, tmp_path_factory):
+    """step(name, fsdp): what the TPU's compiler makes of a config, one layer deep."""
+    # It then looks less hard for the fastest products; what is sent is the same.
+    quick = {**environment, "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-0.5"}
+
+    @functools.cache
+    def step(name, fsdp):
+        workdir = tmp_path_factory.mktemp(name)
+        args = [f"--config=configs/{name}.py", f"--workdir={workdir}"]
+        args += ["--mode=compile", "--topology=v5e:2x4", f"--config.mesh.fsdp={fsdp}"]
+        args += ["--config.text.layers=1", "--config.data.root=/absent"]
+        args += ["--config.image.backbone.layers=(1,1,1,1)"]
+        # Sizes that no parameter has: rows of the batch, and of a device.
+        args += ["--config.batch_size=136", "--config.eval.batch_size=136"]
+        run(args, quick)
+        found = json.loads((workdir / "compile_v5e_2_4.json").read_text())
+        assert found["fits"]
+        return found["programs"][0]
+
+    return step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [4, 8])
-def test_fsdp_on_a_tpu_sends_no_activations(fsdp, environment, tmp_path):
-    """coco_region, one layer deep, by the TPU's own compiler."""
-    args = ["--config=configs/coco_region.py", f"--workdir={tmp_path}"]
-    args += ["--mode=compile", "--topology=v5e:2x4", f"--config.mesh.fsdp={fsdp}"]
-    args += ["--config.text.layers=1", "--config.data.root=/absent"]
-    # Sizes that no parameter has: rows of the batch, and of a device.
-    args += ["--config.batch_size=136", "--config.eval.batch_size=136"]
-    run(args, environment)
-    found = json.loads((tmp_path / "compile_v5e_2_4.json").read_text())
-    step = found["programs"][0]
-    assert found["fits"]
-    assert 0 < step["estimate"]["utilisation"] < 1
-    shapes = {c["shape"] for c in step["collectives"]}
+@pytest.mark.parametrize("name", ["coco_region", "coco_grid"])
+def test_fsdp_on_a_tpu_sends_no_activations(name, fsdp, step_on_a_tpu):
+    whole, cut = step_on_a_tpu(name, 1), step_on_a_tpu(name, fsdp)
+    assert 0 < cut["estimate"]["utilisation"] < 1
+    shapes = {c["shape"] for c in cut["collectives"]}
     of_rows = {shape for shape in shapes if re.search(r"\b(136|17)\b", shape)}
     # The loss's own: the embeddings of all rows, 8 × 17 or 136, or of a device's.
     assert of_rows <= {"f32[136,1024]", "f32[8,17,1024]", "f32[17,1024]"}
-    assert step["sent_bytes"]["all-gather"] > 0
+    assert cut["sent_bytes"]["all-gather"] > 0
+    word_embeddings = 4 * 30_522 * 768  # the largest parameter
+    assert cut["temporaries_bytes"] <= whole["temporaries_bytes"] + word_embeddings
+    assert cut["flops"] == pytest.approx(whole["flops"], rel=0.05)
 
 
 @pytest.fixture
 def on_devices_of(monkeypatch):
-    """compile_run of a step whose memory follows a formula, on devices of `memory`."""
+    """compile_run of programs whose memory follows formulas, on devices of `memory`."""
 
     def programs(config, place, tokens, every):
         yield "train_step, 16 tokens", config
+        yield "encode_images", config
 
     def compiled(name, config, place):
         state = 800 // config.mesh.fsdp
         activations = 400 // config.microbatches // (2 if config.remat else 1)
         needed = 10**6 * (state + activations)
+        if name == "encode_images":
+            needed = 10**7 * config.eval.batch_size
         return {"name": name, "fits": needed <= place.memory, "peak_bytes": needed}
 
     def run_on(config, workdir, memory):
@@ -110,6 +132,18 @@ def test_what_does_not_fit_comes_with_what_would(
     assert line.startswith("train_step, 16 tokens needs 1.20 GB of a device's 0.")
     assert advice in line
     assert not json.loads((tmp_path / "compile_cpu_2.json").read_text())["fits"]
+
+
+def test_an_encoder_that_does_not_fit_comes_with_a_smaller_batch(
+    on_devices_of, tmp_path
+):
+    config = tiny.get_config("/absent")
+    config.eval.batch_size = 256
+    with pytest.raises(InputError) as error:
+        on_devices_of(config, tmp_path, 1200 * 10**6)
+    expected = "encode_images needs 2.56 GB of a device's 1.20 GB; "
+    expected += "--config.eval.batch_size=64 needs 0.64 GB"
+    assert str(error.value) == expected
 
 
 def test_a_run_that_fits_ends_well(on_devices_of, tmp_path):

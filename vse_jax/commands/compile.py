@@ -95,7 +95,7 @@ def compile_run(
     write_atomically(file, (json.dumps(contents, indent=1) + "\n").encode())
     logging.info("written: %s", file)
     if not fits:
-        raise InputError(_what_would_help(config, place, room, results))
+        raise InputError(_what_would_help(config, place, room, every, results))
 
 
 def _settle_vocab_size(config: ConfigDict) -> None:
@@ -249,7 +249,7 @@ def _size(count: float | int) -> str:
 
 
 def _what_would_help(
-    config: ConfigDict, place: Topology, room: Room, results: list[dict]
+    config: ConfigDict, place: Topology, room: Room, every: bool, results: list[dict]
 ) -> str:
     """The error's line: what does not fit, and the nearest setting that does, tried."""
     worst = max(results, key=lambda result: result["peak_bytes"])
@@ -257,36 +257,50 @@ def _what_would_help(
         f"{worst['name']} needs {_size(worst['peak_bytes'])} of a device's "
         f"{_size(place.memory)}"
     )
-    least = worst["peak_bytes"]
-    for change in _easier(config, len(place.devices)):
+    least, encoder = worst["peak_bytes"], worst["name"].startswith("encode")
+    easier = _smaller_batches(worst["name"], config, len(place.devices))
+    for change in easier if encoder else _easier(config, len(place.devices)):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(change)
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)
-            name, lower = next(_programs(changed, place, room, False))
-            result = _compiled(name, lower, place)
+            lower = dict(_programs(changed, place, room, every))[worst["name"]]
+            result = _compiled(worst["name"], lower, place)
         except InputError:
             continue
         logging.info("tried %s: %s", flags, _size(result["peak_bytes"]))
         least = min(least, result["peak_bytes"])
         if result["fits"]:
             return f"{problem}; {flags} needs {_size(result['peak_bytes'])}"
+    tried = "eval.batch_size" if encoder else "fsdp, remat and microbatches"
     return (
-        f"{problem}; no setting of fsdp, remat and microbatches fits, the least needs "
-        f"{_size(least)}: take more or larger devices, or a smaller batch"
+        f"{problem}; no setting of {tried} fits, the least needs {_size(least)}: take "
+        "more or larger devices, or a smaller batch"
     )
 
 
+def _smaller_batches(
+    name: str, config: ConfigDict, devices: int
+) -> Iterator[dict[str, Any]]:
+    """Of an encoder in evaluation, down to one picture or caption a device."""
+    images, captions = batch_sizes(config, devices)
+    parts = (images if name == "encode_images" else captions) // devices
+    while parts := parts // 2:
+        yield {"eval.batch_size": parts * devices}
+
+
 def _easier(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
-    """Changes that need less memory, from the cheapest in time to the dearest."""
-    shard = {"mesh.data": 1, "mesh.fsdp": devices} if devices > 1 else {}
-    if shard and config.mesh.fsdp != devices:
+    """What makes a step need less memory, from the cheapest in time to the dearest."""
+    whole = devices > 1 and config.mesh.fsdp != devices
+    shard = {"mesh.data": 1, "mesh.fsdp": devices} if whole else {}
+    if shard:
         yield shard
     both = shard | {"remat": True}
     if not config.remat:
         yield {"remat": True}
-        yield both
+        if shard:
+            yield both
     parts = 2 * config.microbatches
     while config.batch_size % (devices * parts) == 0:
         yield both | {"microbatches": parts}
