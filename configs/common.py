@@ -68,7 +68,7 @@ def _data() -> ConfigDict:
     c.root = "data/coco"  # the folder that holds precomp/, or its URL (gs://…)
     c.format = "folder"  # folder (the published layout) | array_record | tfds
     c.export_to = placeholder(str)  # folder for --mode=export; None: data.root
-    c.cache = placeholder(str)  # keeps a URL's shards; None: ~/.cache/vse_jax
+    c.cache = placeholder(str)  # keeps a URL's shards; None: ~/.cache/vse_jax/data
     c.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures
     c.render_size = 128  # px; --mode=prepare of the OpenMoji pictures
     c.train_split = "train"

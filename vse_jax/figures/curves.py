@@ -27,7 +27,7 @@ def curves_picture(workdir: Path, schedule: Schedule) -> None:
     # Sums over all negatives are a hundred times those over the hardest: log scale.
     x, y = _series(rows, "train/loss", schedule)
     loss_axes.semilogy(x, np.where(y > 0, y, np.nan), color=BLUE, linewidth=1.2)
-    loss_axes.set_ylabel("training loss, summed over the batch")
+    loss_axes.set_ylabel("training loss")
 
     names = sorted({key for row in rows for key in row if key.endswith("/rsum")})
     for name, colour in zip(names, (GREEN, ORANGE, BLUE), strict=False):
