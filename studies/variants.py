@@ -54,9 +54,7 @@ REASONS = {
     "gpo_from_max": Variant(
         "GPO that starts at the maximum", _pools("studies.pools:FromMaximum"), (0,)
     ),
-    "gpo_colder": Variant(
-        "GPO with temperature 0.01", _pools("studies.pools:Colder"), (0,)
-    ),
+    "gpo_colder": Variant("GPO with temperature 0.01", _pools("studies.pools:Colder")),
     "gpo_unclipped": Variant("GPO, no clip", {"optimizer.clip": 0.0}, (0,)),
     "gpo_25": Variant("GPO, 25 epochs, rate drops after 15", _LONG, (0,)),
     "max_25": Variant(
