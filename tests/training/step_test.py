@@ -85,13 +85,9 @@ def gathered_elements(program: str) -> list[int]:
     "name", ["coco_region", pytest.param("coco_grid", marks=pytest.mark.slow)]
 )
 def test_fsdp_sends_parameters_around_and_no_activations(name):
-    """The published widths, one layer deep, on eight devices."""
+    """The published sizes, one layer deep, on eight devices."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.text.layers, config.image.backbone.layers, config.image.size = (
-        1,
-        (1,) * 4,
-        96,
-    )
+    config.text.layers, config.image.backbone.layers = 1, (1,) * 4
     config.batch_size = config.eval.batch_size = 136
     shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
     rows = r"\b(136|17)\b"  # of all and of one device: sizes that no parameter has
@@ -108,15 +104,11 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
 
     (whole, _), (cut, sizes) = program(fsdp=1), program(fsdp=8)
     total = sum(sizes.values())
-    blocks = re.compile(r"layers?\d?/\d+/")
-    outside = sum(n for path, n in sizes.items() if not blocks.search(path))
     sent = {(c.kind, c.shape) for c in cut.collectives if re.search(rows, c.shape)}
     assert sent <= {("all-gather", "f32[136,1024]"), ("reduce-scatter", "f32[17,1024]")}
     # The forward and the backward pass gather a parameter once each.
     assert 0.8 * total < cut.sent()["all-gather"] <= 1.2 * 2 * total
-    # Whole at once: what lies outside of blocks, and a block at a time. One layer of
-    # BERT is 28 MB, the largest block of a ResNet-101 24 MB.
-    assert cut.temporaries <= whole.temporaries + outside + 28.4e6
+    assert cut.temporaries <= whole.temporaries + max(sizes.values())
     assert cut.flops == pytest.approx(whole.flops, rel=0.05)
     # Parameters and two moments; with fsdp = 1 only the moments are shared out.
     batch = size_of(shapes) / 8

@@ -15,6 +15,12 @@ from jaxlib.mlir import ir
 
 Params = Any  # a tree of arrays
 _LISTS = re.compile(r"layer(s|\d+)")  # names of the lists of blocks
+# What a block keeps for its gradient, as primitives of JAX: see `_kept`.
+_KEPT = (
+    *("dot_general", "conv_general_dilated", "reduce_sum", "reduce_max"),
+    "max",  # ReLU: the input of the next convolution
+    "lt",  # which values dropout keeps
+)
 _IS_RUN = re.compile(r"_run(_\d+)?")  # names of `_run` in a program
 
 
@@ -102,7 +108,7 @@ def run_block(
     gather = _IN_BLOCKS.get()
     run: Callable[..., Any] = _run
     if remat or gather:
-        kept = None if remat else _all_but_parameters
+        kept = None if remat else _kept
         run = jax.checkpoint(_run, static_argnums=(0, 1, 2), policy=kept)
     result, stats = run(graphdef, train, gather, state, inputs, key)
     if train:
@@ -131,10 +137,14 @@ def _after_jvp(primals, tangents):
     return _after(*primals), tangents[0]
 
 
-def _all_but_parameters(primitive, *_, **__) -> bool:
-    """What a block keeps for its backward pass, as a policy of jax.checkpoint."""
-    gathering = "sharding_constraint", "optimization_barrier", "custom_jvp_call"
-    return primitive.name not in gathering
+def _kept(primitive, *_, **__) -> bool:
+    """A policy of jax.checkpoint: what a block that gathers keeps for its gradient.
+
+    Neither its parameters, which are gathered anew, nor what is cheap to compute again
+    from the rest: for XLA all that is kept is an array of its own, of which GELU alone
+    would have five.
+    """
+    return primitive.name in _KEPT
 
 
 def keep_apart(lowered: Lowered, mesh: Mesh) -> Lowered:

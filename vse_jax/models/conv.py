@@ -58,7 +58,7 @@ def convolution(
 
 
 def _forward(x, kernel, stride):
-    return convolution(x, kernel, stride), (x, kernel)
+    return _conv(x, kernel, *_as_asked(kernel, stride)), (x, kernel)
 
 
 def _backward(stride, residuals, cotangent):
