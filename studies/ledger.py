@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.config import ADDED, HOSTS_OWN, flat_fields, is_in
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_lines, write_atomically
+from vse_jax.base.files import parse_object, read_lines, write_atomically
 
 # What decides nothing about a run's results.
 _FREE = (
@@ -104,7 +104,7 @@ class Ledger:
         return [_result(self.path, 2 + i, line) for i, line in enumerate(rest)]
 
     def _check_recipe(self, line: str) -> None:
-        there = _object(self.path, 1, line).get("recipe")
+        there = parse_object(line, f"{self.path}, line 1").get("recipe")
         if not isinstance(there, dict):
             raise InputError(f"{self.path}, line 1: holds no recipe")
         there = _deciding(ADDED) | there
@@ -124,18 +124,8 @@ def _deciding(flat: dict[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in flat.items() if not is_in(field, _FREE)}
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}, line {number}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}, line {number}: not a JSON object")
-    return content
-
-
 def _result(path: Path, number: int, line: str) -> Result:
-    content = _object(path, number, line)
+    content = parse_object(line, f"{path}, line {number}")
     wanted = {field.name for field in fields(Result)}
     if content.keys() != wanted:
         wrong = ", ".join(sorted(content.keys() ^ wanted))

@@ -39,13 +39,21 @@ def read_object(path: AnyPath) -> dict:
     Raises:
         InputError: no such file, or something else in it.
     """
-    data = read_bytes(path)
+    return parse_object(read_bytes(path), str(path))
+
+
+def parse_object(data: bytes | str, where: str) -> dict:
+    """The object that a JSON text holds.
+
+    Raises:
+        InputError: something else is in it; begins with `where`.
+    """
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+        raise InputError(f"{where}: not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
+        raise InputError(f"{where}: not a JSON object")
     return content
 
 

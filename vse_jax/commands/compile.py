@@ -258,8 +258,12 @@ def _what_would_help(
         f"{_size(place.memory)}"
     )
     least, encoder = worst["peak_bytes"], worst["name"].startswith("encode")
-    easier = _smaller_batches(worst["name"], config, len(place.devices))
-    for change in easier if encoder else _easier(config, len(place.devices)):
+    devices = len(place.devices)
+    if encoder:
+        changes = _smaller_batches(worst["name"], config, devices)
+    else:
+        changes = _easier(config, devices)
+    for change in changes:
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(change)
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())

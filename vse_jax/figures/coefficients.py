@@ -34,13 +34,13 @@ def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients
         InputError: no tower has a GPO.
     """
     towers: dict[str, Coefficients | str] = {}
-    for tower, largest in (("image", _largest_image_set), ("text", _largest_text_set)):
+    for tower in ("image", "text"):
         encoder = getattr(vse, tower)
         pool = encoder.gpool if isinstance(encoder, SetEncoder) else None
         if not isinstance(pool, GPO):
             towers[tower] = config[tower].pool
             continue
-        size = largest(config, encoder)
+        size = _largest_set(config, tower, encoder)
         sizes = sorted({max(round(size * part), 1) for part in _SET_SIZES})
         weights = np.asarray(pool.weights(jnp.array(sizes), size))
         towers[tower] = {n: row[:n] for n, row in zip(sizes, weights, strict=True)}
@@ -49,15 +49,12 @@ def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients
     return towers
 
 
-def _largest_image_set(config: ConfigDict, encoder: SetEncoder) -> int:
+def _largest_set(config: ConfigDict, tower: str, encoder: SetEncoder) -> int:
+    if tower == "text":
+        return min(config.data.max_tokens, 64)  # few captions are longer
     batch = abstract_batch(image_shapes(config.image, 1))
     _, mask = jax.eval_shape(lambda batch: encoder.members(batch), batch)
     return mask.shape[1]
-
-
-def _largest_text_set(config: ConfigDict, encoder: SetEncoder) -> int:
-    del encoder
-    return min(config.data.max_tokens, 64)  # few captions are longer
 
 
 def coefficients_picture(
