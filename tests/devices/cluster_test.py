@@ -3,12 +3,12 @@
 import json
 import shutil
 import signal
-import socket
 
 import numpy as np
 import pytest
 
 from tests.helpers.programs import (
+    free_port,
     one_line_error,
     rows,
     run,
@@ -44,12 +44,6 @@ def args(tiny_root):
         "--config.eval.batch_size=24",  # leaves a rest of images and of captions
         "--config.text.ffn=2048",  # large enough to be sharded by fsdp
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_pair(args, environment, extra=((), ())):

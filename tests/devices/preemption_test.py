@@ -1,10 +1,18 @@
 """SIGTERM at any moment of a training run (several processes: cluster_test.py)."""
 
 import signal
+import sys
 
 import pytest
 
-from tests.helpers.programs import assert_same_run, rows, run, start, wait_for
+from tests.helpers.programs import (
+    assert_same_run,
+    free_port,
+    rows,
+    run,
+    start,
+    wait_for,
+)
 from vse_jax.commands.train import train
 from vse_jax.devices import preemption
 
@@ -88,3 +96,32 @@ def test_sigterm_before_the_first_step(tiny_root, environment, tmp_path):
     _, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "step 1:" not in err
+
+
+# A cluster's run of one process: JAX's service is there, and takes SIGTERM.
+CONNECTED = """
+import os, signal, sys, time
+import jax
+from vse_jax.devices import cluster, preemption
+join = jax.distributed.initialize
+jax.distributed.initialize = lambda **_: join(
+    "localhost:" + sys.argv[1], 1, 0, cluster_detection_method="deactivate"
+)
+cluster.started_by_cluster = lambda: True
+if sys.argv[2] == "listens":
+    preemption.listen()
+cluster.connect(None, None, None)
+preemption.connected()
+os.kill(os.getpid(), signal.SIGTERM)
+for _ in range(100):
+    preemption.check()
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("listens", "code"), [("listens", 75), ("does not", -signal.SIGTERM)]
+)
+def test_sigterm_in_a_cluster_of_one(listens, code, environment):
+    program = [sys.executable, "-c", CONNECTED]
+    run([str(free_port()), listens], environment, code, program)

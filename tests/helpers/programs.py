@@ -1,5 +1,6 @@
 """Runs the project's programs as a user does, in processes of their own."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,12 @@ def wait_for(condition, process, seconds=120):
             return True
         time.sleep(0.001)
     return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def parameters(workdir: Path, which: str = "last") -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from absl import logging
 
 from vse_jax.base import progress
 from vse_jax.base.errors import InputError
+from vse_jax.devices import preemption
 
 _CONNECT_S = 300  # until every process has come
 _SILENCE_S = 100  # without a sign of life, after which a process counts as dead
@@ -51,6 +52,8 @@ def connect(
     wait = seconds or _CONNECT_S
     where = coordinator or "cluster"
     late = f"{where}: the {num_processes or ''} processes of this run did not all come "
+    # Where nothing checks for SIGTERM it has to end the process, as it does by itself.
+    jax.config.update("jax_enable_preemption_service", preemption.is_listening())
     # JAX aborts the process when its time is over, so ours is over earlier.
     with _deadline(wait, f"error: {late}together within {wait} s"):
         try:

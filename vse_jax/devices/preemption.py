@@ -29,11 +29,16 @@ def listen() -> None:
     _State.listening = True
 
 
+def is_listening() -> bool:
+    """Whether `listen` was called: SIGTERM ends this process at a `check` only."""
+    return _State.listening
+
+
 def connected() -> None:
     """Call it when the processes of a run have found each other.
 
-    JAX's service listens to SIGTERM from then on, and tells the others of it. What came
-    before is sent to it again.
+    Of a run that a cluster started, JAX's service listens to SIGTERM from then on, and
+    tells the others of it. What came before is sent to it again.
     """
     if _State.noticed:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -52,9 +57,10 @@ def check() -> None:
     from jax.experimental import multihost_utils  # noqa: PLC0415
 
     _State.checks += 1
-    if jax.process_count() == 1:
-        reached = _State.noticed
-    else:
+    # The service takes the signal from us, also in a run of one process.
+    if jax.distributed.is_initialized():
         reached = multihost_utils.reached_preemption_sync_point(_State.checks)
+    else:
+        reached = _State.noticed
     if reached:
         raise Preempted
