@@ -9,6 +9,7 @@ import pytest
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import read_split
 from vse_jax.data.regions import NpyRows
+from vse_jax.devices import preemption
 from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
@@ -43,6 +44,16 @@ def test_they_are_kept_and_not_computed_again(parts, tmp_path, monkeypatch):
     again = cached_token_features(evaluator, model, split, tmp_path / "cache")
     np.testing.assert_array_equal(again[0:9], first[0:9])
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_run_that_is_stopped_meanwhile_leaves_nothing(parts, tmp_path, monkeypatch):
+    def check():
+        raise preemption.Preempted
+
+    monkeypatch.setattr(preemption, "check", check)
+    with pytest.raises(preemption.Preempted):
+        cached_token_features(*parts, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_model_has_features_of_its_own(parts, tmp_path):

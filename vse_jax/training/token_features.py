@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -121,11 +122,12 @@ def _whole(leaf) -> np.ndarray:
 
 def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
     """Writes (first row, rows) pieces as an npy file, whole or not at all."""
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    # Hosts that share the folder may have equal process ids.
+    unfinished = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Ordinary writes: on a full disk, a memory map would kill the process.
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:
             with contextlib.suppress(OSError):  # no locks here
                 fcntl.flock(file, fcntl.LOCK_SH)  # see make_room
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -136,6 +138,7 @@ def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
                 file.write(np.asarray(values, "<f4").tobytes())
         unfinished.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise InputError(f"{unfinished}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):  # renamed, or never made
+            unfinished.unlink()
