@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from tests.helpers import tiny
@@ -77,6 +78,19 @@ def test_fsdp_on_a_tpu_sends_no_activations(name, fsdp, step_on_a_tpu):
     word_embeddings = 4 * 30_522 * 768  # the largest parameter
     assert cut["temporaries_bytes"] <= whole["temporaries_bytes"] + word_embeddings
     assert cut["flops"] == pytest.approx(whole["flops"], rel=0.05)
+
+
+def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
+    place, room = Topology("cpu:1", jax.devices()[:1], 10**12), (16, 40)
+    tiny_config.text.kind = "bert"
+
+    def arrays():
+        _, lower = next(compile_module._programs(tiny_config, place, room, False))
+        return lower.args[2]
+
+    assert arrays()["token_places"] == ((40,), np.int32)
+    tiny_config.microbatches = 2
+    assert "token_places" not in arrays()
 
 
 @pytest.fixture

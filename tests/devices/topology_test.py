@@ -2,10 +2,12 @@
 
 import importlib.util
 
+import jax
 import pytest
 
 from vse_jax.base.errors import InputError
 from vse_jax.devices import topology
+from vse_jax.devices.runtime import memory_of
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "cpu", "cpu:0", "cpu:two", "tpu"])
@@ -27,3 +29,8 @@ def test_clocks_follow_from_the_peaks():
     assert clocks == pytest.approx(
         {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}, rel=0.01
     )
+
+
+def test_simulated_devices_share_the_hosts_memory():
+    (host,) = {memory_of(device) for device in jax.devices()}
+    assert topology.find(None).memory == host // len(jax.devices())

@@ -144,6 +144,9 @@ def _programs(
     groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
     # Padded, where packed ones of that length are not the usual ones: the dearest.
     others: list[Room] = [(length, None) for length in padded_lengths(config)]
+    # What would help may not pack: microbatches do not.
+    if not packs(config, mesh.size):
+        usual = usual[0], None
     rooms = others if every else [usual]
 
     pairs = pair_shapes(config.image, config.batch_size)

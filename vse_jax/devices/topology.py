@@ -75,13 +75,11 @@ def find(name: str | None) -> Topology:
     """
     kind, _, shape = (name or "").partition(":")
     if name is None:
-        devices = jax.devices()
-        return Topology("here", devices, memory_of(devices[0]))
+        return _here("here")
     if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(shape))
-        devices = jax.devices()
-        return Topology(name, devices, memory_of(devices[0]) // len(devices))
+        return _here(name)
     known = f"{', '.join(CHIPS)} (as v5e:2x4, v4:2x2x2) and cpu (as cpu:8)"
     if kind not in CHIPS:
         raise InputError(f"--topology={name}: the compilers here know {known}")
@@ -98,6 +96,13 @@ def find(name: str | None) -> Topology:
     devices = list(found.devices)
     chip = CHIPS[kind]
     return Topology(name, devices, chip.memory, chip)
+
+
+def _here(name: str) -> Topology:
+    devices = jax.devices()
+    # What a CPU has is the host's, which its simulated devices share.
+    share = len(devices) if devices[0].platform == "cpu" else 1
+    return Topology(name, devices, memory_of(devices[0]) // share)
 
 
 def _prepare_compiler() -> None:
