@@ -87,6 +87,13 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     assert text.cycles_by_line() == {"vse_jax/models/bert.py:140": 120, "elsewhere": 3}
 
 
+def collectives(line):
+    """Those of a program for eight devices that is one line."""
+    header = "HloModule step, entry_computation_layout={(f32[8])}, num_partitions=8"
+    main = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n"
+    return ProgramText(f"{header}\n\n{main}").collectives()
+
+
 @pytest.mark.parametrize(
     ("groups", "shape", "kind", "sent"),
     [
@@ -100,13 +107,34 @@ ENTRY %main (p: f32[8]) -> f32[8] {
             24,
         ),
         ("{{0,1,2,3}}", "f32[2]", "reduce-scatter", 24),
+        ("{}", "f32[8]", "all-reduce", 56),
     ],
 )
 def test_groups_as_xla_writes_them(groups, shape, kind, sent):
     line = f"  %x = {shape}{{0}} {kind}(%p), replica_groups={groups}, dimensions={{0}}"
-    text = ProgramText(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n")
-    (found,) = text.collectives()
+    (found,) = collectives(line)
     assert (found.kind, found.shape, found.sent) == (kind, shape, sent)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "sent"),
+    [
+        ("(f32[4], f32[16])", "all-gather", {"f32[16]": 48}),
+        (
+            "((f32[2], f32[4]), (f32[8], f32[16]))",
+            "all-gather",
+            {"f32[8]": 24, "f32[16]": 48},
+        ),
+        ("(f32[8], f32[8], u32[], u32[])", "collective-permute", {"f32[8]": 32}),
+    ],
+)
+def test_collectives_that_begin_here_and_end_later(shapes, kind, sent):
+    groups = "replica_groups={{0,1,2,3}}"
+    if kind == "collective-permute":
+        groups = "source_target_pairs={{0,1},{1,0}}"
+    found = collectives(f"  %x = {shapes} {kind}-start(%p), {groups}, dimensions={{0}}")
+    assert {c.shape: c.sent for c in found} == sent
+    assert {c.kind for c in found} == {kind}
 
 
 def test_a_tpus_fused_collectives_are_what_they_do():

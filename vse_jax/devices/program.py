@@ -46,8 +46,9 @@ class Program:
     """A compiled program, on one device.
 
     arguments, temporaries: bytes. peak: both, the results and the program's own code.
-    flops: XLA's count. cycles: what the TPU's compiler expects, by source line; empty
-    where the compiler says nothing.
+    flops: XLA's count, and that of what a loop repeats. cycles: what the TPU's compiler
+    expects, by source line; empty where the compiler says nothing. All branches of a
+    conditional count.
     """
 
     arguments: int
@@ -98,6 +99,9 @@ class ProgramText:
     """The text of an optimised HLO module, as XLA prints it."""
 
     def __init__(self, text: str):
+        header = text.partition("\n\n")[0]
+        counts = re.findall(r"\b(?:replica_count|num_partitions)=(\d+)", header)
+        self._devices = math.prod(map(int, counts))
         self._computations: dict[str, list[_Instruction]] = {}
         self._entry = ""
         self._tables: dict[str, list[str]] = collections.defaultdict(list)
@@ -124,7 +128,7 @@ class ProgramText:
         found: dict[tuple[str, str, float], int] = collections.Counter()
         for instruction, times in self._runs():
             kind = instruction.kind.removesuffix("-start")
-            size = _group_size(instruction.rest) if kind in _COLLECTIVES else 1
+            size = self._group_size(instruction.rest) if kind in _COLLECTIVES else 1
             share = _SENT[kind](size) if size > 1 else 0.0
             if instruction.inside.startswith("all-reduce-scatter"):
                 # What a TPU's reduce-scatter is called: the sum of all, of which each
@@ -136,6 +140,21 @@ class ProgramText:
             Collective(kind, shape, times, sent)
             for (kind, shape, sent), times in found.items()
         )
+
+    def _group_size(self, attributes: str) -> int:
+        """Devices that take part together; 2 for the pairs of a permutation."""
+        if "source_target_pairs" in attributes:
+            return 2
+        if "replica_groups={}" in attributes:
+            return self._devices
+        if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+            return len(listed[1].split(","))
+        if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+            return int(tiled[1])
+        if axes := re.search(r"replica_groups=mesh\[([^]]*)\].*?\{(.*?)\}", attributes):
+            sizes = {a: int(n) for a, n in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+            return math.prod(sizes[a] for a in re.findall(r"'(\w+)'", axes[2]))
+        return 1
 
     def cycles_by_line(self) -> dict[str, int]:
         """The compiler's estimates, summed by the line of this package that asked."""
@@ -249,27 +268,15 @@ _SENT: dict[str, Callable[[int], float]] = {
 }
 
 
-def _group_size(attributes: str) -> int:
-    """Devices that take part together; 2 for the pairs of a permutation."""
-    if "source_target_pairs" in attributes:
-        return 2
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return len(listed[1].split(","))
-    if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(tiled[1])
-    if axes := re.search(r"replica_groups=mesh\[([^]]*)\].*?\{(.*?)\}", attributes):
-        sizes = {a: int(n) for a, n in re.findall(r"'(\w+)'=(\d+)", axes[1])}
-        return math.prod(sizes[a] for a in re.findall(r"'(\w+)'", axes[2]))
-    return 1
-
-
 def _results(instruction: _Instruction) -> list[str]:
     """The arrays that a collective makes: f32[128,1024], …"""
     shapes = [f"{kind}[{dims}]" for kind, dims in _ARRAY.findall(instruction.shape)]
     if instruction.kind.endswith("-start") and not instruction.kind.startswith(
         "all-reduce"
     ):
-        return shapes[len(shapes) // 2 :][:1]  # (operands, results, …)
+        # (operands, results, the device's own notes)
+        arrays = [shape for shape in shapes if shape not in ("u32[]", "s32[]")]
+        return arrays[len(arrays) // 2 :]
     return shapes
 
 
