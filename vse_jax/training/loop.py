@@ -62,6 +62,7 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
     try:
         if run.ends_epoch(reached.step) and reached.validated < reached.step:
             finish_epoch(run, state, reached)  # the last start was stopped before it
+        run.recorder.restart_clock()  # a validation may have come before
         prepare_epoch(run, reached.step)
         with (
             _guard(plan.config.debug),
@@ -104,7 +105,7 @@ def _guard(debug: bool) -> contextlib.AbstractContextManager:
 
 def prepare_epoch(run: Run, step: int) -> None:
     """Begins to compile all that the epoch of `step` runs, in the order of its use."""
-    if step == run.plan.steps:
+    if step >= run.plan.steps:  # beyond: a resume may lower max_steps
         return
     preemption.check()  # compiling may take minutes
     epoch = run.plan.schedule.epoch(step)

@@ -31,6 +31,7 @@ class Recorder:
         """Leaves what happened since the last line out of the rates."""
         self._start = time.monotonic()
         self._waited = 0.0  # seconds
+        self._timed = 0  # steps
 
     def timed_next(self, batches):
         """The next batch; the time it takes is the step's wait for data."""
@@ -47,12 +48,15 @@ class Recorder:
         if self._due:
             self.flush()
         self._pending.append((step, scalars))
-        if not self._compiled:
+        if self._compiled:
+            self._timed += 1
+        else:
             self._compiled = True
             scalars["loss"].block_until_ready()
             seconds = time.monotonic() - self._start
             logging.info("first step took %.1f s, compilation included", seconds)
             self._writer.write(step, {"perf/first_step_s": seconds})
+            self.restart_clock()
 
     def flush_soon(self) -> None:
         """Writes what is kept at the next step: by then its numbers are there.
@@ -63,6 +67,8 @@ class Recorder:
 
     def flush(self) -> None:
         """Writes the means since the last line, if there was a step.
+
+        Rates are those of the steps since `restart_clock`; the first one has none.
 
         Raises:
             InputError: a loss or gradient norm is NaN or infinite; names the first such
@@ -75,16 +81,15 @@ class Recorder:
         rows = jax.device_get(scalars)
         _check_finite(numbers, rows)
         seconds = time.monotonic() - self._start
-        self._writer.write(
-            numbers[-1],
-            {
-                "train/loss": float(np.mean([row["loss"] for row in rows])),
-                "train/grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
-                "train/lr": float(rows[-1]["lr"]),
-                "perf/images_per_s": len(rows) * self._batch_size / seconds,
-                "perf/data_wait": self._waited / seconds,
-            },
-        )
+        line = {
+            "train/loss": float(np.mean([row["loss"] for row in rows])),
+            "train/grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
+            "train/lr": float(rows[-1]["lr"]),
+        }
+        if self._timed:
+            line["perf/images_per_s"] = self._timed * self._batch_size / seconds
+            line["perf/data_wait"] = self._waited / seconds
+        self._writer.write(numbers[-1], line)
         self._pending = []
         self.restart_clock()
 
