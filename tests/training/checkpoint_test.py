@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from vse_jax.base.errors import InputError
@@ -116,3 +117,16 @@ def test_a_bug_is_no_full_disk(tmp_path):
         pytest.raises(ValueError, match="object"),
     ):
         checkpoints.save_best(1, {"params": object()}, {"rsum": 1.0})
+
+
+def test_a_failed_last_save_still_ends_orbax(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    closed = []
+    monkeypatch.setattr(
+        ocp.CheckpointManager, "close", lambda self: closed.append(self)
+    )
+    with pytest.raises(InputError, match="No space left"), Checkpoints(tmp_path):
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+    assert len(closed) == 2

@@ -66,12 +66,16 @@ class Checkpoints:
 
     def __exit__(self, kind, *_) -> None:
         """Ends Orbax's threads, which must not outlive the interpreter."""
-        if kind is None:
-            self.wait()
-        for manager in (self._last, self._best):
-            # What goes wrong here after an error would only hide that error.
-            with contextlib.suppress(*([Exception] if kind else [])):
-                manager.close()
+        failed = True
+        try:
+            if kind is None:
+                self.wait()
+                failed = False
+        finally:
+            for manager in (self._last, self._best):
+                # What goes wrong here after an error would only hide that error.
+                with contextlib.suppress(*([Exception] if failed else [])):
+                    manager.close()
 
     def last_step(self) -> int | None:
         return self._last.latest_step()
