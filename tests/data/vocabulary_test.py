@@ -268,6 +268,13 @@ class TestBuild:
         assert find_vocabulary(config) == path
         assert len(read_vocabulary(path)) == 8
 
+    def test_a_bucket_is_no_local_file(self, config, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config.text.vocab = "gs://bucket/vocab.json"
+        with pytest.raises(InputError, match=r"^gs://bucket/vocab.json: name a local"):
+            build_vocab(config)
+        assert not Path("gs:").exists()
+
     def test_twice_gives_the_same_bytes(self, config, tmp_path):
         build_vocab(config)
         path = tmp_path / "vocab" / "pets_precomp_vocab.json"

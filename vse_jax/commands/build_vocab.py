@@ -31,10 +31,13 @@ def build_vocab(config: ConfigDict) -> None:
     }
     data = (json.dumps(content) + "\n").encode()
     path = vocabulary_folder(config) / f"{config.data.name}_precomp_vocab.json"
-    if config.text.vocab is not None:
-        path = Path(config.text.vocab)
-    if not isinstance(path, Path):
-        raise InputError(f"{path}: name a local file to write with config.text.vocab")
+    named = config.text.vocab
+    if named is not None:
+        path = Path(named)
+    if not isinstance(path, Path) or "://" in (named or ""):
+        raise InputError(
+            f"{named or path}: name a local file to write with config.text.vocab"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.read_bytes() != data:
