@@ -59,7 +59,8 @@ def gpo(shape: tuple[int, int, int]) -> Ready:
         return (nnx.merge(graphdef, params)(features, mask) * cotangent).sum()
 
     mask = jnp.ones(shape[:2], bool)
-    return _jitted(jax.grad(loss, argnums=(0, 1)), params, features, mask)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    return _jitted(gradient, params, features, mask)
 
 
 def cnn(backward: bool) -> Ready:
@@ -101,7 +102,7 @@ def _pass(run: Callable, parts: list[nnx.State], batch, backward: bool) -> Ready
     def loss(params, rest, batch):
         return (run(params, rest, batch) * cotangent).sum()
 
-    return _jitted(jax.grad(loss), params, rest, batch)
+    return _jitted(jax.value_and_grad(loss), params, rest, batch)
 
 
 def _jitted(function: Callable, *arguments) -> Ready:
@@ -221,7 +222,8 @@ def _photographs(config: ConfigDict, count: int) -> tempfile.TemporaryDirectory:
 def demo() -> Ready:
     """The steps of `make demo`, by the times of metrics.jsonl; make demo prepares it.
 
-    Without the start, the validations and the test.
+    Without the start, the validations and the test; the first step, which waits for its
+    compilation, at the rate of those after it.
     """
 
     def turn() -> float:

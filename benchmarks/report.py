@@ -100,13 +100,9 @@ def _three(value: float) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All rows that were measured, in Markdown; the peak is that of the best run."""
-    peak = max(result["peak_flops"] for result in results["rows"].values())
-    lines = (
-        line(row, results["rows"][row.name], peak)
-        for row in ROWS
-        if row.name in results["rows"]
-    )
+    """All rows that were measured, in Markdown; each has its own day's peak."""
+    rows = ((row, results["rows"].get(row.name)) for row in ROWS)
+    lines = (line(row, found, found["peak_flops"]) for row, found in rows if found)
     versions = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
     return "\n".join([f"{results['machine']} ({versions})", "", _HEADER, *lines])
 
