@@ -4,6 +4,8 @@ Channels last. Kernels are [height, width, in, out].
 """
 
 import functools
+import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.models.initializers import he_normal
+
+# Columns, and output channels, that one of XLA's kernels for CPUs gives to a core, and
+# the part of the cores' time from which it beats the other one (docs/performance.md).
+_TASK, _ENOUGH = 64, 0.8
 
 
 class Conv(nnx.Module):
@@ -32,8 +38,8 @@ class Conv(nnx.Module):
             x = x[:, :: self.stride, :: self.stride]
             # Of two dimensions: the kernel's gradient, which sums over all of the
             # pixels, would copy its operands to make them so.
-            product = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-            return product.reshape(*x.shape[:-1], -1)
+            pixels = product(x.reshape(-1, x.shape[-1]), kernel[0, 0])
+            return pixels.reshape(*x.shape[:-1], -1)
         if self.size == self.stride:
             b, h, w, c = x.shape
             p, h, w = self.size, h // self.size, w // self.size
@@ -41,7 +47,37 @@ class Conv(nnx.Module):
             return jnp.einsum("bhpwqi,pqio->bhwo", patches, kernel)
         if self.groups == 1:
             return convolution(x, kernel, self.stride)
-        return _conv(x, kernel, *_as_asked(kernel, self.stride), groups=self.groups)
+        return _plain(self.stride, x, kernel, groups=self.groups)
+
+
+@jax.custom_vjp
+def product(
+    x: Float[Array, "pixels i"], kernel: Float[Array, "i o"]
+) -> Float[Array, "pixels o"]:
+    """x @ kernel; on CPUs the kernel's gradient has `x` turned over first.
+
+    XLA's faster product sums over rows of the right operand and columns of the left.
+    """
+    return x @ kernel
+
+
+def _kernel_gradient_on_cpu(x, cotangent):
+    # Without the barrier XLA takes the transposition into the product.
+    return jax.lax.optimization_barrier(x.T) @ cotangent
+
+
+def _product_gradients(residuals, cotangent):
+    x, kernel = residuals
+    of_kernel = jax.lax.platform_dependent(
+        x,
+        cotangent,
+        cpu=_kernel_gradient_on_cpu,
+        default=lambda x, cotangent: x.T @ cotangent,
+    )
+    return cotangent @ kernel.T, of_kernel
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_gradients)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -54,11 +90,14 @@ def convolution(
     a program's main function, but not in the functions of its blocks
     (`models/blocks.py`), where JAX's own gradients would be 20 times slower.
     """
-    return _conv(x, kernel, *_as_asked(kernel, stride))
+    plain = functools.partial(_plain, stride)
+    if stride > 1:
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=_by_all_cores, default=plain)
 
 
 def _forward(x, kernel, stride):
-    return _conv(x, kernel, *_as_asked(kernel, stride)), (x, kernel)
+    return convolution(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride, residuals, cotangent):
@@ -74,8 +113,7 @@ convolution.defvjp(_forward, _backward)
 
 
 def _as_jax_does(stride, x, kernel, cotangent):
-    strides, padding = _as_asked(kernel, stride)
-    of_both = functools.partial(_conv, strides=strides, padding=padding)
+    of_both = functools.partial(_plain, stride)
     return jax.vjp(of_both, x, kernel)[1](cotangent)
 
 
@@ -85,11 +123,16 @@ def _as_forward_convolutions(stride, x, kernel, cotangent):
     # How far the cotangent reaches with stride - 1 zeros between its values.
     spread = [(n - 1) * stride + 1 for n in cotangent.shape[1:3]]
     after = [n - reach + before for n, reach in zip(sides, spread, strict=True)]
-    of_x = _conv(
-        cotangent,
-        kernel[::-1, ::-1].swapaxes(2, 3),
-        padding=[(size - 1 - before, n) for n in after],
-        lhs_dilation=(stride, stride),
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    of_x = (
+        _by_all_cores(cotangent, turned)
+        if stride == 1
+        else _conv(
+            cotangent,
+            turned,
+            padding=[(size - 1 - before, n) for n in after],
+            lhs_dilation=(stride, stride),
+        )
     )
     # The channels of x take the place of its batch, and the batch that of channels.
     of_kernel = _conv(
@@ -101,9 +144,37 @@ def _as_forward_convolutions(stride, x, kernel, cotangent):
     return of_x, of_kernel.transpose(1, 2, 0, 3)
 
 
-def _as_asked(kernel, stride):
-    """(strides, padding) of `convolution`."""
-    return (stride, stride), [(kernel.shape[0] // 2,) * 2] * 2
+def _by_all_cores(x, kernel):
+    """A convolution of stride 1 on a CPU.
+
+    XLA has two kernels. Its first choice gives a core 64 columns and 64 output channels
+    at a time, whatever the number of rows and pictures. The other one spreads all of
+    them over the cores, and is taken where the output is larger than the input: by a
+    column here, which is dropped.
+    """
+    before, columns = len(kernel) // 2, x.shape[2]
+    busy = _busy_cores(columns, kernel.shape[-1], _cores())
+    more = int(busy < _ENOUGH and x.dtype == jnp.float32)
+    y = _conv(x, kernel, padding=[(before, before), (before, before + more)])
+    return y[:, :, :columns]
+
+
+def _busy_cores(columns: int, channels: int, cores: int) -> float:
+    """The part of the cores' time that the first kernel uses."""
+    tasks = math.ceil(columns / _TASK) * math.ceil(channels / _TASK)
+    longest = math.ceil(tasks / cores) * min(columns, _TASK) * min(channels, _TASK)
+    return columns * channels / (cores * longest)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _plain(stride, x, kernel, groups=1):
+    padding = [(len(kernel) // 2,) * 2] * 2
+    return _conv(x, kernel, (stride, stride), padding, groups=groups)
 
 
 def _conv(x, kernel, strides=(1, 1), padding=(), *, groups=1, **dilation):
