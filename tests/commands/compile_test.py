@@ -93,6 +93,23 @@ def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
     assert "token_places" not in arrays()
 
 
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.", 16.5),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(23.40G) exceeds available HBM (15.75G).",
+            23.4,
+        ),
+        ("Attempting to reserve 1.00G at the bottom of memory.", None),
+    ],
+)
+def test_a_compilers_refusal_says_what_is_needed(said, needed):
+    found = compile_module._exhausted(ValueError(f"RESOURCE_EXHAUSTED: {said}"))
+    assert found == (needed and needed * 2**30)
+
+
 @pytest.fixture
 def on_devices_of(monkeypatch):
     """compile_run of programs whose memory follows formulas, on devices of `memory`."""

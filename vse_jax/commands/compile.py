@@ -190,7 +190,8 @@ def _compiled(
 
 def _exhausted(error: Exception) -> float | None:
     """Bytes that a program needs, from the refusal of a compiler; None: no refusal."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+    # All that it needs, or its temporaries where they alone are too many.
+    used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not used:
         return None
     return float(used[1]) * 2.0 ** (10 * ("KMGT".index(used[2]) + 1))
