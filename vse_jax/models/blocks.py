@@ -18,6 +18,7 @@ _LISTS = re.compile(r"layer(s|\d+)")  # names of the lists of blocks
 # What a block keeps for its gradient, as primitives of JAX: see `_kept`.
 _KEPT = (
     *("dot_general", "conv_general_dilated", "reduce_sum", "reduce_max"),
+    "name",  # a result that was given one for this, by jax's checkpoint_name
     "max",  # ReLU: the input of the next convolution
     "lt",  # which values dropout keeps
 )

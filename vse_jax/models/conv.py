@@ -10,6 +10,7 @@ import os
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vse_jax.models.initializers import he_normal
@@ -90,14 +91,18 @@ def convolution(
     a program's main function, but not in the functions of its blocks
     (`models/blocks.py`), where JAX's own gradients would be 20 times slower.
     """
-    plain = functools.partial(_plain, stride)
-    if stride > 1:
-        return plain(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=_by_all_cores, default=plain)
+    return _forward(x, kernel, stride)[0]
 
 
 def _forward(x, kernel, stride):
-    return convolution(x, kernel, stride), (x, kernel)
+    plain = functools.partial(_plain, stride)
+    if stride > 1:
+        return plain(x, kernel), (x, kernel)
+    by_platform = {"cpu": _by_all_cores, "default": plain}
+    y = jax.lax.platform_dependent(x, kernel, **by_platform)
+    # Named for `run_block`, which keeps the results of some primitives for gradients:
+    # what depends on the platform is none.
+    return checkpoint_name(y, "convolution"), (x, kernel)
 
 
 def _backward(stride, residuals, cotangent):
