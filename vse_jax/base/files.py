@@ -160,6 +160,20 @@ def named_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Gives a path to write to, and makes its file `target` when the block ends well.
+
+    Its name is random: hosts that share the folder may have equal process ids.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a file whole or not at all, whenever the process may be killed.
 
@@ -168,20 +182,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         data: its content.
         mode: who may read and write it, less what the process's umask takes away.
 
-    The name of the unfinished file is random: hosts that share the folder may have
-    equal process ids. It is on the disk before it gets its name, so that not even a
-    power cut leaves an empty file under that name.
+    It is on the disk before it gets its name, so that not even a power cut leaves an
+    empty file under that name.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
+    with whole_file(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with named_in_errors(path), open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ be removed at any time and is made again from the vectors.
 """
 
 import math
-import secrets
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32, Int64
 
+from vse_jax.base.files import whole_file
 from vse_jax.base.progress import progress
 from vse_jax.search.engine import ALL, Filters, Hit
 from vse_jax.search.exact import ExactEngine, best
@@ -153,15 +153,12 @@ def _grouped(snapshot: Snapshot) -> Any:
 
 def _write(groups: Any, path: Path) -> None:
     """Whole or not at all; then removes other caches. A full disk costs the cache."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        faiss.write_index(groups, str(temporary))
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            faiss.write_index(groups, str(temporary))
     except (RuntimeError, OSError) as error:
         logging.warning("%s: not kept (%s)", path, error)
         return
-    finally:
-        temporary.unlink(missing_ok=True)
     for old in path.parent.glob("approximate-*.faiss"):
         if old != path:
             old.unlink(missing_ok=True)

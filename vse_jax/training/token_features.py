@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_file
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.devices.runtime import matmul_precision
@@ -122,12 +122,10 @@ def _whole(leaf) -> np.ndarray:
 
 def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
     """Writes (first row, rows) pieces as an npy file, whole or not at all."""
-    # Hosts that share the folder may have equal process ids.
-    unfinished = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Ordinary writes: on a full disk, a memory map would kill the process.
-        with unfinished.open("xb") as file:
+        with whole_file(path) as unfinished, unfinished.open("xb") as file:
             with contextlib.suppress(OSError):  # no locks here
                 fcntl.flock(file, fcntl.LOCK_SH)  # see make_room
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -136,9 +134,5 @@ def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
             for row, values in pieces:
                 file.seek(start + row * shape[1] * 4)
                 file.write(np.asarray(values, "<f4").tobytes())
-        unfinished.replace(path)
     except OSError as error:
-        raise InputError(f"{unfinished}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # renamed, or never made
-            unfinished.unlink()
+        raise InputError(f"{path}: {error.strerror}") from error

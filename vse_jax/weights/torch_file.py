@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_file
 
 
 def read(path: Path) -> Any:
@@ -122,16 +123,13 @@ def write(path: Path, content: Any) -> None:
         InputError: the place cannot be written.
     """
     torch = _import_torch(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save(content, temporary, _use_new_zipfile_serialization=False)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            torch.save(content, temporary, _use_new_zipfile_serialization=False)
     except (OSError, RuntimeError) as error:  # RuntimeError: no such folder
         raise InputError(
             f"{path}: cannot be written ({_first_sentence(error)})"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _import_torch(wanted_by: object) -> Any:

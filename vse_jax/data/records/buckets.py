@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import fsspec
 from etils import epath
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, named_in_errors, unreadable
+from vse_jax.base.files import AnyPath, named_in_errors, unreadable, whole_file
 from vse_jax.base.progress import progress
 from vse_jax.data.records.index import StoredFile
 
@@ -70,18 +69,14 @@ def _is_whole(path: Path, size: int) -> bool:
 
 def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
     # Other hosts, which the lock may not reach, may be fetching into the same folder.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     digest = hashlib.sha256()
-    try:
+    with whole_file(target) as temporary:
         with named_in_errors(target), temporary.open("wb") as copy:
             for chunk in _chunks(source):
                 digest.update(chunk)
                 copy.write(chunk)
         if digest.hexdigest() != sha256:
             raise InputError(f"{source}: damaged (its SHA-256 is not the index's)")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _chunks(source: AnyPath) -> Iterator[bytes]:
