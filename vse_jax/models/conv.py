@@ -129,16 +129,12 @@ def _as_forward_convolutions(stride, x, kernel, cotangent):
     spread = [(n - 1) * stride + 1 for n in cotangent.shape[1:3]]
     after = [n - reach + before for n, reach in zip(sides, spread, strict=True)]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    of_x = (
-        _by_all_cores(cotangent, turned)
-        if stride == 1
-        else _conv(
-            cotangent,
-            turned,
-            padding=[(size - 1 - before, n) for n in after],
-            lhs_dilation=(stride, stride),
-        )
-    )
+    if stride == 1:
+        of_x = _by_all_cores(cotangent, turned)
+    else:
+        around = [(size - 1 - before, n) for n in after]
+        spaced = (stride, stride)
+        of_x = _conv(cotangent, turned, padding=around, lhs_dilation=spaced)
     # The channels of x take the place of its batch, and the batch that of channels.
     of_kernel = _conv(
         x.transpose(3, 1, 2, 0),
