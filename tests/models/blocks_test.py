@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from vse_jax.devices.mesh import make_mesh, pieces, whole
+from vse_jax.devices.mesh import fsdp_sharding, gathered_sharding, make_mesh
 from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.models.blocks import keep_apart, run_block, whole_in_use
+from vse_jax.models.blocks import gathered_in_use, keep_apart, run_block
 
 
 class Block(nnx.Module):
@@ -93,14 +93,16 @@ def test_each_block_drops_other_values(blocks):
     assert not np.array_equal(first, second)
 
 
-def test_parameters_outside_of_blocks_are_whole_at_once():
+def test_parameters_outside_of_blocks_are_gathered_at_once():
     config = tiny.get_config()
     config.mesh.fsdp = 8
     mesh = make_mesh(config)
     params = {"layers": {0: X}, "layer2": {1: X}, "rnn": {0: X}, "fc": X}
 
     def use(params):
-        with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
+        with gathered_in_use(
+            params, gathered_sharding(mesh), fsdp_sharding(mesh)
+        ) as params:
             return params
 
     equations = jax.make_jaxpr(use)(params).eqns

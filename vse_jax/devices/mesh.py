@@ -68,13 +68,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def whole(mesh: Mesh) -> NamedSharding | None:
+def gathered_sharding(mesh: Mesh) -> NamedSharding | None:
     """Of a parameter that a computation uses; None: one device needs none."""
     return replicated(mesh) if mesh.size > 1 else None
 
 
-def pieces(mesh: Mesh) -> Callable | None:
-    """`state_sharding` of parameters; None: every device has the whole ones."""
+def fsdp_sharding(mesh: Mesh) -> Callable | None:
+    """`state_sharding` of parameters; None: every device has all of each."""
     return functools.partial(state_sharding, mesh) if mesh.shape["fsdp"] > 1 else None
 
 
@@ -94,8 +94,8 @@ def state_sharding(mesh: Mesh, tree):
 def update_sharding(mesh: Mesh, tree):
     """Sharding of gradients and the optimizer's moments: over all devices.
 
-    Each device updates its piece of a parameter only, also where every device holds the
-    whole one (Xu et al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
+    Each device updates its shard of a parameter only, also where every device holds all
+    of it (Xu et al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
     Data-Parallel Training"; ZeRO's stage 1).
     """
     return jax.tree.map(lambda leaf: _split(mesh, leaf, AXES, ("fsdp",)), tree)
@@ -121,12 +121,12 @@ def with_sharding(abstract, shardings):
     )
 
 
-def cut(mesh: Mesh, tree):
-    """Each device's piece of parameters or gradients, as `update_sharding` says.
+def sharded_for_update(mesh: Mesh, tree):
+    """Each device's shard of parameters or gradients, as `update_sharding` says.
 
-    A gradient is whole before (see `whole_in_use` in models/blocks.py), or the cut
-    would spread into the loops that sum it up; TPU's compiler makes one reduce-scatter
-    of the sum and the cut.
+    A gradient is complete before (see `gathered_in_use` in models/blocks.py), or the
+    sharding would spread into the loops that sum it up; TPU's compiler makes one
+    reduce-scatter of the sum and this.
     """
     if mesh.size == 1:
         return tree
@@ -142,8 +142,8 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
         }
 
 
-def put_whole(tree, like):
-    """Arrays that every process has whole → global arrays, sharded as `like` is."""
+def put_sharded(tree, like):
+    """Arrays that every process has all of → global arrays, sharded as `like` is."""
     return jax.tree.map(
         lambda x, y: jax.make_array_from_callback(x.shape, y.sharding, x.__getitem__),
         tree,

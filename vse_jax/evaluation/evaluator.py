@@ -28,15 +28,15 @@ from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
     abstract_batch,
     batch_sharding,
-    pieces,
+    fsdp_sharding,
+    gathered_sharding,
     put_batch,
     replicated,
     state_sharding,
-    whole,
     with_sharding,
 )
 from vse_jax.evaluation.ranking import retrieval_metrics
-from vse_jax.models.blocks import keep_apart, whole_in_use
+from vse_jax.models.blocks import gathered_in_use, keep_apart
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 
@@ -234,7 +234,9 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
     def jit(encode: Callable[[VSE, dict], jax.Array]):
         def run(model, batch, index):
             params = model["params"]
-            with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
+            with gathered_in_use(
+                params, gathered_sharding(mesh), fsdp_sharding(mesh)
+            ) as params:
                 in_use = merge_model(graphdef, model | {"params": params})
                 return encode(in_use, batch), index
 

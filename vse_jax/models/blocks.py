@@ -1,4 +1,4 @@
-"""The equal blocks of a network: traced once, their parameters whole one at a time."""
+"""The equal blocks of a network: traced once, gathered one at a time."""
 
 import contextlib
 import contextvars
@@ -25,55 +25,57 @@ _KEPT = (
 _IS_RUN = re.compile(r"_run(_\d+)?")  # names of `_run` in a program
 
 
-class Gathering(NamedTuple):
-    """How the parameters of a block become whole when its turn comes.
+class Gather(NamedTuple):
+    """All-gathers the parameters of a block when its turn comes.
 
     Args:
-        pieces: gives the shardings of a tree of parameters as the devices hold them.
-        whole: the sharding of a parameter that a computation uses.
+        sharded: gives the shardings of a tree of parameters as the devices hold them.
+        gathered: the sharding of a parameter that a computation uses.
     """
 
-    pieces: Callable[[Params], Params]
-    whole: Sharding
+    sharded: Callable[[Params], Params]
+    gathered: Sharding
 
     def __call__(self, params: Params, inputs: tuple[jax.Array | None, ...]) -> Params:
         # XLA would gather many blocks early, and hold them all. The barrier's results
-        # would be whole already if nothing said that they are pieces.
-        pieces = self.pieces(params)
-        params = _after(_constrain(params, pieces), inputs)
-        return _constrain(_constrain(params, pieces), self.whole)
+        # would be gathered already if nothing said that they are shards.
+        sharded = self.sharded(params)
+        params = _after(_constrain(params, sharded), inputs)
+        return _constrain(_constrain(params, sharded), self.gathered)
 
 
-_IN_BLOCKS: contextvars.ContextVar[Gathering | None] = contextvars.ContextVar(
+_IN_BLOCKS: contextvars.ContextVar[Gather | None] = contextvars.ContextVar(
     "in_blocks", default=None
 )
 
 
 @contextlib.contextmanager
-def whole_in_use(
-    params: Params, whole: Sharding | None, pieces: Callable[[Params], Params] | None
+def gathered_in_use(
+    params: Params,
+    gathered: Sharding | None,
+    sharded: Callable[[Params], Params] | None,
 ) -> Iterator[Params]:
     """Gives a model's parameters as its computation inside uses them.
 
-    Without this XLA's partitioner is free to leave them cut and to send the activations
-    of the whole batch around instead. Gradients are as whole as parameters.
+    Without this XLA's partitioner is free to leave them and their gradients sharded,
+    and to send the activations of the whole batch around instead.
 
     Args:
         params: the model's.
-        whole: the sharding of a whole parameter; None: there is one device.
-        pieces: see `Gathering`; None: every device has the whole ones. `run_block`
+        gathered: the sharding of a parameter in use; None: there is one device.
+        sharded: see `Gather`; None: every device has all of each. `run_block`
             gathers the parameters of a block when its turn comes, in the forward pass
             and again in the backward pass.
     """
-    if whole is None:
+    if gathered is None:
         yield params
         return
 
     def gather(path, x):
         in_a_block = any(_LISTS.fullmatch(str(key.key)) for key in path)
-        return x if pieces and in_a_block else _constrain(x, whole)
+        return x if sharded and in_a_block else _constrain(x, gathered)
 
-    token = _IN_BLOCKS.set(Gathering(pieces, whole) if pieces else None)
+    token = _IN_BLOCKS.set(Gather(sharded, gathered) if sharded else None)
     try:
         yield jax.tree.map_with_path(gather, params)
     finally:
@@ -97,7 +99,8 @@ def run_block(
 
     Args:
         block: parameters and running statistics are all it holds. It is an element of
-            a list named layers, or layer1, layer2, … (`whole_in_use` knows it by that).
+            a list named layers, or layer1, layer2, …, by which `gathered_in_use`
+            knows it.
         inputs: its arguments.
         train: also of the block; only then its running statistics change.
         rngs: gives a key of the stream `dropout`; the block gets `rngs` of its own.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.config import EVALUATION_FREE, MODEL_FILE, check_same_run
 from vse_jax.base.errors import InputError
 from vse_jax.data.vocabulary_files import settle_vocab_size, settle_vocabulary
-from vse_jax.devices.mesh import make_mesh, put_whole, state_sharding, with_sharding
+from vse_jax.devices.mesh import make_mesh, put_sharded, state_sharding, with_sharding
 from vse_jax.evaluation.evaluator import Model
 from vse_jax.models.build import abstract_model
 from vse_jax.training.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ def load_best(
     graphdef, abstract = abstract_model(config)
     abstract = with_sharding(abstract, state_sharding(mesh, abstract))
     if not has_checkpoints:
-        return graphdef, put_whole(read_model(workdir, abstract), abstract), mesh
+        return graphdef, put_sharded(read_model(workdir, abstract), abstract), mesh
     with Checkpoints(workdir, read_only=True) as checkpoints:
         model, data = checkpoints.restore_best(abstract)
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.files import resolve_folder
 from vse_jax.devices.mesh import (
-    put_whole,
+    put_sharded,
     state_sharding,
     update_sharding,
     with_sharding,
@@ -79,7 +79,7 @@ def initial_state(
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract.rest)
     state = TrainState(
-        **put_whole(drawn, abstract.model), **jax.jit(rest, out_shardings=shardings)()
+        **put_sharded(drawn, abstract.model), **jax.jit(rest, out_shardings=shardings)()
     )
     return load_pretrained(config, state)
 
@@ -91,7 +91,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
         folder = resolve_folder(config.text.weights)
         pretrained.check_bert_sizes(folder, config.text)
         bert = pretrained.load_bert(folder, params["text"]["bert"])
-        text = params["text"] | {"bert": put_whole(bert, params["text"]["bert"])}
+        text = params["text"] | {"bert": put_sharded(bert, params["text"]["bert"])}
         params = params | {"text": text}
         logging.info("BERT weights from %s", folder)
     if config.image.kind == "grid" and config.image.weights is not None:
@@ -101,7 +101,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
             "params": params["image"]["backbone"],
             "batch_stats": stats["image"]["backbone"],
         }
-        loaded = put_whole(pretrained.load_backbone(folder, like), like)
+        loaded = put_sharded(pretrained.load_backbone(folder, like), like)
         params = params | {
             "image": params["image"] | {"backbone": loaded["params"]},
         }
@@ -133,7 +133,7 @@ def _load_siglip(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
         loaded += 1
         if loaded == 2 and all(own) and config.loss.name == "sigmoid":
             wanted["loss"] = params["loss"]
-        found = put_whole(siglip.load_siglip(folder, wanted), wanted)
+        found = put_sharded(siglip.load_siglip(folder, wanted), wanted)
         params = params | {name: params[name] | found[name] for name in found}
         logging.info("SigLIP weights of the %s tower from %s", tower, folder)
     return params

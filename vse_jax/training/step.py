@@ -14,12 +14,12 @@ from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import (
     abstract_batch,
     batch_sharding,
-    cut,
-    pieces,
+    fsdp_sharding,
+    gathered_sharding,
     replicated,
-    whole,
+    sharded_for_update,
 )
-from vse_jax.models.blocks import keep_apart, whole_in_use
+from vse_jax.models.blocks import gathered_in_use, keep_apart
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.losses import batch_loss
@@ -51,7 +51,9 @@ def train_step(
 
     def embed(open_params, batch_stats, batch, number):
         params = merge(state.params, open_params)
-        with whole_in_use(params, whole(mesh), pieces(mesh)) as params:
+        with gathered_in_use(
+            params, gathered_sharding(mesh), fsdp_sharding(mesh)
+        ) as params:
             model = {"params": params, "batch_stats": batch_stats}
             rngs = _random_streams(state, number)
             return _embed(merge_model(plan.graphdef, model), batch, rngs)
@@ -72,10 +74,10 @@ def train_step(
         config.microbatches,
     )
     scale = schedule.loss_scale(state.step)
-    grads = jax.tree.map(lambda g: scale * g, cut(mesh, grads))
+    grads = jax.tree.map(lambda g: scale * g, sharded_for_update(mesh, grads))
     rate = schedule.rate(state.step)
-    # Each device updates its piece; `jit_step` puts the parameters together again.
-    own = cut(mesh, plan.optimizer.select(state.params, groups))
+    # Each device updates its shard; `jit_step` gathers the parameters again.
+    own = sharded_for_update(mesh, plan.optimizer.select(state.params, groups))
     params, opt_state, norm = plan.optimizer.update(
         grads, state.opt_state, merge(state.params, own), rate, groups
     )

@@ -14,7 +14,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
 from vse_jax.data.captions import FileTokenizer
 from vse_jax.data.vocabulary_files import find_vocab
-from vse_jax.devices.mesh import put_whole, state_sharding, with_sharding
+from vse_jax.devices.mesh import put_sharded, state_sharding, with_sharding
 from vse_jax.models.build import abstract_model
 from vse_jax.weights.siglip import (
     ZERO_SHOT,
@@ -117,4 +117,8 @@ def zero_shot_model(
     abstract = with_sharding(abstract, state_sharding(mesh, abstract))
     params = load_siglip(folder, abstract["params"])
     logging.info("%s: the published model, not trained any further", folder)
-    return graphdef, abstract | {"params": put_whole(params, abstract["params"])}, mesh
+    return (
+        graphdef,
+        abstract | {"params": put_sharded(params, abstract["params"])},
+        mesh,
+    )
