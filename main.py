@@ -5,7 +5,6 @@
 --config.FIELD=VALUE sets a field. Exit codes: 0 done, 1 error, 75 preempted: run again.
 """
 
-import functools
 import importlib
 from pathlib import Path
 from typing import NamedTuple
@@ -68,9 +67,10 @@ flags.DEFINE_bool("trust_code", False, "A shared model's own classes are importe
 def run(overrides: list[str]) -> None:
     """Does what --mode says."""
     given, home = flags.FLAGS, Path(__file__).parent
-    saved = functools.partial(model_config, trust_code=given.trust_code)
     named = (given.config, given.workdir, overrides)
-    config = cli.full_config(*named, common.base, home, saved)
+    config = cli.full_config(
+        *named, common.base, home, model_config, trust_code=given.trust_code
+    )
     modes = MODES[config.task]
     check_choice(f"--mode for config.task={config.task}", given.mode, tuple(modes))
     mode = modes[given.mode]

@@ -13,6 +13,7 @@ from configs import common
 from tests.helpers import tiny
 from tests.helpers.programs import one_line_error, run
 from tests.helpers.runs import write_run
+from vse_jax.base.command_line import read_config
 from vse_jax.base.config import load_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.push import push
@@ -97,6 +98,13 @@ class TestCode:
         line = one_line_error([*args, "--mode=eval"], environment)
         assert "this model runs code of its author" in line
         run([*args, "--mode=eval", "--trust_code"], environment)
+
+    def test_nor_by_the_name_of_its_config(self, with_code):
+        name = str(with_code / "config.json")
+        with pytest.raises(InputError, match="runs code of its author"):
+            read_config(name, common.base, with_code, trust_code=False)
+        config = read_config(name, common.base, with_code, trust_code=True)
+        assert config.image.pool == OWN
 
     @pytest.mark.parametrize("where", ["inside", "as a package", "on the path"])
     def test_of_the_folder_itself_is_never_imported(

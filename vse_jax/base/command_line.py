@@ -73,7 +73,9 @@ def full_config(
     overrides: Sequence[str],
     base: Callable[[], ConfigDict],
     home: Path,
-    saved: Callable[[Path, ConfigDict], ConfigDict],
+    saved: Callable[..., ConfigDict],
+    *,
+    trust_code: bool,
 ) -> ConfigDict:
     """The config that a command line names, complete and possible.
 
@@ -82,15 +84,17 @@ def full_config(
         workdir: of --workdir.
         overrides: --config.FIELD=VALUE.
         base, home: as for `read_config`.
-        saved: gives the config of the model in a folder, from one with every field.
+        saved: gives the config of the model in a folder, from one with every field and
+            `trust_code`.
+        trust_code: a shared model's own classes may be imported.
 
     Raises:
         InputError: no config, or wrong fields; names all of them.
     """
     if name is not None:
-        config = read_config(name, base, home)
+        config = read_config(name, base, home, trust_code=trust_code)
     elif workdir:
-        config = saved(workdir, base())
+        config = saved(workdir, base(), trust_code=trust_code)
     else:
         raise InputError("--config: name a config file, or the --workdir of a run")
     problems = [*override(config, overrides), *config_problems(config)]
@@ -99,7 +103,9 @@ def full_config(
     return config
 
 
-def read_config(name: str, base: Callable[[], ConfigDict], home: Path) -> ConfigDict:
+def read_config(
+    name: str, base: Callable[[], ConfigDict], home: Path, *, trust_code: bool
+) -> ConfigDict:
     """The config of a file: FILE.py, FILE.py:VARIANT, or a run's FILE.json.
 
     Args:
@@ -107,6 +113,7 @@ def read_config(name: str, base: Callable[[], ConfigDict], home: Path) -> Config
             file defines get_config(), or get_config(variant).
         base: makes the config with every field (configs/common.py).
         home: the project's folder.
+        trust_code: a JSON file of a shared model may name classes to import.
 
     Raises:
         InputError: no such file, or an error in it (names its line).
@@ -116,7 +123,7 @@ def read_config(name: str, base: Callable[[], ConfigDict], home: Path) -> Config
     if path is None:
         raise InputError(f"--config={name}: no such file {file}")
     if path.suffix == ".json":
-        return load_config(path, base())
+        return load_config(path, base(), trust_code=trust_code)
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise InputError(f"--config={name}: neither a .py nor a .json file")
