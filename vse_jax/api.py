@@ -37,7 +37,7 @@ from vse_jax.base.config import HOSTS_OWN, flat_fields, takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB
 from vse_jax.base.possible import value_problems
-from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
 from vse_jax.devices import runtime
@@ -238,7 +238,7 @@ class Model:
         Raises:
             InputError: none of them has a word that the model knows (BiGRU).
         """
-        items = self._captions(_several(captions))
+        items = self._captions(self._tokenizer(_several(captions)))
         return self._encode("encode_captions", items, False, progress)
 
     def explain(self, picture: Picture, caption: str) -> Explanation:
@@ -286,11 +286,11 @@ class Model:
         Raises:
             InputError: a pooling that is no sum over its members.
         """
-        items = self._captions([caption])
+        tokens = self._tokenizer([caption])
+        items = self._captions(tokens)
         batch = items.empty(items.order[0])
         items.read(batch, 0, 0)
         (parts,) = self._split("text", batch, vector)
-        tokens = self._tokenizer([caption])
         words = self._tokenizer.words(caption)
         found: list[tuple[str, float]] = []
         before = None
@@ -329,11 +329,10 @@ class Model:
             for _ in threads.map(lambda arguments: run(*arguments), runs):
                 pass
 
-    def _captions(self, captions: Sequence[str]) -> _Items:
-        tokens = self._tokenizer(captions)
+    def _captions(self, tokens: CaptionTokens) -> _Items:
         rows = CaptionRows(self._config, tokens, None)
         lengths = rows.padded_lengths
-        if len(captions) <= _FEW[-1]:
+        if len(tokens.lengths) <= _FEW[-1]:
             lengths = _few_lengths(lengths)
 
         def empty(index: np.ndarray) -> Batch:
