@@ -29,9 +29,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # Up to this set size, ranks are counted.
 _MAX_COUNTED = 64
-# Dimensions that go through the network at a time: what a cache (or a TPU's vector
-# memory) holds, and the width of a TPU's registers.
-_CHUNK = 128
+# Dimensions at a time: what a cache (or a TPU's vector memory) holds, and the width of
+# a TPU's registers; of the network, whose sets are larger, on a CPU.
+_CHUNK, _NETWORK_CHUNK = 128, 32
 
 
 def sorted_pool(
@@ -64,44 +64,121 @@ def _by_network(
     weights: Float[Array, "b k _"],
     mask: Bool[Array, "b k"],
 ) -> Float[Array, "b d"]:
-    size = features.shape[1]
-    keys = jnp.where(mask[..., None], features, -jnp.inf)
-    ordered = _from_chunks(jax.lax.map(_sorted, _in_chunks(keys, _CHUNK)))
-    valid = jnp.arange(size) < mask.sum(axis=1, keepdims=True)
-    total = (weights * jnp.where(valid[..., None], ordered, 0)).sum(axis=1)
+    keys = jnp.where(mask[..., None], features, jnp.finfo(features.dtype).min)
+    valid = jnp.arange(features.shape[1]) < mask.sum(axis=1, keepdims=True)
+    total = _network(keys, jnp.where(valid[..., None], weights, 0))
     # A NaN compares with nothing, and may have ended among the padding.
     return jnp.where(jnp.isnan(features).any(axis=1), jnp.nan, total)
 
 
-def _sorted(keys: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
+@jax.custom_vjp
+def _network(
+    keys: Float[Array, "b k d"], weights: Float[Array, "b k _"]
+) -> Float[Array, "b d"]:
+    """Σᵣ weights[:, r] · (r-th largest key), of full sets."""
+    (ordered,) = _by_chunk(lambda keys, _: [_sorted(keys)[0]], keys, weights)
+    return (weights * ordered).sum(axis=1)
+
+
+def _network_forward(keys, weights):
+    ordered, of_each = _by_chunk(_sorted_and_looked_up, keys, weights)
+    return (weights * ordered).sum(axis=1), (of_each, ordered, weights)
+
+
+def _network_backward(residuals, cotangent):
+    of_each, ordered, weights = residuals
+    of_weights = ordered * cotangent[:, None]
+    if weights.shape[2] == 1:  # shared by all dimensions
+        of_weights = of_weights.sum(axis=2, keepdims=True)
+    return of_each * cotangent[:, None], of_weights
+
+
+_network.defvjp(_network_forward, _network_backward)
+
+
+def _by_chunk(
+    function: Callable, keys: Float[Array, "b k d"], weights: Float[Array, "b k _"]
+) -> list[Float[Array, "b k d"]]:
+    """`function` of keys and weights in turn for chunks of dimensions."""
+
+    def run(chunk, keys, weights):
+        keys, weights = _in_chunks(keys, chunk), _in_chunks(weights, chunk)
+        weights = jnp.broadcast_to(weights, (len(keys), *weights.shape[1:]))
+        results = jax.lax.map(lambda of: function(*of), (keys, weights))
+        return [_from_chunks(y) for y in results]
+
+    return jax.lax.platform_dependent(
+        keys,
+        weights,
+        cpu=functools.partial(run, _NETWORK_CHUNK),
+        default=functools.partial(run, _CHUNK),
+    )
+
+
+def _sorted_and_looked_up(
+    keys: Float[Array, "b k d"], weights: Float[Array, "b k _"]
+) -> list[Float[Array, "b k d"]]:
+    """Each dimension in descending order, and the weight of each key's rank.
+
+    The network's exchanges, last one first, bring the weights from the ranks to the
+    keys. The same loop does both, so that nothing has to be kept of the exchanges.
+    """
+    ordered, stayed = _sorted(keys)
+    weights = _filled(jnp.broadcast_to(weights, keys.shape), 0.0)
+    steps = zip(_steps(weights.shape[1]), stayed, strict=True)
+    for (_, distance), stay in reversed(list(steps)):
+        weights = _exchange(weights, stay, distance)
+    return [ordered, weights[:, : keys.shape[1]]]
+
+
+def _sorted(keys: Float[Array, "b k d"]) -> tuple[Float[Array, "b k d"], list[Array]]:
     """Each dimension in descending order, by Batcher's bitonic network (1968).
 
     A step compares every position with the one `distance` further on. Blocks of a
     length become sorted, by turns in descending and in ascending order, from two
     halves that are; in the end there is one block.
+
+    Returns:
+        The keys in order, and for each step which pairs stayed as they were.
     """
-    sets, size, dimensions = keys.shape
-    whole = 1 << (size - 1).bit_length()  # the next power of two
-    fill = ((0, 0), (0, whole - size), (0, 0))
-    keys = jnp.pad(keys, fill, constant_values=-jnp.inf)
-    length = 2
-    while length <= whole:
-        distance = length // 2
-        while distance:
-            pairs = keys.reshape(sets, -1, 2, distance, dimensions)
-            first, second = pairs[:, :, 0], pairs[:, :, 1]
-            places = np.arange(0, whole, 2 * distance)
-            descending = (places & length == 0)[:, None, None]
-            stay = (first >= second) == descending
-            first, second = (
-                jnp.where(stay, first, second),
-                jnp.where(stay, second, first),
-            )
-            pairs = jnp.stack([first, second], axis=2)
-            keys = pairs.reshape(sets, whole, dimensions)
-            distance //= 2
-        length *= 2
-    return keys[:, :size]
+    size = keys.shape[1]
+    keys = _filled(keys, -jnp.inf)
+    whole = keys.shape[1]
+    stayed = []
+    for length, distance in _steps(whole):
+        first, second = _pairs(keys, distance)
+        places = np.arange(0, whole, 2 * distance)
+        descending = (places & length == 0)[:, None, None]
+        stayed.append((first >= second) == descending)
+        keys = _exchange(keys, stayed[-1], distance)
+    return keys[:, :size], stayed
+
+
+def _filled(x: Float[Array, "b k d"], value: float) -> Float[Array, "b whole d"]:
+    """Sets of the next power of two."""
+    missing = (1 << (x.shape[1] - 1).bit_length()) - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0)), constant_values=value)
+
+
+def _steps(whole: int) -> list[tuple[int, int]]:
+    """(length, distance) of the network's steps."""
+    bits = range(1, whole.bit_length())
+    return [(1 << bit, 1 << low) for bit in bits for low in reversed(range(bit))]
+
+
+def _pairs(x: Float[Array, "b k d"], distance: int) -> tuple[Array, Array]:
+    sets, _, dimensions = x.shape
+    pairs = x.reshape(sets, -1, 2, distance, dimensions)
+    return pairs[:, :, 0], pairs[:, :, 1]
+
+
+def _exchange(
+    x: Float[Array, "b k d"], stay: Bool[Array, "b _ _ d"], distance: int
+) -> Float[Array, "b k d"]:
+    """Swaps the pairs that do not stay."""
+    first, second = _pairs(x, distance)
+    pairs = jnp.where(stay, first, second), jnp.where(stay, second, first)
+    return jnp.stack(pairs, axis=2).reshape(x.shape)
 
 
 @jax.custom_vjp
