@@ -13,9 +13,10 @@ from vse_jax.models import conv
 @pytest.mark.parametrize("size", [3, 7])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("sides", [(8, 8), (7, 10)])
-@pytest.mark.parametrize("cores", [1, 2])  # each prefers another kernel of XLA's
-def test_gradients_are_those_of_jax(size, stride, sides, cores, monkeypatch):
+@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 1), (2, 2)])  # other ways
+def test_gradients_are_those_of_jax(size, stride, sides, cores, devices, monkeypatch):
     monkeypatch.setattr(conv, "_cores", lambda: cores)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *sides, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, 3, 5)), jnp.float32)

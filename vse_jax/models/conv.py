@@ -9,6 +9,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -135,6 +136,11 @@ def _as_forward_convolutions(stride, x, kernel, cotangent):
         around = [(size - 1 - before, n) for n in after]
         spaced = (stride, stride)
         of_x = _conv(cotangent, turned, padding=around, lhs_dilation=spaced)
+    # The kernel's width is that of the convolution which gives its gradient. The loop
+    # over pictures wants all of them on one device.
+    busy = _busy_cores(size, kernel.shape[-1], _cores())
+    if busy < _ENOUGH and jax.device_count() == 1:
+        return of_x, kernel_gradient_by_products(stride, size, x, cotangent)
     # The channels of x take the place of its batch, and the batch that of channels.
     of_kernel = _conv(
         x.transpose(3, 1, 2, 0),
@@ -143,6 +149,45 @@ def _as_forward_convolutions(stride, x, kernel, cotangent):
         rhs_dilation=(stride, stride),
     )
     return of_x, of_kernel.transpose(1, 2, 0, 3)
+
+
+def kernel_gradient_by_products(
+    stride: int,
+    size: int,
+    x: Float[Array, "b h w i"],
+    cotangent: Float[Array, "b oh ow o"],
+) -> Float[Array, "k k i o"]:
+    """The gradient of a convolution's kernel, a product for each picture.
+
+    All cores share a product, and rows are copied as they lie: channels come first,
+    columns last, and each of a stride's phases is a plane of its own.
+    """
+    pictures, height, width, channels = cotangent.shape
+    before, more = size // 2, (size - 1) // stride  # strides that a window reaches on
+    padding = [
+        (before, (n + more) * stride - before - side, 0)
+        for n, side in zip((height, width), x.shape[1:3], strict=True)
+    ]
+    zero = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, zero, [(0, 0, 0), *padding, (0, 0, 0)])
+    planes = x.reshape(pictures, height + more, stride, width + more, stride, -1)
+    planes = jax.lax.optimization_barrier(planes.transpose(0, 2, 4, 5, 1, 3))
+    places = [(divmod(i, stride), divmod(j, stride)) for i, j in np.ndindex(size, size)]
+
+    def add(total, picture):
+        planes, cotangent = picture
+        windows = [
+            planes[row_phase, column_phase, :, row:, column:][:, :height, :width]
+            for (row, row_phase), (column, column_phase) in places
+        ]
+        windows = jnp.stack(windows).reshape(-1, height * width)
+        # Without the barrier XLA would turn them over.
+        windows = jax.lax.optimization_barrier(windows)
+        return total + windows @ cotangent.reshape(-1, channels), None
+
+    total = jnp.zeros((size * size * planes.shape[3], channels), x.dtype)
+    total, _ = jax.lax.scan(add, total, (planes, cotangent))
+    return total.reshape(size, size, -1, channels)
 
 
 def _by_all_cores(x, kernel):
