@@ -136,8 +136,8 @@ def _as_forward_convolutions(stride, x, kernel, cotangent):
         around = [(size - 1 - before, n) for n in after]
         spaced = (stride, stride)
         of_x = _conv(cotangent, turned, padding=around, lhs_dilation=spaced)
-    # The kernel's width is that of the convolution which gives its gradient. The loop
-    # over pictures wants all of them on one device.
+    # Its gradient is a convolution, too, with as many columns as the kernel has. The
+    # products are of one picture after the other: all of them must be on one device.
     busy = _busy_cores(size, kernel.shape[-1], _cores())
     if busy < _ENOUGH and jax.device_count() == 1:
         return of_x, kernel_gradient_by_products(stride, size, x, cotangent)
@@ -183,11 +183,13 @@ def kernel_gradient_by_products(
         windows = jnp.stack(windows).reshape(-1, height * width)
         # Without the barrier XLA would turn them over.
         windows = jax.lax.optimization_barrier(windows)
-        return total + windows @ cotangent.reshape(-1, channels), None
+        pixels = cotangent.reshape(-1, channels)
+        sums = jnp.matmul(windows, pixels, preferred_element_type="float32")
+        return total + sums, None
 
-    total = jnp.zeros((size * size * planes.shape[3], channels), x.dtype)
+    total = jnp.zeros((size * size * planes.shape[3], channels), jnp.float32)
     total, _ = jax.lax.scan(add, total, (planes, cotangent))
-    return total.reshape(size, size, -1, channels)
+    return total.reshape(size, size, -1, channels).astype(x.dtype)
 
 
 def _by_all_cores(x, kernel):

@@ -13,7 +13,8 @@ One dimension of a set of three, with the weights a, b, c of the ranks 0, 1, 2:
 Counting compares all pairs of values, and putting them at their ranks all pairs again;
 looking up a weight takes k choices by the bits of the rank. All of it runs side by side
 over sets and dimensions. Larger sets go through a sorting network, whose k · log² k
-comparisons are the same for all values, so that these run side by side, too.
+comparisons are the same for all values, so that these run side by side, too; going back
+through it brings each value its weight.
 A sort finds its way by looking at its values: python -m benchmarks.sorted_pool compares
 all three.
 """
@@ -29,6 +30,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # Up to this set size, ranks are counted.
 _MAX_COUNTED = 64
+# Loops over fewer vectors LLVM unrolls, and then computes one value at a time on a CPU.
+_UNROLLED = 16
 # Dimensions at a time: what a cache (or a TPU's vector memory) holds, and the width of
 # a TPU's registers; of the network, whose sets are larger, on a CPU.
 _CHUNK, _NETWORK_CHUNK = 128, 32
@@ -217,12 +220,16 @@ def _by_platform(function: Callable, *arguments: Array):
 
 def _forward(chunk, features, weights, mask):
     """(total, ranks and ordered values as they lie in chunks)."""
+    shape = features.shape
+    if chunk is not None and shape[1] < _UNROLLED:
+        fill = (0, 0), (0, _UNROLLED - shape[1])
+        features, mask = jnp.pad(features, (*fill, (0, 0))), jnp.pad(mask, fill)
     values, by_chunk = _in_chunks(features, chunk), _in_chunks(weights, chunk)
     # Loops keep XLA from joining these steps, which computes ranks more than once.
     ranks = jax.lax.map(lambda x: _counted_ranks(_whole_numbers(x, mask)), values)
     ordered = jax.lax.map(lambda of: _by_rank(*of), (values, ranks))
+    ranks, ordered = ranks[:, :, : shape[1]], ordered[:, :, : shape[1]]
     total = (by_chunk * ordered).sum(axis=2, keepdims=True)
-    shape = features.shape
     return _from_chunks(total)[:, 0], ranks.reshape(shape), ordered.reshape(shape)
 
 
