@@ -44,8 +44,7 @@ def train_step(
 
     Returns:
         The next state and scalars: loss (the ramp scales what is descended, not what is
-        reported), grad_norm (before clipping),
-        lr.
+        reported), grad_norm (before clipping), lr.
     """
     config, mesh, schedule = plan.config, plan.mesh, plan.schedule
 
