@@ -32,9 +32,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 _MAX_COUNTED = 64
 # Loops over fewer vectors LLVM unrolls, and then computes one value at a time on a CPU.
 _UNROLLED = 16
-# Dimensions at a time: what a cache (or a TPU's vector memory) holds, and the width of
-# a TPU's registers; of the network, whose sets are larger, on a CPU.
-_CHUNK, _NETWORK_CHUNK = 128, 32
+# Dimensions at a time, on a CPU and elsewhere: what a core's cache (or a TPU's vector
+# memory) holds, and the width of a TPU's registers. Elsewhere all are compared at once:
+# chunks would only have to be copied, and libtpu expects 1.1 million cycles with them,
+# 0.19 million without (16 sets of 36 × 1024, v5e).
+_COUNTED_CHUNKS, _NETWORK_CHUNKS = (128, None), (32, 128)
 
 
 def sorted_pool(
@@ -110,12 +112,7 @@ def _by_chunk(
         results = jax.lax.map(lambda of: function(*of), (keys, weights))
         return [_from_chunks(y) for y in results]
 
-    return jax.lax.platform_dependent(
-        keys,
-        weights,
-        cpu=functools.partial(run, _NETWORK_CHUNK),
-        default=functools.partial(run, _CHUNK),
-    )
+    return _by_platform(run, _NETWORK_CHUNKS, keys, weights)
 
 
 def _sorted_and_looked_up(
@@ -194,27 +191,29 @@ def _by_counting(
 
 
 def _count_forward(features, weights, mask):
-    total, ranks, ordered = _by_platform(_forward, features, weights, mask)
+    total, ranks, ordered = _by_platform(
+        _forward, _COUNTED_CHUNKS, features, weights, mask
+    )
     return total, (ranks, ordered, weights, mask)
 
 
 def _count_backward(residuals, cotangent):
-    return *_by_platform(_backward, *residuals, cotangent), None
+    gradients = _by_platform(_backward, _COUNTED_CHUNKS, *residuals, cotangent)
+    return *gradients, None
 
 
 _by_counting.defvjp(_count_forward, _count_backward)
 
 
-def _by_platform(function: Callable, *arguments: Array):
-    """Comparing all with all wants a set's values in a CPU core's innermost cache.
-
-    Elsewhere, chunks would only have to be copied: libtpu expects 1.1 million cycles
-    with them and 0.19 million without (16 sets of 36 × 1024, v5e).
-    """
+def _by_platform(
+    function: Callable, chunks: tuple[int | None, int | None], *arguments: Array
+):
+    """`function(chunk, *arguments)` with the chunk for a CPU or the one elsewhere."""
+    on_cpu, elsewhere = chunks
     return jax.lax.platform_dependent(
         *arguments,
-        cpu=functools.partial(function, _CHUNK),
-        default=functools.partial(function, None),
+        cpu=functools.partial(function, on_cpu),
+        default=functools.partial(function, elsewhere),
     )
 
 
