@@ -13,7 +13,7 @@ from vse_jax.models import conv
 @pytest.mark.parametrize("size", [3, 7])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("sides", [(8, 8), (7, 10)])
-@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 1), (2, 2)])  # other ways
+@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 1), (2, 2)])  # three ways
 def test_gradients_are_those_of_jax(size, stride, sides, cores, devices, monkeypatch):
     monkeypatch.setattr(conv, "_cores", lambda: cores)
     monkeypatch.setattr(jax, "device_count", lambda: devices)

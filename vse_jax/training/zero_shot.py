@@ -115,10 +115,6 @@ def zero_shot_model(
     settle_siglip(config)
     graphdef, abstract = abstract_model(config)
     abstract = with_sharding(abstract, state_sharding(mesh, abstract))
-    params = load_siglip(folder, abstract["params"])
+    params = put_sharded(load_siglip(folder, abstract["params"]), abstract["params"])
     logging.info("%s: the published model, not trained any further", folder)
-    return (
-        graphdef,
-        abstract | {"params": put_sharded(params, abstract["params"])},
-        mesh,
-    )
+    return graphdef, abstract | {"params": params}, mesh
