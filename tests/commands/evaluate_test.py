@@ -36,7 +36,7 @@ def test_cxc_and_eccv_only_when_asked(split, embeddings, monkeypatch):
     )
     metrics = split_metrics(config, split, embeddings)
     assert metrics["cxc"] == cxc_metrics(
-        embeddings.images, embeddings.captions, GOLDEN / "cxc_annots"
+        embeddings.images, embeddings.captions, split.image_ids, GOLDEN / "cxc_annots"
     )
     assert metrics["eccv"] == {"i2t": 1}
     assert asked[0][2:] == (split.image_ids, None)

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -25,8 +26,18 @@ def folder(tmp_path) -> Path:
     return shutil.copytree(FOLDER / "cxc_annots", tmp_path / "cxc_annots")
 
 
-def metrics(folder: Path) -> dict:
-    return cxc_metrics(GOLDEN["images"], GOLDEN["captions"], folder)
+IMAGE_IDS = (FOLDER / "cxc_annots/testall_ids.txt").read_text().split()[::5]
+
+
+def metrics(folder: Path, order=range(40), ids=IMAGE_IDS) -> dict:
+    """Of a split that lists the golden's images in this order, by these ids."""
+    captions = GOLDEN["captions"].reshape(40, 5, -1)[list(order)]
+    return cxc_metrics(
+        GOLDEN["images"][list(order)],
+        captions.reshape(5 * len(captions), -1),
+        [ids[k] for k in order],
+        folder,
+    )
 
 
 def change(path: Path, edit) -> None:
@@ -49,6 +60,90 @@ def test_image_ids_may_be_listed_once_an_image(folder):
     assert metrics(folder) == expected
 
 
+def test_images_are_found_by_id_in_any_order(folder):
+    shuffled = np.random.default_rng(0).permutation(40)
+    assert metrics(folder, shuffled) == metrics(folder)
+
+
+def test_leading_zeros_and_numbers_are_the_same_id(folder):
+    padded = [f"{image_id:0>12}" for image_id in IMAGE_IDS]
+    assert metrics(folder, ids=padded) == metrics(folder)
+    change(folder / "cxc_i2i.json", lambda i2i: i2i.update({"01007": i2i.pop("1007")}))
+    assert metrics(folder) == metrics(FOLDER / "cxc_annots")
+    with pytest.raises(InputError, match=r"'1000' and '01000' are the same number"):
+        metrics(folder, ids=["1000", "01000", *IMAGE_IDS[2:]])
+
+
+def test_captions_are_listed_with_their_images_in_any_order(folder):
+    expected = metrics(folder)
+    lines = [
+        (folder / name).read_text().split()
+        for name in ("testall_ids.txt", "testall_capids.txt")
+    ]
+    order = np.random.default_rng(0).permutation(40)
+    places = [5 * k + j for j in range(5) for k in order]
+    for name, listed in zip(("ids", "capids"), lines, strict=True):
+        text = "\n".join(listed[place] for place in places)
+        (folder / f"testall_{name}.txt").write_text(text)
+    assert metrics(folder) == expected
+
+
+def test_ids_that_the_set_lacks_are_counted(folder):
+    numbered = [str(k) for k in range(40)]
+    message = (
+        r"testall_ids\.txt: 40 of the split's 40 image ids are missing, such as '0'"
+    )
+    with pytest.raises(InputError, match=message):
+        metrics(folder, ids=numbered)
+    with pytest.raises(InputError, match=r"2 of the split's 40 .* such as 'x'"):
+        metrics(folder, ids=[*IMAGE_IDS[:38], "x", "y"])
+
+
+def test_a_part_of_the_images(folder):
+    """Judged items outside of it are left out, as are its queries without any."""
+    similar = {"i2t": {}, "t2i": {}}
+    it = json.loads((folder / "cxc_it.json").read_text())
+    ids = set(IMAGE_IDS[:20])
+    captions = set((folder / "testall_capids.txt").read_text().split()[:100])
+    for task, queries, items in (("i2t", ids, captions), ("t2i", captions, ids)):
+        similar[task] = {
+            query: [pair for pair in judged if str(pair[0]) in items]
+            for query, judged in it[task].items()
+            if query in queries
+        }
+    found = metrics(folder, range(20))
+
+    (folder / "cxc_it.json").write_text(json.dumps(similar))
+    for name, items in (("i2i", ids), ("t2t", captions)):
+        path = folder / f"cxc_{name}.json"
+        judged = json.loads(path.read_text())
+        kept = {
+            query: [pair for pair in pairs if str(pair[0]) in items]
+            for query, pairs in judged.items()
+            if query in items
+        }
+        path.write_text(json.dumps(kept))
+    for name, count in (("ids", 100), ("capids", 100)):
+        path = folder / f"testall_{name}.txt"
+        path.write_text("\n".join(path.read_text().split()[:count]))
+    assert metrics(folder, range(20)) == found
+
+
+def test_another_number_of_captions_than_the_set_has(folder):
+    captions = GOLDEN["captions"].reshape(40, 5, -1)[:, :4].reshape(160, -1)
+    with pytest.raises(InputError, match=r"'1000' has 5 captions, but 4 in the split"):
+        cxc_metrics(GOLDEN["images"], captions, IMAGE_IDS, folder)
+
+
+def test_caption_ids_in_another_order_than_the_image_ids(folder):
+    path = folder / "testall_capids.txt"
+    path.write_text("\n".join(reversed(path.read_text().split())))
+    with pytest.raises(
+        InputError, match=r"cxc_it\.json: 200 of 200 captions do not fit"
+    ):
+        metrics(folder)
+
+
 def test_a_query_whose_matches_are_all_elsewhere_fails(folder):
     change(folder / "cxc_it.json", lambda it: it["i2t"].update({"1000": [[9, 5.0]]}))
     without = metrics(folder)["i2t"]["r10"]
@@ -63,10 +158,10 @@ def test_a_missing_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize("name", FILES[:2])
-def test_ids_of_another_split(folder, name):
+def test_id_lists_of_different_lengths(folder, name):
     path = folder / name
     path.write_text("\n".join(path.read_text().split()[:-1]))
-    with pytest.raises(InputError, match=rf"{name}: 199 ids, but the split has"):
+    with pytest.raises(InputError, match=r"ids\.txt: (199|200) ids do not fit the"):
         metrics(folder)
 
 
@@ -95,7 +190,7 @@ def test_no_image_matches_another(folder):
         metrics(folder)
 
 
-@pytest.mark.parametrize("entry", [5, [5], [["x", "y"]], [[1, 2, 3]]])
+@pytest.mark.parametrize("entry", [5, [5], [["x", "y"]], [[1, 2, 3]], [[1, math.nan]]])
 def test_a_damaged_entry(folder, entry):
     change(folder / "cxc_i2i.json", lambda i2i: i2i.update({"1014": entry}))
     with pytest.raises(InputError, match=r"i2i\.json: entry '1014' is not a list"):
@@ -112,4 +207,4 @@ def test_embeddings_that_are_not_finite():
     images = GOLDEN["images"].copy()
     images[3, 0] = np.nan
     with pytest.raises(InputError, match=r"images: 1 of 40 .*\(rows from 0: 3\)"):
-        cxc_metrics(images, GOLDEN["captions"], FOLDER / "cxc_annots")
+        cxc_metrics(images, GOLDEN["captions"], IMAGE_IDS, FOLDER / "cxc_annots")

@@ -113,17 +113,36 @@ def test_pmrp_equals_the_package(folder):
     assert found["i2t"]["pmrp"] == pytest.approx(100 * expected)
 
 
+def test_images_are_found_by_id_in_any_order(folder):
+    order = [2, 0, 1]
+    captions = CAPTIONS.reshape(3, 2, 3)[order].reshape(6, 3)
+    found = eccv_metrics(
+        IMAGES[order], captions, ("9", "007", "8"), folder, annotations=folder
+    )
+    assert found == small_metrics(folder, plausible=folder)
+
+
 def test_a_data_root_with_its_own_image_numbers(folder):
-    assert small_metrics(folder, ids=("0", "1", "2")) == small_metrics(folder)
+    message = (
+        r"COCO's test images: 3 of the split's 3 image ids are missing, such as '0'"
+    )
+    with pytest.raises(InputError, match=message):
+        small_metrics(folder, ids=("0", "1", "2"))
 
 
-def test_images_in_another_order(folder):
-    with pytest.raises(InputError, match=r"not COCO's 3 test images in their publ"):
-        small_metrics(folder, ids=("8", "7", "9"))
+def test_a_part_of_the_images(folder):
+    message = r"the split lacks 1 of COCO's 3 test images, such as 8"
+    with pytest.raises(InputError, match=message):
+        eccv_metrics(IMAGES[:2], CAPTIONS[:4], ("7", "9"), annotations=folder)
+
+
+def test_another_number_of_captions(folder):
+    with pytest.raises(InputError, match=r"'7' has 2 captions, but 1 in the split"):
+        eccv_metrics(IMAGES, CAPTIONS[:3], ("7", "8", "9"), annotations=folder)
 
 
 def test_another_split():
-    with pytest.raises(InputError, match=r"25,000 test captions, but .* has 6"):
+    with pytest.raises(InputError, match=r"3 of the split's 3 image ids are missing"):
         eccv_metrics(IMAGES, CAPTIONS, ["7", "8", "9"])
 
 

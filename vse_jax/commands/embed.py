@@ -79,7 +79,8 @@ def _use_data_of(config: ConfigDict, member: ConfigDict, folder: Path) -> None:
     A member keeps the vocabulary that lies in its folder.
     """
     hosts = ("root", "cache", "workers", "num_workers", "buffer_mb")
-    for name in (*hosts, "name", "format", "on_bad_image"):
+    split = ("name", "format", "on_bad_image", "dev_split", "dev_captions")
+    for name in (*hosts, *split):
         member.data[name] = config.data[name]
     member.mesh, member.eval = config.mesh, config.eval
     has_own = (folder / vocabulary_name(member.text.kind)).is_file()

@@ -46,7 +46,8 @@ def split_metrics(config: ConfigDict, split: Split, embeddings: Embeddings) -> d
     images, captions = embeddings.images, embeddings.captions
     metrics = retrieval_metrics(images, captions, split.captions_per_image)
     if config.eval.cxc:
-        metrics["cxc"] = cxc_metrics(images, captions, split.root / "cxc_annots")
+        folder = split.root / "cxc_annots"
+        metrics["cxc"] = cxc_metrics(images, captions, split.image_ids, folder)
     if config.eval.eccv:
         plausible = config.eval.plausible_matches
         metrics["eccv"] = eccv_metrics(

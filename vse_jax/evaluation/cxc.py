@@ -5,13 +5,17 @@ image → image. The rules (thresholds, what is skipped) are those of the publis
 evaluation.
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object
+from vse_jax.evaluation.joining import join, plain_id
 from vse_jax.evaluation.positives import positions
 from vse_jax.evaluation.ranking import check_finite, recall
 
@@ -21,12 +25,17 @@ _LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match
 def cxc_metrics(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
+    image_ids: Sequence[str],
     folder: AnyPath,
 ) -> dict[str, dict[str, float]]:
     """Recalls in % of the four tasks.
 
+    A split may hold some of the test set's images only, in any order: judged items that
+    it lacks cannot be found and are left out.
+
     Args:
-        images, captions: embeddings of the test set, in the order of the id files.
+        images, captions: embeddings of the split, image by image.
+        image_ids: of the split; they are looked up in the id files.
         folder: `cxc_annots/` with testall_ids.txt (an image id a caption, or one an
             image), testall_capids.txt, cxc_it.json, cxc_i2i.json and cxc_t2t.json.
 
@@ -34,35 +43,43 @@ def cxc_metrics(
         {"i2t" | "t2i" | "i2i" | "t2t": {"r1", "r5", "r10"}}
 
     Raises:
-        InputError: a file is missing, is no annotation file, or does not fit the
-            split; embeddings that are NaN or infinite.
+        InputError: a file is missing, is no annotation file, or lacks ids of the split;
+            embeddings that are NaN or infinite.
     """
     check_finite("images", images)
     check_finite("captions", captions)
-    per = len(captions) // len(images)
-    image_file, caption_file = folder / "testall_ids.txt", folder / "testall_capids.txt"
-    listed = read_lines(image_file)
-    if len(listed) == len(captions):
-        listed = listed[::per]
-    image_index = _index(listed, image_file, len(images))
-    caption_index = _index(read_lines(caption_file), caption_file, len(captions))
+    image_file = folder / "testall_ids.txt"
+    listed = _listed_captions(image_file, folder / "testall_capids.txt")
+    images, captions, image_rows, caption_rows = join(
+        images, captions, image_ids, listed, str(image_file)
+    )
+    if len(images) < len(listed):
+        logging.info("CxC: the split has %d of %d images", len(images), len(listed))
 
     path = folder / "cxc_it.json"
     between = read_object(path)
     for task in ("i2t", "t2i"):
         if not isinstance(between.get(task), dict):
             raise InputError(f"{path}: no object '{task}'")
-    # Judged items outside the test set cannot be found and are left out.
     i2t = [
-        sorted({caption_index[item] for item, _ in judged if item in caption_index})
-        for judged in _judgements(between["i2t"], image_index, path)
+        sorted({caption_rows[item] for item, _ in judged if item in caption_rows})
+        for judged in _judgements(between["i2t"], image_rows, path)
     ]
     t2i = [
-        sorted({image_index[item] for item, _ in judged if item in image_index})
-        for judged in _judgements(between["t2i"], caption_index, path)
+        sorted({image_rows[item] for item, _ in judged if item in image_rows})
+        for judged in _judgements(between["t2i"], caption_rows, path)
     ]
-    i2i = _matches(folder / "cxc_i2i.json", image_index, _LEAST_SCORE["i2i"])
-    t2t = _matches(folder / "cxc_t2t.json", caption_index, _LEAST_SCORE["t2t"])
+    per = len(captions) // len(images)
+    own = sum(row // per in right for row, right in enumerate(t2i))
+    if own < len(t2i) / 2:
+        raise InputError(
+            f"{path}: {len(t2i) - own} of {len(t2i)} captions do not fit the image of "
+            f"their line in {image_file.name} and testall_capids.txt"
+        )
+    every_caption = {caption for ids in listed.values() for caption in ids}
+    i2i_file, t2t_file = folder / "cxc_i2i.json", folder / "cxc_t2t.json"
+    i2i = _matches(i2i_file, image_rows, listed.keys(), _LEAST_SCORE["i2i"])
+    t2t = _matches(t2t_file, caption_rows, every_caption, _LEAST_SCORE["t2t"])
     for caption, right in enumerate(t2t):  # the same picture's other captions match
         first = caption // per * per
         siblings = set(range(first, first + per)) - {caption}
@@ -77,51 +94,68 @@ def cxc_metrics(
     return {task: _recalls(ranked) for task, ranked in found.items()}
 
 
-def _index(ids: Sequence[str], path: AnyPath, expected: int) -> dict[str, int]:
-    """id → row."""
-    if len(ids) != expected:
-        raise InputError(f"{path}: {len(ids)} ids, but the split has {expected}")
-    index = {item: row for row, item in enumerate(ids)}
-    if len(index) != len(ids):
-        repeated = next(item for row, item in enumerate(ids) if index[item] != row)
-        raise InputError(f"{path}: id {repeated!r} is listed twice")
-    return index
+def _listed_captions(image_file: AnyPath, caption_file: AnyPath) -> dict[str, list]:
+    """{image id: its caption ids} of the two lists, which go line by line.
+
+    An image is listed once for each of its captions, or once.
+    """
+    image_ids = [plain_id(line) for line in read_lines(image_file)]
+    caption_ids = [plain_id(line) for line in read_lines(caption_file)]
+    each, rest = divmod(len(caption_ids), max(len(image_ids), 1))
+    if rest or not each:
+        raise InputError(
+            f"{image_file}: {len(image_ids)} ids do not fit the {len(caption_ids)} of "
+            f"{caption_file.name}"
+        )
+    once = {caption_file: caption_ids} | ({image_file: image_ids} if each > 1 else {})
+    for path, ids in once.items():
+        repeated, times = Counter(ids).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{path}: id {repeated!r} is listed twice")
+    listed: dict[str, list] = {}
+    for row, caption in enumerate(caption_ids):
+        listed.setdefault(image_ids[row // each], []).append(caption)
+    return listed
 
 
 def _judgements(
-    annotations: dict, queries: dict[str, int], path: AnyPath
+    annotations: dict, queries: Iterable[str], path: AnyPath
 ) -> list[list[tuple[str, float]]]:
-    """(item id, score) pairs of every query, in the split's order."""
+    """(item id, score) pairs of every query, in the order of the queries."""
+    entries = {plain_id(query): entry for query, entry in annotations.items()}
     result = []
     for query in queries:
-        if query not in annotations:
+        if query not in entries:
             raise InputError(f"{path}: no entry for id {query!r} of the split")
         try:
-            pairs = [(str(item), float(score)) for item, score in annotations[query]]
+            pairs = [(plain_id(item), float(score)) for item, score in entries[query]]
+            finite = all(math.isfinite(score) for _, score in pairs)
         except (TypeError, ValueError):
-            raise InputError(
-                f"{path}: entry {query!r} is not a list of [id, score]"
-            ) from None
+            finite = False
+        if not finite:
+            raise InputError(f"{path}: entry {query!r} is not a list of [id, score]")
         result.append(pairs)
     return result
 
 
 def _matches(
-    path: AnyPath, index: dict[str, int], least_score: float
+    path: AnyPath, rows: dict[str, int], known: Set[str], least_score: float
 ) -> list[list[int]]:
-    """Rows of the items judged a match of each query within its own set."""
+    """Rows of the items judged a match of each query within its own set.
+
+    Items of the test set that the split lacks are left out.
+    """
     result = []
-    for query, judged in zip(
-        index, _judgements(read_object(path), index, path), strict=True
-    ):
+    judgements = _judgements(read_object(path), rows, path)
+    for query, judged in zip(rows, judgements, strict=True):
         matching = {item for item, score in judged if score >= least_score}
-        unknown = matching - index.keys()
+        unknown = matching - known
         if unknown:
             raise InputError(
                 f"{path}: entry {query!r} names id {min(unknown)!r}, "
-                "which is not in the split"
+                "which is not in the test set"
             )
-        result.append(sorted(index[item] for item in matching))
+        result.append(sorted(rows[item] for item in matching if item in rows))
     if not any(result):
         raise InputError(f"{path}: no two items of the split match")
     return result

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
+from vse_jax.evaluation.joining import join
 from vse_jax.evaluation.positives import positions
 from vse_jax.evaluation.ranking import check_finite
 
@@ -31,8 +32,8 @@ def eccv_metrics(
     """mAP@R, R-Precision and R@1 of ECCV Caption in %, both directions.
 
     Args:
-        images, captions: embeddings of COCO's 5K test set in its published order.
-        image_ids: of the split; where they are COCO's own, their order is checked.
+        images, captions: embeddings of COCO's 5K test set, image by image in any order.
+        image_ids: of the split, COCO's own.
         plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json,
             which the package does not hold; adds "pmrp" (Plausible-Match R-Precision).
         annotations: folder of the annotations; None: the one in the package.
@@ -41,13 +42,24 @@ def eccv_metrics(
         {"i2t" | "t2i": {"map_at_r", "rprecision", "r1"[, "pmrp"]}}
 
     Raises:
-        InputError: the package or a file is missing, annotations are damaged or of
-            other images than the split, or embeddings are NaN or infinite.
+        InputError: the package or a file is missing, annotations are damaged, the split
+            holds other images or not all of them, or embeddings are NaN or infinite.
     """
     check_finite("images", images)
     check_finite("captions", captions)
     folder = annotations or _package_folder()
-    image_index, caption_index = _coco_ids(folder, image_ids, len(captions))
+    listed = _coco_captions(folder)
+    images, captions, image_rows, caption_rows = join(
+        images, captions, image_ids, listed, "ECCV Caption: COCO's test images"
+    )
+    if len(images) < len(listed):
+        absent = next(image for image in listed if image not in image_rows)
+        raise InputError(
+            f"ECCV Caption: the split lacks {len(listed) - len(images):,} of COCO's "
+            f"{len(listed):,} test images, such as {absent}"
+        )
+    image_index = {int(image): row for image, row in image_rows.items()}
+    caption_index = {int(caption): row for caption, row in caption_rows.items()}
     sides = {
         "i2t": (images, captions, image_index, caption_index),
         "t2i": (captions, images, caption_index, image_index),
@@ -92,38 +104,23 @@ def _package_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def _coco_ids(
-    folder: Path, image_ids: Sequence[str], num_captions: int
-) -> tuple[dict[int, int], dict[int, int]]:
-    """(image id → row, caption id → row) of COCO's 5K test set."""
+def _coco_captions(folder: Path) -> dict[str, list[str]]:
+    """{image id: its caption ids} of COCO's 5K test set."""
     path = folder / "coco_test_ids.npy"
     try:
         caption_ids = np.load(path).tolist()
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: {error}") from None
-    if len(caption_ids) != num_captions:
-        raise InputError(
-            f"ECCV Caption is about COCO's {len(caption_ids):,} test captions, "
-            f"but the split has {num_captions:,}"
-        )
     path = folder / "original_caption_to_image.json"
     image_of = _listed(path)
-    try:
-        owners = [image_of[caption][0] for caption in caption_ids]
-    except (KeyError, IndexError):
-        raise InputError(f"{path}: a caption of coco_test_ids.npy is missing") from None
-    images = list(dict.fromkeys(owners))
-    # Some data roots number their images; ids that are COCO's must be in its order.
-    given = [int(item) if item.isdecimal() else -1 for item in image_ids]
-    if len(given) != len(images) or (set(given) == set(images) and given != images):
-        raise InputError(
-            f"ECCV Caption: the split's {len(given):,} images are not COCO's "
-            f"{len(images):,} test images in their published order"
-        )
-    return (
-        {image: row for row, image in enumerate(images)},
-        {caption: row for row, caption in enumerate(caption_ids)},
-    )
+    listed: dict[str, list[str]] = {}
+    for caption in caption_ids:
+        if caption not in image_of:
+            raise InputError(
+                f"{path}: caption {caption} of coco_test_ids.npy is missing"
+            )
+        listed.setdefault(str(image_of[caption][0]), []).append(str(caption))
+    return listed
 
 
 def _ranked(
