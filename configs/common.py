@@ -74,6 +74,8 @@ def _data() -> ConfigDict:
     c.train_split = "train"
     c.dev_split = "dev"
     c.dev_captions = placeholder(int)  # validate on the first ones; None: on all
+    c.equal_captions = True  # all splits have the same number of captions per image;
+    # False: they may differ, each within itself still has one number
     c.distinct_images = False  # no picture twice in a batch (five passes an epoch)
     c.on_bad_image = "error"  # error | skip (another pair of the split stands in)
     c.workers = "auto"  # threads | processes | auto (the faster: threads)

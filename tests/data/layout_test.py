@@ -82,6 +82,59 @@ def test_dev_is_as_long_as_the_config_says(tmp_path, monkeypatch):
     assert len(read_split(config, "dev").image_ids) == 1003
 
 
+class TestCaptionsPerImage:
+    """All splits of a data root have the same number, or the config says otherwise."""
+
+    @pytest.fixture
+    def cut(self, tmp_path):
+        """A root whose training captions lost lines, but still divide evenly."""
+        root = tmp_path / "root"
+        rows = {
+            split: [(f"{split}{i}", [f"view {j}" for j in range(5)]) for i in range(12)]
+            for split in ("train", "dev", "test")
+        }
+        mapping = {image: f"{image}.jpg" for many in rows.values() for image, _ in many}
+        layout.write_root(root, rows, mapping)
+        captions = root / "precomp/train_caps.txt"
+        captions.write_text("".join(captions.read_text().splitlines(True)[:48]))
+        (root / "images").mkdir()
+        for name in mapping.values():
+            (root / "images" / name).touch()
+        return root
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_a_list_that_was_cut_is_found_whatever_is_read(self, cut, split):
+        message = (
+            r"precomp: .*\(t.* has ., .*\).* config\.data\.equal_captions to False"
+        )
+        with pytest.raises(InputError, match=message) as error:
+            read_split(config_for(cut), split)
+        for count in ("train has 4", "dev has 5", "test has 5"):
+            assert count in str(error.value)
+
+    def test_the_user_may_mean_it(self, cut):
+        config = config_for(cut)
+        config.data.equal_captions = False
+        assert read_split(config, "train").captions_per_image == 4
+        assert read_split(config, "dev").captions_per_image == 5
+
+    def test_lists_that_are_damaged_or_unused_do_not_matter(self, cut):
+        (cut / "precomp/train_caps.txt").write_text("one\n")
+        assert read_split(config_for(cut), "test").captions_per_image == 5
+        (cut / "precomp/train_ids.txt").unlink()
+        assert read_split(config_for(cut), "dev").captions_per_image == 5
+
+
+def test_fewer_dev_captions_than_an_image_has(tmp_path):
+    config = config_for(make_root(tmp_path / "root"))
+    config.data.dev_split, config.data.dev_captions = "test", 3
+    message = r"config.data.dev_captions: 3 is less than the 5 captions of an image"
+    with pytest.raises(InputError, match=message):
+        read_split(config, "test")
+    config.data.dev_captions = 5
+    assert read_split(config, "test").image_ids == ["0"]
+
+
 def test_flickr_has_its_own_picture_folder(root):
     (root / "images").rename(root / "flickr30k-images")
     c = config_for(root)

@@ -57,8 +57,8 @@ def parse_object(data: bytes | str, where: str) -> dict:
     return content
 
 
-def read_lines(path: AnyPath) -> list[str]:
-    """The stripped lines of a UTF-8 text file.
+def read_text(path: AnyPath) -> str:
+    """The content of a UTF-8 text file; every line end is a newline.
 
     Raises:
         InputError: no such file, or a line that is not UTF-8 (names it).
@@ -69,8 +69,17 @@ def read_lines(path: AnyPath) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: AnyPath) -> list[str]:
+    """The stripped lines of a UTF-8 text file.
+
+    Raises:
+        InputError: as `read_text`.
+    """
     # Not splitlines(): it would also split at U+2028 and its kin inside a caption.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = read_text(path).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.strip() for line in lines]

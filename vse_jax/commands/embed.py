@@ -80,7 +80,7 @@ def _use_data_of(config: ConfigDict, member: ConfigDict, folder: Path) -> None:
     """
     hosts = ("root", "cache", "workers", "num_workers", "buffer_mb")
     split = ("name", "format", "on_bad_image", "dev_split", "dev_captions")
-    for name in (*hosts, *split):
+    for name in (*hosts, *split, "equal_captions"):
         member.data[name] = config.data[name]
     member.mesh, member.eval = config.mesh, config.eval
     has_own = (folder / vocabulary_name(member.text.kind)).is_file()

@@ -12,7 +12,7 @@ from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import write_atomically
 from vse_jax.data.export import blank_index, is_good, write_array_record, write_tfds
-from vse_jax.data.layout import Split, claim_root, read_split
+from vse_jax.data.layout import Split, claim_root, read_splits
 from vse_jax.data.records.index import FOLDERS, FORMATS, Index, list_names, read_index
 
 
@@ -35,7 +35,7 @@ def export(config: ConfigDict) -> None:
         forms = (config.data.format,)
     source = config.copy_and_resolve_references()
     source.data.format = "folder"
-    splits = [read_split(source, name) for name in _split_names(source)]
+    splits = read_splits(source, _split_names(source))
     target = _claim_target(config, splits)
     plans = [(split, blank_index(config, split, target)) for split in splits]
     _check_kinds(target, plans)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.config import save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
-from vse_jax.data.layout import read_split
+from vse_jax.data.layout import read_splits
 from vse_jax.data.vocabulary_files import (
     keep_vocabulary,
     settle_vocab_size,
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     mesh = make_mesh(config)
     check_training_batch(config, mesh)
     names = (config.data.train_split, config.data.dev_split, config.eval.split)
-    splits = Splits(*(read_split(config, name) for name in names))
+    splits = Splits(*read_splits(config, names))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

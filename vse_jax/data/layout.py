@@ -6,14 +6,16 @@
     <root>/images/…                             (f30k: flickr30k-images/)
     <root>/id_mapping.json                      {image id: path below the image folder}
 
-Every image of a split has the same number of captions (five in the published sets);
-caption i belongs to image i // captions_per_image. The published COCO lists repeat an
-image's id once for each of its captions; both ways of listing are read.
+Every image of a root has the same number of captions (five in the published sets), or
+with config.data.equal_captions = False every image of a split. Caption i belongs to
+image i // captions_per_image. The published COCO lists repeat an image's id once for
+each of its captions; both ways of listing are read.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +54,16 @@ def image_folder(name: str) -> str:
 
 
 def read_split(config: ConfigDict, split: str) -> Split:
-    """Reads and checks a split of config.data.root, which config.data.format tells.
+    """Reads and checks a split of config.data.root; see `read_splits`."""
+    return read_splits(config, [split])[0]
+
+
+def read_splits(config: ConfigDict, names: Sequence[str]) -> list[Split]:
+    """Reads and checks splits of config.data.root, which config.data.format tells.
+
+    With config.data.equal_captions their number of captions per image is compared, also
+    with that of the config's other splits that are there: a list that lost lines may
+    still divide evenly.
 
     Raises:
         InputError: a missing file, text that is not UTF-8, numbers of images and
@@ -62,10 +73,50 @@ def read_split(config: ConfigDict, split: str) -> Split:
     root = root_path(config.data.root)
     if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root}: no such data root (config.data.root)")
-    image_ids, captions, per_image = _read_lists(root, split)
+    lists = {name: _read_lists(root, name) for name in names}
+    if config.data.equal_captions:
+        counts = {name: per_image for name, (_, _, per_image) in lists.items()}
+        others = (config.data.train_split, config.data.dev_split, config.eval.split)
+        for name in dict.fromkeys(others):
+            if name not in counts:
+                with contextlib.suppress(InputError):  # not there, or not read here
+                    counts[name] = _read_lists(root, name)[2]
+        check_equal_captions(counts, f"{root / 'precomp'}")
+    return [_open_split(config, root, name, *lists[name]) for name in names]
+
+
+def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
+    """Raises InputError unless all splits have the same number of captions per image.
+
+    Args:
+        counts: of each split.
+        where: they were read; the message begins with it.
+    """
+    if len(set(counts.values())) <= 1:
+        return
+    found = ", ".join(f"{name} has {count}" for name, count in counts.items())
+    raise InputError(
+        f"{where}: the splits differ in their captions per image ({found}): is a list "
+        "cut off? If it is meant, set config.data.equal_captions to False"
+    )
+
+
+def _open_split(
+    config: ConfigDict,
+    root: AnyPath,
+    split: str,
+    image_ids: list[str],
+    captions: list[str],
+    per_image: int,
+) -> Split:
     listed = len(image_ids)
     limit = config.data.dev_captions if split == config.data.dev_split else None
     if limit is not None and len(captions) > limit:
+        if limit < per_image:
+            raise InputError(
+                f"config.data.dev_captions: {limit} is less than the {per_image} "
+                f"captions of an image in split {split!r}"
+            )
         image_ids = image_ids[: limit // per_image]
         captions = captions[: limit // per_image * per_image]
         logging.info(

@@ -128,11 +128,15 @@ BAD_LINES = {
     "no such picture": ("7.png,a,b,train", r"7.png: no such picture, named on line 8"),
     "unknown split": (
         "sub/0.png,a,b,val",
-        r"line 8: split 'val' is none of train, dev",
+        r"line 8, column 'split': 'val' is none of train, dev",
     ),
-    "two splits": ("0.png,a,b,dev", r"line 8: 0.png is in split 'dev', on line 2 in"),
-    "empty caption": ("sub/0.png,a,,train", r"line 8: sub/0.png has an empty caption"),
-    "no name": (",a,b,train", r"line 8: no picture name"),
+    "two splits": (
+        "0.png,a,b,dev",
+        r"line 8, column 'split': 0.png is in 'dev', on line 2 in 'train'",
+    ),
+    "empty caption": ("sub/0.png,a,,train", r"line 8, column 'caption2': blank"),
+    "no name": (",a,b,train", r"line 8, column 'image': blank"),
+    "no split": ("sub/0.png,a,b, ", r"line 8, column 'split': blank"),
     "too few fields": ("sub/0.png,a", r"line 8: fields do not match the header"),
     "too many fields": ("sub/0.png,a,b,train,x", r"line 8: fields do not match"),
     "open quote": ('sub/0.png,"a,b,train', r"captions.csv, line 8: "),
@@ -193,7 +197,7 @@ def test_bad_picture_is_named_with_its_line(config, album):
         ),
         ("captions.txt", b"0.png\tcaf\xe9\n", "line 1: not UTF-8"),
         ("captions.txt", "0.png\ta dog\n", "split '.*' gets none of the 1 pictures"),
-        ("notes.md", "", "holds no captions.csv or captions.txt"),
+        ("notes.md", "", "holds no captions.csv, captions.tsv or captions.txt"),
     ],
 )
 def test_bad_file(config, album, name, content, message):
@@ -201,6 +205,33 @@ def test_bad_file(config, album, name, content, message):
     (album / name).write_bytes(data)
     with pytest.raises(InputError, match=message):
         prepare(config)
+
+
+def test_two_tables_in_a_folder(config, album):
+    write_csv(album)
+    (album / "captions.txt").write_text("0.png\ta dog\n")
+    with pytest.raises(
+        InputError, match=r"captions.csv and captions.txt; name one with config.data"
+    ):
+        prepare(config)
+
+
+def test_splits_of_different_numbers_of_captions(config, album):
+    lines = ["image,caption,split"]
+    for i in range(6):
+        lines += [f"{i}.png,view {j},{SPLITS[i // 2]}" for j in range(1 + (i < 2))]
+    (album / "captions.csv").write_text("\n".join(lines))
+    with pytest.raises(
+        InputError,
+        match=r"captions.csv: .*\(train has 2, dev has 1, test has 1\).*equal_captions",
+    ):
+        prepare(config)
+    assert not (album.parent / "root").exists()
+
+    config.data.equal_captions = False
+    prepare(config)
+    assert read_split(config, "train").captions_per_image == 2
+    assert read_split(config, "dev").captions_per_image == 1
 
 
 def test_no_source(config):

@@ -1,23 +1,16 @@
 """A person's own pictures and captions, turned into a data root.
 
-config.data.source is a caption file or a folder that holds captions.csv or
-captions.txt. Picture names are relative to the caption file's folder. Two forms:
+config.data.source is a caption table (`caption_table`) or a folder that holds one as
+captions.csv, captions.tsv or captions.txt. Image names are relative to the table's
+folder.
 
-    a CSV whose header has `image` and either `caption` (a line per caption) or
-    caption1 … captionN (a line per picture), and perhaps `split` (train, dev, test);
-
-    Flickr30k's: a line per caption, `name.jpg#0<TAB>caption` or `name.jpg<TAB>caption`.
-
-Without `split`, a hash of its name puts a picture into train, dev or test (8 : 1 : 1),
-the same one whatever else is added later.
+Without a column `split`, a hash of its name puts an image into train, dev or test
+(8 : 1 : 1), the same one whatever else is added later.
 """
 
-import csv
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +19,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_lines
 from vse_jax.base.progress import progress
 from vse_jax.data import layout
 from vse_jax.data.images import load_image
-
-SPLITS = ("train", "dev", "test")
+from vse_jax.data.prepare.caption_table import SPLITS, read_caption_table
 
 
 @dataclass
@@ -55,7 +46,7 @@ def prepare(config: ConfigDict) -> None:
     source = _caption_file(Path(config.data.source))
     pictures = _read_captions(source)
     pictures = _readable(pictures, source, config.data.on_bad_image == "skip")
-    _check_counts(pictures, source)
+    _check_counts(pictures, source, equal_captions=config.data.equal_captions)
 
     mapping = _places(pictures, source)
     root = Path(config.data.root)
@@ -73,74 +64,31 @@ def prepare(config: ConfigDict) -> None:
 def _caption_file(source: Path) -> Path:
     if source.is_file():
         return source
-    for name in ("captions.csv", "captions.txt"):
-        if (source / name).is_file():
-            return source / name
+    names = ("captions.csv", "captions.tsv", "captions.txt")
+    found = [name for name in names if (source / name).is_file()]
+    if len(found) == 1:
+        return source / found[0]
+    if found:
+        raise InputError(
+            f"{source}: holds {' and '.join(found)}; name one with config.data.source"
+        )
     if source.is_dir():
-        raise InputError(f"{source}: holds no captions.csv or captions.txt")
+        raise InputError(f"{source}: holds no {', '.join(names[:-1])} or {names[-1]}")
     raise InputError(f"{source}: no such file or folder (config.data.source)")
 
 
 def _read_captions(source: Path) -> list[_Picture]:
-    lines = read_lines(source)
-    header = next(csv.reader(lines[:1]), [])
-    rows = _csv_rows(lines, source) if "image" in header else _tab_rows(lines, source)
     pictures: dict[str, _Picture] = {}
-    for line, name, split, captions in rows:
-        if not name:
-            raise InputError(f"{source}, line {line}: no picture name")
-        for caption in captions:
-            if not caption:
-                raise InputError(f"{source}, line {line}: {name} has an empty caption")
-        split = split or _hashed_split(name)
-        if split not in SPLITS:
-            raise InputError(
-                f"{source}, line {line}: split {split!r} is none of {', '.join(SPLITS)}"
-            )
+    for line, name, given, captions in read_caption_table(source):
+        split = given or _hashed_split(name)
         picture = pictures.setdefault(name, _Picture(name, split, line))
         if picture.split != split:
             raise InputError(
-                f"{source}, line {line}: {name} is in split {split!r}, on line "
-                f"{picture.line} in {picture.split!r}"
+                f"{source}, line {line}, column 'split': {name} is in {split!r}, on "
+                f"line {picture.line} in {picture.split!r}"
             )
         picture.captions += captions
     return list(pictures.values())
-
-
-# (line number, picture name, split or "", captions)
-_Row = tuple[int, str, str, list[str]]
-
-
-def _csv_rows(lines: list[str], source: Path) -> Iterator[_Row]:
-    # Strict: a quote that is never closed would swallow the rest of the file.
-    reader = csv.DictReader((f"{line}\n" for line in lines), strict=True)
-    columns = [
-        name for name in reader.fieldnames or () if re.match(r"caption\d*$", name)
-    ]
-    if not columns:
-        raise InputError(f"{source}, line 1: no column 'caption' or 'caption1'")
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{source}, line {reader.line_num}: fields do not match the header"
-                )
-            captions = [row[column].strip() for column in columns]
-            split = (row.get("split") or "").strip()
-            yield reader.line_num, row["image"].strip(), split, captions
-    except csv.Error as error:
-        raise InputError(f"{source}, line {reader.line_num + 1}: {error}") from None
-
-
-def _tab_rows(lines: list[str], source: Path) -> Iterator[_Row]:
-    for line, text in enumerate(lines, 1):
-        name, tab, caption = text.partition("\t")
-        if not tab:
-            raise InputError(
-                f"{source}, line {line}: neither 'name<TAB>caption' nor a CSV whose "
-                "header has a column 'image'"
-            )
-        yield line, re.sub(r"#\d+$", "", name.strip()), "", [caption.strip()]
 
 
 def _hashed_split(name: str) -> str:
@@ -176,7 +124,9 @@ def _readable(pictures: list[_Picture], source: Path, skip: bool) -> list[_Pictu
     return good
 
 
-def _check_counts(pictures: list[_Picture], source: Path) -> None:
+def _check_counts(
+    pictures: list[_Picture], source: Path, *, equal_captions: bool
+) -> None:
     first: dict[str, _Picture] = {}
     for picture in pictures:
         other = first.setdefault(picture.split, picture)
@@ -191,6 +141,9 @@ def _check_counts(pictures: list[_Picture], source: Path) -> None:
                 f"{source}: split {split!r} gets none of the {len(pictures)} pictures; "
                 "add a column 'split'"
             )
+    if equal_captions:
+        counts = {split: len(first[split].captions) for split in SPLITS}
+        layout.check_equal_captions(counts, str(source))
 
 
 def _places(pictures: list[_Picture], source: Path) -> dict[str, str]:

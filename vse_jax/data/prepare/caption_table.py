@@ -1,0 +1,225 @@
+"""The one reader of the caption tables that people write.
+
+With a header, separated by commas, semicolons or tabs: a column `image`; one column
+`caption` (a line per caption) or caption1 … captionN (a line per image); perhaps a
+column `split`. Cells may be quoted as spreadsheets do it.
+
+Without one, as Flickr30k's: `name.jpg#0<TAB>caption` or `name.jpg<TAB>caption`, a line
+per caption, in which quotes are part of the caption.
+
+What has no single meaning in these forms is refused with its line and column.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_text
+
+SPLITS = ("train", "dev", "test")
+
+# What people call the columns of such tables: a first line with one of these is a
+# header.
+_HEADER_WORD = re.compile(
+    r"captions?[ ._-]?[0-9]*|text|comment|sentence|description|title|label|split|"
+    r"(image|img|file|picture|photo)s?[ ._-]?(name|path|id|file)?|path|name|id|url"
+)
+# What programs write where there is nothing.
+_NOTHING = re.compile(r"nan|none|null|n/?a|<na>|#(n/a|ref!|value!|name\?|div/0!|num!)")
+
+
+class Entry(NamedTuple):
+    """A line of a table; `split` is '' where it has no such column."""
+
+    line: int
+    image: str
+    split: str
+    captions: list[str]
+
+
+def read_caption_table(path: Path) -> Iterator[Entry]:
+    """The lines of a caption table; blank ones are left out.
+
+    Raises:
+        InputError: names the file, and the line and column, that is wrong.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}, line {line}: a NUL byte, which no text holds")
+    lines = text.split("\n")
+    number, first = next(
+        (n, x) for n, x in enumerate(lines, 1) if x.strip() or n == len(lines)
+    )
+    tab = "\t" in first
+    headers = {
+        delimiter: _header(first, delimiter) for delimiter in ("\t" if tab else ",;")
+    }
+    for delimiter, names in headers.items():
+        if "image" in names:
+            return _with_header(path, text, delimiter)
+    for names in headers.values():
+        if any(map(_HEADER_WORD.fullmatch, names)):
+            raise InputError(
+                f"{path}, line {number}: no column 'image' among "
+                f"{', '.join(map(repr, names))}"
+            )
+    if not tab:
+        raise InputError(
+            f"{path}, line {number}: neither 'name<TAB>caption' nor a CSV whose header "
+            "has a column 'image'"
+        )
+    return _without_header(path, text)
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    try:
+        cells = next(_csv_reader([line], delimiter), [])
+    except csv.Error:
+        return []
+    return [" ".join(cell.split()).casefold() for cell in cells]
+
+
+def _csv_reader(lines: list[str], delimiter: str):
+    # Strict: a quote that is never closed would swallow the rest of the file.
+    return csv.reader(
+        (f"{line}\n" for line in lines),
+        delimiter=delimiter,
+        skipinitialspace=True,
+        strict=True,
+    )
+
+
+def _with_header(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
+    rows = _rows(path, text, delimiter)
+    line, cells = next(rows)
+    names = [" ".join(cell.split()).casefold() for cell in cells]
+    columns = _columns(names, f"{path}, line {line}")
+    nameless = [place for place, name in enumerate(names) if place and not name]
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path}, line {line}: fields do not match the header ({len(cells)}, "
+                f"not {len(names)})"
+            )
+        for place in nameless:
+            if cells[place]:
+                raise InputError(
+                    f"{path}, line {line}, column {place + 1}: {cells[place][:40]!r} "
+                    "is in a column without a name"
+                )
+        captions = []
+        for name, place in columns.items():
+            where = f"{path}, line {line}, column {name!r}"
+            if not cells[place]:
+                raise InputError(f"{where}: blank")
+            if name not in ("image", "split"):
+                captions.append(_caption(cells[place], where))
+        split = ""
+        if "split" in columns:
+            split = cells[columns["split"]].casefold()
+            if split not in SPLITS:
+                raise InputError(
+                    f"{path}, line {line}, column 'split': {split!r} is none of "
+                    f"{', '.join(SPLITS)}"
+                )
+        yield Entry(line, cells[columns["image"]], split, captions)
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, stripped cells) of each row that is not blank."""
+    reader = _csv_reader(text.split("\n"), delimiter)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{path}, line {line}: {error}") from None
+        if cells is None:
+            return
+        cells = [cell.strip() for cell in cells]
+        if any(cells):
+            yield line, cells
+
+
+def _columns(names: list[str], where: str) -> dict[str, int]:
+    """{name: place} of the columns that are read, captions by their numbers.
+
+    A column `caption` beside numbered ones comes before them.
+    """
+    found: dict[str, int] = {}
+    numbers: dict[int, str] = {}
+    for place, name in enumerate(names):
+        numbered = re.fullmatch(r"caption([0-9]*)", name)
+        if not numbered and name not in ("image", "split"):
+            if re.fullmatch(r"captions?[ ._-]*[0-9]*", name):
+                raise InputError(
+                    f"{where}: column {name!r} is neither 'caption' nor 'captionN'"
+                )
+            continue
+        number = int(numbered[1] or -1) if numbered else None
+        if name in found or number in numbers:
+            same = name if name in found else numbers[number]
+            raise InputError(
+                f"{where}: columns {found[same] + 1} and {place + 1} are both called "
+                f"{name!r}"
+            )
+        found[name] = place
+        if number is not None:
+            numbers[number] = name
+    if not numbers:
+        raise InputError(f"{where}: no column 'caption' or 'caption1'")
+    if -1 in numbers and len(numbers) > 1:
+        name = numbers.pop(-1)
+        numbers[min(numbers) - 1] = name
+    last = max(numbers)
+    for number in range(0 if 0 in numbers else 1, last):
+        if number not in numbers:
+            raise InputError(
+                f"{where}: no column 'caption{number}', but {numbers[last]!r}"
+            )
+    left = [name for name in names if name and name not in found]
+    if left:
+        logging.info("%s: columns that are not read: %s", where, ", ".join(left))
+    places = {"image": found["image"]}
+    if "split" in found:
+        places["split"] = found["split"]
+    return places | {name: found[name] for _, name in sorted(numbers.items())}
+
+
+def _without_header(path: Path, text: str) -> Iterator[Entry]:
+    lines: dict[str, int] = {}  # of 'name.jpg#0'
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        cells = [cell.strip() for cell in content.split("\t")]
+        if len(cells) != 2:
+            raise InputError(
+                f"{path}, line {line}: {len(cells) - 1} tabs; without a header, a line "
+                "is 'name<TAB>caption'"
+            )
+        name, caption = cells
+        image = re.sub(r"#[0-9]+$", "", name)
+        if not image:
+            raise InputError(f"{path}, line {line}, column 1: no image name")
+        if image != name and lines.setdefault(name, line) != line:
+            raise InputError(
+                f"{path}, line {line}, column 1: {name} is already on line "
+                f"{lines[name]}"
+            )
+        where = f"{path}, line {line}, column 2"
+        if not caption:
+            raise InputError(f"{where}: blank")
+        yield Entry(line, image, "", [_caption(caption, where)])
+
+
+def _caption(caption: str, where: str) -> str:
+    """The caption itself; refused where it is a number, or stands for nothing."""
+    if not any(map(str.isalpha, caption)) or _NOTHING.fullmatch(caption.casefold()):
+        raise InputError(f"{where}: {caption[:40]!r} is no caption")
+    return caption
