@@ -173,6 +173,10 @@ class TestRegions:
         c = steps.region_config().image
         with pytest.raises(InputError, match=r"picture 0: \d+ regions; .* at most"):
             model.encode_images([np.zeros((c.max_regions + 1, c.feature_dim))])
+        features = np.ones((2, c.feature_dim))
+        features[1, 0] = np.inf
+        with pytest.raises(InputError, match=r"picture 1: NaN or infinity in region 1"):
+            model.encode_images([np.ones((2, c.feature_dim)), features])
 
 
 def test_a_folder_without_a_model(tmp_path):

@@ -39,6 +39,7 @@ from vse_jax.base.files import HUB
 from vse_jax.base.possible import value_problems
 from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
+from vse_jax.data.regions import finite_regions
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
 from vse_jax.devices import runtime
 from vse_jax.devices.mesh import on_one_device
@@ -365,7 +366,8 @@ class Model:
                 f"picture {image}: {shape[0]} regions; this model takes at most "
                 f"{c.max_regions}"
             )
-        batch["regions"][row, : shape[0]] = picture
+        features = finite_regions(picture, f"picture {image}")
+        batch["regions"][row, : shape[0]] = features
         batch["region_lengths"][row] = shape[0]
 
     def _encode(self, tower: str, items: _Items, skip: bool, progress: bool):
@@ -376,7 +378,14 @@ class Model:
             batches = bar.progress(batches, tower, total=len(items.order), unit="batch")
         for batch, index in batches:
             rows, index = self._run(tower, batch, index)
-            result[index[index >= 0]] = rows[index >= 0]
+            rows, index = rows[index >= 0], index[index >= 0]
+            result[index] = rows
+            bad = index[~np.isfinite(rows).all(axis=1)]
+            if bad.size:
+                raise InputError(
+                    f"{self.name}: {tower}: the embedding of item {bad[0]} is NaN or "
+                    "infinite"
+                )
         return result
 
     def _split(self, tower: str, batch: Batch, vector: np.ndarray) -> np.ndarray:

@@ -34,6 +34,8 @@ CONFIGS = sorted(
         ({"seed": -1}, "config.seed: -1 is less than 0"),
         ({"max_steps": 0}, "config.max_steps: 0 is less than 1"),
         ({"optimizer.learning_rate": float("nan")}, "learning_rate: nan is less than"),
+        ({"optimizer.learning_rate": float("inf")}, "learning_rate: inf is not finite"),
+        ({"optimizer.rules": ((".*", float("inf"), 0),)}, "learning-rate factor ≥ 0"),
         ({"image.flip": 1.5}, "config.image.flip: 1.5 is not between 0 and 1"),
         ({"image.crop_min": 0.0}, "config.image.crop_min: not above 0 and at most 1"),
         ({"mesh.data": 0}, "config.mesh: every axis needs a positive number"),

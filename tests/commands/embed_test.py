@@ -1,11 +1,17 @@
 """Embeddings of a split by one run or several, as --mode=embed writes them."""
 
 import numpy as np
+import pytest
+from flax import nnx
 
 from tests.helpers import tiny
 from tests.helpers.runs import write_run
-from vse_jax.commands.embed import embed_best
+from vse_jax.base.config import save_config
+from vse_jax.base.errors import InputError
+from vse_jax.commands.embed import embed, embed_best
 from vse_jax.data.layout import read_split
+from vse_jax.models.build import build_model, split_model
+from vse_jax.training.checkpoint import Checkpoints
 
 
 def test_members_of_an_ensemble_see_the_same_images(tiny_root, tmp_path):
@@ -26,3 +32,16 @@ def test_members_of_an_ensemble_see_the_same_images(tiny_root, tmp_path):
     assert both.images.shape == (8, 64)
     assert both.captions.shape == (40, 64)
     np.testing.assert_allclose(2 * both.images[:, :32], alone.images, atol=1e-6)
+
+
+def test_embeddings_that_are_not_finite_are_not_written(tiny_config, tmp_path):
+    save_config(tiny_config, tmp_path / "config.json")
+    _, model = split_model(build_model(tiny_config, rngs=nnx.Rngs(0)))
+    bias = model["params"]["image"]["fc"]["bias"]
+    model["params"]["image"]["fc"]["bias"] = np.full_like(bias, np.nan)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(1, model, {"rsum": 1.0, "epoch": 1})
+    message = rf"{tmp_path}, images of 'test': 32 of 32 embeddings are NaN or infinite"
+    with pytest.raises(InputError, match=message):
+        embed(tiny_config, tmp_path)
+    assert not (tmp_path / "embeddings").exists()

@@ -201,6 +201,16 @@ class TestEpoch:
             TrainData(config, *load(config))
 
 
+def test_one_image_has_no_negatives(config):
+    data, tokens = load(config)
+    one = dataclasses.replace(
+        data, image_ids=data.image_ids[:1], captions=data.captions[:5]
+    )
+    config.batch_size = 5
+    with pytest.raises(InputError, match=r"split 'train' has one image, which leaves"):
+        TrainData(config, one, tokens)
+
+
 class TestRaggedFeatures:
     def test_token_features(self, config):
         split, tokens = load(config)

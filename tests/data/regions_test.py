@@ -1,5 +1,6 @@
 """Region features, read row by row, and their size augmentation."""
 
+import gzip
 import os
 import pickle
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.regions import NpyRows, drop_regions
+from vse_jax.data.regions import NpyRows, drop_regions, open_regions
 
 
 def test_pickles_as_its_path(tmp_path):
@@ -120,3 +121,89 @@ def test_drop_regions_keeps_one():
 
     assert {len(k) for k in kept} == {1}
     assert {k.item() for k in kept} == {0, 1, 2}
+
+
+class TestRegions:
+    """Features of four images with three regions each, as a split reads them."""
+
+    IDS = ("7", "8", "9", "12")
+
+    @pytest.fixture
+    def features(self):
+        return np.random.default_rng(0).random((4, 3, 8)).astype(np.float32)
+
+    def open(self, tmp_path, array, stride=1):
+        np.save(tmp_path / "train_ims.npy", array)
+        return open_regions(
+            tmp_path / "train_ims.npy",
+            self.IDS,
+            images=4,
+            captions_per_image=stride,
+            max_regions=3,
+            feature_dim=8,
+        )
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_a_bad_number_is_named_when_it_is_read(self, tmp_path, features, bad):
+        features[2, 1, 5] = bad
+        regions = self.open(tmp_path, features)
+        np.testing.assert_array_equal(regions[1], features[1])
+        message = r"train_ims\.npy, row 2, image id '9': NaN or infinity in region 1$"
+        with pytest.raises(InputError, match=message):
+            regions[2]
+        with pytest.raises(InputError, match=message):
+            pickle.loads(pickle.dumps(regions))[2]  # in a worker process
+
+    def test_rows_once_per_caption(self, tmp_path, features):
+        features[2, 1, 5] = np.nan
+        regions = self.open(tmp_path, features.repeat(5, axis=0), stride=5)
+        with pytest.raises(InputError, match=r"row 10, image id '9': .* region 1"):
+            regions[2]
+
+    @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
+    def test_other_floats_are_read_as_float32(self, tmp_path, features, dtype):
+        regions = self.open(tmp_path, features.astype(dtype))
+        assert regions[1].dtype == np.float32
+        np.testing.assert_array_equal(
+            regions[1], features[1].astype(dtype).astype(np.float32)
+        )
+
+    def test_a_double_beyond_float32(self, tmp_path, features):
+        doubles = features.astype(np.float64)
+        doubles[0, 2, 0] = 1e39
+        with pytest.raises(InputError, match=r"row 0, image id '7': .* region 2"):
+            self.open(tmp_path, doubles)[0]
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.complex64, np.bool_])
+    def test_what_are_no_floats_is_refused(self, tmp_path, features, dtype):
+        with pytest.raises(InputError, match=rf"{np.dtype(dtype)} values of shape"):
+            self.open(tmp_path, features.astype(dtype))
+
+    def test_a_number_alone_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"float64 values of shape \(\) are no"):
+            self.open(tmp_path, np.float64(1.0))
+
+
+OTHER_FILES = {
+    "a .npz": (lambda file: np.savez(file, features=np.zeros(3)), "a .npz or another"),
+    "an empty .npz": (np.savez, "a .npz or another zip archive"),
+    "a pickle": (lambda file: pickle.dump([1.0], file), "a pickle"),
+    "gzip": (lambda file: file.write(gzip.compress(b"x")), "a gzip file"),
+    "HDF5": (lambda file: file.write(b"\x89HDF\r\n\x1a\n" + bytes(80)), "an HDF5 file"),
+    "Git LFS": (
+        lambda file: file.write(b"version https://git-lfs.github.com/spec/v1\noid"),
+        "a pointer of Git LFS",
+    ),
+    "numbers": (lambda file: np.savetxt(file, np.eye(3)), "a text file"),
+    "nothing": (lambda file: None, "empty"),
+    "noise": (lambda file: file.write(bytes(range(90))), "something else"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_another_file_says_what_it_is(tmp_path, name):
+    write, message = OTHER_FILES[name]
+    with (tmp_path / "train_ims.npy").open("wb") as file:
+        write(file)
+    with pytest.raises(InputError, match=rf"train_ims\.npy: {message}.* not a \.npy"):
+        NpyRows(tmp_path / "train_ims.npy")

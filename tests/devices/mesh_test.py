@@ -48,6 +48,21 @@ def test_microbatches_that_do_not_divide_the_batch():
         check_training_batch(c, make_mesh(c))
 
 
+@pytest.mark.parametrize("loss", ["triplet", "infonce", "sigmoid"])
+def test_a_batch_of_one_has_no_negatives(loss):
+    c = config(batch_size=1, data=1)
+    c.loss.name = loss
+    mesh = make_mesh(c, jax.devices()[:1])
+    with pytest.raises(
+        InputError, match=r"config\.batch_size: 1 leaves a pair without"
+    ):
+        check_training_batch(c, mesh)
+    c.loss.name = "own:Loss"  # may not need any
+    check_training_batch(c, mesh)
+    c.loss.name, c.batch_size = loss, 2
+    check_training_batch(c, mesh)
+
+
 def test_the_largest_dimension_that_divides_is_split():
     tree = {
         "kernel": jax.ShapeDtypeStruct((768, 3072), "float32"),

@@ -156,6 +156,15 @@ def test_another_model_is_told_by_all_its_differences(theirs):
     )
 
 
+def test_bad_numbers_are_named(theirs):
+    file = theirs / "model.safetensors"
+    arrays = safetensors.numpy.load_file(file)
+    name = sorted(arrays)[0]
+    arrays[name] = np.full_like(arrays[name], np.nan)
+    safetensors.numpy.save_file(arrays, file)
+    assert refusal(theirs) == f"{file}: NaN or infinity in {name}"
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95" + bytes(40)])
 def test_only_safetensors_are_read(theirs, content):
     file = theirs / "model.safetensors"

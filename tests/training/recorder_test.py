@@ -67,6 +67,19 @@ def test_the_first_bad_step_of_many_is_named(recorder, tmp_path, bad):
     assert all("train/loss" not in row for row in read_metrics(tmp_path))
 
 
+def test_advice_on_a_bad_step_fits(recorder, tmp_path):
+    """Before the first update, it cannot be the learning rate."""
+    recorder.add(1, scalars(math.nan))
+    with pytest.raises(InputError, match=r"at step 1; stopped: no weight was") as error:
+        recorder.flush()
+    assert "learning_rate" not in str(error.value)
+    resumed = Recorder(MetricWriter(tmp_path), batch_size=8, first_step=None)
+    resumed.add(1, scalars(math.nan))
+    with pytest.raises(InputError, match=r"lower config\.optimizer\.learning_rate\?"):
+        resumed.flush()
+    resumed.close()
+
+
 def test_a_validation_names_its_split(recorder, tmp_path):
     ways = {way: {"r1": 1.0, "medr": 7.0} for way in ("i2t", "t2i")}
     recorder.write_validation(3, "dev", {"rsum": 2.0, **ways})

@@ -92,6 +92,28 @@ def test_weights_of_another_size_are_refused(tmp_path):
         pretrained.load_bert(tmp_path, tree_of(bert(SIZES | {"layers": 3})))
 
 
+@pytest.mark.parametrize(("bad", "dtype"), [(np.nan, "f4"), (1e300, "f8")])
+def test_bad_numbers_are_named(tmp_path, bad, dtype):
+    tree = tree_of(bert())
+    tensors = hugging_face_names(tree)
+    key = "bert.encoder.layer.1.output.dense.bias"
+    tensors[key] = np.full(8, bad, dtype)
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    message = r"model\.safetensors: NaN or infinity in encoder\.layer\.1\.output\.dense"
+    with pytest.raises(InputError, match=message):
+        pretrained.load_bert(tmp_path, tree)
+
+    tree = tree_of(backbone())
+    tensors = keys.to_torch(tree, keys.BACKBONE_OFFICIAL)
+    tensors = {key: np.array(tensor, order="C") for key, tensor in tensors.items()}
+    key = next(key for key in tensors if key.endswith("running_var"))
+    tensors[key][0] = np.inf
+    safetensors.numpy.save_file(tensors, tmp_path / "backbone.safetensors")
+    message = rf"backbone\.safetensors: NaN or infinity in {key}"
+    with pytest.raises(InputError, match=message):
+        pretrained.load_backbone(tmp_path, tree)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x10\0\0\0\0\0\0\0{"])
 def test_an_unreadable_weights_file_is_named(tmp_path, content):
     if content is not None:

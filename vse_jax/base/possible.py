@@ -4,6 +4,7 @@ What the fields mean, with their units: configs/common.py.
 """
 
 import datetime
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +189,7 @@ def _rules(f: Fields) -> str | None:
         try:
             pattern, factor, opens = rule
             re.compile(pattern)
-            fine = factor >= 0 and int(opens) == opens
+            fine = 0 <= factor < math.inf and int(opens) == opens
         except (TypeError, ValueError, re.error) as error:
             return f"{rule!r} is not (regex, learning-rate factor, epoch): {error}"
         if not fine:
@@ -341,6 +342,8 @@ def value_problems(fields: Fields) -> dict[str, str]:
             wrong[field] = f"config.{field}: {value!r} is no number"
         elif value is not None and not value >= least:  # NaN is below everything
             wrong[field] = f"config.{field}: {value} is less than {least}"
+        elif value == math.inf:
+            wrong[field] = f"config.{field}: {value} is not finite"
     for field in SHARES:
         value = fields.get(field, 0)
         if not isinstance(value, int | float) or not 0 <= value <= 1:

@@ -12,7 +12,7 @@ from vse_jax.data.layout import Split, read_split
 from vse_jax.devices.agreement import on_first
 from vse_jax.devices.compiling import Programs
 from vse_jax.evaluation.evaluator import Embeddings, Evaluator
-from vse_jax.evaluation.ranking import ensemble
+from vse_jax.evaluation.ranking import check_finite, ensemble
 from vse_jax.training.best import load_best
 
 
@@ -70,7 +70,10 @@ def _embed_with(
     graphdef, model, mesh = load_best(config, workdir)
     with Programs() as programs:
         evaluator = evaluator or Evaluator(config, graphdef, model, mesh, programs)
-        return evaluator.embed(model, split)
+        found = evaluator.embed(model, split)
+    check_finite(f"{workdir}, images of {split.name!r}", found.images)
+    check_finite(f"{workdir}, captions of {split.name!r}", found.captions)
+    return found
 
 
 def _use_data_of(config: ConfigDict, member: ConfigDict, folder: Path) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
@@ -123,7 +122,7 @@ def _examples(split: Split, images: range) -> Iterator[dict]:
             "captions": split.captions[i * per : (i + 1) * per],
         }
         if split.regions is not None:
-            yield record | {"regions": split.regions[i].astype(np.float32)}
+            yield record | {"regions": split.regions[i]}
         else:
             yield record | {"image": _picture_bytes(files[i])}
 

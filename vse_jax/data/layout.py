@@ -132,6 +132,7 @@ def _open_split(
         if takes_regions(config.image):
             regions = open_regions(
                 root / "precomp" / f"{split}_ims.npy",
+                image_ids,
                 images=listed,
                 captions_per_image=per_image,
                 max_regions=config.image.max_regions,

@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.possible import LOSSES
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.layout import Split
 from vse_jax.data.order import Order
@@ -43,7 +44,7 @@ def training_order(config: ConfigDict, split: Split) -> Order:
     """The order in which a split is trained on.
 
     Raises:
-        InputError: the split is smaller than a batch.
+        InputError: the split is smaller than a batch, or one image.
     """
     order = Order(
         seed=config.seed,
@@ -57,6 +58,11 @@ def training_order(config: ConfigDict, split: Split) -> Order:
             f"{split.root}: the {len(split.image_ids)} images and "
             f"{len(split.captions)} captions of split {split.name!r} are too few for a "
             f"batch (config.batch_size = {config.batch_size})"
+        )
+    if order.images == 1 and config.loss.name in LOSSES:
+        raise InputError(
+            f"{split.root}: split {split.name!r} has one image, which leaves its "
+            "captions without negatives"
         )
     return order
 

@@ -5,13 +5,23 @@ import fcntl
 import math
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath
+
+# How files begin that are saved under the name of a .npy file.
+_OTHERS = {
+    b"PK": "a .npz or another zip archive",
+    b"\x80": "a pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip file",
+    b"version https://git-lfs": "a pointer of Git LFS, whose file was not fetched",
+}
 
 
 class NpyRows:
@@ -26,7 +36,10 @@ class NpyRows:
     def __init__(self, path: Path, stride: int = 1):
         self.path = path
         self.stride = stride
-        try:  # the map only checks the header and the file's size
+        try:
+            with path.open("rb") as file:
+                _check_begin(path, file.read(64))
+            # The map only checks the header and the file's size.
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
@@ -34,7 +47,7 @@ class NpyRows:
             raise InputError(f"{path}: not a whole .npy file ({error})") from None
         if not array.flags.c_contiguous:
             raise InputError(f"{path}: columns before rows (Fortran order)")
-        self.shape: tuple[int, ...] = array[::stride].shape
+        self.shape: tuple[int, ...] = array[::stride].shape if array.ndim else ()
         self.dtype: np.dtype = array.dtype
         self._start = array.offset  # bytes before the first row
         self._descriptor = os.open(path, os.O_RDONLY)
@@ -73,23 +86,83 @@ class NpyRows:
         return values[:: self.stride]
 
 
+def _check_begin(path: Path, begin: bytes) -> None:
+    """Raises InputError that says what a file is, unless it begins as a .npy does."""
+    if begin.startswith(b"\x93NUMPY"):
+        return
+    kind = next(
+        (kind for magic, kind in _OTHERS.items() if begin.startswith(magic)), ""
+    )
+    if not begin:
+        kind = "empty"
+    elif not kind:
+        text = all(byte in b"\t\n\r" or byte >= 32 for byte in begin)
+        kind = "a text file" if text else "something else"
+    raise InputError(f"{path}: {kind}, not a .npy file")
+
+
+class NpyRegions(NpyRows):
+    """The region features of a split in a .npy file, each set checked when it is read.
+
+    Row i is the one of image_ids[i]; `stride` as for `NpyRows`.
+    """
+
+    def __init__(self, path: Path, image_ids: Sequence[str], stride: int = 1):
+        super().__init__(path, stride)
+        self._image_ids = image_ids
+
+    def __reduce__(self):
+        return NpyRegions, (self.path, self._image_ids, self.stride)
+
+    def __getitem__(self, image: int) -> Float32[np.ndarray, "regions features"]:
+        """The features of an image.
+
+        Raises:
+            InputError: NaN or infinity (names the file, row, image and region).
+        """
+        image = range(len(self))[image]
+        where = f"{self.path}, row {image * self.stride}"
+        if image < len(self._image_ids):
+            where += f", image id {self._image_ids[image]!r}"
+        return finite_regions(super().__getitem__(image), where)
+
+
+def finite_regions(
+    features: Shaped[np.ndarray, "regions features"], where: str
+) -> Float32[np.ndarray, "regions features"]:
+    """Region features as float32.
+
+    Raises:
+        InputError: NaN or infinity, or too large for float32; begins with `where` and
+            names the region, counted from 0.
+    """
+    with np.errstate(over="ignore"):
+        features = features.astype(np.float32, copy=False)
+    finite = np.isfinite(features)
+    if not finite.all():
+        region = np.flatnonzero(~finite.all(axis=1))[0]
+        raise InputError(f"{where}: NaN or infinity in region {region}")
+    return features
+
+
 def open_regions(
     path: Path,
+    image_ids: Sequence[str],
     *,
     images: int,
     captions_per_image: int,
     max_regions: int,
     feature_dim: int,
-) -> NpyRows:
+) -> NpyRegions:
     """Opens and checks the region features [images, regions, features] of a split.
 
     Some published files hold an image's features once for each of its captions; then
-    only the first copy is used.
+    only the first copy is used. `image_ids` name the rows in errors.
 
     Raises:
         InputError: no such file, not a float .npy, or a shape that does not fit.
     """
-    regions = NpyRows(path)
+    regions = NpyRegions(path, image_ids)
     if regions.dtype.kind != "f" or len(regions.shape) != 3:
         raise InputError(
             f"{path}: {regions.dtype} values of shape {regions.shape} are no region "
@@ -100,7 +173,7 @@ def open_regions(
     if rows == images:
         return regions
     if rows == images * captions_per_image:
-        return NpyRows(path, stride=captions_per_image)
+        return NpyRegions(path, image_ids, stride=captions_per_image)
     raise InputError(f"{path}: {rows} rows for {images} images")
 
 

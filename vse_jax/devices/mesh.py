@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.possible import LOSSES
 
 AXES = ("data", "fsdp")
 _SHARD_FROM = 2**16  # elements; smaller leaves are replicated: not worth a collective
@@ -51,7 +52,16 @@ def on_one_device(config: ConfigDict) -> tuple[ConfigDict, Mesh]:
 
 
 def check_training_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises InputError unless every device gets an equal share of each microbatch."""
+    """Raises InputError unless every device gets an equal share of each microbatch.
+
+    And unless a pair has negatives: they are the batch's other pairs, on whatever
+    device and in whatever microbatch. A loss of your own may need none.
+    """
+    if config.batch_size == 1 and config.loss.name in LOSSES:
+        raise InputError(
+            "config.batch_size: 1 leaves a pair without negatives, with which the loss "
+            f"{config.loss.name!r} compares it; give at least 2"
+        )
     if config.batch_size % mesh.size:
         raise InputError(
             f"config.batch_size: {config.batch_size} does not divide by the "

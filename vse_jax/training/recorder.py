@@ -17,9 +17,13 @@ class Recorder:
     Args:
         writer: of `metrics.jsonl`.
         batch_size: pairs a step.
+        first_step: the one before which no weight was updated; None: it is past.
     """
 
-    def __init__(self, writer: MetricWriter, batch_size: int):
+    def __init__(
+        self, writer: MetricWriter, batch_size: int, first_step: int | None = 1
+    ):
+        self._first_step = first_step
         self._writer = writer
         self._batch_size = batch_size
         self._pending: list[tuple[int, dict]] = []
@@ -79,7 +83,7 @@ class Recorder:
             return
         numbers, scalars = zip(*self._pending, strict=True)
         rows = jax.device_get(scalars)
-        _check_finite(numbers, rows)
+        self._check_finite(numbers, rows)
         seconds = time.monotonic() - self._start
         line = {
             "train/loss": float(np.mean([row["loss"] for row in rows])),
@@ -93,6 +97,22 @@ class Recorder:
         self._pending = []
         self.restart_clock()
 
+    def _check_finite(self, steps, rows) -> None:
+        for step, row in zip(steps, rows, strict=True):
+            for name in ("loss", "grad_norm"):
+                if math.isfinite(row[name]):
+                    continue
+                found = f"train/{name} is {row[name]} at step {step}; stopped"
+                if step == self._first_step:
+                    raise InputError(
+                        f"{found}: no weight was updated before, so the weights that "
+                        "it began with or the data are at fault"
+                    )
+                raise InputError(
+                    f"{found}, what was saved before is kept (lower "
+                    "config.optimizer.learning_rate?)"
+                )
+
     def write_validation(self, step: int, split: str, metrics: dict) -> None:
         """Writes eval/<split>/rsum, and i2t_… and t2i_… of r1, r5, r10, medr, meanr."""
         scalars = {f"eval/{split}/rsum": metrics["rsum"]}
@@ -104,13 +124,3 @@ class Recorder:
     def close(self) -> None:
         """Waits until everything written is on disk."""
         self._writer.close()
-
-
-def _check_finite(steps, rows) -> None:
-    for step, row in zip(steps, rows, strict=True):
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row[name]):
-                raise InputError(
-                    f"train/{name} is {row[name]} at step {step}; stopped, the last "
-                    "good checkpoint is kept (lower config.optimizer.learning_rate?)"
-                )

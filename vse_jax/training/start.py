@@ -83,6 +83,7 @@ def start(
     evaluator = Evaluator(config, plan.graphdef, model, plan.mesh, programs)
     for split in splits:
         evaluator.tokens(split)  # a bad caption is found before hours of training
+    first_step = None  # the one before which nothing was updated
     if checkpoints.last_step() is not None:
         state, reached = resumed(plan.abstract, checkpoints)
     else:
@@ -90,6 +91,7 @@ def start(
         reached = Reached()
         if checkpoints.best_step() == CONVERTED:
             state, reached = converted(state, plan, checkpoints)
+        first_step = reached.step + 1
     features, dev_features = _token_features(
         plan, evaluator, state, (splits.train, splits.dev), features_folder(workdir)
     )
@@ -109,7 +111,7 @@ def start(
         dev=splits.dev,
         dev_features=dev_features,
         checkpoints=checkpoints,
-        recorder=Recorder(writer, config.batch_size),
+        recorder=Recorder(writer, config.batch_size, first_step),
         profiler=Profiler(config.profile, workdir / "profile"),
     )
     return run, state, reached

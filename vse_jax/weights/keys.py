@@ -281,7 +281,8 @@ def from_torch(
         source: the file's name, for the error.
 
     Raises:
-        InputError: names every missing, unexpected and misshapen tensor.
+        InputError: names every missing, unexpected and misshapen tensor, and those that
+            hold NaN or infinity.
     """
     problems = []
     used = set()
@@ -298,7 +299,11 @@ def from_torch(
             problems.append(f"{key} has shape {found}, expected {list(expected)}")
             return leaf
         # A view where it can be one: big models should not be in memory twice.
-        return rule.from_torch(tensors[key]).astype(leaf.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            array = rule.from_torch(tensors[key]).astype(leaf.dtype, copy=False)
+        if not np.isfinite(array).all():
+            problems.append(f"NaN or infinity in {key}")
+        return array
 
     tree = _map(convert, template)
     for key in tensors:

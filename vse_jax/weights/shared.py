@@ -43,7 +43,7 @@ def read_model(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         InputError: the file cannot be read, or is of another model: names every
-            missing, unexpected and misshapen array.
+            missing, unexpected and misshapen array, and those with NaN or infinity.
     """
     file = folder / MODEL_FILE
     expected = flatten(abstract)
@@ -53,6 +53,9 @@ def read_model(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
             found = {name: content.get_tensor(name) for name in expected}
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{file}: {error}") from None
+    broken = [name for name, array in found.items() if not np.isfinite(array).all()]
+    if broken:
+        raise InputError(f"{file}: NaN or infinity in {', '.join(broken)}")
     return merge(abstract, found)
 
 

@@ -84,6 +84,28 @@ def assert_equal_batches(ours, theirs):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.parametrize("exported", ["region"], indirect=True)
+def test_bad_numbers_are_named(damaged, monkeypatch):
+    """When a root is exported, and in an export that was made without looking."""
+    path = f"{damaged.data.root}/precomp/train_ims.npy"
+    regions = np.load(path)
+    regions[40, 3, 1] = np.nan
+    np.save(path, regions)
+    image_id = read_split(damaged, "train").image_ids[40]
+    message = rf"image id '{image_id}': NaN or infinity in region 3"
+    with pytest.raises(InputError, match=rf"train_ims\.npy, row 40, {message}"):
+        export(damaged)
+    with monkeypatch.context() as patch:
+        patch.setattr("vse_jax.data.regions.finite_regions", lambda found, _: found)
+        export(damaged)
+    for form in FORMATS:
+        damaged.data.format = form
+        split = read_split(damaged, "train")
+        np.testing.assert_array_equal(split.regions[41], regions[41])
+        with pytest.raises(InputError, match=rf"train\S*array_record\S*, {message}"):
+            split.regions[40]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 class TestBatches:
     def test_train(self, config, form):

@@ -33,7 +33,7 @@ from vse_jax.data.records.index import (
     list_names,
     read_index,
 )
-from vse_jax.data.regions import check_region_shape
+from vse_jax.data.regions import check_region_shape, finite_regions
 
 
 @runtime_checkable
@@ -83,9 +83,9 @@ class RecordPictures:
         return len(self.records)
 
     def __getitem__(self, index: int) -> PictureBytes:
-        record = self.records[range(len(self))[index]]
-        name = f"{self.records.shard_of(index)}, image id {_text(record['id'])!r}"
-        return PictureBytes(name, record["image"])
+        index = range(len(self))[index]
+        record = self.records[index]
+        return PictureBytes(_name(self.records, index, record), record["image"])
 
 
 class RecordRegions:
@@ -101,11 +101,16 @@ class RecordRegions:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, "regions features"]:
-        return self.records[range(len(self))[index]]["regions"]
+        index = range(len(self))[index]
+        record = self.records[index]
+        return finite_regions(record["regions"], _name(self.records, index, record))
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # bytes from TFDS
+def _name(records: Records, index: int, record: dict) -> str:
+    """Names a record in errors: its shard and the id of its image."""
+    id = record["id"]
+    text = id.decode() if isinstance(id, bytes) else id  # bytes from TFDS
+    return f"{records.shard_of(index)}, image id {text!r}"
 
 
 def open_records(
