@@ -366,6 +366,7 @@ class Model:
                 f"picture {image}: {shape[0]} regions; this model takes at most "
                 f"{c.max_regions}"
             )
+        assert isinstance(picture, np.ndarray)
         features = finite_regions(picture, f"picture {image}")
         batch["regions"][row, : shape[0]] = features
         batch["region_lengths"][row] = shape[0]

@@ -30,7 +30,7 @@ from vse_jax.data.records.index import (
     list_digests,
     read_index,
 )
-from vse_jax.data.regions import NpyRows
+from vse_jax.data.regions import NpyRegions
 
 # One record a read: packing records together makes reading features slower.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -64,7 +64,7 @@ def _source_digest(split: Split) -> str:
 
 def _source_files(split: Split) -> list[Path]:
     """The pictures, or the feature file, of a split that was read from a folder."""
-    if isinstance(split.regions, NpyRows):
+    if isinstance(split.regions, NpyRegions):
         return [split.regions.path]
     assert isinstance(split.pictures, list)
     return split.pictures

@@ -28,7 +28,7 @@ from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomicall
 from vse_jax.data.records.buckets import root_path
 from vse_jax.data.records.index import FORMATS, list_names
 from vse_jax.data.records.reader import RecordPictures, RecordRegions, open_records
-from vse_jax.data.regions import NpyRows, open_regions
+from vse_jax.data.regions import NpyRegions, open_regions
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Split:
     captions: list[str]
     captions_per_image: int
     pictures: list[Path] | RecordPictures | None
-    regions: NpyRows | RecordRegions | None
+    regions: NpyRegions | RecordRegions | None
 
 
 def image_folder(name: str) -> str:
@@ -124,7 +124,7 @@ def _open_split(
             *(split, len(captions), listed * per_image),
         )
     pictures: list[Path] | RecordPictures | None
-    regions: NpyRows | RecordRegions | None
+    regions: NpyRegions | RecordRegions | None
     if config.data.format != "folder":
         pictures, regions = open_records(config, root, split, len(image_ids))
     elif isinstance(root, Path):

@@ -101,18 +101,20 @@ def _check_begin(path: Path, begin: bytes) -> None:
     raise InputError(f"{path}: {kind}, not a .npy file")
 
 
-class NpyRegions(NpyRows):
+class NpyRegions:
     """The region features of a split in a .npy file, each set checked when it is read.
 
-    Row i is the one of image_ids[i]; `stride` as for `NpyRows`.
+    Set i is that of image_ids[i]; `stride` as for `NpyRows`.
     """
 
     def __init__(self, path: Path, image_ids: Sequence[str], stride: int = 1):
-        super().__init__(path, stride)
+        self.path = path
+        self.rows = NpyRows(path, stride)
+        self.shape = self.rows.shape
         self._image_ids = image_ids
 
-    def __reduce__(self):
-        return NpyRegions, (self.path, self._image_ids, self.stride)
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __getitem__(self, image: int) -> Float32[np.ndarray, "regions features"]:
         """The features of an image.
@@ -121,10 +123,10 @@ class NpyRegions(NpyRows):
             InputError: NaN or infinity (names the file, row, image and region).
         """
         image = range(len(self))[image]
-        where = f"{self.path}, row {image * self.stride}"
-        if image < len(self._image_ids):
+        where = f"{self.path}, row {image * self.rows.stride}"
+        if image < len(self._image_ids):  # a dev split may be cut
             where += f", image id {self._image_ids[image]!r}"
-        return finite_regions(super().__getitem__(image), where)
+        return finite_regions(self.rows[image], where)
 
 
 def finite_regions(
@@ -162,16 +164,16 @@ def open_regions(
     Raises:
         InputError: no such file, not a float .npy, or a shape that does not fit.
     """
-    regions = NpyRegions(path, image_ids)
-    if regions.dtype.kind != "f" or len(regions.shape) != 3:
+    stored = NpyRows(path)
+    if stored.dtype.kind != "f" or len(stored.shape) != 3:
         raise InputError(
-            f"{path}: {regions.dtype} values of shape {regions.shape} are no region "
+            f"{path}: {stored.dtype} values of shape {stored.shape} are no region "
             "features [images, regions, features]"
         )
-    rows, sets, features = regions.shape
+    rows, sets, features = stored.shape
     check_region_shape(path, sets, features, max_regions, feature_dim)
     if rows == images:
-        return regions
+        return NpyRegions(path, image_ids)
     if rows == images * captions_per_image:
         return NpyRegions(path, image_ids, stride=captions_per_image)
     raise InputError(f"{path}: {rows} rows for {images} images")

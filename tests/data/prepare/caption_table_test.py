@@ -79,7 +79,7 @@ def test_a_line_break_inside_quotes(tmp_path):
 
 
 def test_flickr_form(tmp_path):
-    text = 'a.jpg#0\t"Stop", it says\na.jpg#1\ta sign, image\nb#2.jpg\ta cat\n'
+    text = 'a.jpg#0\t"Stop", it says\na.jpg#1\ta sign, image\nb#2.jpg\ta cat\t\n'
     assert read(tmp_path, text) == [
         Entry(1, "a.jpg", "", ['"Stop", it says']),
         Entry(2, "a.jpg", "", ["a sign, image"]),

@@ -79,7 +79,7 @@ def read_caption_table(path: Path) -> Iterator[Entry]:
 
 def _header(line: str, delimiter: str) -> list[str]:
     try:
-        cells = next(_csv_reader([line], delimiter), [])
+        cells: list[str] = next(_csv_reader([line], delimiter), [])
     except csv.Error:
         return []
     return [" ".join(cell.split()).casefold() for cell in cells]
@@ -162,16 +162,15 @@ def _columns(names: list[str], where: str) -> dict[str, int]:
                     f"{where}: column {name!r} is neither 'caption' nor 'captionN'"
                 )
             continue
-        number = int(numbered[1] or -1) if numbered else None
-        if name in found or number in numbers:
-            same = name if name in found else numbers[number]
+        same = name
+        if numbered:
+            same = numbers.setdefault(int(numbered[1] or -1), name)
+        if same in found:
             raise InputError(
                 f"{where}: columns {found[same] + 1} and {place + 1} are both called "
                 f"{name!r}"
             )
         found[name] = place
-        if number is not None:
-            numbers[number] = name
     if not numbers:
         raise InputError(f"{where}: no column 'caption' or 'caption1'")
     if -1 in numbers and len(numbers) > 1:
@@ -198,6 +197,8 @@ def _without_header(path: Path, text: str) -> Iterator[Entry]:
         if not content.strip():
             continue
         cells = [cell.strip() for cell in content.split("\t")]
+        while len(cells) > 2 and not cells[-1]:  # tabs at the end say nothing
+            cells.pop()
         if len(cells) != 2:
             raise InputError(
                 f"{path}, line {line}: {len(cells) - 1} tabs; without a header, a line "

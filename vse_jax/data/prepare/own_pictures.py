@@ -132,8 +132,9 @@ def _check_counts(
         other = first.setdefault(picture.split, picture)
         if len(picture.captions) != len(other.captions):
             raise InputError(
-                f"{source}: {picture.name} has {len(picture.captions)} captions, "
-                f"{other.name} {len(other.captions)}; a split needs as many for each"
+                f"{source}, line {picture.line}: {picture.name} has "
+                f"{len(picture.captions)} captions, {other.name} "
+                f"{len(other.captions)}; a split needs as many for each"
             )
     for split in SPLITS:
         if split not in first:
