@@ -174,7 +174,8 @@ def test_an_id_listed_twice(folder):
 
 def test_a_query_without_an_entry(folder):
     change(folder / "cxc_t2t.json", lambda t2t: t2t.pop("50006"))
-    with pytest.raises(InputError, match=r"cxc_t2t\.json: no entry for id '50006'"):
+    message = r"cxc_t2t\.json: no entry for id '50006'; 1 of the split's 200 ids have"
+    with pytest.raises(InputError, match=message):
         metrics(folder)
 
 

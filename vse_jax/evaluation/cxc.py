@@ -7,7 +7,7 @@ evaluation.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 import numpy as np
 from absl import logging
@@ -119,14 +119,18 @@ def _listed_captions(image_file: AnyPath, caption_file: AnyPath) -> dict[str, li
 
 
 def _judgements(
-    annotations: dict, queries: Iterable[str], path: AnyPath
+    annotations: dict, queries: Collection[str], path: AnyPath
 ) -> list[list[tuple[str, float]]]:
     """(item id, score) pairs of every query, in the order of the queries."""
     entries = {plain_id(query): entry for query, entry in annotations.items()}
+    missing = [query for query in queries if query not in entries]
+    if missing:
+        raise InputError(
+            f"{path}: no entry for id {missing[0]!r}; {len(missing):,} of the split's "
+            f"{len(queries):,} ids have none"
+        )
     result = []
     for query in queries:
-        if query not in entries:
-            raise InputError(f"{path}: no entry for id {query!r} of the split")
         try:
             pairs = [(plain_id(item), float(score)) for item, score in entries[query]]
             finite = all(math.isfinite(score) for _, score in pairs)

@@ -89,6 +89,7 @@ def test_flickr_form(tmp_path):
 
 def test_words_of_a_caption_are_no_header(tmp_path):
     assert len(read(tmp_path, "a.jpg\ta dog, image\nb.jpg\tcaption, image\n")) == 2
+    assert len(read(tmp_path, "a.jpg\ttext\nb.jpg\tname\n")) == 2
 
 
 HEADER = "image,caption1,caption2,split\n"

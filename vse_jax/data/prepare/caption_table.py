@@ -23,11 +23,12 @@ from vse_jax.base.files import read_text
 
 SPLITS = ("train", "dev", "test")
 
-# What people call the columns of such tables: a first line with one of these is a
-# header.
-_HEADER_WORD = re.compile(
-    r"captions?[ ._-]?[0-9]*|text|comment|sentence|description|title|label|split|"
-    r"(image|img|file|picture|photo)s?[ ._-]?(name|path|id|file)?|path|name|id|url"
+# What people call such columns: a first line with a cell of the one kind, or one that
+# begins with the other, is a header.
+_CAPTION_COLUMN = re.compile(r"captions?[ ._-]*[0-9]*")
+_FIRST_COLUMN = re.compile(
+    r"(image|img|file|picture|photo)s?[ ._-]?(name|path|id|file)?|"
+    r"path|name|id|url|split"
 )
 # What programs write where there is nothing.
 _NOTHING = re.compile(r"nan|none|null|n/?a|<na>|#(n/a|ref!|value!|name\?|div/0!|num!)")
@@ -53,23 +54,21 @@ def read_caption_table(path: Path) -> Iterator[Entry]:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}, line {line}: a NUL byte, which no text holds")
     lines = text.split("\n")
-    number, first = next(
-        (n, x) for n, x in enumerate(lines, 1) if x.strip() or n == len(lines)
-    )
-    tab = "\t" in first
-    headers = {
-        delimiter: _header(first, delimiter) for delimiter in ("\t" if tab else ",;")
-    }
+    number = next((n for n, line in enumerate(lines, 1) if line.strip()), 1)
+    first = lines[number - 1]
+    delimiters = "\t" if "\t" in first else ",;"
+    headers = {delimiter: _header(first, delimiter) for delimiter in delimiters}
     for delimiter, names in headers.items():
         if "image" in names:
             return _with_header(path, text, delimiter)
     for names in headers.values():
-        if any(map(_HEADER_WORD.fullmatch, names)):
+        captions = any(map(_CAPTION_COLUMN.fullmatch, names))
+        if captions or (names and _FIRST_COLUMN.fullmatch(names[0])):
             raise InputError(
                 f"{path}, line {number}: no column 'image' among "
                 f"{', '.join(map(repr, names))}"
             )
-    if not tab:
+    if "\t" not in first:
         raise InputError(
             f"{path}, line {number}: neither 'name<TAB>caption' nor a CSV whose header "
             "has a column 'image'"
@@ -157,7 +156,7 @@ def _columns(names: list[str], where: str) -> dict[str, int]:
     for place, name in enumerate(names):
         numbered = re.fullmatch(r"caption([0-9]*)", name)
         if not numbered and name not in ("image", "split"):
-            if re.fullmatch(r"captions?[ ._-]*[0-9]*", name):
+            if _CAPTION_COLUMN.fullmatch(name):
                 raise InputError(
                     f"{where}: column {name!r} is neither 'caption' nor 'captionN'"
                 )
