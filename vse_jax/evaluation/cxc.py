@@ -94,7 +94,9 @@ def cxc_metrics(
     return {task: _recalls(ranked) for task, ranked in found.items()}
 
 
-def _listed_captions(image_file: AnyPath, caption_file: AnyPath) -> dict[str, list]:
+def _listed_captions(
+    image_file: AnyPath, caption_file: AnyPath
+) -> dict[str, list[str]]:
     """{image id: its caption ids} of the two lists, which go line by line.
 
     An image is listed once for each of its captions, or once.
@@ -112,7 +114,7 @@ def _listed_captions(image_file: AnyPath, caption_file: AnyPath) -> dict[str, li
         repeated, times = Counter(ids).most_common(1)[0]
         if times > 1:
             raise InputError(f"{path}: id {repeated!r} is listed twice")
-    listed: dict[str, list] = {}
+    listed: dict[str, list[str]] = {}
     for row, caption in enumerate(caption_ids):
         listed.setdefault(image_ids[row // each], []).append(caption)
     return listed
