@@ -1,4 +1,8 @@
 import errno
+import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,98 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "old"
+
+
+def renames(monkeypatch, act) -> None:
+    """Lets `act(number)` run before each rename, numbered from 1."""
+    numbers = itertools.count(1)
+
+    def counted(rename):
+        def run(*args, **kwargs):
+            act(next(numbers))
+            return rename(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(os, "rename", counted(os.rename))
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+
+
+def replace_folder(target: Path) -> None:
+    with whole_folder(target, replace=True) as folder:
+        (folder / "file").write_text("new")
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    target = tmp_path / "share"
+    target.mkdir()
+    (target / "file").write_text("old")
+    (target / "by hand").write_text("mine")
+    return target
+
+
+def test_a_folder_is_replaced_as_a_whole(old):
+    replace_folder(old)
+    assert [path.name for path in old.iterdir()] == ["file"]
+    assert (old / "file").read_text() == "new"
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_rename_that_fails_leaves_the_old_folder(old, monkeypatch, failing):
+    def fail(number):
+        if number == failing:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    renames(monkeypatch, fail)
+    with pytest.raises(InputError, match="share: Permission denied"):
+        replace_folder(old)
+    assert (old / "file").read_text() == "old"
+    assert (old / "by hand").read_text() == "mine"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_folder_that_cannot_be_put_back_is_named(old, monkeypatch):
+    def fail(number):
+        if number > 1:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    renames(monkeypatch, fail)
+    with pytest.raises(InputError, match=r"what was there is in (\S+)") as error:
+        replace_folder(old)
+    kept = Path(str(error.value).split()[-1])
+    assert (kept / "by hand").read_text() == "mine"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from vse_jax.base.files import whole_folder
+
+count, rename = 0, os.rename
+
+def dies(*args, **kwargs):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os._exit(9)
+    return rename(*args, **kwargs)
+
+os.rename = os.replace = dies
+with whole_folder(Path(sys.argv[1]), replace=True) as folder:
+    (folder / "file").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("renames_done", [0, 1, 2])
+def test_a_kill_between_renames_loses_neither(old, renames_done):
+    kill = [sys.executable, "-c", KILLED, str(old), str(renames_done + 1)]
+    assert subprocess.run(kill, check=False).returncode == 9
+    with whole_folder(old, replace=True) as folder:
+        found = (old / "file").read_text()
+        assert found == ("new" if renames_done == 2 else "old")
+        assert (old / "by hand").exists() == (found == "old")
+        (folder / "file").write_text("next")
+    assert (old / "file").read_text() == "next"
+    assert not (old.parent / ".share.before").exists()

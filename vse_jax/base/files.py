@@ -206,15 +206,22 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Gives a folder to write into, and makes it `target` when the block ends well.
 
+    A folder that is replaced waits as `.NAME.before` beside it until the new one has
+    its name. A kill between the two leaves it there; the next call puts it back.
+
     Args:
         target: the folder.
         replace: a folder that is there is replaced.
 
     Raises:
-        InputError: `target` exists and is not empty, or cannot be written.
+        InputError: `target` exists and is not empty, or cannot be written; what was
+            there is then still there.
     """
     target = target.absolute()
+    before = target.with_name(f".{target.name}.before")
     try:
+        if replace and before.exists() and not target.exists():
+            before.rename(target)
         there = target.exists() and not (target.is_dir() and not any(target.iterdir()))
         if there and not (replace and target.is_dir()):
             raise InputError(f"{target}: is already there; name a new folder")
@@ -226,8 +233,28 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             folder = Path(temporary) / target.name
             folder.mkdir()
             yield folder
+            if replace and before.exists():  # replaced already, before a kill
+                before.rename(folder.with_name("replaced"))
             if there:
-                target.rename(folder.with_name("before"))
-            folder.rename(target)
+                target.rename(before)
+            try:
+                folder.rename(target)
+            except OSError as error:
+                if there:
+                    _put_back(before, target, error)
+                raise
+            if there:
+                # Nothing under the name `before` is ever half removed.
+                with contextlib.suppress(OSError):
+                    before.rename(folder.with_name("before"))
     except OSError as error:
         raise InputError(f"{target}: {error.strerror or error}") from error
+
+
+def _put_back(before: Path, target: Path, reason: OSError) -> None:
+    try:
+        before.rename(target)
+    except OSError:
+        raise InputError(
+            f"{target}: {reason.strerror}; what was there is in {before}"
+        ) from reason

@@ -38,9 +38,9 @@ def write_shared(
         InputError: no vocabulary, or the folder cannot be written.
     """
     target = workdir / "share"
-    before = target / CARD
-    kept = read_bytes(before) if before.is_file() else None
     with whole_folder(target, replace=True) as folder:
+        before = target / CARD
+        kept = read_bytes(before) if before.is_file() else None
         save_shared_config(config, folder / "config.json")
         keep_vocabulary(config, folder)
         write_arrays(folder / MODEL_FILE, flatten(model))

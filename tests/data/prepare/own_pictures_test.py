@@ -1,5 +1,8 @@
 """A person's own pictures: both forms of caption file, and what is refused."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -248,3 +251,13 @@ def test_another_data_set_is_left_alone(config, album, tmp_path):
     (tmp_path / "root/precomp").mkdir(parents=True)
     with pytest.raises(InputError, match="already holds a data set"):
         prepare(config)
+
+
+def test_what_a_kill_left_is_in_nobodys_way(config, album):
+    """In a container every start has the same process id."""
+    write_csv(album)
+    prepare(config)
+    picture = Path(config.data.root) / "images" / "0.png"
+    picture.rename(picture.with_name(f".0.png.{os.getpid()}"))
+    prepare(config)
+    check(config)

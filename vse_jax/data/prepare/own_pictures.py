@@ -19,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_file
 from vse_jax.base.progress import progress
 from vse_jax.data import layout
 from vse_jax.data.images import load_image
@@ -168,12 +169,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
         old, new = target.stat(), source.stat()
         if (old.st_size, old.st_mtime) == (new.st_size, new.st_mtime):
             return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with whole_file(target) as temporary:
         try:
             os.link(source.resolve(), temporary)
         except OSError:  # another disk, or a file system without links
             shutil.copy2(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
