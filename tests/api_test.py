@@ -1,5 +1,6 @@
 """vse_jax.load: what it embeds, and how a similarity splits over cells and words."""
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,16 @@ import vse_jax
 from tests.helpers import steps, tiny
 from tests.helpers.runs import write_run
 from vse_jax import api
+from vse_jax.base.config import load_config, save_config, vector_fields
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
+from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.devices.compiling import Programs
 from vse_jax.devices.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.search.indexing import check_model
+from vse_jax.search.store import Store
 from vse_jax.training.best import load_best
 
 
@@ -101,6 +106,126 @@ def test_another_model_has_another_fingerprint(model, run, tiny_config, tmp_path
     assert vse_jax.load(run).fingerprint == model.fingerprint
     other = vse_jax.load(write_run(tiny_config, tmp_path / "other", seed=1))
     assert other.fingerprint != model.fingerprint
+
+
+def rewritten(run: Path, target: Path, changes) -> Path:
+    """A copy of a run, with the same weights, whose config has other values."""
+    shutil.copytree(run, target)
+    config = load_config(run / "config.json")
+    config.update_from_flattened_dict(changes)
+    save_config(config, target / "config.json")
+    return target
+
+
+@pytest.fixture(scope="module")
+def kmax_run(tiny_root, tmp_path_factory) -> Path:
+    config = tiny.get_config(str(tiny_root))
+    config.image.pool = config.text.pool = "kmax"
+    folder = write_run(config, tmp_path_factory.mktemp("runs") / "kmax")
+    keep_vocabulary(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kmax_model(kmax_run):
+    return vse_jax.load(kmax_run)
+
+
+class TestWhatTheFingerprintTells:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"image.pool": "avg"},
+            {"image.pool_k": 3},
+            {"image.normalise": False},
+            {"image.size": 2 * tiny.SIZE},
+            {"image.pixels": "imagenet"},
+            {"image.resample": "bicubic"},
+            {"text.pool": "max"},
+            {"text.pool_k": 3},
+            {"text.normalise": False},
+            {"text.heads": 4},
+            {"data.max_tokens": 5},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_every_field_that_decides_vectors(
+        self, kmax_model, kmax_run, tmp_path, changes
+    ):
+        other = vse_jax.load(rewritten(kmax_run, tmp_path / "other", changes))
+        assert other.fingerprint != kmax_model.fingerprint
+
+    def test_the_vocabulary(self, kmax_model, kmax_run, tmp_path):
+        other = rewritten(kmax_run, tmp_path / "other", {})
+        words = (other / "vocab.txt").read_text()
+        (other / "vocab.txt").write_text(words.replace("red", "rot"))
+        assert vse_jax.load(other).fingerprint != kmax_model.fingerprint
+
+    def test_no_field_that_decides_none(self, kmax_model, kmax_run, split, tmp_path):
+        changes = {
+            "seed": 7,
+            "batch_size": 8,
+            "num_epochs": 9,
+            "remat": True,
+            "data.root": "elsewhere",
+            "data.name": "another",
+            "data.token_buckets": (8, 16),
+            "image.weights": "elsewhere",
+            "image.crop_min": 0.9,
+            "image.flip": 0.0,
+            "image.drop": 0.0,
+            "image.feature_dim": 3,
+            "image.max_regions": 3,
+            "image.vit.heads": 3,
+            "text.weights": "elsewhere",
+            "text.vocab_threshold": 3,
+            "text.word_dim": 3,
+            "text.dropout": 0.5,
+            "text.augment": 0.0,
+            "text.cache_features": True,
+            "optimizer.learning_rate": 1.0,
+            "loss.margin": 0.5,
+            "eval.batch_size": 5,
+        }
+        decided = vector_fields(load_config(kmax_run / "config.json"))
+        assert not decided.keys() & changes.keys()
+        other = vse_jax.load(rewritten(kmax_run, tmp_path / "other", changes))
+        assert other.fingerprint == kmax_model.fingerprint
+        for name, items in (("images", split.pictures), ("captions", split.captions)):
+            found = getattr(other, f"encode_{name}")(items[:9])
+            expected = getattr(kmax_model, f"encode_{name}")(items[:9])
+            np.testing.assert_allclose(found, expected, atol=2e-6)
+
+    def test_not_how_numbers_are_rounded(self, kmax_model, kmax_run, split):
+        other = vse_jax.load(kmax_run, {"compute_dtype": "bfloat16"})
+        assert other.fingerprint == kmax_model.fingerprint
+        found, expected = (
+            m.encode_images(split.pictures[:4]) for m in (other, kmax_model)
+        )
+        assert np.sum(found * expected, axis=1).min() > 0.999
+
+    def test_a_field_of_tomorrow_counts_by_itself(self, kmax_run):
+        config = load_config(kmax_run / "config.json")
+        config.text.tomorrow = 1
+        assert vector_fields(config)["text.tomorrow"] == 1
+
+    def test_an_index_of_an_earlier_version_stays_known(
+        self, kmax_model, split, tmp_path
+    ):
+        folder = split.pictures[0].parent
+        for name, made_by in (
+            ("now", kmax_model.fingerprint),
+            ("before", kmax_model.earlier_fingerprint),
+        ):
+            Store.create(
+                tmp_path / name,
+                model=made_by,
+                name="m",
+                dim=kmax_model.dim,
+                folder=folder,
+            )
+            with Store.open(tmp_path / name, read_only=True) as store:
+                check_model(store, kmax_model)
 
 
 def test_a_warm_model_compiles_nothing_for_a_query(run, split):

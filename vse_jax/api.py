@@ -33,7 +33,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.base import progress as bar
-from vse_jax.base.config import HOSTS_OWN, flat_fields, takes_regions
+from vse_jax.base.config import (
+    HOSTS_OWN,
+    flat_fields,
+    takes_regions,
+    vector_fields,
+)
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB
 from vse_jax.base.possible import value_problems
@@ -41,6 +46,7 @@ from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.images import PictureBytes, load_image, preprocess
 from vse_jax.data.regions import finite_regions
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
+from vse_jax.data.vocabulary_files import vocabulary_content
 from vse_jax.devices import runtime
 from vse_jax.devices.mesh import on_one_device
 from vse_jax.evaluation.evaluator import Model as Arrays
@@ -192,13 +198,29 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Tells which model made a vector: a digest of its weights and of its input."""
-        digest = hashlib.sha256()
+        """Tells which model made a vector.
+
+        A digest of the weights, the vocabulary and every field of the config that
+        decides vectors. Models that differ by rounding only (config.compute_dtype) have
+        the same, since the vectors of one can be searched with the other.
+        """
+        fields = vector_fields(self._config)
+        digest = hashlib.sha256(repr(sorted(fields.items())).encode())
+        for name, content in sorted(vocabulary_content(self._config).items()):
+            digest.update(name.encode() + hashlib.sha256(content).digest())
+        return self._digest_weights(digest)
+
+    @functools.cached_property
+    def earlier_fingerprint(self) -> str:
+        """The `fingerprint` that earlier versions gave this model; indexes hold it."""
         names = ["kind", "size", "pixels"]
-        if self._config.image.resample != "plain":  # indexes of before stay known
+        if self._config.image.resample != "plain":
             names.append("resample")
         fields = {name: self._config.image[name] for name in names}
-        digest.update(repr(sorted(fields.items())).encode())
+        digest = hashlib.sha256(repr(sorted(fields.items())).encode())
+        return self._digest_weights(digest)
+
+    def _digest_weights(self, digest) -> str:
         for path, leaf in jax.tree.leaves_with_path(self._arrays):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())

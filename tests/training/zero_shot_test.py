@@ -11,7 +11,9 @@ import torch
 import transformers
 
 import vse_jax
+from configs import common
 from tests.helpers import programs, siglip, tiny
+from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.commands.train import train
@@ -19,6 +21,7 @@ from vse_jax.data.captions import FileTokenizer
 from vse_jax.data.images import load_image, preprocess
 from vse_jax.data.layout import read_split
 from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.training.model_folder import model_config
 from vse_jax.training.zero_shot import folder_config, settle_siglip
 
 CAPTIONS = [
@@ -125,6 +128,14 @@ def change(file, part=None, **fields):
     content = json.loads(file.read_text())
     (content[part] if part else content).update(fields)
     file.write_text(json.dumps(content))
+
+
+def test_python_and_the_command_line_make_the_same_index(folder):
+    model = vse_jax.load(folder)
+    config = model_config(folder, common.base())
+    assert model_of(config, folder).fingerprint == model.fingerprint
+    smaller = vse_jax.load(folder, {"image.size": siglip.SIZE // 2})
+    assert smaller.fingerprint != model.fingerprint
 
 
 def test_another_architecture_is_refused_with_all_its_differences(copy):

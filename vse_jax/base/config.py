@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import check_inside, write_atomically
-from vse_jax.base.registry import check_code
+from vse_jax.base.registry import check_code, is_path
 
 Fields = Mapping[str, Any]  # {"data.root": value, …}
 
@@ -89,6 +89,15 @@ EVALUATION_FREE = (
     "loss",
     "optimizer",
 )
+
+# Fields that one kind of tower reads alone; a tower of one's own may read any.
+_READ_BY = {
+    "image.backbone": "grid",
+    "image.vit": "vit",
+    "image.feature_dim": "region",
+    "image.max_regions": "region",
+    "text.word_dim": "bigru",
+}
 
 # A shared model's config is without these: they are of the machine and the person that
 # trained it (paths, an access token), or say nothing about the model.
@@ -241,6 +250,28 @@ def takes_regions(image: ConfigDict) -> bool:
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields that have to be equal in all processes of a run."""
     return {f: v for f, v in flat_fields(config).items() if not is_in(f, HOSTS_OWN)}
+
+
+def vector_fields(config: ConfigDict) -> Fields:
+    """The fields that decide, with a model's weights and vocabulary, its vectors.
+
+    Every field counts, a new one too, except those that evaluation may change (they
+    change vectors by rounding at most) and those of towers that the model lacks. One
+    with the value of `ADDED` is left out: configs from before it mean the same.
+    """
+    kinds = (config.image.kind, config.text.kind)
+    unread = tuple(
+        field
+        for field, kind in _READ_BY.items()
+        if kind not in kinds and not is_path(config[field.partition(".")[0]].kind)
+    )
+    return {
+        field: value
+        for field, value in flat_fields(config).items()
+        if (field == "data.max_tokens" or not is_in(field, EVALUATION_FREE))
+        and not is_in(field, unread)
+        and not (field in ADDED and ADDED[field] == value)
+    }
 
 
 def check_same_run(

@@ -59,12 +59,16 @@ class _Seen(NamedTuple):
 
 def check_model(store: Store, model: Encoder) -> None:
     """Raises InputError unless `model` made the vectors of `store`."""
-    if store.model != model.fingerprint:
-        raise InputError(
-            f"{store.index}: index of another model ({store.model_name!r}, not "
-            f"{model.name!r} as it is now); name another --config.search.index, or "
-            "remove this one"
-        )
+    # Indexes outlive versions: an earlier one made another fingerprint of this model.
+    if store.model == model.fingerprint or store.model == getattr(
+        model, "earlier_fingerprint", None
+    ):
+        return
+    raise InputError(
+        f"{store.index}: index of another model ({store.model_name!r}, not "
+        f"{model.name!r} as it is now): its weights, vocabulary or settings differ; "
+        "name another --config.search.index"
+    )
 
 
 def check_pictures(folder: Path, exclude: Sequence[str] = ()) -> None:
