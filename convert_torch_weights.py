@@ -11,7 +11,6 @@ Exit codes: 0 done, 1 bad input (one line on stderr).
 """
 
 import os
-from pathlib import Path
 
 from absl import app, flags
 
@@ -19,13 +18,13 @@ from configs import common
 from vse_jax.base import command_line as cli
 from vse_jax.base.errors import InputError
 
-flags.DEFINE_string("checkpoint", None, "Released model_best.pth.")
+flags.DEFINE(cli.PathParser(), "checkpoint", None, "Released model_best.pth.")
 flags.DEFINE_string("hub", None, "Released model: OWNER/REPOSITORY/FOLDER.")
-flags.DEFINE_string("to-torch", None, "File to write for the official code.")
-flags.DEFINE_string("backbone", None, "File of a pretrained CNN.")
-flags.DEFINE_string("workdir", None, "Folder of the run.")
+flags.DEFINE(cli.PathParser(), "to-torch", None, "File to write for the official code.")
+flags.DEFINE(cli.PathParser(), "backbone", None, "File of a pretrained CNN.")
+flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the run.")
 flags.DEFINE_string("kind", None, "Which CNN: the official --backbone_source.")
-flags.DEFINE_string("output", None, "Folder to write the CNN into.")
+flags.DEFINE(cli.PathParser(), "output", None, "Folder to write the CNN into.")
 
 # What to do → the other flags that it takes, all of them.
 _TASKS = {
@@ -53,15 +52,14 @@ def run(_) -> None:
         # Here and below: a wrong flag is found before jax is imported.
         from vse_jax.convert.backbones import convert_backbone  # noqa: PLC0415
 
-        output = Path(given["output"])
-        convert_backbone(Path(given["backbone"]), given["kind"], output)
-        print(f"{output}: {given['kind']} CNN, for config.image.weights")
+        convert_backbone(given["backbone"], given["kind"], given["output"])
+        print(f"{given['output']}: {given['kind']} CNN, for config.image.weights")
         return
     from vse_jax.convert.workdir import from_torch, to_torch  # noqa: PLC0415
 
-    workdir = Path(given["workdir"])
+    workdir = given["workdir"]
     if task == "to-torch":
-        to_torch(workdir, Path(given["to-torch"]))
+        to_torch(workdir, given["to-torch"])
         print(f"{given['to-torch']}: for the official code")
         return
     if task == "hub":
@@ -69,7 +67,7 @@ def run(_) -> None:
 
         file = download(given["hub"])
     else:
-        file = Path(given["checkpoint"])
+        file = given["checkpoint"]
     released = from_torch(file, workdir, common)
     config = released.config
     print(

@@ -25,11 +25,12 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.soak import resident, soak
+from vse_jax.base.command_line import PathParser
 from vse_jax.base.config import load_config
 from vse_jax.data.layout import read_split
 from vse_jax.search.store import Store
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "A run with an index.")
+_WORKDIR = flags.DEFINE(PathParser(), "workdir", "runs/demo", "A run with an index.")
 _REQUESTS = flags.DEFINE_integer("requests", 10_000, "Of the mixed ones.")
 _CLIENTS = (1, 8)
 _QUERIES = 1000
@@ -111,7 +112,7 @@ def time_mixed(running: Running, index: Path, count: int) -> None:
 
 
 def main(_) -> None:
-    workdir = Path(_WORKDIR.value)
+    workdir = _WORKDIR.value
     config = load_config(workdir / "config.json")
     captions = iter(dict.fromkeys(read_split(config, "train").captions))
     with server(workdir) as running:

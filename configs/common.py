@@ -1,7 +1,8 @@
 """Every field once, with its published value and unit; the other configs only override.
 
 The values of `base()` are those of the published grid + BERT recipe on COCO (VSE∞,
-CVPR 2021). A field that is None by default is a typed placeholder.
+CVPR 2021). A field that is None by default is a typed placeholder. A path may begin
+with `~`; a relative one starts at the folder where the program is started.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,8 @@
     sentences = model.encode_captions(["two dogs by the sea"])  # float32 [1, D]
     similarities = pictures @ sentences.T                       # [2, 1], −1 … 1
 
-A model may be used by several threads at once. It computes on the first device.
+A model may be used by several threads at once. It computes on the first device. In each
+path that is given, `~` is the user's folder, as in a shell.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from PIL import Image
 from vse_jax.base import progress as bar
 from vse_jax.base.config import (
     HOSTS_OWN,
+    change_paths,
     flat_fields,
     takes_regions,
     vector_fields,
@@ -131,10 +133,11 @@ def load(
     if str(folder).startswith(HUB):
         name = str(folder).removeprefix(HUB)
         folder = fetch(str(folder))
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     config = model_config(folder, trust_code=trust_code)
     if overrides:
         _override(config, overrides)
+    change_paths(config, os.path.expanduser)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         runtime.keep_programs()
     with _without_warnings():  # Orbax's, that it only reads
@@ -501,6 +504,8 @@ def _read_ahead(items: _Items, skip: bool) -> Iterator[tuple[Batch, np.ndarray]]
 
 
 def _pixels(picture: Picture, number: int) -> UInt8[np.ndarray, "height width 3"]:
+    if isinstance(picture, str | Path):
+        return load_image(os.path.expanduser(picture))
     if not isinstance(picture, np.ndarray):
         return load_image(picture)
     if picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from vse_jax.base.config import flat_fields, load_config, plain
+from vse_jax.base.config import change_paths, flat_fields, load_config, plain
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import HUB
 from vse_jax.base.possible import config_problems
@@ -29,7 +29,7 @@ class PathParser(flags.ArgumentParser):
             name, _, revision = argument.removeprefix(HUB).partition("@")
             name += f" --revision {revision}" if revision else ""
             raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
-        return Path(argument) if argument else None
+        return Path(os.path.expanduser(argument)) if argument else None
 
     def flag_type(self) -> str:
         return "path"
@@ -100,6 +100,7 @@ def full_config(
     problems = [*override(config, overrides), *config_problems(config)]
     if problems:
         raise InputError("; ".join(problems))
+    change_paths(config, os.path.expanduser)
     return config
 
 
@@ -109,8 +110,9 @@ def read_config(
     """The config of a file: FILE.py, FILE.py:VARIANT, or a run's FILE.json.
 
     Args:
-        name: path, looked for below the current folder and then below `home`. A Python
-            file defines get_config(), or get_config(variant).
+        name: path, looked for below the current folder and then below `home`; `~` is
+            the user's folder. A Python file defines get_config(), or
+            get_config(variant).
         base: makes the config with every field (configs/common.py).
         home: the project's folder.
         trust_code: a JSON file of a shared model may name classes to import.
@@ -118,7 +120,9 @@ def read_config(
     Raises:
         InputError: no such file, or an error in it (names its line).
     """
-    file, _, variant = name.partition(":")
+    file, _, variant = (name := os.path.expanduser(name)).partition(":")
+    if Path(name).is_file():  # a run's folder may have a time in its name
+        file, variant = name, ""
     path = next((p for p in (Path(file), home / file) if p.is_file()), None)
     if path is None:
         raise InputError(f"--config={name}: no such file {file}")

@@ -6,7 +6,7 @@ values are possible: possible.py.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,25 @@ SHARED_FILES = (
 
 # ---- Who may change what -------------------------------------------------------------
 
-# Where a host keeps its files, and its cores: they may differ between the processes of
-# a run (what is read is compared), and between a run and its continuation.
-HOSTS_OWN = (
+# Fields that name files or folders; `eval.ensemble` several, with commas between them.
+PATHS = (
     "data.root",
     "data.source",
     "data.export_to",
     "data.cache",
-    "data.workers",
-    "data.num_workers",
-    "data.buffer_mb",
     "image.weights",
     "text.weights",
     "text.vocab",
     "eval.ensemble",
     "eval.plausible_matches",
+    "search.pictures",
+    "search.index",
+    "search.like",
 )
+
+# Where a host keeps its files, and its cores: they may differ between the processes of
+# a run (what is read is compared), and between a run and its continuation.
+HOSTS_OWN = (*PATHS, "data.workers", "data.num_workers", "data.buffer_mb")
 
 # A run may be continued with other values of these: they decide how long, how fast and
 # where it runs and what it reports; which numbers a step computes, only by rounding.
@@ -136,6 +139,25 @@ def save_config(config: ConfigDict, path: Path) -> None:
     """Writes `config` as JSON, whole or not at all."""
     text = json.dumps(config.to_dict(), indent=1, sort_keys=True)
     write_atomically(path, (text + "\n").encode())
+
+
+def change_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
+    """Replaces each path of this machine in the fields of `PATHS` by change(path).
+
+    A URL (gs://…) and the folder of an installed package (package:NAME/…) stay.
+    """
+    fields = flat_fields(config)
+    changed = {}
+    for field in PATHS:
+        if named := fields.get(field):
+            paths = named.split(",") if field == "eval.ensemble" else [named]
+            changed[field] = ",".join(
+                path
+                if "://" in path or path.startswith("package:")
+                else change(path.strip())
+                for path in paths
+            )
+    config.update_from_flattened_dict(changed)
 
 
 def save_shared_config(config: ConfigDict, path: Path) -> None:

@@ -1,12 +1,13 @@
 """--mode=embed: the embeddings of a split as files."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import load_config, vocabulary_name
+from vse_jax.base.config import change_paths, load_config, vocabulary_name
 from vse_jax.base.files import write_atomically
 from vse_jax.data.layout import Split, read_split
 from vse_jax.devices.agreement import on_first
@@ -57,6 +58,7 @@ def embed_best(
     members = []
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
+        change_paths(member, os.path.expanduser)
         _use_data_of(config, member, folder)
         embeddings = _embed_with(member, folder, read_split(member, split.name), None)
         members.append((embeddings.images, embeddings.captions))

@@ -40,7 +40,7 @@ def index(config: ConfigDict, workdir: Path) -> None:
     # What Pillow has to say of odd notes in a file concerns nobody: it is read or not.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     place = index_folder(config, workdir)
-    folder = None if c.pictures is None else check_folder(Path(c.pictures).expanduser())
+    folder = None if c.pictures is None else check_folder(Path(c.pictures))
     if folder is None and not Store.exists(place):
         raise InputError("config.search.pictures: needed to make an index")
     with _opened(place, folder, config, workdir) as (store, model):

@@ -1,6 +1,7 @@
 """--mode=search: the pictures of an index that fit a query best."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,12 @@ def asked_parts(options: ConfigDict) -> list[Part]:
             "with config.search.like"
         )
     parts = [] if options.query is None else parse(options.query)
+    parts = [
+        part._replace(value=os.path.expanduser(part.value))
+        if part.kind == "picture"
+        else part
+        for part in parts
+    ]
     if options.like is not None:
         parts.append(Part("picture", options.like))
     return parts
@@ -109,7 +116,7 @@ def _ask(client: Client, options: ConfigDict, filters: Filters) -> list[Found]:
     """Asks a server, which gets the pictures of the query as uploads."""
 
     def upload(name: str) -> str:
-        return client.upload(Path(name))
+        return client.upload(Path(os.path.expanduser(name)))
 
     query, uploads = "", []
     if options.query is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import save_config
+from vse_jax.base.config import change_paths, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.data.layout import read_splits
@@ -59,7 +59,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
         plan = make_plan(config, mesh, train_schedule(config, splits.train))
         if jax.process_index() == 0:
             keep_vocabulary(config, workdir)
-            save_config(config, workdir / "config.json")
+            saved = config.copy_and_resolve_references()
+            change_paths(saved, lambda path: str(Path(path).absolute()))
+            save_config(saved, workdir / "config.json")  # fit to be used from anywhere
             report(run_facts(plan, splits, workdir), workdir)
         run, state, reached = start(plan, splits, workdir, checkpoints, programs)
         try:
