@@ -2,6 +2,9 @@
 
 import os
 import pwd
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,47 @@ class TestOverrides:
             read_config(str(file), common.base, HERE, trust_code=False)
         with pytest.raises(InputError, match=r"no such file absent\.py"):
             read_config("absent.py:x", common.base, HERE, trust_code=False)
+
+
+# Each prints what it is, as an info and as a warning, by absl's logger.
+SAYS = """
+from absl import logging
+logging.info("{0} info")
+logging.warning("{0} warning")
+"""
+PROGRAM = """
+from absl import app
+from vse_jax.base import command_line as cli
+
+def run(_):
+    import orbax.chatter, other, vse_jax.chatter
+
+app.run(cli.program(run), flags_parser=cli.parse)
+"""
+
+
+@pytest.mark.parametrize("clone", ["vse_jax", "orbax", "elsewhere"])
+def test_only_the_package_itself_chatters(clone, tmp_path):
+    """Also with the virtual environment inside of a clone of any name."""
+    package = tmp_path / clone / "vse_jax"
+    shutil.copytree(HERE / "vse_jax" / "base", package / "base")
+    (package / "__init__.py").touch()
+    site = tmp_path / clone / ".venv" / "lib" / "site-packages"
+    (site / "orbax").mkdir(parents=True)
+    (package / "chatter.py").write_text(SAYS.format("ours"))
+    (site / "orbax" / "chatter.py").write_text(SAYS.format("orbax"))
+    (site / "other.py").write_text(SAYS.format("other"))
+
+    def shown(*flags):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *flags],
+            cwd=tmp_path / clone,
+            env=os.environ | {"PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [" ".join(line.split()[-2:]) for line in done.stderr.splitlines()]
+
+    assert shown() == ["other warning", "ours info", "ours warning"]
+    assert "orbax info" in shown("--verbosity=1")

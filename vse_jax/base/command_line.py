@@ -19,6 +19,7 @@ from vse_jax.base.files import HUB
 from vse_jax.base.possible import config_problems
 
 _OVERRIDE = "--config."
+_PACKAGE = Path(__file__).parents[1]
 
 
 class PathParser(flags.ArgumentParser):
@@ -201,8 +202,11 @@ def set_up_logging() -> None:
     """
 
     def wanted(record) -> bool:
-        ours = "vse_jax" in record.pathname
-        return ours or (record.levelno >= WARNING and "orbax" not in record.pathname)
+        file = Path(record.pathname)
+        if file.is_relative_to(_PACKAGE):
+            return True
+        orbax = getattr(sys.modules.get("orbax"), "__path__", ())
+        return record.levelno >= WARNING and not any(map(file.is_relative_to, orbax))
 
     def unraisable(problem, show=sys.unraisablehook) -> None:
         if "Event loop is closed" not in str(problem.exc_value):
