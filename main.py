@@ -25,15 +25,22 @@ class Mode(NamedTuple):
     devices: bool = True  # it computes on those at hand
     processes: bool = False  # several may share the work
     published: bool = False  # it gets the published recipe, too
+    keeps_memory: bool = False  # batch after batch to its end: runtime.py says why
 
 
 _COMPILER = ("workdir", "topology", "all")
 _PUSH = ("workdir", "repo")
 MODES = {
     "retrieval": {
-        "train": Mode("vse_jax.commands.train", "train", processes=True),
-        "eval": Mode("vse_jax.commands.evaluate", "evaluate", processes=True),
-        "embed": Mode("vse_jax.commands.embed", "embed", processes=True),
+        "train": Mode(
+            "vse_jax.commands.train", "train", processes=True, keeps_memory=True
+        ),
+        "eval": Mode(
+            "vse_jax.commands.evaluate", "evaluate", processes=True, keeps_memory=True
+        ),
+        "embed": Mode(
+            "vse_jax.commands.embed", "embed", processes=True, keeps_memory=True
+        ),
         "plot": Mode("vse_jax.commands.plot", "plot"),
         "push": Mode("vse_jax.commands.push", "push", _PUSH, published=True),
         "export_model": Mode("vse_jax.commands.export_model", "export_model"),
@@ -47,7 +54,7 @@ MODES = {
         "explain": Mode("vse_jax.commands.explain", "explain"),
     },
     "gpo_synthetic": {
-        "train": Mode("studies.gpo_synthetic", "run_study"),
+        "train": Mode("studies.gpo_synthetic", "run_study", keeps_memory=True),
         "plot": Mode("studies.plots", "plot"),
     },
 }
@@ -79,12 +86,17 @@ def run(overrides: list[str]) -> None:
     values = [config, *(given[name].value for name in mode.takes)]
     if mode.published:
         values.append(common.base())
+    from vse_jax.data import images  # noqa: PLC0415 (a wrong flag needs no OpenCV)
+
+    images.own_process()
     if not mode.devices:
         return getattr(importlib.import_module(mode.module), mode.function)(*values)
     if given.mode == "train":
         preemption.listen()
     from vse_jax.devices import runtime  # noqa: PLC0415 (loads jax: seconds)
 
+    if mode.keeps_memory:
+        runtime.keep_freed_memory()
     connection = (given.coordinator, given.process_id, given.num_processes)
     with runtime.started(config, given.mode, connection, alone=not mode.processes):
         getattr(importlib.import_module(mode.module), mode.function)(*values)

@@ -11,6 +11,7 @@ from absl import flags
 
 from configs import openmoji
 from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.images import own_process
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 
@@ -19,6 +20,7 @@ BATCHES = 20
 
 def main() -> None:
     flags.FLAGS.mark_as_parsed()  # grain's processes read absl flags
+    own_process()
     config = openmoji.get_config()
     split = read_split(config, "train")
     tokens = caption_tokenizer(config)(split.captions)

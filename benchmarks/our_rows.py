@@ -22,6 +22,7 @@ from benchmarks.rows import Ready, repeated
 from configs import openmoji
 from vse_jax.base.progress import hide
 from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.images import own_process
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.rows import Batch
@@ -245,6 +246,7 @@ def demo() -> Ready:
 def prepare() -> None:
     """What main.py sets before a run of the recipes."""
     hide()
+    own_process()
     runtime.keep_freed_memory()
     runtime.configure(inputs.grid_config())
 

@@ -29,6 +29,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
+from vse_jax.data import images
+
+images.own_process()  # as main.py does
 
 # The longest files first, so that no worker ends with one of them alone.
 _FIRST = ("cluster_test", "main_test", "step_test", "trajectory_test")

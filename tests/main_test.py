@@ -85,6 +85,43 @@ def test_eval_and_embed_need_only_the_workdir(trained, environment):
     assert found == pytest.approx(max(rsums), rel=1e-6)
 
 
+# Runs a mode whose work is to say what its process is set up for.
+PROBE = """
+import importlib, sys
+import cv2, numpy as np, PIL.Image
+from absl import app, flags
+import main
+from vse_jax.base import command_line as cli
+
+def resident():  # bytes
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def work(*_):
+    before = resident()
+    block = np.ones(2**27, np.uint8)
+    del block
+    kept = resident() - before > 2**26
+    print("probe", kept, PIL.Image.MAX_IMAGE_PIXELS, cv2.getNumThreads())
+
+mode = main.MODES["retrieval"][sys.argv.pop(1)]
+setattr(importlib.import_module(mode.module), mode.function, work)
+app.run(cli.program(main.run), flags_parser=cli.parse)
+"""
+
+
+@pytest.mark.parametrize(
+    "mode", ["train", "eval", "embed", "prepare", "index", "search", "serve"]
+)
+def test_what_a_mode_sets_for_its_process(mode, tiny_args, environment, tmp_path):
+    args = [mode, tiny_args[0], f"--mode={mode}", f"--workdir={tmp_path}"]
+    out, _ = run(args, environment, program=[sys.executable, "-c", PROBE])
+    (probe,) = [line for line in out.splitlines() if line.startswith("probe")]
+    _, kept, limit, threads = probe.split()
+    # OpenCV counts the thread that calls it.
+    assert (limit, threads) == ("None", "1")
+    assert kept == str(mode in ("train", "eval", "embed"))
+
+
 def test_an_ensemble_of_twins_ranks_as_one(trained, environment, tmp_path):
     workdir, _, _ = trained
     alone = json.loads((workdir / "eval_test.json").read_text())

@@ -60,3 +60,62 @@ def test_a_wheel_embeds_outside_the_checkout(wheel, tiny_root, environment, tmp_
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(site / "vse_jax" / "__init__.py")
+
+
+STATE = """
+import json, locale, logging, os, signal, sys, warnings
+import absl.logging, cv2, jax, PIL.Image
+from orbax import checkpoint  # what its import changes is not ours
+
+def state():
+    return {
+        "pillow": PIL.Image.MAX_IMAGE_PIXELS,
+        "opencv": cv2.getNumThreads(),
+        "jax": dict(jax.config.values),
+        "log levels": {
+            name: logging.getLogger(name).level for name in ("", "absl", "jax", "PIL")
+        },
+        "log handlers": list(map(str, logging.root.handlers)),
+        "log filters": list(map(str, logging.getLogger("absl").filters)),
+        "absl": absl.logging.get_verbosity(),
+        "warnings": list(map(str, warnings.filters)),
+        "signals": {s.name: str(signal.getsignal(s)) for s in signal.Signals},
+        "environment": dict(os.environ),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "path": list(sys.path),
+        "hidden": [name for name, module in sys.modules.items() if module is None],
+        "hooks": [str(sys.excepthook), str(sys.unraisablehook)],
+        "folder": os.getcwd(),
+    }
+
+def check(*third_parties):
+    now = state()
+    changed = {n: (before[n], now[n]) for n in now if before[n] != now[n]}
+    assert changed.keys() <= set(third_parties), changed
+
+before = state()
+import vse_jax
+model = vse_jax.load(sys.argv[1])
+model.encode_captions(["a red bar"])
+model.encode_images([sys.argv[2]])
+check()
+import vse_jax.commands.train, vse_jax.commands.index, vse_jax.commands.serve
+check("environment")
+"""
+
+
+def test_a_program_that_loads_a_model_stays_as_it_was(tiny_root, environment, tmp_path):
+    workdir = write_run(tiny.get_config(str(tiny_root)), tmp_path / "run")
+    picture = next((tiny_root / "images").iterdir())
+    settings = ("JAX_COMPILATION_CACHE_DIR", "PYTHONWARNINGS")
+    run = subprocess.run(
+        [sys.executable, "-c", STATE, str(workdir), str(picture)],
+        env={name: x for name, x in environment.items() if name not in settings}
+        | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert not run.stderr  # nor does it say anything
+    assert not (tmp_path / ".cache" / "vse_jax" / "compiled").exists()

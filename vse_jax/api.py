@@ -16,11 +16,12 @@ import functools
 import hashlib
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from logging import ERROR
+from logging import ERROR, LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -113,7 +114,8 @@ def load(
 ) -> "Model":
     """The best model of a run, a shared or converted one, or a published SigLIP.
 
-    Programs are kept in ~/.cache/vse_jax/compiled where JAX was not told of a cache.
+    JAX keeps compiled programs for the next start where it is told to, by
+    JAX_COMPILATION_CACHE_DIR or `jax.config`; a start without takes a few seconds more.
 
     Args:
         folder: a run's (--workdir), the one that convert_torch_weights.py or
@@ -138,9 +140,7 @@ def load(
     if overrides:
         _override(config, overrides)
     change_paths(config, os.path.expanduser)
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        runtime.keep_programs()
-    with _without_warnings():  # Orbax's, that it only reads
+    with _without_orbax_notes():
         return model_of(config, folder, name)
 
 
@@ -430,14 +430,20 @@ class Model:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def _without_orbax_notes() -> Iterator[None]:
+    """Without what Orbax's manager warns of in this thread: that it only reads."""
+    here = threading.get_ident()
+
+    def wanted(record: LogRecord) -> bool:
+        note = record.filename == "checkpoint_manager.py" and record.levelno < ERROR
+        return record.thread != here or not note
+
     logger = logging.get_absl_logger()
-    before = logger.level
-    logger.setLevel(max(before, ERROR))
+    logger.addFilter(wanted)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(wanted)
 
 
 def _several(items: Sequence) -> Sequence:

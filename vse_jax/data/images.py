@@ -14,10 +14,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vse_jax.base.errors import InputError
 
-# The data workers are the parallelism; a second pool inside OpenCV would only fight
-# them and XLA for the same cores.
-cv2.setNumThreads(0)
-
 _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
@@ -32,7 +28,6 @@ _FILTERS = {
 
 # A picture of more pixels is refused before it is decoded.
 MAX_PIXELS = 200_000_000
-Image.MAX_IMAGE_PIXELS = None  # its own check can neither be set by call nor be silent
 
 
 class PictureBytes(NamedTuple):
@@ -40,6 +35,17 @@ class PictureBytes(NamedTuple):
 
     name: str  # what errors call it
     data: bytes
+
+
+def own_process(*_: int) -> None:
+    """Sets Pillow and OpenCV up for a process that runs our programs, not somebody's.
+
+    Pillow's own limit of pixels can neither be set by call nor be silent; `opened` has
+    one. The data workers are the parallelism: a second pool inside OpenCV would only
+    fight them and XLA for the same cores. Importing the package changes neither.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    cv2.setNumThreads(0)
 
 
 def load_image(
@@ -64,7 +70,8 @@ def opened(
 
     Args:
         picture: a file, its content, or a picture of Pillow's (a copy is given).
-        max_pixels: more than that are refused.
+        max_pixels: more than that are refused. So is, except in an `own_process`, what
+            is larger than Pillow's MAX_IMAGE_PIXELS allows.
         formats: Pillow's names of those that may be read; None: all.
 
     Raises:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.errors import InputError
 from vse_jax.base.possible import LOSSES
 from vse_jax.data.captions import CaptionTokens
+from vse_jax.data.images import own_process
 from vse_jax.data.layout import Split
 from vse_jax.data.order import Order
 from vse_jax.data.regions import NpyRows
@@ -323,7 +324,9 @@ def _stream(
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         workers = min(workers, max(most // 2, 1))  # each makes one and holds one
         processes = grain.MultiprocessingOptions(num_workers=workers)
-        iterator = iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
+        iterator = iter(
+            dataset.to_iter_dataset(options).mp_prefetch(processes, own_process)
+        )
     batches = _delivered(iterator)
     try:
         yield batches

@@ -34,7 +34,6 @@ def started(
     Raises:
         SystemExit: the block failed, or the processes do not fit; one line says how.
     """
-    keep_freed_memory()  # before JAX has threads
     with cluster.ends_together(), errors_on_one_line():
         cluster.connect(*connection)
         preemption.connected()
@@ -69,11 +68,6 @@ def configure(config: ConfigDict) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     precision = matmul_precision(config, jax.default_backend())
     jax.config.update("jax_default_matmul_precision", precision)
-    keep_programs()
-
-
-def keep_programs() -> None:
-    """Lets JAX keep compiled programs, where the environment does not say so."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path.home() / ".cache" / "vse_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -87,7 +81,8 @@ def keep_freed_memory() -> None:
     By itself malloc asks the system for each large block and hands it back. XLA's CPU
     programs need such blocks at every call, whose pages, cleared and mapped one by one,
     took a seventh of a training step. There is one arena for all threads, since others
-    hold no large blocks; threads that allocated before this call keep theirs.
+    hold no large blocks; threads that allocated before this call keep theirs. So call
+    it before JAX has threads, and not in a process that lives on after large blocks.
     """
     mallopt = (
         getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

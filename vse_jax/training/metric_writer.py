@@ -3,21 +3,14 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
-
-# tensorboardX imports PyTorch where it finds it: a second and 200 MB for nothing that
-# is used here. An entry of None lets it find none.
-_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-from tensorboardX import SummaryWriter  # noqa: E402
-
-if _torch is None:
-    del sys.modules["torch"]
 
 
 class MetricWriter:
@@ -36,7 +29,8 @@ class MetricWriter:
         self._active = active
         self._path = workdir / "metrics.jsonl"
         self._first_step = 0
-        self._tensorboard: SummaryWriter | None = None
+        self._make_tensorboard = _summary_writer() if active else None
+        self._tensorboard: Any = None
 
     def truncate_after(self, step: int, validated: bool = True) -> None:
         """Forgets what was written after `step`; call it before the first `write`.
@@ -83,8 +77,8 @@ class MetricWriter:
                 file.write(_line(row))
         except OSError as error:
             raise InputError(f"{self._path}: {error.strerror}") from error
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(
+        if self._tensorboard is None and self._make_tensorboard is not None:
+            self._tensorboard = self._make_tensorboard(
                 str(self._workdir / "tensorboard"), purge_step=self._first_step
             )
         for name, value in scalars.items():
@@ -94,6 +88,21 @@ class MetricWriter:
         """Waits until TensorBoard's events are on disk too."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def _summary_writer() -> Callable[..., Any]:
+    """tensorboardX's class.
+
+    It imports PyTorch where it finds it: a second and 200 MB for nothing that is used
+    here. An entry of None lets it find none.
+    """
+    torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    try:
+        from tensorboardX import SummaryWriter  # noqa: PLC0415
+    finally:
+        if torch is None:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read_metrics(workdir: Path) -> list[dict]:
