@@ -240,7 +240,8 @@ class Model:
 
         Args:
             pictures: paths, PIL pictures or RGB arrays; of a region model, the features
-                of each picture's regions [k, F].
+                of each picture's regions [k, F]. Files may have as many pixels as
+                Pillow's MAX_IMAGE_PIXELS allows, and 200 million at most.
             on_bad: 'error', or 'skip': a bad picture is logged and its row is NaN.
             progress: show it.
 

@@ -156,3 +156,19 @@ def test_with_a_server_nothing_slow_is_loaded(tmp_path):
         )
     assert done.returncode == 0, done.stderr
     assert names(done.stdout)[0] == "red.jpg"
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("~/green.jpg", ["green.jpg"]),
+        ("'~/trips/sea side.png' - 0.1 * 'red'", ["blue.jpg", "trips/sea side.png"]),
+    ],
+)
+def test_a_picture_in_a_query_may_lie_in_the_home_folder(
+    find, workdir, monkeypatch, query, names
+):
+    pictures = workdir / "pictures"
+    monkeypatch.setenv("HOME", str(pictures))
+    found = find(query=query, format="paths", top=len(names)).splitlines()
+    assert sorted(found) == [str(pictures / name) for name in names]
