@@ -222,26 +222,34 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         if replace and before.exists() and not target.exists():
             before.rename(target)
-        there = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-        if there and not (replace and target.is_dir()):
+        is_empty = target.is_dir() and not any(target.iterdir())
+        if target.exists() and not is_empty and not (replace and target.is_dir()):
             raise InputError(f"{target}: is already there; name a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target: a rename within one file system is a single act.
         with tempfile.TemporaryDirectory(
-            dir=target.parent, prefix=f".{target.name}."
+            dir=target.parent,
+            prefix=f".{target.name}.",
+            ignore_cleanup_errors=True,  # what is done is done
         ) as temporary:
             folder = Path(temporary) / target.name
             folder.mkdir()
             yield folder
             if replace and before.exists():  # replaced already, before a kill
                 before.rename(folder.with_name("replaced"))
+            there = replace and target.is_dir()
             if there:
                 target.rename(before)
             try:
                 folder.rename(target)
             except OSError as error:
                 if there:
-                    _put_back(before, target, error)
+                    try:
+                        before.rename(target)
+                    except OSError:
+                        raise InputError(
+                            f"{target}: {error.strerror}; what was there is in {before}"
+                        ) from error
                 raise
             if there:
                 # Nothing under the name `before` is ever half removed.
@@ -249,12 +257,3 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
                     before.rename(folder.with_name("before"))
     except OSError as error:
         raise InputError(f"{target}: {error.strerror or error}") from error
-
-
-def _put_back(before: Path, target: Path, reason: OSError) -> None:
-    try:
-        before.rename(target)
-    except OSError:
-        raise InputError(
-            f"{target}: {reason.strerror}; what was there is in {before}"
-        ) from reason
