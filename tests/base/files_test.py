@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import whole_folder, write_atomically
+from vse_jax.base.files import printable, whole_folder, write_atomically
 
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):
@@ -154,3 +154,22 @@ def test_a_kill_between_renames_loses_neither(old, renames_done):
         (folder / "file").write_text("next")
     assert (old / "file").read_text() == "next"
     assert not (old.parent / ".share.before").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("2019/a b.jpg", "2019/a b.jpg"),
+        (
+            "cafe\u0301/\U0001f469\u200d\U0001f52c.jpg",
+            "café/\U0001f469\u200d\U0001f52c.jpg",
+        ),
+        ("\udce9t\udce9/\udcff", "\\xe9t\\xe9/\\xff"),
+        ("a\nb\x1b[31m\x7f\u2028", "a\\nb\\x1b[31m\\x7f\\u2028"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_names_are_shown_whatever_their_bytes(name, shown):
+    assert printable(name) == shown
+    assert printable(shown) == shown
+    shown.encode()

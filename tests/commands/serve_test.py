@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from tests.helpers import searching
 from vse_jax.base.errors import InputError
 from vse_jax.commands.serve import serve_index
 from vse_jax.search import client
+from vse_jax.search.store import Store
 
 
 class Running(NamedTuple):
@@ -141,6 +143,51 @@ def test_it_ends_although_the_model_computes(tmp_path):
         process.communicate(timeout=5)
         waiting.close()
     assert process.returncode == 0
+
+
+def found(port: int, **body) -> list[dict]:
+    headers = {"Content-Type": "application/json"}
+    status, answer = ask(port, "POST", "/api/search", json.dumps(body), headers)
+    assert status == 200, answer
+    return json.loads(answer)["hits"]
+
+
+@pytest.mark.parametrize("kept", [["green", "white"], [*searching.COLOURS]])
+def test_it_follows_an_index_that_is_made_anew(tmp_path, kept):
+    with started(tmp_path) as (_, port, index):
+        assert found(port, query="green", top=1)[0]["path"] == "green.jpg"
+        shutil.rmtree(index)
+        status, body = ask(port, "GET", "/api/status")
+        line = f"{index}: no index; make one with --mode=index"
+        assert (status, json.loads(body)) == (400, {"error": line})
+
+        pictures = tmp_path / "others"
+        for number, colour in enumerate(kept):
+            searching.draw(pictures / f"{number} {colour}.png", colour)
+        searching.make_index(pictures, index)
+
+        status = json.loads(ask(port, "GET", "/api/status")[1])
+        assert (status["pictures"], status["folder"]) == (len(kept), "others")
+        for id, name in enumerate(sorted(p.name for p in pictures.iterdir()), 1):
+            (hit,) = found(port, like=[id], top=1)
+            assert (hit["id"], hit["path"]) == (id, name)
+            assert hit["score"] == pytest.approx(1)
+            assert ask(port, "GET", f"/api/thumbnail/{id}")[0] == 200
+            body = json.dumps({"query": "green", "id": id})
+            headers = {"Content-Type": "application/json"}
+            why = json.loads(ask(port, "POST", "/api/explain", body, headers)[1])
+            assert sum(map(sum, why["cells"])) == pytest.approx(why["similarity"])
+
+
+def test_it_follows_a_folder_that_moves(tmp_path):
+    with started(tmp_path) as (_, port, index):
+        assert ask(port, "GET", "/api/thumbnail/1")[0] == 200
+        moved = (tmp_path / "pictures").rename(tmp_path / "moved")
+        assert ask(port, "GET", "/api/thumbnail/1")[0] == 404
+        with Store.open(index, read_only=False) as store:
+            store.move(moved)
+        assert ask(port, "GET", "/api/thumbnail/1")[0] == 200
+        assert json.loads(ask(port, "GET", "/api/status")[1])["folder"] == "moved"
 
 
 # ---- What cannot be served -----------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.helpers.users import folder_of_everybody, ordinary_user
 from vse_jax.base.errors import InputError
 from vse_jax.search.client import announced, running
 
@@ -127,3 +128,13 @@ def test_a_server_that_has_gone_is_an_error(tmp_path, url):
     client.url = "http://127.0.0.1:1/"
     with pytest.raises(InputError, match="does not answer"):
         client.search(query="a")
+
+
+def test_where_nothing_may_be_written_it_is_said_and_all_goes_on(url, caplog):
+    with folder_of_everybody() as folder:
+        (folder / "own").mkdir()
+        folder.chmod(0o555)
+        with ordinary_user(folder / "own"), announced(folder, url, None):
+            assert running(folder) is None
+        folder.chmod(0o755)
+    assert "server.json: Permission denied; --mode=search will not find" in caplog.text

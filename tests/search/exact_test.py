@@ -1,11 +1,12 @@
 """Exact search, against a plain matrix product."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers.indices import COUNT, new, unit_vectors, write_index
+from tests.helpers.indices import COUNT, DIM, new, unit_vectors, write_index
 from vse_jax.search.engine import ALL, Filters
 from vse_jax.search.exact import ExactEngine, best
 from vse_jax.search.store import File, Store
@@ -32,7 +33,9 @@ def test_finds_what_a_matrix_product_finds(index, vectors, filters, step, first)
     with Store.open(index, read_only=True) as store:
         hits = ExactEngine(store).search(query, top=7, filters=filters)
         assert [hit.id for hit in hits] == (first + step * order + 1).tolist()
-        assert [hit.path for hit in hits] == [store.path(hit.id) for hit in hits]
+        assert [hit.path for hit in hits] == [
+            store.picture(hit.id).path for hit in hits
+        ]
     np.testing.assert_allclose([hit.score for hit in hits], scores[order], rtol=1e-5)
 
 
@@ -86,3 +89,22 @@ def test_equal_scores_keep_their_order():
     scores = np.array([1, 3, 2, 3, 2, 2], np.float32)
     assert best(scores, 3).tolist() == [1, 3, 2]
     assert best(scores, 9).tolist() == [1, 3, 2, 4, 5, 0]
+
+
+def test_another_index_in_its_place_is_never_mixed_with_the_old_one(index, vectors):
+    with Store.open(index, read_only=True) as store:
+        engine = ExactEngine(store)
+        names = [hit.path for hit in engine.search(vectors[3], top=3)]
+        shutil.rmtree(index)
+        Store.create(index, model="m", name="n", dim=DIM, folder=index)
+        with Store.open(index, read_only=False) as writer:
+            writer.add([new(f"new{n}.jpg") for n in range(5)], vectors[3:8])
+
+        # Before it has taken in the new one, an engine answers from the old one.
+        assert [hit.path for hit in engine.search(vectors[3], top=3)] == names
+        ten = engine.search(vectors[3], top=3, filters=Filters(folder="ten"))
+        assert all(hit.path.startswith("ten/") for hit in ten)
+        engine.refresh()
+        (hit,) = engine.search(vectors[3], top=1)
+        assert (hit.id, hit.path) == (1, "new0.jpg")
+        assert hit.score == pytest.approx(1)

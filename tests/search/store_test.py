@@ -1,11 +1,17 @@
 """The index on disk: what it keeps, tells, refuses and survives."""
 
+import os
+import shutil
+import threading
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers.indices import new
+from tests.helpers.users import folder_of_everybody, ordinary_user
 from vse_jax.base.errors import InputError
 from vse_jax.search.engine import Filters
 from vse_jax.search.store import File, Store
@@ -13,6 +19,12 @@ from vse_jax.search.store import File, Store
 
 def vectors(count: int, start: int = 1) -> np.ndarray:
     return np.arange(start, start + count, dtype=np.float32)[:, None] * np.ones(2, "f")
+
+
+def vector_file(index: Path) -> Path:
+    """The only one."""
+    (path,) = index.glob("vectors-*.f32")
+    return path
 
 
 @pytest.fixture
@@ -44,12 +56,12 @@ def test_it_tells_what_it_knows(index, tmp_path):
         assert (row.path, row.copies, row.bytes) == ("a.jpg", ["x/copy.jpg"], 10)
         assert (row.width, row.height, row.camera) == (4, 3, "Canon")
         assert row.taken == "2019-05-01T23:59:59"
-        assert [row.id for row in store.pictures()] == [1, 2, 3, 4]
-        assert next(store.pictures()) == row
-        assert store.copies(1) == ["x/copy.jpg"]
-        assert store.path(1, "x") == "x/copy.jpg"
+        assert list(store.pictures()) == [1, 2, 3, 4]
+        assert store.pictures()[1] == row
+        assert store.pictures([9, 3, 1]).keys() == {1, 3}
+        assert [r.path for r in store.pictures([1, 4], "x").values()] == ["x/copy.jpg"]
         assert store.vector(3).tolist() == [3, 3]
-        assert store.picture(9) is store.vector(9) is store.path(9) is None
+        assert store.picture(9) is store.vector(9) is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +124,7 @@ def test_a_picture_goes_with_its_last_file(index):
 
 
 def test_what_a_killed_writer_left_is_overwritten(index):
-    with (index / "vectors-1.f32").open("ab") as file:
+    with vector_file(index).open("ab") as file:
         file.write(b"leftover")
     (index / "vectors-9.f32").touch()
 
@@ -171,7 +183,9 @@ def test_many_holes_are_closed(index):
         np.testing.assert_array_equal(now.matrix[:, 0], now.ids)
         np.testing.assert_array_equal(old.matrix[:, 0], old.ids)
         store.compact()  # nothing to do
-    assert [path.name for path in index.glob("*.f32")] == ["vectors-2.f32"]
+    with Store.open(index, read_only=False) as store:
+        assert store.snapshot().matrix.shape == (404, 2)
+    assert vector_file(index).stat().st_size == 404 * 2 * 4
 
 
 def test_one_writer_at_a_time(index):
@@ -200,12 +214,12 @@ def empty_database(index):
 
 
 def cut_vectors(index):
-    with (index / "vectors-1.f32").open("r+b") as file:
+    with vector_file(index).open("r+b") as file:
         file.truncate(12)
 
 
 def lose_vectors(index):
-    (index / "vectors-1.f32").unlink()
+    vector_file(index).unlink()
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -239,7 +253,7 @@ def test_a_full_disk_is_no_broken_index(index):
 
 
 def test_another_layout_is_refused(index, monkeypatch):
-    monkeypatch.setattr("vse_jax.search.store._LAYOUT", 2)
+    monkeypatch.setattr("vse_jax.search.store._LAYOUT", 99)
     with (
         pytest.raises(InputError, match="of another version of this program"),
         Store.open(index, read_only=True),
@@ -260,3 +274,174 @@ def test_an_index_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="syntax error"):
         Store.create(tmp_path / "i", model="m", name="n", dim=2, folder=tmp_path)
     assert not list((tmp_path / "i").iterdir())
+
+
+# ---- Another index in its place, and readers who may only read ----------------------
+
+
+def make_another(index: Path, model: str = "m", count: int = 2) -> None:
+    """Removes the index, and makes another one in its place."""
+    shutil.rmtree(index)
+    Store.create(index, model=model, name="model", dim=2, folder=index / "elsewhere")
+    with Store.open(index, read_only=False) as store:
+        names = [f"other{n}.jpg" for n in range(count)]
+        store.add([new(name) for name in names], vectors(count, 70))
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+def test_a_reader_follows_an_index_that_was_made_anew(index, count):
+    with Store.open(index, read_only=True) as store:
+        old, uid = store.snapshot(), store.uid
+        make_another(index, count=count)
+
+        assert store.version() > old.version
+        assert store.uid != uid
+        assert store.folder == index / "elsewhere"
+        assert store.picture(1).path == "other0.jpg"
+        assert store.vector(1).tolist() == [70, 70]
+        now = store.snapshot(old)
+        assert now.ids.tolist() == list(range(1, count + 1))
+        assert now.matrix[now.rows, 0].tolist() == list(range(70, 70 + count))
+        # What an engine has not yet let go of stays whole: old ids, old names.
+        assert old.matrix[old.rows, 0].tolist() == [1, 2, 3, 4]
+        assert store.pictures([1, 2], of=old)[2].path == "x/b.jpg"
+        assert store.matching(Filters(folder="x"), of=old).tolist() == [1, 2, 3]
+
+
+def test_an_index_of_another_model_in_its_place_is_said(index):
+    with Store.open(index, read_only=True) as store:
+        make_another(index, model="another")
+        with pytest.raises(InputError) as error:
+            store.snapshot()
+        assert str(error.value) == (
+            f"{index}: is the index of another model now ('model'); start this program "
+            "again"
+        )
+        make_another(index)
+        assert store.count() == 2
+
+
+def test_an_index_that_has_gone_is_said_until_it_is_back(index):
+    with Store.open(index, read_only=True) as store:
+        index.rename(index.with_name("away"))
+        with pytest.raises(
+            InputError, match=r"/index: no index; make one with --mode="
+        ):
+            store.version()
+        index.with_name("away").rename(index)
+        assert store.count() == 4
+
+
+def test_a_writer_does_not_write_to_another_index(index):
+    with Store.open(index, read_only=False) as store:
+        shutil.move(index, index.with_name("away"))
+        Store.create(index, model="m", name="model", dim=2, folder=index)
+        with pytest.raises(InputError, match="another index has taken the place"):
+            store.add([new("e.jpg")], vectors(1))
+    with Store.open(index, read_only=True) as store:
+        assert store.count() == 0
+    assert not list(index.glob("vectors-*"))
+
+
+def test_a_reader_sees_that_the_folder_moved(index, tmp_path):
+    with (
+        Store.open(index, read_only=True) as reader,
+        Store.open(index, read_only=False) as writer,
+    ):
+        version = reader.version()
+        writer.move(tmp_path / "moved")
+        assert reader.folder == tmp_path / "moved"
+        assert reader.version() > version
+
+
+def test_reading_goes_on_while_holes_are_closed(index):
+    ended, seen = threading.Event(), []
+
+    def read() -> None:
+        with Store.open(index, read_only=True) as reader:
+            snapshot = None
+            while not ended.is_set():
+                snapshot = reader.snapshot(snapshot)
+                some = snapshot.ids <= 4
+                seen.append(snapshot.matrix[snapshot.rows[some], 0].tolist())
+                seen.append([reader.vector(id)[0] for id in (1, 2, 3, 4)])
+
+    names = [f"{n}.png" for n in range(2000)]
+    with ThreadPoolExecutor(2) as threads:
+        reading = [threads.submit(read) for _ in range(2)]
+        try:
+            for _ in range(4):  # each opening removes the file that was left
+                with Store.open(index, read_only=False) as store:
+                    store.add([new(name) for name in names], vectors(2000, 5))
+                    store.forget(names)
+                    store.compact()
+        finally:
+            ended.set()
+        for each in reading:
+            each.result()
+    assert seen
+    assert all(values == [1, 2, 3, 4] for values in seen)
+
+
+def test_an_index_can_be_read_where_nothing_may_be_written():
+    with folder_of_everybody() as folder:
+        path = folder / "index"
+        Store.create(path, model="m", name="model", dim=2, folder=folder)
+        with Store.open(path, read_only=False) as store:
+            store.add([new("a.jpg")], vectors(1))
+        assert {file.suffix for file in path.iterdir()} <= {".sqlite", ".f32", ""}
+        path.chmod(0o555)
+        for file in path.iterdir():
+            file.chmod(0o444)
+        (folder / "own").mkdir()
+        with (
+            ordinary_user(folder / "own"),
+            Store.open(path, read_only=True) as store,
+        ):
+            assert store.picture(1).path == "a.jpg"
+            assert store.snapshot().matrix.tolist() == [[1, 1]]
+        path.chmod(0o755)
+
+
+def test_names_of_any_bytes_are_kept_and_can_be_shown(tmp_path):
+    folder = tmp_path / os.fsdecode(b"pictures \xe9")
+    folder.mkdir()
+    path = tmp_path / "index"
+    Store.create(path, model="m", name="n", dim=2, folder=folder)
+    names = [
+        os.fsdecode(b"\xff/a.jpg"),
+        os.fsdecode(b"\xfe/a.jpg"),
+        "line\nbreak.jpg",
+        "back\\slash.jpg",
+        unicodedata.normalize("NFC", "é/café.jpg"),
+        unicodedata.normalize("NFD", "é/café.jpg"),
+    ]
+    with Store.open(path, read_only=False) as store:
+        pictures = [new(name, str(n)) for n, name in enumerate(names)]
+        store.add(pictures, vectors(len(names)))
+        assert store.folder == folder
+        assert store.files().keys() == set(names)
+        assert [store.picture(id).file for id in range(1, 7)] == names
+        assert [store.picture(id).path for id in range(1, 7)] == [
+            "\\xff/a.jpg",
+            "\\xfe/a.jpg",
+            "line\\nbreak.jpg",
+            "back\\slash.jpg",
+            "é/café.jpg",
+            "é/café.jpg",
+        ]
+        for typed in ("é", unicodedata.normalize("NFD", "é")):
+            assert store.matching(Filters(folder=typed)).tolist() == [5, 6]
+        for typed in ("\\xfe", "\udcfe"):
+            assert store.matching(Filters(folder=typed)).tolist() == [2]
+        store.forget([names[0], names[4]])
+        assert store.files().keys() == set(names) - {names[0], names[4]}
+
+
+@pytest.mark.parametrize("modified", [2**63, -(2**63) - 1, 13_569_465_600 * 10**9, -1])
+def test_times_of_any_size_are_kept(index, modified):
+    with Store.open(index, read_only=False) as store:
+        store.link([File("x/copy.jpg", 2**63 - 1, modified, "A")])
+        assert store.files()["x/copy.jpg"] == File(
+            "x/copy.jpg", 2**63 - 1, modified, "A"
+        )

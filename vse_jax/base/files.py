@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -101,6 +102,24 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a local file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be shown, compared, sent and kept anywhere.
+
+    It is composed (Unicode's NFC: macOS and others spell 'é' with two characters).
+    Bytes that are no UTF-8 and control characters stand as in Python: '\\xe9', '\\n'.
+    """
+    if name.isascii() and name.isprintable():
+        return name
+    return "".join(
+        f"\\x{ord(c) - 0xDC00:02x}"
+        if "\udc80" <= c <= "\udcff"
+        else c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        else c
+        for c in unicodedata.normalize("NFC", name)
+    )
 
 
 def unreadable(path: AnyPath, error: Exception) -> Exception:

@@ -7,26 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import printable
 from vse_jax.search.client import MOST_HITS, Client, running
 from vse_jax.search.encoder import Encoder
-from vse_jax.search.engine import Filters
+from vse_jax.search.engine import Filters, Hit
+from vse_jax.search.exact import hits
 from vse_jax.search.opening import index_folder, opened
 from vse_jax.search.query import Part, combine, parse, rename_pictures
 from vse_jax.search.store import Store
-
-
-class Found(NamedTuple):
-    """A picture that was found."""
-
-    path: str  # relative to the folder of the index
-    score: float
-    id: int
 
 
 def search(config: ConfigDict, workdir: Path) -> None:
@@ -43,12 +36,17 @@ def search(config: ConfigDict, workdir: Path) -> None:
     index = index_folder(config, workdir)
     with Store.open(index, read_only=True) as store:
         folder = store.folder
-    client = running(index) if options.top <= MOST_HITS else None
-    if client is not None:
-        found = _ask(client, options, filters)
-    else:
+        client = running(index) if options.top <= MOST_HITS else None
+        if client is not None:
+            found = hits(store, None, _ask(client, options, filters), filters)
+    if client is None:
         found = _find(config, workdir, parts, filters)
-    print(_shown(found, folder, options.format), end="")
+    if options.format == "paths":  # the files' names as they are, for other programs
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"".join(_line(folder, hit) for hit in found))
+        sys.stdout.flush()
+    else:
+        print(_shown(found, folder, options.format), end="")
 
 
 def asked_parts(options: ConfigDict) -> list[Part]:
@@ -90,7 +88,7 @@ def part_vectors(parts: Sequence[Part], encoder: Encoder) -> list[np.ndarray]:
 
 def _find(
     config: ConfigDict, workdir: Path, parts: list[Part], filters: Filters
-) -> list[Found]:
+) -> list[Hit]:
     """Loads the model and searches; JAX is started here, not before."""
     from vse_jax.api import model_of  # noqa: PLC0415 (loads jax: seconds)
     from vse_jax.devices import runtime  # noqa: PLC0415 (the same)
@@ -106,14 +104,17 @@ def _find(
         ):
             vectors = part_vectors(parts, encoder)
             vector, _ = combine([part.weight for part in parts], vectors)
-            hits = engine.search(
+            return engine.search(
                 vector, top=options.top, filters=filters, min_score=options.min_score
             )
-            return [Found(hit.path, hit.score, hit.id) for hit in hits]
 
 
-def _ask(client: Client, options: ConfigDict, filters: Filters) -> list[Found]:
-    """Asks a server, which gets the pictures of the query as uploads."""
+def _ask(client: Client, options: ConfigDict, filters: Filters) -> dict[int, float]:
+    """Asks a server, which gets the pictures of the query as uploads.
+
+    Returns:
+        The scores of the pictures found, by id, best first.
+    """
 
     def upload(name: str) -> str:
         return client.upload(Path(os.path.expanduser(name)))
@@ -123,28 +124,37 @@ def _ask(client: Client, options: ConfigDict, filters: Filters) -> list[Found]:
         query = rename_pictures(options.query, lambda name: f"{upload(name)}.jpg")
     if options.like is not None:
         uploads.append(upload(options.like))
-    hits = client.search(
+    found = client.search(
         query=query,
         uploads=uploads,
         top=options.top,
         min_score=options.min_score,
         **asdict(filters),
     )
-    return [Found(hit["path"], hit["score"], hit["id"]) for hit in hits]
+    return {hit["id"]: hit["score"] for hit in found}
 
 
-def _shown(found: list[Found], folder: Path, form: str) -> str:
+def _line(folder: Path, hit: Hit) -> bytes:
+    """The path of a file. A line break in it would make two paths of it."""
+    path = os.fsencode(folder / hit.row.file)
+    return (printable(os.fsdecode(path)).encode() if b"\n" in path else path) + b"\n"
+
+
+def _shown(found: list[Hit], folder: Path, form: str) -> str:
     """What is printed: paths are whole for programs, and below `folder` for people."""
     if form == "json":
-        hits = [hit._asdict() | {"path": str(folder / hit.path)} for hit in found]
-        return json.dumps(hits, indent=1) + "\n"
-    if form == "paths":
-        return "".join(f"{folder / hit.path}\n" for hit in found)
+        facts = [
+            {"path": str(folder / hit.row.file), "score": hit.score, "id": hit.id}
+            for hit in found
+        ]
+        return json.dumps(facts, indent=1) + "\n"
     if not found:
-        return f"{folder}: no picture found\n"
+        return f"{printable(str(folder))}: no picture found\n"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     lines = ["score   path", *(f"{hit.score:6.3f}  {hit.path}" for hit in found)]
-    return f"{folder}\n" + "".join(f"{_cut(line, width)}\n" for line in lines)
+    return f"{printable(str(folder))}\n" + "".join(
+        f"{_cut(line, width)}\n" for line in lines
+    )
 
 
 def _cut(line: str, width: int) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int64
 from vse_jax.base.files import whole_file
 from vse_jax.base.progress import progress
 from vse_jax.search.engine import ALL, Filters, Hit
-from vse_jax.search.exact import ExactEngine, best
+from vse_jax.search.exact import ExactEngine, best, hits
 from vse_jax.search.store import Snapshot, Store
 
 _LEAST = 20_000  # pictures; among fewer, exact search takes milliseconds
@@ -63,7 +63,12 @@ class ApproximateEngine:
             snapshot = self._store.snapshot(state and state.snapshot)
             if len(snapshot.ids) < _LEAST:
                 self._state = _State(snapshot, None, 0)
-            elif state and state.groups and _is_fresh(snapshot, state):
+            elif (
+                state
+                and state.groups
+                and state.snapshot.uid == snapshot.uid
+                and _is_fresh(snapshot, state)
+            ):
                 self._state = state._replace(snapshot=snapshot)
             else:
                 self._state = _cached(self._store, snapshot)
@@ -86,13 +91,12 @@ class ApproximateEngine:
             )
         places = _candidates(state, vector, max(_RESCORED, 2 * top))
         scores = np.vecdot(snapshot.matrix[snapshot.rows[places]], vector)
-        hits = []
-        for at in best(scores, top):
-            id, score = int(snapshot.ids[places[at]]), float(scores[at])
-            path = self._store.path(id)
-            if path is not None and (min_score is None or score >= min_score):
-                hits.append(Hit(id, path, score))
-        return hits
+        order = best(scores, top)
+        if min_score is not None:
+            order = order[scores[order] >= min_score]
+        ids = snapshot.ids[places[order]]
+        found = zip(ids.tolist(), scores[order].tolist(), strict=True)
+        return hits(self._store, snapshot, dict(found), ALL)
 
 
 def _candidates(
@@ -115,7 +119,7 @@ def _is_fresh(snapshot: Snapshot, state: _State) -> bool:
 
 def _cached(store: Store, snapshot: Snapshot) -> _State:
     """With the groups of the cache, where they are fresh, or with new ones."""
-    name = f"approximate-{store.uid}"
+    name = f"approximate-{snapshot.uid}"
     for path in store.index.glob(f"{name}-*.faiss"):
         try:
             groups: Any = faiss.read_index(str(path))

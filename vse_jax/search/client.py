@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from absl import logging
+
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes, write_atomically
 
@@ -27,10 +29,18 @@ class Address(NamedTuple):
 
 @contextlib.contextmanager
 def announced(index: Path, url: str, token: str | None) -> Iterator[None]:
-    """Lets the searches of this user find the server, for the block."""
+    """Lets the searches of this user find the server, for the block.
+
+    Where nothing may be written, they do without it: a log line says so.
+    """
     path = index / _FILE
     content = json.dumps(Address(url, os.getpid(), token)._asdict()) + "\n"
-    write_atomically(path, content.encode(), mode=0o600)
+    try:
+        write_atomically(path, content.encode(), mode=0o600)
+    except OSError as error:
+        logging.warning(
+            "%s: %s; --mode=search will not find this server", path, error.strerror
+        )
     try:
         yield
     finally:

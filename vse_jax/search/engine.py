@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import printable
 from vse_jax.base.possible import is_day
 
 
@@ -23,7 +24,8 @@ class Filters:
         after, before: 'YYYY-MM-DD', the first and the last day on which a picture may
             have been taken. One without a date passes neither.
         camera: as `Store.cameras` spells it; capitals do not matter.
-        folder: relative to the pictures' folder; what lies in folders below it counts.
+        folder: relative to the pictures' folder, as `Store.folders` spells it; what
+            lies in folders below it counts.
 
     Raises:
         InputError: a date that is none (names the field).
@@ -37,19 +39,44 @@ class Filters:
     def __post_init__(self) -> None:
         for field in ("after", "before"):
             _check_day(field, getattr(self, field))
-        folder = (self.folder or "").replace("\\", "/").strip("/")
+        folder = printable(self.folder or "").strip("/")
         object.__setattr__(self, "folder", None if folder in ("", ".") else folder)
 
 
 ALL = Filters()  # every picture passes
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is known of a picture.
+
+    Attributes:
+        path: of its file, the first one by name, as people see it: relative to the
+            pictures' folder, with slashes, see `files.printable`.
+        file: the same path as the system has it.
+        taken, camera: see `pictures.Picture`.
+        bytes: size of the file.
+        copies: paths of the other files with the same content, as people see them.
+    """
+
+    id: int
+    path: str
+    file: str
+    width: int
+    height: int
+    taken: str | None
+    camera: str | None
+    bytes: int
+    copies: list[str]
+
+
 class Hit(NamedTuple):
     """A picture that was found."""
 
     id: int
-    path: str  # relative to the pictures' folder, with slashes
+    path: str  # see `Row`; in the folder that a filter names
     score: float  # inner product of the picture's vector and the query's
+    row: Row
 
 
 @runtime_checkable

@@ -50,22 +50,33 @@ class ExactEngine:
         ids = snapshot.ids if allowed is None else snapshot.ids[allowed]
         rows = snapshot.rows if allowed is None else snapshot.rows[allowed]
         scores = _scores(snapshot.matrix, rows, vector)
-        hits = []
-        for at in best(scores, top):
-            score = float(scores[at])
-            if min_score is not None and score < min_score:
-                break
-            path = self._store.path(int(ids[at]), filters.folder)
-            if path is not None:  # its file was removed or changed meanwhile
-                hits.append(Hit(int(ids[at]), path, score))
-        return hits
+        order = best(scores, top)
+        if min_score is not None:
+            order = order[scores[order] >= min_score]
+        found = zip(ids[order].tolist(), scores[order].tolist(), strict=True)
+        return hits(self._store, snapshot, dict(found), filters)
+
+
+def hits(
+    store: Store, snapshot: Snapshot | None, scores: dict[int, float], filters: Filters
+) -> list[Hit]:
+    """The pictures with these scores, by id, in their order.
+
+    Without those whose files were removed or changed meanwhile.
+    """
+    known = store.pictures(scores, filters.folder, of=snapshot)
+    return [
+        Hit(id, known[id].path, score, known[id])
+        for id, score in scores.items()
+        if id in known
+    ]
 
 
 def _places(
     store: Store, snapshot: Snapshot, filters: Filters
 ) -> Int64[np.ndarray, " found"]:
     """Where in `snapshot.ids` the pictures are that pass `filters`."""
-    ids = store.matching(filters)
+    ids = store.matching(filters, of=snapshot)
     return np.flatnonzero(np.isin(snapshot.ids, ids, assume_unique=True))
 
 

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import io
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +13,13 @@ from PIL import Image
 
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import PictureBytes, opened
+from vse_jax.search.engine import Row
 from vse_jax.search.pictures import FORMATS, read_picture, thumbnail
-from vse_jax.search.store import Row, Store
+from vse_jax.search.store import Store
 
 THUMBNAIL = 320  # px, the longer side
 _LARGE = 2048  # px, likewise, of a picture that is shown by itself
 _THUMBNAILS = 2000  # kept in memory, about 10 KB each
-_ROWS = 4096  # kept in memory
 # What browsers show, by how its files begin.
 _SHOWN = (
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -60,16 +59,9 @@ class Gallery:
     def __init__(self, store: Store, max_pixels: int):
         self._store = store
         self._max_pixels = max_pixels
-        # By version, too: a row changes when the index does.
-        self._row = functools.lru_cache(_ROWS)(lambda id, version: store.picture(id))
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(
             lambda path, tag: thumbnail(self._decoded(path), THUMBNAIL)
         )
-
-    def rows(self, ids: Sequence[int]) -> list[Row | None]:
-        """What is known of pictures; None where there is none (any more)."""
-        version = self._store.version()
-        return [self._row(id, version) for id in ids]
 
     def row(self, id: int) -> Row:
         """What is known of a picture.
@@ -77,7 +69,7 @@ class Gallery:
         Raises:
             Refused: 404, there is none.
         """
-        (row,) = self.rows([id])
+        row = self._store.picture(id)
         if row is None:
             raise Refused(404, f"{id}: no such picture")
         return row
@@ -144,7 +136,7 @@ class Gallery:
     def _path(self, id: int) -> Path:
         """The file of a picture, without symbolic links, inside the index's folder."""
         folder = self._store.folder.resolve()
-        path = (folder / self.row(id).path).resolve()
+        path = (folder / self.row(id).file).resolve()
         if not path.is_relative_to(folder) or not path.is_file():
             raise Refused(404, f"{id}: its file is not there any more")
         return path

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float32
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
@@ -20,8 +21,9 @@ from qdrant_client.http.exceptions import ApiException
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
-from vse_jax.search.engine import ALL, Filters, Hit
-from vse_jax.search.store import Row, Store
+from vse_jax.search.engine import ALL, Filters, Hit, Row
+from vse_jax.search.exact import hits
+from vse_jax.search.store import Snapshot, Store
 
 _SENT = 256  # points at a time
 _COMPARED = 4096
@@ -41,21 +43,21 @@ class QdrantEngine:
 
     def __init__(self, store: Store, url: str | None) -> None:
         self._store, self._url = store, url
-        self._collection = f"vse_jax_{store.uid}"
+        self._snapshot: Snapshot | None = None  # what the server has
         self._client = _client(url)
         self.refresh()
 
     def refresh(self) -> None:
         """Sends what the index has got since; quick where that is nothing."""
+        snapshot = self._store.snapshot(self._snapshot)
         with _clear_errors(self._url):
-            version = self._store.version()
-            there = self._client.collection_exists(self._collection)
-            if there and self._noted() == version:
-                return
+            there = self._client.collection_exists(_collection(snapshot))
             if not there:
-                self._create()
-            self._bring_in_line()
-            self._note(version)
+                self._create(snapshot)
+            if not there or self._noted() != snapshot.version:
+                self._bring_in_line(snapshot)
+                self._note(snapshot.version)
+        self._snapshot = snapshot
 
     def search(
         self,
@@ -66,9 +68,11 @@ class QdrantEngine:
         min_score: float | None = None,
     ) -> list[Hit]:
         """See `engine.Engine`."""
+        snapshot = self._snapshot
+        assert snapshot is not None
         with _clear_errors(self._url):
             found = self._client.query_points(
-                self._collection,
+                _collection(snapshot),
                 query=vector.tolist(),
                 limit=top,
                 query_filter=_conditions(filters),
@@ -77,20 +81,17 @@ class QdrantEngine:
             ).points
         if not found:
             self._store.check_names(filters)
-        paths = [self._store.path(int(hit.id), filters.folder) for hit in found]
-        return [
-            Hit(int(hit.id), path, hit.score)
-            for hit, path in zip(found, paths, strict=True)
-            if path is not None
-        ]
+        scores = {int(hit.id): hit.score for hit in found}
+        return hits(self._store, snapshot, scores, filters)
 
     def close(self) -> None:
         """Ends the connection."""
         self._client.close()
 
-    def _create(self) -> None:
+    def _create(self, snapshot: Snapshot) -> None:
         size = models.VectorParams(size=self._store.dim, distance=models.Distance.DOT)
-        self._client.create_collection(self._collection, vectors_config=size)
+        name = _collection(snapshot)
+        self._client.create_collection(name, vectors_config=size)
         kinds = {
             "taken": models.PayloadSchemaType.INTEGER,
             "camera": models.PayloadSchemaType.KEYWORD,
@@ -99,18 +100,17 @@ class QdrantEngine:
         if self._url == ":memory:":
             return  # it has no such indices
         for field, kind in kinds.items():
-            self._client.create_payload_index(self._collection, field, kind)
+            self._client.create_payload_index(name, field, kind)
 
-    def _bring_in_line(self) -> None:
-        has = dict(self._digests())
-        snapshot = self._store.snapshot()
+    def _bring_in_line(self, snapshot: Snapshot) -> None:
+        name = _collection(snapshot)
+        has = dict(self._digests(name))
         rows = dict(zip(snapshot.ids.tolist(), snapshot.rows.tolist(), strict=True))
-        payloads = {
-            row.id: _payload(row) for row in self._store.pictures() if row.id in rows
-        }
+        known = self._store.pictures(of=snapshot)
+        payloads = {id: _payload(row) for id, row in known.items() if id in rows}
         gone: list[Any] = list(has.keys() - payloads.keys())
         for ids in _parts(gone, _COMPARED):
-            self._client.delete(self._collection, models.PointIdsList(points=ids))
+            self._client.delete(name, models.PointIdsList(points=ids))
         new = [id for id, it in payloads.items() if has.get(id) != it["digest"]]
         parts = _parts(new, _SENT)
         for ids in progress(parts, "send", -(-len(new) // _SENT), "batches"):
@@ -119,14 +119,14 @@ class QdrantEngine:
                 models.PointStruct(id=id, vector=vector, payload=payloads[id])
                 for id, vector in zip(ids, vectors, strict=True)
             ]
-            self._client.upsert(self._collection, points)
+            self._client.upsert(name, points)
 
-    def _digests(self) -> Iterator[tuple[int, str]]:
+    def _digests(self, name: str) -> Iterator[tuple[int, str]]:
         """What the server has: each picture's id, and the digest of its data."""
         offset = None
         while True:
             points, offset = self._client.scroll(
-                self._collection,
+                name,
                 limit=_COMPARED,
                 offset=offset,
                 with_payload=["digest"],
@@ -146,7 +146,15 @@ class QdrantEngine:
 
     def _note(self, version: int) -> None:
         note = json.dumps({"url": self._url, "version": version})
-        write_atomically(self._store.index / "qdrant.json", note.encode())
+        path = self._store.index / "qdrant.json"
+        try:
+            write_atomically(path, note.encode())
+        except OSError as error:  # the next start compares, and finds nothing to send
+            logging.warning("%s: not kept (%s)", path, error.strerror)
+
+
+def _collection(snapshot: Snapshot) -> str:
+    return f"vse_jax_{snapshot.uid}"
 
 
 def _client(url: str | None) -> QdrantClient:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import printable
 from vse_jax.search.engine import Filters
 from vse_jax.search.gallery import THUMBNAIL, Gallery, Refused
 from vse_jax.search.opening import Opened
@@ -103,8 +104,8 @@ class Searcher:
         first, last = self._store.dates()
         return {
             "pictures": self._store.count(),
-            "folder": self._store.folder.name,
-            "model": self._encoder.name,
+            "folder": printable(self._store.folder.name),
+            "model": printable(self._encoder.name),
             "explains": self.explains,
             "uploads": not self._encoder.takes_regions,
             "cameras": self._store.cameras(),
@@ -128,20 +129,18 @@ class Searcher:
         hits = self._engine.search(
             vector, top=choice.top, filters=choice.filters, min_score=choice.min_score
         )
-        rows = zip(hits, self._gallery.rows([hit.id for hit in hits]), strict=True)
         return [
             {
                 "id": hit.id,
                 "path": hit.path,
                 "score": round(float(hit.score), 6),
-                "width": row.width,
-                "height": row.height,
-                "taken": row.taken,
-                "camera": row.camera,
-                "copies": len(row.copies),
+                "width": hit.row.width,
+                "height": hit.row.height,
+                "taken": hit.row.taken,
+                "camera": hit.row.camera,
+                "copies": len(hit.row.copies),
             }
-            for hit, row in rows
-            if row is not None  # it may have been removed this moment
+            for hit in hits
         ]
 
     def _take_in_changes(self) -> None:

@@ -1,8 +1,8 @@
 """An index on disk: what is known of pictures in SQLite, vectors in a file beside it.
 
-    <index>/index.sqlite    pictures (one row a content), files (one row a path), facts
-    <index>/vectors-N.f32   float32 [rows, D] and nothing else; picture.row says which
-    <index>/lock            held by the process that writes
+    <index>/index.sqlite        pictures (one row a content), files (one a path), facts
+    <index>/vectors-UID-N.f32   float32 [rows, D] and nothing else; see picture.row
+    <index>/lock                held by the process that writes
 
 A picture is its content: files with equal bytes are one picture with several paths, and
 a file whose content changes becomes another picture. So an id always means the same
@@ -10,15 +10,23 @@ pixels. Ids grow and are never used twice.
 
 Vectors are on the disk before the transaction that tells of them; what a killed process
 left behind the last row that is told of is overwritten by the next one.
+
+The database keeps SQLite's rollback journal: an index that nobody writes to is plain
+files, which may be read where nothing may be written. While a reader reads, a writer
+cannot end its transaction, so the vector file that a reader is told of is there.
+A name of a vector file holds the index's uid: the rows of an index that was removed
+never meet the vectors of the one that took its place.
 """
 
 import contextlib
 import fcntl
 import itertools
+import json
 import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +36,18 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import named_in_errors
-from vse_jax.search.engine import Filters
+from vse_jax.base.files import named_in_errors, printable
+from vse_jax.search.engine import Filters, Row
 
 DATABASE = "index.sqlite"
-_LAYOUT = 1  # of the database and the vector files
+_LAYOUT = 2  # of the database and the vector files
 _SCHEMA = """
 CREATE TABLE facts (
   layout INTEGER NOT NULL, uid TEXT NOT NULL,
   model TEXT NOT NULL, model_name TEXT NOT NULL,
-  dim INTEGER NOT NULL, folder TEXT NOT NULL,
-  version INTEGER NOT NULL,      -- grows with each transaction
+  dim INTEGER NOT NULL,
+  folder BLOB NOT NULL,          -- of the pictures, absolute; need not be UTF-8
+  version INTEGER NOT NULL,      -- microseconds: no two transactions have the same
   removed INTEGER NOT NULL,      -- the version that last took or moved a row
   vectors TEXT NOT NULL,         -- name of the file
   rows INTEGER NOT NULL          -- in it; pictures that were removed leave holes
@@ -49,9 +58,12 @@ CREATE TABLE pictures (
   width INTEGER NOT NULL, height INTEGER NOT NULL, taken TEXT, camera TEXT
 );
 CREATE TABLE files (
-  path TEXT PRIMARY KEY,         -- relative, with slashes
-  bytes INTEGER NOT NULL, modified INTEGER NOT NULL,   -- nanoseconds
-  picture INTEGER NOT NULL REFERENCES pictures (id)
+  path TEXT NOT NULL,            -- relative, with slashes, as people see it
+  raw BLOB NOT NULL,             -- its bytes where they are others, else empty
+  bytes INTEGER NOT NULL,
+  modified TEXT NOT NULL,        -- nanoseconds, which may take more than 64 bits
+  picture INTEGER NOT NULL REFERENCES pictures (id),
+  PRIMARY KEY (path, raw)
 ) WITHOUT ROWID;
 CREATE INDEX files_of_picture ON files (picture);
 """
@@ -59,31 +71,10 @@ CREATE INDEX files_of_picture ON files (picture);
 _FOUND = "EXISTS (SELECT 1 FROM files WHERE files.picture = pictures.id)"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is known of a picture.
-
-    Attributes:
-        path: of its file, the first one by name; relative to the pictures' folder.
-        taken, camera: see `pictures.Picture`.
-        bytes: size of the file.
-        copies: paths of the other files with the same content.
-    """
-
-    id: int
-    path: str
-    width: int
-    height: int
-    taken: str | None
-    camera: str | None
-    bytes: int
-    copies: list[str]
-
-
 class File(NamedTuple):
     """A picture file as it was when it was read."""
 
-    path: str
+    path: str  # relative, with slashes, as the system gives its name
     bytes: int
     modified: int  # nanoseconds
     sha256: str
@@ -104,38 +95,53 @@ class Snapshot:
     """All vectors as of one version of the index.
 
     Attributes:
+        uid: of the index.
         matrix: memory-mapped; some of its rows are no picture's any more.
         ids: of the pictures, ascending. During an update some have no file any more.
         rows: which row of `matrix` is each picture's, ascending, too.
+        connection: to the database that tells of these ids. It can be read when another
+            index has taken the place of this one, too.
     """
 
+    uid: str
     version: int
     matrix: Float32[np.ndarray, "rows D"]
     ids: Int64[np.ndarray, " pictures"]
     rows: Int64[np.ndarray, " pictures"]
+    connection: sqlite3.Connection
+
+
+class _Connection(sqlite3.Connection):
+    """Closed when the last snapshot that has it is dropped."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Store:
     """An open index. Safe to share by threads; one process at a time may write.
 
+    It is the index that lies in the folder now: one that was made anew there is opened
+    by whatever is asked next. Only a `Snapshot` stays with the index that it is of.
+
     Attributes:
         index: its folder.
-        uid: no other index has it, not even one made anew in this folder.
-        model: fingerprint of the model that made the vectors; `model_name`: for people.
+        model: fingerprint of the model that made the vectors.
         dim: D, the size of a vector.
-        folder: of the pictures, absolute.
+
+    Every method raises InputError where the index has gone, or where one of another
+    model has taken its place.
     """
 
-    def __init__(self, index: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, index: Path, *, read_only: bool) -> None:
         self.index = index
-        self._connection = connection
+        self._read_only = read_only
         self._guard = threading.RLock()
-        facts = self._facts()
-        self.uid: str = facts["uid"]
+        self._identity = _identity(index)
+        self._connection = _connect(index)
+        facts = self._facts(self._connection)
         self.model: str = facts["model"]
-        self.model_name: str = facts["model_name"]
         self.dim: int = facts["dim"]
-        self.folder = Path(facts["folder"])
 
     # ---- Opening -------------------------------------------------------------------
 
@@ -153,21 +159,28 @@ class Store:
         index.mkdir(parents=True, exist_ok=True)
         uid = secrets.token_hex(8)
         temporary = index / f".{DATABASE}.{uid}"
+        now = _microseconds()
+        facts = {
+            "layout": _LAYOUT,
+            "uid": uid,
+            "model": model,
+            "model_name": printable(name),
+            "dim": dim,
+            "folder": os.fsencode(folder.resolve()),
+            "version": now,
+            "removed": now,
+            "vectors": f"vectors-{uid}-1.f32",
+            "rows": 0,
+        }
         try:
             with (
                 _clear_errors(index),
                 contextlib.closing(sqlite3.connect(temporary)) as connection,
             ):
                 connection.executescript(_SCHEMA)
-                connection.execute(
-                    "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?, 0)",
-                    (
-                        *(_LAYOUT, uid, model, name, dim),
-                        *(str(folder.resolve()), "vectors-1.f32"),
-                    ),
-                )
+                marks = ", ".join(f":{fact}" for fact in facts)
+                connection.execute(f"INSERT INTO facts VALUES ({marks})", facts)
                 connection.commit()
-                connection.execute("PRAGMA journal_mode = WAL")
             temporary.replace(index / DATABASE)
         finally:
             temporary.unlink(missing_ok=True)
@@ -186,32 +199,23 @@ class Store:
             InputError: there is none, it is broken (says how to build it anew), of
                 another version of this program, or another process writes to it.
         """
-        if not cls.exists(index):
-            raise InputError(f"{index}: no index; make one with --mode=index")
+        _identity(index)
         with contextlib.ExitStack() as stack:
             if not read_only:
                 stack.enter_context(_writer_lock(index))
-            with _clear_errors(index):
-                mode = "ro" if read_only else "rw"
-                connection = sqlite3.connect(
-                    f"{(index / DATABASE).resolve().as_uri()}?mode={mode}",
-                    uri=True,
-                    isolation_level=None,
-                    check_same_thread=False,
-                    timeout=30.0,
-                )
-                stack.callback(connection.close)
-                connection.row_factory = sqlite3.Row
-                store = cls(index, connection)
-                if not read_only:
-                    store._prepare_writing()
-                with store._moment() as facts:
-                    store._map(facts)  # finds a vector file that is too short
+            store = cls(index, read_only=read_only)
+            stack.callback(lambda: store._connection.close())
+            if not read_only:
+                store._prepare_writing()
+            with store._moment() as facts:
+                store._map(facts)  # finds a vector file that is too short
             yield store
 
     def _prepare_writing(self) -> None:
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
+        self._all("PRAGMA synchronous = FULL")
+        self._all("PRAGMA foreign_keys = ON")
+        # Readers then wait for the end of a transaction only, not for all of it.
+        self._all("PRAGMA cache_spill = OFF")
         [(verdict,)] = self._all("PRAGMA quick_check(1)")
         if verdict != "ok":
             raise _broken(self.index, DATABASE, verdict)
@@ -220,13 +224,34 @@ class Store:
             if path.name != current:
                 path.unlink(missing_ok=True)
 
-    def _facts(self) -> sqlite3.Row:
+    def _current(self) -> sqlite3.Connection:
+        """The connection to the index that lies in the folder now."""
+        if self._connection.in_transaction:
+            return self._connection
+        identity = _identity(self.index)
+        if identity != self._identity:
+            if not self._read_only:
+                raise InputError(
+                    f"{self.index}: another index has taken the place of the one that "
+                    "this process writes"
+                )
+            connection = _connect(self.index)
+            facts = self._facts(connection)
+            if (facts["model"], facts["dim"]) != (self.model, self.dim):
+                raise InputError(
+                    f"{self.index}: is the index of another model now "
+                    f"({facts['model_name']!r}); start this program again"
+                )
+            self._connection, self._identity = connection, identity
+        return self._connection
+
+    def _facts(self, connection: sqlite3.Connection | None = None) -> sqlite3.Row:
         """The index's facts.
 
         Raises:
             InputError: it is broken, or of another version.
         """
-        found = self._all("SELECT * FROM facts")
+        found = self._all("SELECT * FROM facts", of=connection)
         if len(found) != 1:
             raise _broken(self.index, DATABASE, "holds no facts")
         if found[0]["layout"] != _LAYOUT:
@@ -238,12 +263,33 @@ class Store:
 
     # ---- Reading -------------------------------------------------------------------
 
-    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+    def _all(
+        self, sql: str, *values: Any, of: sqlite3.Connection | None = None
+    ) -> list[sqlite3.Row]:
+        """Rows of the database; `of`: of an earlier one."""
         with self._guard, _clear_errors(self.index):
-            return self._connection.execute(sql, values).fetchall()
+            return (of or self._current()).execute(sql, values).fetchall()
+
+    @property
+    def uid(self) -> str:
+        """No other index has it, not even one made anew in this folder."""
+        return self._facts()["uid"]
+
+    @property
+    def model_name(self) -> str:
+        """Of the model that made the vectors, for people."""
+        return self._facts()["model_name"]
+
+    @property
+    def folder(self) -> Path:
+        """Of the pictures, absolute."""
+        return Path(os.fsdecode(self._facts()["folder"]))
 
     def version(self) -> int:
-        """A number that grows with every change of the index."""
+        """A number that grows with every change of the index.
+
+        An index that is made anew in this folder has none of the earlier one's.
+        """
         return self._facts()["version"]
 
     def count(self) -> int:
@@ -252,33 +298,43 @@ class Store:
 
     def picture(self, id: int) -> Row | None:
         """What is known of a picture; None where there is none (any more)."""
-        return next(self._rows("WHERE id = ?", id), None)
+        return self.pictures([id]).get(id)
 
-    def pictures(self) -> Iterator[Row]:
-        """What is known of every picture, by id."""
-        return self._rows("")
+    def pictures(
+        self,
+        ids: Iterable[int] | None = None,
+        folder: str | None = None,
+        of: Snapshot | None = None,
+    ) -> dict[int, Row]:
+        """What is known of pictures, by id; without those that are not there any more.
 
-    def _rows(self, where: str, *values: Any) -> Iterator[Row]:
-        columns = "id, path, width, height, taken, camera, bytes"
-        sql = f"SELECT {columns} FROM pictures JOIN files ON picture = id {where}"
-        files = self._all(f"{sql} ORDER BY id, path", *values)
-        for _, same in itertools.groupby(files, key=lambda file: file["id"]):
+        Args:
+            ids: None: of all.
+            folder: only of those with a file in this folder, whose path they then have.
+            of: that the ids are from; None: from the index that is there now.
+        """
+        sql = (
+            "SELECT id, path, raw, width, height, taken, camera, bytes "
+            "FROM pictures JOIN files ON picture = id "
+        )
+        values: list[str] = []
+        if ids is not None:
+            sql += "WHERE id IN (SELECT value FROM json_each(?)) "
+            values.append(json.dumps([int(id) for id in ids]))
+        sql += "ORDER BY id, "
+        if folder is not None:
+            sql += "path > ? AND path < ? DESC, "
+            values += _below(folder)
+        files = self._all(f"{sql} path, raw", *values, of=of.connection if of else None)
+        found = {}
+        for id, same in itertools.groupby(files, key=lambda file: file["id"]):
             first, *others = same
-            yield Row(**dict(first), copies=[other["path"] for other in others])
-
-    def _files_of(self, id: int) -> list[sqlite3.Row]:
-        return self._all("SELECT path FROM files WHERE picture = ? ORDER BY path", id)
-
-    def path(self, id: int, folder: str | None = None) -> str | None:
-        """Of a picture's file, the first one by name; one in `folder`, where told."""
-        for file in self._files_of(id):
-            if folder is None or file["path"].startswith(f"{folder}/"):
-                return file["path"]
-        return None
-
-    def copies(self, id: int) -> list[str]:
-        """Paths of the other files that have the same content as a picture's first."""
-        return [file["path"] for file in self._files_of(id)[1:]]
+            if folder is not None and not first["path"].startswith(f"{folder}/"):
+                continue
+            known = dict(first)
+            known["file"] = _file(known["path"], known.pop("raw"))
+            found[id] = Row(**known, copies=[other["path"] for other in others])
+        return found
 
     def vector(self, id: int) -> Float32[np.ndarray, " D"] | None:
         """A picture's vector; None where there is no such picture."""
@@ -312,8 +368,14 @@ class Store:
                 parent = parent.rpartition("/")[0]
         return sorted(found)
 
-    def matching(self, filters: Filters) -> Int64[np.ndarray, " found"]:
+    def matching(
+        self, filters: Filters, of: Snapshot | None = None
+    ) -> Int64[np.ndarray, " found"]:
         """Ids of the pictures that pass `filters`, ascending.
+
+        Args:
+            filters: what they must have.
+            of: that the ids are to be of; None: the index that is there now.
 
         Raises:
             InputError: a camera or a folder that no picture has.
@@ -329,13 +391,13 @@ class Store:
             conditions.append("camera = ? COLLATE NOCASE")
             values.append(filters.camera)
         if filters.folder is not None:
-            # All paths that start with 'folder/': '0' follows '/' in ASCII.
             conditions.append(
                 "id IN (SELECT picture FROM files WHERE path > ? AND path < ?)"
             )
-            values += [f"{filters.folder}/", f"{filters.folder}0"]
+            values += _below(filters.folder)
         where = " AND ".join(conditions)
-        found = self._all(f"SELECT id FROM pictures WHERE {where} ORDER BY id", *values)
+        sql = f"SELECT id FROM pictures WHERE {where} ORDER BY id"
+        found = self._all(sql, *values, of=of.connection if of else None)
         if not found:
             self.check_names(filters)
         return np.fromiter((row[0] for row in found), np.int64, len(found))
@@ -363,7 +425,11 @@ class Store:
         nothing = np.zeros(0, np.int64)
         ids, rows = nothing, nothing
         with self._moment() as facts:
-            if before is not None and facts["removed"] <= before.version:
+            if (
+                before is not None
+                and before.connection is self._connection
+                and facts["removed"] <= before.version
+            ):
                 ids, rows = before.ids, before.rows
             cursor = self._connection.cursor()
             cursor.row_factory = None
@@ -371,21 +437,19 @@ class Store:
             sql = "SELECT id, row FROM pictures WHERE id > ? ORDER BY id"
             pairs = np.fromiter(cursor.execute(sql, (last,)), np.dtype((np.int64, 2)))
             matrix = self._map(facts)
-        new_ids, new_rows = np.ascontiguousarray(pairs.T)
-        return Snapshot(
-            version=facts["version"],
-            matrix=matrix,
-            ids=np.concatenate([ids, new_ids]),
-            rows=np.concatenate([rows, new_rows]),
-        )
+            new_ids, new_rows = np.ascontiguousarray(pairs.T)
+            return Snapshot(
+                uid=facts["uid"],
+                version=facts["version"],
+                matrix=matrix,
+                ids=np.concatenate([ids, new_ids]),
+                rows=np.concatenate([rows, new_rows]),
+                connection=self._connection,
+            )
 
     @contextlib.contextmanager
     def _moment(self) -> Iterator[sqlite3.Row]:
-        """What is read inside is of one version; gives its facts.
-
-        The file that they name is there until the end, but no longer: a writer that
-        replaces it by a compact one waits for no reader after its transaction.
-        """
+        """What is read inside is of one version; gives its facts."""
         with self._guard, _clear_errors(self.index), self._transaction("BEGIN"):
             yield self._facts()
 
@@ -398,6 +462,10 @@ class Store:
                 np.memmap(self.index / name, np.float32, "r", shape=shape)
             )
         except (OSError, ValueError) as error:
+            if _identity(self.index) != self._identity:
+                raise InputError(
+                    f"{self.index}: another index takes its place; try again"
+                ) from None
             raise _broken(self.index, name, str(error)) from None
 
     # ---- Writing -------------------------------------------------------------------
@@ -405,10 +473,14 @@ class Store:
     def files(self) -> dict[str, File]:
         """The files of the index by path."""
         sql = (
-            "SELECT path, bytes, modified, sha256 FROM files "
+            "SELECT path, raw, bytes, modified, sha256 FROM files "
             "JOIN pictures ON pictures.id = picture"
         )
-        return {row[0]: File(*row) for row in self._all(sql)}
+        files = (
+            File(_file(path, raw), bytes, int(modified), sha256)
+            for path, raw, bytes, modified, sha256 in self._all(sql)
+        )
+        return {file.path: file for file in files}
 
     def find(self, sha256: str) -> int | None:
         """Id of the picture with this content."""
@@ -433,43 +505,41 @@ class Store:
                     "INSERT INTO pictures VALUES (NULL, ?, ?, ?, ?, ?, ?)",
                     (new.file.sha256, row, *new[1:]),
                 ).lastrowid
-                execute(
-                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                    (*new.file[:3], id),
-                )
+                _note(execute, new.file, id)
             execute("UPDATE facts SET rows = ?", (rows + len(pictures),))
 
     def link(self, files: Iterable[File]) -> None:
         """Notes files whose content the index has."""
         with self._change() as execute:
             for file in files:
-                execute(
-                    "INSERT OR REPLACE INTO files "
-                    "SELECT ?, ?, ?, id FROM pictures WHERE sha256 = ?",
-                    file,
-                )
+                sql = "SELECT id FROM pictures WHERE sha256 = ?"
+                for (id,) in execute(sql, (file.sha256,)).fetchall():
+                    _note(execute, file, id)
 
     def forget(self, paths: Iterable[str]) -> None:
         """Removes files, and the pictures that have none any more."""
         with self._change() as execute:
             for path in paths:
-                execute("DELETE FROM files WHERE path = ?", (path,))
+                execute("DELETE FROM files WHERE path = ? AND raw = ?", _names(path))
             if execute(f"DELETE FROM pictures WHERE NOT {_FOUND}").rowcount:
-                execute("UPDATE facts SET removed = version + 1")
+                execute("UPDATE facts SET removed = version")
 
     def move(self, folder: Path) -> None:
         """Notes that the pictures' folder lies elsewhere now."""
         with self._change() as execute:
-            execute("UPDATE facts SET folder = ?", (str(folder),))
-        self.folder = folder
+            execute("UPDATE facts SET folder = ?", (os.fsencode(folder),))
 
     def compact(self) -> None:
-        """Writes the vector file anew without holes if most of its rows are holes."""
+        """Writes the vector file anew without holes if most of its rows are holes.
+
+        The old file goes when the index is next opened to write: another host may still
+        read it, and would lose what it has mapped.
+        """
         now = self.snapshot()
         if len(now.matrix) <= 2 * len(now.rows) + 1000:
             return
-        old = self._facts()["vectors"]
-        name = f"vectors-{int(old[8:-4]) + 1}.f32"
+        start, _, number = self._facts()["vectors"].rpartition("-")
+        name = f"{start}-{int(number.removesuffix('.f32')) + 1}.f32"
         path = self.index / name
         with named_in_errors(path), path.open("wb") as file:
             for start in range(0, len(now.rows), 4096):
@@ -481,10 +551,7 @@ class Store:
             for row, id in enumerate(now.ids.tolist()):
                 execute("UPDATE pictures SET row = ? WHERE id = ?", (row, id))
             facts = (name, len(now.rows))
-            execute(
-                "UPDATE facts SET vectors = ?, rows = ?, removed = version + 1", facts
-            )
-        (self.index / old).unlink()  # whoever has it mapped keeps it until then
+            execute("UPDATE facts SET vectors = ?, rows = ?, removed = version", facts)
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[Any]:
@@ -494,12 +561,13 @@ class Store:
             _clear_errors(self.index),
             self._transaction("BEGIN IMMEDIATE"),
         ):
+            sql = "UPDATE facts SET version = MAX(version + 1, ?)"
+            self._connection.execute(sql, (_microseconds(),))
             yield self._connection.execute
-            self._connection.execute("UPDATE facts SET version = version + 1")
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        self._connection.execute(begin)
+        self._current().execute(begin)
         try:
             yield
         except BaseException:
@@ -507,6 +575,64 @@ class Store:
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
+
+
+def _note(execute: Any, file: File, id: int) -> None:
+    """Writes down that a picture has this file."""
+    facts = (*_names(file.path), file.bytes, str(file.modified), id)
+    execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", facts)
+
+
+def _names(path: str) -> tuple[str, bytes]:
+    """A file's path as people see it, and its bytes where they are others."""
+    raw = os.fsencode(path)
+    shown = printable(raw.decode(errors="surrogateescape"))
+    return shown, b"" if shown.encode() == raw else raw
+
+
+def _file(shown: str, raw: bytes) -> str:
+    """The path as the system has it."""
+    return os.fsdecode(raw or shown.encode())
+
+
+def _below(folder: str) -> tuple[str, str]:
+    """What is greater and less than these starts with 'folder/': '0' follows '/'."""
+    return f"{folder}/", f"{folder}0"
+
+
+def _microseconds() -> int:
+    return time.time_ns() // 1000
+
+
+def _identity(index: Path) -> tuple[int, int]:
+    """Tells the database from another one of its name, as long as it is open.
+
+    Raises:
+        InputError: there is none, or it cannot be seen.
+    """
+    try:
+        status = (index / DATABASE).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{index}: no index; make one with --mode=index") from None
+    except OSError as error:
+        raise InputError(f"{index / DATABASE}: {error.strerror}") from None
+    return status.st_dev, status.st_ino
+
+
+def _connect(index: Path) -> sqlite3.Connection:
+    """To the database; where it may not be written, it can be read."""
+    with _clear_errors(index):
+        # "rw" for readers, too: they undo what a killed writer had begun.
+        connection = sqlite3.connect(
+            f"{(index / DATABASE).resolve().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=30.0,
+            factory=_Connection,
+        )
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 @contextlib.contextmanager
@@ -535,6 +661,11 @@ def _clear_errors(index: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         # A full disk, a lock, … may pass; what has no tables never was whole.
         passes = isinstance(error, sqlite3.OperationalError)
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+            raise InputError(
+                f"{index / DATABASE}: its last update was killed, and nothing may be "
+                "written here; run --mode=index where it may"
+            ) from None
         if passes and not str(error).startswith("no such"):
             raise InputError(f"{index / DATABASE}: {error}") from None
         raise _broken(index, DATABASE, str(error)) from None
