@@ -202,7 +202,10 @@ def _search() -> ConfigDict:
     c = ConfigDict()
     c.pictures = placeholder(str)  # --mode=index: the folder to index
     c.index = placeholder(str)  # where the index is; None: W/index
-    c.exclude = ()  # patterns of paths below the folder to leave out: ('*/raw/*',)
+    # Patterns of what --mode=index leaves out, as in .gitignore: ('private/', '*.gif').
+    # None: as the last time; (): nothing but trash, thumbnails and what is hidden.
+    c.exclude = placeholder(tuple)
+    c.forget = False  # --mode=index: more than a tenth of the pictures may leave
     c.query = placeholder(str)  # a sentence, or parts: 'a red car' - 'people'
     c.like = placeholder(str)  # a picture file: more of this kind
     c.top = 10  # results

@@ -65,6 +65,10 @@ CONFIGS = sorted(
         ({"optimizer.name": "lion"}, "config.optimizer.name: 'lion' is none of adamw"),
         ({"profile": "7"}, "config.profile: '7' is not FIRST:LAST"),
         ({"profile": "7:3"}, "config.profile: '7:3' is not FIRST:LAST"),
+        (
+            {"search.exclude": ("a", 1)},
+            "config.search.exclude: ('a', 1) are no patterns",
+        ),
         ({"search.after": "today"}, "config.search.after: 'today' is no day, such as"),
         ({"search.host": "0.0.0.0"}, "config.search.token: needed to serve beyond"),
         ({"task": "gpo_synthetic"}, "config.max_steps: needed by task 'gpo_synthetic'"),

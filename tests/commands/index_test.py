@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import vse_jax
+from configs import common
 from tests.helpers.encoder import StandIn
 from tests.helpers.runs import write_run
 from tests.search.indexing_test import check_vectors, draw
+from vse_jax.base.config import load_config, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands import index as command
 from vse_jax.commands.index import index
@@ -52,6 +54,58 @@ def test_a_folder_may_move(config, tmp_path, capsys):
     config.search.pictures = str(tmp_path / "moved")
     index(config, tmp_path)
     assert ": 2 pictures (no change) in " in capsys.readouterr().out
+
+
+def told(config, tmp_path, capsys, **fields) -> list[str]:
+    """What an update says."""
+    config.search.update(fields)
+    index(config, tmp_path)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_patterns_last_until_others_are_given(config, tmp_path, capsys):
+    for number in range(2, 5):
+        draw(tmp_path / "pictures" / "private" / f"{number}.png", number)
+    (summary,) = told(config, tmp_path, capsys, exclude=("private/",))
+    assert ": 2 pictures (2 added) in " in summary
+    assert summary.endswith("; passed over: 1 excluded")
+
+    (summary,) = told(config, tmp_path, capsys, exclude=None, pictures=None)
+    assert ": 2 pictures (no change) in " in summary
+
+    unmet, summary = told(config, tmp_path, capsys, exclude=("*.gif",))
+    assert unmet == "config.search.exclude: '*.gif' leaves nothing out"
+    assert ": 5 pictures (3 added) in " in summary
+    assert told(config, tmp_path, capsys, exclude=None)[0] == unmet
+    assert len(told(config, tmp_path, capsys, exclude=())) == 1
+
+
+def test_the_config_of_an_earlier_run_changes_no_patterns(config, tmp_path):
+    config.search.exclude = ()  # as it was saved when it meant nothing
+    save_config(config, tmp_path / "config.json")
+    saved = load_config(tmp_path / "config.json", common.base())
+    assert saved.search.exclude is None
+
+
+def test_what_was_passed_over_is_told(config, tmp_path, capsys):
+    for name in ("a.nef", "b.mp4", "c.mp4", "d.txt"):
+        (tmp_path / "pictures" / name).touch()
+    (tmp_path / "pictures" / "link.jpg").symlink_to("0.png")
+    (summary,) = told(config, tmp_path, capsys)
+    passed = "1 symbolic link, 1 RAW file (.nef), 3 other files (.mp4, .txt)"
+    assert summary.endswith(f"; passed over: {passed}")
+
+
+def test_a_flag_lets_more_than_a_tenth_go(config, tmp_path, capsys):
+    index(config, tmp_path)
+    draw(tmp_path / "pictures" / "b" / "2.png", 2)
+    index(config, tmp_path)
+    shutil.rmtree(tmp_path / "pictures" / "b")
+    capsys.readouterr()
+    with pytest.raises(InputError, match="would lose 1 of its 3 pictures"):
+        index(config, tmp_path)
+    (summary,) = told(config, tmp_path, capsys, forget=True)
+    assert ": 2 pictures (1 removed) in " in summary
 
 
 def other_folder(config, tmp_path):

@@ -212,6 +212,8 @@ def _saved_fields(path: Path) -> tuple[dict[str, Any], bool]:
         saved = _with_tuples(json.loads(path.read_text(encoding="utf-8")))
         about = {name: saved.pop(name, None) for name in _SHARED}
         flat = ADDED | flat_fields(saved)
+        if flat.get("search.exclude") == ():  # earlier runs': it says nothing
+            flat["search.exclude"] = None
     except FileNotFoundError:
         raise InputError(f"{path}: no saved config; name one with --config") from None
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:

@@ -230,6 +230,13 @@ def _day(field: str) -> Callable[[Fields], str | None]:
     return check
 
 
+def _patterns(f: Fields) -> str | None:
+    given = f["search.exclude"]
+    if given is None or all(isinstance(pattern, str) for pattern in given):
+        return None
+    return f"{given!r} are no patterns, such as ('private/', '*.gif')"
+
+
 def _token(f: Fields) -> str | None:
     here = f["search.host"] in ("127.0.0.1", "::1", "localhost")
     if not here and not f["search.token"]:
@@ -260,6 +267,7 @@ CONDITIONS: tuple[tuple[str, Callable[[Fields], str | None]], ...] = (
     ("text.cache_features", _cached),
     ("optimizer.rules", _rules),
     ("optimizer.weight_decay_on", _decaying),
+    ("search.exclude", _patterns),
     ("search.after", _day("search.after")),
     ("search.before", _day("search.before")),
     ("search.token", _token),

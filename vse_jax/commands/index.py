@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from vse_jax.api import Model, model_of
 from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import printable
 from vse_jax.evaluation.evaluator import batch_sizes
 from vse_jax.search.indexing import Report, check_model, check_pictures, update
 from vse_jax.search.opening import index_folder
@@ -24,11 +25,12 @@ def index(config: ConfigDict, workdir: Path) -> None:
     """Indexes config.search.pictures by the best model in `workdir`.
 
     Only new and changed pictures are encoded; files that are no readable pictures are
-    listed and left out.
+    listed and left out. What cannot be seen stays in the index.
 
     Raises:
         InputError: no folder or no pictures in it, a region model, an index of another
-            model or folder, a broken one, or another process writes to it.
+            model or folder, a broken one, another process writes to it, or more than a
+            tenth of its pictures are gone.
     """
     c = config.search
     start = time.monotonic()
@@ -46,7 +48,12 @@ def index(config: ConfigDict, workdir: Path) -> None:
     with _opened(place, folder, config, workdir) as (store, model):
         batch, _ = batch_sizes(config, 1)
         report = update(
-            store, model, exclude=c.exclude, max_pixels=c.max_pixels, batch=batch
+            store,
+            model,
+            exclude=c.exclude,
+            forget=c.forget,
+            max_pixels=c.max_pixels,
+            batch=batch,
         )
         pictures = store.count()
     _tell(place, pictures, report, time.monotonic() - start)
@@ -59,7 +66,8 @@ def _opened(
     """The index at `place`, which is made where there is none, and its model."""
     model = None
     if folder is not None and not Store.exists(place):
-        check_pictures(folder, config.search.exclude)  # or an empty index would be left
+        # Or an empty index would be left.
+        check_pictures(folder, config.search.exclude or ())
         model = model_of(config, workdir)
         Store.create(
             place,
@@ -87,11 +95,15 @@ def _move(store: Store, folder: Path) -> None:
 
 def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:
     """The summary, after the bad files with their reasons."""
+    for pattern in report.unmet:
+        print(f"config.search.exclude: {pattern!r} leaves nothing out")
     for path, reason in report.bad[:_LISTED]:
         print(f"left out: {path}: {reason}")
     if len(report.bad) > _LISTED:
         print(f"left out: {len(report.bad) - _LISTED:,} more")
-    kinds = ("added", "changed", "renamed", "removed", "duplicates")
+    kinds = ("added", "changed", "renamed", "removed", "duplicates", "unseen")
     counts = {kind: getattr(report, kind) for kind in kinds} | {"bad": len(report.bad)}
     done = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n) or "no change"
-    print(f"{place}: {pictures:,} pictures ({done}) in {seconds:.1f} s")
+    passed = f"; passed over: {told}" if (told := report.passed.told()) else ""
+    name = printable(str(place))
+    print(f"{name}: {pictures:,} pictures ({done}) in {seconds:.1f} s{passed}")

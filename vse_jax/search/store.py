@@ -50,7 +50,9 @@ CREATE TABLE facts (
   version INTEGER NOT NULL,      -- microseconds: no two transactions have the same
   removed INTEGER NOT NULL,      -- the version that last took or moved a row
   vectors TEXT NOT NULL,         -- name of the file
-  rows INTEGER NOT NULL          -- in it; pictures that were removed leave holes
+  rows INTEGER NOT NULL,         -- in it; pictures that were removed leave holes
+  exclude TEXT NOT NULL,         -- a JSON list of patterns
+  disks TEXT NOT NULL            -- a JSON object: see `pictures.Passed`
 );
 CREATE TABLE pictures (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -171,6 +173,8 @@ class Store:
             "removed": now,
             "vectors": f"vectors-{uid}-1.f32",
             "rows": 0,
+            "exclude": "[]",
+            "disks": "{}",
         }
         try:
             with (
@@ -284,6 +288,16 @@ class Store:
     def folder(self) -> Path:
         """Of the pictures, absolute."""
         return Path(os.fsdecode(self._facts()["folder"]))
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns of what updates leave out."""
+        return tuple(json.loads(self._facts()["exclude"]))
+
+    @property
+    def disks(self) -> dict[str, str]:
+        """On which disks the folders were at the last update; see `pictures.Passed`."""
+        return json.loads(self._facts()["disks"])
 
     def version(self) -> int:
         """A number that grows with every change of the index.
@@ -528,6 +542,14 @@ class Store:
         """Notes that the pictures' folder lies elsewhere now."""
         with self._change() as execute:
             execute("UPDATE facts SET folder = ?", (os.fsencode(folder),))
+
+    def remember(self, exclude: Sequence[str], disks: dict[str, str]) -> None:
+        """Notes what this update leaves out, and where its folders are."""
+        if (tuple(exclude), disks) == (self.exclude, self.disks):
+            return
+        with self._change() as execute:
+            facts = (json.dumps(list(exclude)), json.dumps(disks))
+            execute("UPDATE facts SET exclude = ?, disks = ?", facts)
 
     def compact(self) -> None:
         """Writes the vector file anew without holes if most of its rows are holes.
