@@ -137,6 +137,38 @@ def test_more_than_a_server_gives_is_searched_here(find, model):
     assert model.sentences == ["a white car"]
 
 
+@pytest.mark.parametrize("served", [False, True])
+def test_names_of_any_bytes_are_printed(tmp_path, model, capsysbinary, served):
+    folder = tmp_path / "pictures"
+    names = [os.fsdecode(b"b\xe9/red \xff.jpg"), "a\nred.jpg", "e\u0301/red.jpg"]
+    for name in names:
+        searching.draw(folder / name, "red")
+    searching.make_index(folder, tmp_path / "index")
+
+    def printed(**fields) -> bytes:
+        config = common.base()
+        config.search.update(query="red", top=20, **fields)
+        search(config, tmp_path)
+        return capsysbinary.readouterr().out
+
+    with contextlib.ExitStack() as stack:
+        if served:
+            stack.enter_context(started(tmp_path))
+        table = printed().decode()
+        for shown in ("b\\xe9/red \\xff.jpg", "a\\nred.jpg", "é/red.jpg"):
+            assert f"  {shown}\n" in table
+        hits = json.loads(printed(format="json"))
+        assert {hit["path"] for hit in hits} >= {str(folder / name) for name in names}
+        paths = printed(format="paths").splitlines()
+        assert set(paths) >= {
+            os.fsencode(folder) + b"/b\xe9/red \xff.jpg",
+            os.fsencode(folder) + b"/a\\nred.jpg",
+            os.fsencode(folder) + "/e\u0301/red.jpg".encode(),
+        }
+        (hit,) = json.loads(printed(format="json", folder="é"))
+        assert hit["path"] == str(folder / "e\u0301/red.jpg")
+
+
 def test_with_a_server_nothing_slow_is_loaded(tmp_path):
     with started(tmp_path):
         save_config(common.base(), tmp_path / "config.json")

@@ -3,6 +3,7 @@
 python -m tests.helpers.searching FOLDER [PORT]    # serves an index made in FOLDER
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -91,7 +92,7 @@ def draw(
     """A picture of one colour with a little of another; no two paths look the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size, COLOURS[colour])
-    number = sum(path.name.encode())
+    number = sum(os.fsencode(path.name))
     image.putpixel((number % size[0], 0), (number % 256, 0, 0))
     image.save(path, exif=exif or Image.Exif())
     return path

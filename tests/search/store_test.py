@@ -1,7 +1,9 @@
 """The index on disk: what it keeps, tells, refuses and survives."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import threading
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -445,3 +447,47 @@ def test_times_of_any_size_are_kept(index, modified):
         assert store.files()["x/copy.jpg"] == File(
             "x/copy.jpg", 2**63 - 1, modified, "A"
         )
+
+
+def leave_half_a_transaction(index: Path) -> None:
+    """As a writer that is killed while it writes to the database."""
+    copy = index.with_name("copy")
+    with contextlib.closing(sqlite3.connect(index / "index.sqlite")) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE pictures SET camera = 'half'")
+        connection.execute("CREATE TABLE filler (x)")
+        rows = ((bytes(1000),) for _ in range(1000))
+        connection.executemany("INSERT INTO filler VALUES (?)", rows)
+        shutil.copytree(index, copy)
+        connection.rollback()
+    shutil.rmtree(index)
+    copy.rename(index)
+    assert (index / "index.sqlite-journal").exists()
+
+
+def test_a_reader_undoes_what_a_killed_writer_had_begun(index):
+    leave_half_a_transaction(index)
+    with Store.open(index, read_only=True) as store:
+        assert store.cameras() == ["Canon", "Nikon"]
+
+
+def test_where_it_cannot_be_undone_it_is_said(index):
+    leave_half_a_transaction(index)
+    with folder_of_everybody() as folder:
+        path = Path(shutil.copytree(index, folder / "index"))
+        path.chmod(0o555)
+        for file in path.iterdir():
+            file.chmod(0o444)
+        (folder / "own").mkdir()
+        with (
+            ordinary_user(folder / "own"),
+            pytest.raises(InputError) as error,
+            Store.open(path, read_only=True),
+        ):
+            pass
+        path.chmod(0o755)
+    assert str(error.value) == (
+        f"{path}/index.sqlite: its last update was killed, and nothing may be written "
+        "here; run --mode=index where it may"
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import printable
 from vse_jax.search import client
 from vse_jax.search.encoder import Encoder
 from vse_jax.search.opening import index_folder, opened
@@ -62,7 +63,8 @@ def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -
 
         def ready() -> None:
             stack.enter_context(client.announced(index, url, token))
-            pictures = f"{found.store.count():,} pictures of {found.store.folder}"
+            folder = printable(str(found.store.folder))
+            pictures = f"{found.store.count():,} pictures of {folder}"
             print(f"{url} finds {pictures}; Ctrl-C ends it", flush=True)
             if options.open:
                 webbrowser.open(url)
