@@ -56,6 +56,21 @@ def test_a_folder_may_move(config, tmp_path, capsys):
     assert ": 2 pictures (no change) in " in capsys.readouterr().out
 
 
+def test_a_folder_that_is_away_is_not_given_up_for_another_one(config, tmp_path):
+    index(config, tmp_path)
+    shutil.move(tmp_path / "pictures", tmp_path / "away")
+    for number in range(5, 9):
+        draw(tmp_path / "others" / f"{number}.png", number)
+    config.search.pictures = str(tmp_path / "others")
+
+    with pytest.raises(InputError, match="would lose 2 of its 2 pictures"):
+        index(config, tmp_path)
+
+    with Store.open(tmp_path / "index", read_only=True) as store:
+        assert store.folder == tmp_path / "pictures"
+        assert store.count() == 2
+
+
 def told(config, tmp_path, capsys, **fields) -> list[str]:
     """What an update says."""
     config.search.update(fields)

@@ -50,6 +50,7 @@ def index(config: ConfigDict, workdir: Path) -> None:
         report = update(
             store,
             model,
+            folder=folder,
             exclude=c.exclude,
             forget=c.forget,
             max_pixels=c.max_pixels,
@@ -77,20 +78,15 @@ def _opened(
             folder=folder,
         )
     with Store.open(place, read_only=False) as store:
-        if folder not in (None, store.folder):
-            _move(store, folder)
+        there = store.folder
+        if folder not in (None, there) and there.exists():
+            raise InputError(
+                f"{place}: index of the pictures in {there}; name another "
+                "--config.search.index for another folder"
+            )
         model = model or model_of(config, workdir)
         check_model(store, model)
         yield store, model
-
-
-def _move(store: Store, folder: Path) -> None:
-    if store.folder.exists():
-        raise InputError(
-            f"{store.index}: index of the pictures in {store.folder}; name another "
-            "--config.search.index for another folder"
-        )
-    store.move(folder)
 
 
 def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:

@@ -107,12 +107,13 @@ def update(
     store: Store,
     model: Encoder,
     *,
+    folder: Path | None = None,
     exclude: Iterable[str] | None = None,
     forget: bool = False,
     max_pixels: int = pictures.MAX_PIXELS,
     batch: int = 32,
 ) -> Report:
-    """Makes the index tell what `store.folder` holds now.
+    """Makes the index tell what the folder of its pictures holds now.
 
     A file of the size and time that the index knows is taken for unchanged. Of the
     others the hash of the content decides: what is known is noted, what is new is
@@ -123,6 +124,7 @@ def update(
     Args:
         store: the index.
         model: made its vectors.
+        folder: where the pictures lie now. None: where they did.
         exclude: patterns of what is left out, see `pictures.Exclusions`. The index
             remembers them. None: those that it remembers.
         forget: more than a tenth of the pictures may leave the index, and those of a
@@ -135,7 +137,8 @@ def update(
             pattern, or more pictures are gone than may. Nothing was changed.
     """
     check_model(store, model)
-    folder = pictures.check_folder(store.folder)
+    folder = pictures.check_folder(folder or store.folder)
+    moved = folder != store.folder
     exclusions = Exclusions(store.exclude if exclude is None else exclude)
     report = Report()
     passed = report.passed
@@ -146,14 +149,8 @@ def update(
     new = {path: seen for path, seen in found.items() if path not in before}
     missing = {path: file for path, file in before.items() if path not in found}
     excluded = {path for path in missing if exclusions.cover(path)}
-    disks = store.disks
-    absent = _absent(
-        folder,
-        missing.keys() - excluded,
-        found.values(),
-        passed,
-        {} if forget else disks,
-    )
+    disks = {} if moved or forget else store.disks
+    absent = _absent(folder, missing.keys() - excluded, found.values(), passed, disks)
     hashed = _respelled(new.values(), missing.values())
     pictures_before = {file.sha256 for file in before.values()}
     gone = absent | excluded
@@ -180,7 +177,9 @@ def update(
             )
     renamed = {p: file for p, file in hashed.items() if file.sha256 in pictures_before}
     unseen = passed.unseen.keys()
-    away = {p: disk for p, disk in disks.items() if unseen & {p, *_above(p)}}
+    away = {p: disk for p, disk in store.disks.items() if unseen & {p, *_above(p)}}
+    if moved:
+        store.move(folder)
     store.remember(exclusions.patterns, passed.disks | away)
     report.bad = [(printable(path), why) for path, why in passed.unseen.items()]
     if renamed:

@@ -442,7 +442,8 @@ class Store:
             if (
                 before is not None
                 and before.connection is self._connection
-                and facts["removed"] <= before.version
+                and before.uid == facts["uid"]
+                and facts["removed"] <= before.version <= facts["version"]
             ):
                 ids, rows = before.ids, before.rows
             cursor = self._connection.cursor()
