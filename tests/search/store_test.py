@@ -491,3 +491,23 @@ def test_where_it_cannot_be_undone_it_is_said(index):
         f"{path}/index.sqlite: its last update was killed, and nothing may be written "
         "here; run --mode=index where it may"
     )
+
+
+@pytest.mark.parametrize("name", ["index.sqlite", "vectors"])
+def test_a_file_that_may_not_be_read_is_no_broken_index(name):
+    with folder_of_everybody() as folder:
+        path = folder / "index"
+        Store.create(path, model="m", name="model", dim=2, folder=folder)
+        with Store.open(path, read_only=False) as store:
+            store.add([new("a.jpg")], vectors(1))
+        file = vector_file(path) if name == "vectors" else path / name
+        file.chmod(0o000)
+        (folder / "own").mkdir()
+        with (
+            ordinary_user(folder / "own"),
+            pytest.raises(InputError) as error,
+            Store.open(path, read_only=True),
+        ):
+            pass
+    reason = {"index.sqlite": "unable to open database file"}
+    assert str(error.value) == f"{file}: {reason.get(name, 'Permission denied')}"

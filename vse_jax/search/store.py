@@ -117,7 +117,8 @@ class _Connection(sqlite3.Connection):
     """Closed when the last snapshot that has it is dropped."""
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it could not be opened
+            self.close()
 
 
 class Store:
@@ -481,7 +482,9 @@ class Store:
                 raise InputError(
                     f"{self.index}: another index takes its place; try again"
                 ) from None
-            raise _broken(self.index, name, str(error)) from None
+            if isinstance(error, FileNotFoundError | ValueError):  # not there, or short
+                raise _broken(self.index, name, str(error)) from None
+            raise InputError(f"{self.index / name}: {error.strerror}") from None
 
     # ---- Writing -------------------------------------------------------------------
 
@@ -682,16 +685,18 @@ def _clear_errors(index: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # A full disk, a lock, … may pass; what has no tables never was whole.
-        passes = isinstance(error, sqlite3.OperationalError)
         if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
             raise InputError(
                 f"{index / DATABASE}: its last update was killed, and nothing may be "
                 "written here; run --mode=index where it may"
             ) from None
-        if passes and not str(error).startswith("no such"):
+        # A database that is damaged, or has no tables, which never was whole. A full
+        # disk, a lock, … may pass; and the rest are errors of this program.
+        if type(error) is sqlite3.DatabaseError or str(error).startswith("no such"):
+            raise _broken(index, DATABASE, str(error)) from None
+        if isinstance(error, sqlite3.OperationalError):
             raise InputError(f"{index / DATABASE}: {error}") from None
-        raise _broken(index, DATABASE, str(error)) from None
+        raise
 
 
 def _broken(index: Path, name: str, reason: str) -> InputError:
