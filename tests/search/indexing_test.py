@@ -442,6 +442,12 @@ def test_renaming_everything_loses_nothing(index, folder, monkeypatch):
     assert list(ids(index).values()) == [1, 2, 3]
 
 
+def test_a_content_under_the_name_of_another_is_not_lost(index, folder):
+    (folder / "a.png").rename(folder / "b.png")
+    assert run(index) == Report(changed=1, removed=1)
+    assert ids(index) == {"b.png": 1, "x/c.png": 3}
+
+
 def test_a_link_in_the_place_of_a_folder_is_seen(index, folder, tmp_path):
     shutil.move(folder / "x", tmp_path / "elsewhere")
     (folder / "x").symlink_to(tmp_path / "elsewhere")

@@ -146,12 +146,14 @@ def update(
     if not found:
         raise _no_pictures(folder, passed)
     before = store.files()
-    new = {path: seen for path, seen in found.items() if path not in before}
+    fresh = [x for x in found.values() if x[:3] != before.get(x.path, ())[:3]]
     missing = {path: file for path, file in before.items() if path not in found}
     excluded = {path for path in missing if exclusions.cover(path)}
     disks = {} if moved or forget else store.disks
     absent = _absent(folder, missing.keys() - excluded, found.values(), passed, disks)
-    hashed = _respelled(new.values(), missing.values())
+    hashed = _respelled(
+        (seen for seen in fresh if seen.path not in before), missing.values()
+    )
     pictures_before = {file.sha256 for file in before.values()}
     gone = absent | excluded
 
@@ -163,7 +165,7 @@ def update(
 
     if 10 * len(lost()) > len(pictures_before):
         sizes = {before[path].bytes for path in absent}
-        maybe = [x for x in new.values() if x.bytes in sizes and x.path not in hashed]
+        maybe = [x for x in fresh if x.bytes in sizes and x.path not in hashed]
         reading = _read_ahead(folder, maybe, _Room(0))
         for seen, outcome in progress(reading, "compare", len(maybe), "pictures"):
             if not isinstance(outcome, InputError):
@@ -185,11 +187,7 @@ def update(
     if renamed:
         store.link(renamed.values())
     run = _Run(store, model, folder, max_pixels, report)
-    fresh = [
-        seen
-        for path, seen in found.items()
-        if path not in renamed and seen[:3] != before.get(path, ())[:3]
-    ]
+    fresh = [seen for seen in fresh if seen.path not in renamed]
     for _ in progress(run.steps(fresh, batch), "index", len(fresh), "pictures"):
         pass
     gone |= run.spoiled & before.keys()
