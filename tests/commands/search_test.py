@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -92,6 +93,66 @@ def test_pictures_are_parts_of_a_query(find, tmp_path):
     assert {*found[-2:]} == {"blue.jpg", "sea side.png"}
     found = names(find(query="- 'green' + 'red'", like=str(green), format="json"))
     assert found[0] == "red.jpg"
+
+
+def test_a_name_of_no_file_is_one_of_the_index(find, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"format": "json", "top": 1}
+    assert names(find(query="SEA SIDE.PNG", **fields)) == ["sea side.png"]
+    assert names(find(query="'red' + 3*GREEN.JPG", **fields)) == ["green.jpg"]
+    searching.draw(tmp_path / "blue.jpg", "green")
+    assert names(find(query="blue.jpg", **fields)) == ["green.jpg"]
+    searching.draw(tmp_path / "b - 'c'.jpg", "yellow")
+    assert names(find(query="b - 'c'.jpg", **fields)) == ["yellow.jpg"]
+    with pytest.raises(InputError, match=r"no such file, and no picture of the index"):
+        find(query="nowhere.jpg")
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A picture file that is larger than a server takes."""
+    green = searching.draw(tmp_path / "large.jpg", "green")
+    with green.open("ab") as file:
+        file.truncate(21_000_000)
+    return green
+
+
+def test_what_a_server_refuses_is_searched_here(find, large, model):
+    assert names(find(like=str(large), format="json", top=1)) == ["green.jpg"]
+    assert names(find(query=f"'red' + 3*{large}", format="json", top=1)) == [
+        "green.jpg"
+    ]
+
+
+def test_a_long_query_is_searched_with_and_without_a_server(find):
+    query = "word " * 900 + "red"
+    assert names(find(query=query, format="json", top=1)) == ["red.jpg"]
+    with pytest.raises(InputError, match=r"^query: longer than 8,192 characters$"):
+        find(query="x" * 8_193)
+
+
+def test_an_answer_has_the_same_numbers_with_and_without_a_server(find):
+    (hit,) = json.loads(find(query="a red car", format="json", top=1))
+    assert hit["score"] == pytest.approx(0.963, abs=1e-3)
+    assert hit["score"] == round(hit["score"], 6)
+
+
+def test_a_server_of_another_engine_is_not_asked(find, model):
+    find(query="a black dog", engine="approximate")
+    assert model.sentences == ["a black dog"]
+
+
+def test_a_server_that_hangs_is_not_waited_for(tmp_path, model, capsys, caplog):
+    config = common.base()
+    config.search.update(query="a green car", format="json", top=1)
+    with started(tmp_path) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        with caplog.at_level("INFO", "absl"):
+            search(config, tmp_path)
+    assert names(capsys.readouterr().out) == ["green.jpg"]
+    assert model.sentences == ["a green car"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "does not answer (in 2 s); searching without it" in line
 
 
 def test_filters_choose_among_the_pictures(find):

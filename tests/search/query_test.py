@@ -5,7 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
-from vse_jax.search.query import MOST_PARTS, Part, combine, parse, rename_pictures
+from vse_jax.search.pictures import SUFFIXES
+from vse_jax.search.query import (
+    MOST_LETTERS,
+    MOST_PARTS,
+    Part,
+    combine,
+    hint,
+    is_name,
+    parse,
+    rename_pictures,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +35,26 @@ from vse_jax.search.query import MOST_PARTS, Part, combine, parse, rename_pictur
         "C++ - the language",
         'a sign that says "stop"',
         "naïve café, 東京",
+        "a – b",
+        "a dog — and a cat",
+        "the boys’ hats – and the girls’",
+        "’tis the season",
+        "’90s cars – red ones",
+        "a dog - '90s style",
+        "rock – ’n’ roll",
+        'a 5" - 6" pipe',
+        '24" monitor',
+        "-5 °C outside",
+        "a thermometer at -5",
+        "age 18 +1",
+        "--help",
+        "5* hotel",
+        "un perro —negro— corre",
+        "a cat -sleeping- on a sofa",
+        "(a dog) in a park",
+        "('70s) cars",
+        "a sign that says “stop”",
+        "what is .jpg for",
     ],
 )
 def test_a_plain_sentence_stays_one(text):
@@ -60,6 +90,20 @@ def test_a_plain_sentence_stays_one(text):
         ),
         ("'two  \n dogs '", [Part("sentence", "two dogs")]),
         ("3.*'x'", [Part("sentence", "x", 3)]),
+        ("0,5*'x'-,25*'y'", [Part("sentence", "x", 0.5), Part("sentence", "y", -0.25)]),
+        ("2 × ‘x’", [Part("sentence", "x", 2)]),
+        ("'rock 'n' roll'", [Part("sentence", "rock 'n' roll")]),
+        ("‘the dog’s tail’", [Part("sentence", "the dog’s tail")]),
+        ("\ufeff'x'\u200b", [Part("sentence", "x")]),
+        ("'Damenmode und -schuhe'", [Part("sentence", "Damenmode und -schuhe")]),
+        ("IMG 1040.JPG", [Part("picture", "IMG 1040.JPG")]),
+        ("dog’s ball (2).Jpeg", [Part("picture", "dog’s ball (2).Jpeg")]),
+        ("‘dog’s ball.jpg’", [Part("picture", "dog’s ball.jpg")]),
+        ("photo.bmp", [Part("picture", "photo.bmp")]),
+        (
+            "IMG_1.CR2 – 'x'",
+            [Part("picture", "IMG_1.CR2"), Part("sentence", "x", -1)],
+        ),
     ],
 )
 def test_a_sum_is_taken_apart(text, parts):
@@ -81,6 +125,19 @@ def test_a_sum_is_taken_apart(text, parts):
         ("photo.jpg of a dog", r"query, column 11: '\+' or '-' expected"),
         ("1001*'dog'", "query, column 1: a weight is at most 1000"),
         ("9" * 400 + "*'dog'", "query, column 1: a weight is at most 1000"),
+        ("1,000*'dog'", "query, column 1: 1,000 may be 1000 or 1.000"),
+        (
+            "'dog' -people",
+            "query, column 8: a sentence in quotes or .*: write 'people'",
+        ),
+        ("'dog' and 'cat'", r"query, column 6: '\+' or '-' expected"),
+        ("“dog”, “cat”", r"query, column 6: '\+' or '-' expected"),
+        ("('dog')", "query, column 1: there are no parentheses"),
+        ("'a' - ('b' + 'c')", "query, column 7: there are no parentheses"),
+        ("½*'snow'", r"query, column 2: before '\*' stands a number"),
+        ("'snow'*0.5", "query, column 7: a weight stands before its part"),
+        ("a car – ‘people’", "query, column 1: put the sentence before '-' in q"),
+        ("a" * (MOST_LETTERS + 1), "query: longer than 8,192 characters"),
         ("a red car - 'people'", "query, column 1: put the sentence before '-' in q"),
         ("a dog + 0.5*b.png", r"query, column 1: put the sentence before '\+' in q"),
         (
@@ -94,7 +151,72 @@ def test_errors_name_the_place(text, error):
         parse(text)
 
 
-@given(st.text(alphabet="ab1 '\"+-−*.jpg/\n"))
+@pytest.mark.parametrize("dash", "-‐‑‒–—―−﹣－")
+@pytest.mark.parametrize(
+    "quotes",
+    ["''", '""', "‘’", "’’", "‚‘", "“”", "””", "„“", "«»", "»«", "‹›", "`´", "「」"],
+)
+@pytest.mark.parametrize("space", ["", " ", "\u00a0", "\u202f"])
+def test_every_dash_and_quote_means_what_its_plain_one_does(dash, quotes, space):
+    def quoted(words):
+        return f"{quotes[0]}{space}{words}{space}{quotes[1]}"
+
+    text = f"{quoted('a red car')}{space}{dash}{space}{quoted('people')}"
+    assert parse(text) == [
+        Part("sentence", "a red car"),
+        Part("sentence", "people", -1),
+    ]
+
+
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_suffix_that_is_indexed_is_a_pictures(suffix, change):
+    name = f"a{change(suffix)}"
+    assert is_name(name)
+    assert parse(name) == [Part("picture", name)]
+    assert parse(f"{name}+'x'")[0] == Part("picture", name)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("red car -people", "'red car' - 'people'"),
+        ("red car –people", "'red car' - 'people'"),
+        ("red car -people -black dogs", "'red car' - 'people' - 'black dogs'"),
+        ("red car +snow", "'red car' + 'snow'"),
+        ("-people", "- 'people'"),
+        ("red car + 0,5*snow", "'red car' + 0,5*'snow'"),
+        ("red car - 2 * snow", "'red car' - 2*'snow'"),
+        ("2*dog", "2*'dog'"),
+    ],
+)
+def test_what_looks_like_a_part_is_an_error_that_says_how_to_write_it(text, written):
+    with pytest.raises(InputError, match=r"^query, column") as error:
+        parse(text)
+    assert f"write {written}, or" in str(error.value)
+    assert all(part.kind == "sentence" for part in parse(written))
+
+
+@pytest.mark.parametrize(
+    ("text", "hinted"),
+    [
+        ("red car - people", "'red car' - 'people'"),
+        ("red car + snow", "'red car' + 'snow'"),
+        ("red car – people - dogs", "'red car' - 'people' - 'dogs'"),
+        ("a dog - and the cat's", "'…' - '…'"),
+        ("red car", None),
+        ("black-and-white", None),
+        ("- people", None),
+        ("'red car' - 'people'", None),
+        ("photo - copy.jpg", None),
+    ],
+)
+def test_a_sign_that_may_have_been_meant_is_told(text, hinted):
+    told = hint(text)
+    assert told is None if hinted is None else hinted in told
+
+
+@given(st.text(alphabet="ab1 '’“\"+-–−*,.(jpg/\n\u200b"))
 def test_any_text_is_parts_or_an_input_error(text):
     try:
         parts = parse(text)
@@ -148,4 +270,7 @@ def test_pictures_are_renamed_in_place():
     text = "'the \"b.png\" sign' -'my a.jpg'-2*'x' + .5*c/b.png"
     renamed = rename_pictures(text, lambda name: f"{len(name)}.jpg")
     assert renamed == "'the \"b.png\" sign' -'8.jpg'-2*'x' + .5*'7.jpg'"
-    assert rename_pictures("a dog, b.png", str.upper) == "a dog, b.png"
+    assert rename_pictures("a dog, b.png,", str.upper) == "a dog, b.png,"
+    assert rename_pictures("a dog, b.png", str.upper) == "'A DOG, B.PNG'"
+    kept = rename_pictures("a.png - b.png", {"b.png": "c.png"}.get)
+    assert kept == "a.png - 'c.png'"

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vse_jax.base.config import change_paths, flat_fields, load_config, plain
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import HUB
+from vse_jax.base.files import HUB, printable
 from vse_jax.base.possible import config_problems
 
 _OVERRIDE = "--config."
@@ -61,6 +62,9 @@ def program(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     """`run` as what absl.app.run calls, with the arguments that `parse` left."""
 
     def main(argv: list[str]) -> None:
+        for stream in (sys.stdout, sys.stderr):  # their encoding may be Latin-1
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         set_up_logging()
         with errors_on_one_line():
             run(argv[1:])
@@ -248,5 +252,5 @@ def errors_on_one_line() -> Iterator[None]:
         logging.flush()
         if verbose():
             traceback.print_exc()
-        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(line.split()))}", file=sys.stderr)
         sys.exit(1)

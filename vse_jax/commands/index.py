@@ -94,7 +94,7 @@ def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:
     for pattern in report.unmet:
         print(f"config.search.exclude: {pattern!r} leaves nothing out")
     for path, reason in report.bad[:_LISTED]:
-        print(f"left out: {path}: {reason}")
+        print(f"left out: {printable(f'{path}: {reason}')}")
     if len(report.bad) > _LISTED:
         print(f"left out: {len(report.bad) - _LISTED:,} more")
     kinds = ("added", "changed", "renamed", "removed", "duplicates", "unseen")

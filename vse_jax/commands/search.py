@@ -4,43 +4,55 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable
-from vse_jax.search.client import MOST_HITS, Client, running
-from vse_jax.search.encoder import Encoder
+from vse_jax.base.files import printable, read_bytes
+from vse_jax.search.client import MOST_HITS, Client, Unanswered, running
 from vse_jax.search.engine import Filters, Hit
 from vse_jax.search.exact import hits
 from vse_jax.search.opening import index_folder, opened
-from vse_jax.search.query import Part, combine, parse, rename_pictures
+from vse_jax.search.query import hint, rename_pictures
 from vse_jax.search.store import Store
 
 
 def search(config: ConfigDict, workdir: Path) -> None:
-    """Prints what config.search asks for; a server of the index answers if one runs.
+    """Prints what config.search asks for.
+
+    A server of the index answers where one runs that can: the answer is the same.
 
     Raises:
         InputError: nothing is asked for, a wrong query, filter or picture, no index, or
             one of another model.
     """
     options = config.search
-    parts = asked_parts(options)
+    if options.query is None and options.like is None:
+        raise InputError(
+            "config.search.query: say what to look for, or name a picture "
+            "with config.search.like"
+        )
     fields = ("after", "before", "camera", "folder")
     filters = Filters(**{name: options[name] for name in fields})
     index = index_folder(config, workdir)
     with Store.open(index, read_only=True) as store:
-        folder = store.folder
-        client = running(index) if options.top <= MOST_HITS else None
-        if client is not None:
-            found = hits(store, None, _ask(client, options, filters), filters)
-    if client is None:
-        found = _find(config, workdir, parts, filters)
+        folder, answer = store.folder, None
+        if options.top <= MOST_HITS and (client := running(index, options.engine)):
+            try:
+                answer = _ask(client, options, store, filters)
+            except Unanswered as error:
+                logging.info("%s; searching without the server", error)
+        if answer is None:
+            answer = _find(config, workdir, store, filters)
+        scores = {hit["id"]: hit["score"] for hit in answer}
+        found = hits(store, None, scores, filters)
+    if told := hint(options.query or ""):
+        logging.info("query: %s", told)
     if options.format == "paths":  # the files' names as they are, for other programs
         sys.stdout.flush()
         sys.stdout.buffer.write(b"".join(_line(folder, hit) for hit in found))
@@ -49,89 +61,78 @@ def search(config: ConfigDict, workdir: Path) -> None:
         print(_shown(found, folder, options.format), end="")
 
 
-def asked_parts(options: ConfigDict) -> list[Part]:
-    """Of config.search.query and config.search.like.
-
-    Raises:
-        InputError: neither is given, or the query cannot be understood.
-    """
-    if options.query is None and options.like is None:
-        raise InputError(
-            "config.search.query: say what to look for, or name a picture "
-            "with config.search.like"
-        )
-    parts = [] if options.query is None else parse(options.query)
-    parts = [
-        part._replace(value=os.path.expanduser(part.value))
-        if part.kind == "picture"
-        else part
-        for part in parts
-    ]
-    if options.like is not None:
-        parts.append(Part("picture", options.like))
-    return parts
-
-
-def part_vectors(parts: Sequence[Part], encoder: Encoder) -> list[np.ndarray]:
-    """The vector [D] of each part.
-
-    Raises:
-        InputError: no such picture, or one that cannot be read.
-    """
-    return [
-        encoder.encode_captions([part.value])[0]
-        if part.kind == "sentence"
-        else encoder.encode_images([part.value])[0]
-        for part in parts
-    ]
+def _ask(
+    client: Client, options: ConfigDict, store: Store, filters: Filters
+) -> list[dict[str, Any]]:
+    """Asks a server."""
+    query, uploads = _question(options, store, client.upload)
+    limits = {"top": options.top, "min_score": options.min_score}
+    return client.search(query=query, uploads=uploads, **limits, **asdict(filters))
 
 
 def _find(
-    config: ConfigDict, workdir: Path, parts: list[Part], filters: Filters
-) -> list[Hit]:
-    """Loads the model and searches; JAX is started here, not before."""
+    config: ConfigDict, workdir: Path, store: Store, filters: Filters
+) -> list[dict[str, Any]]:
+    """Loads the model and searches as a server does; JAX is started here."""
     from vse_jax.api import model_of  # noqa: PLC0415 (loads jax: seconds)
     from vse_jax.devices import runtime  # noqa: PLC0415 (the same)
+    from vse_jax.search.gallery import Gallery  # noqa: PLC0415 (loads OpenCV)
+    from vse_jax.search.searcher import Choice, Question, Searcher  # noqa: PLC0415
 
     options = config.search
     nobody = (None, None, None)
-    with runtime.started(config, "search", nobody, alone=True):
-        index = index_folder(config, workdir)
-        with opened(options, index, lambda: model_of(config, workdir)) as (
-            encoder,
-            _,
-            engine,
-        ):
-            vectors = part_vectors(parts, encoder)
-            vector, _ = combine([part.weight for part in parts], vectors)
-            return engine.search(
-                vector, top=options.top, filters=filters, min_score=options.min_score
-            )
+    with (
+        runtime.started(config, "search", nobody, alone=True),
+        opened(options, store.index, lambda: model_of(config, workdir)) as found,
+    ):
+        searcher = Searcher(found, Gallery(found.store, options.max_pixels))
+
+        def upload(path: Path) -> str:
+            try:
+                return searcher.add_upload(read_bytes(path))
+            except InputError as error:
+                reason = str(error).removeprefix(f"{path}: ")
+                raise InputError(
+                    f"{path}: {reason.removeprefix('the upload: ')}"
+                ) from None
+
+        query, uploads = _question(options, store, upload)
+        choice = Choice(options.top, options.min_score, filters)
+        return searcher.search(Question(query, uploads=uploads), choice)
 
 
-def _ask(client: Client, options: ConfigDict, filters: Filters) -> dict[int, float]:
-    """Asks a server, which gets the pictures of the query as uploads.
+def _question(
+    options: ConfigDict, store: Store, upload: Callable[[Path], str]
+) -> tuple[str, list[str]]:
+    """The query, in which uploads stand for this machine's files, and more uploads.
 
-    Returns:
-        The scores of the pictures found, by id, best first.
+    A name in a query is a file's or, where there is none, that of a picture of the
+    index. `upload` takes a file to whoever searches and gives its id.
     """
 
-    def upload(name: str) -> str:
-        return client.upload(Path(os.path.expanduser(name)))
+    def is_picture(name: str) -> bool:
+        return os.path.isfile(os.path.expanduser(name)) or bool(store.named(name))
 
-    query, uploads = "", []
-    if options.query is not None:
-        query = rename_pictures(options.query, lambda name: f"{upload(name)}.jpg")
-    if options.like is not None:
-        uploads.append(upload(options.like))
-    found = client.search(
-        query=query,
-        uploads=uploads,
-        top=options.top,
-        min_score=options.min_score,
-        **asdict(filters),
+    def uploaded(name: str) -> str | None:
+        file = os.path.expanduser(name)
+        if os.path.isfile(file):
+            return f"{upload(Path(file))}.jpg"
+        if not store.named(name):
+            raise InputError(
+                f"query: {name}: no such file, and no picture of the index has this "
+                "name"
+            )
+        return None
+
+    query = (
+        rename_pictures(options.query, uploaded, is_picture)
+        if options.query is not None
+        else ""
     )
-    return {hit["id"]: hit["score"] for hit in found}
+    like = (
+        [] if options.like is None else [upload(Path(os.path.expanduser(options.like)))]
+    )
+    return query, like
 
 
 def _line(folder: Path, hit: Hit) -> bytes:

@@ -62,7 +62,7 @@ def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -
         stack.callback(_end, answers)
 
         def ready() -> None:
-            stack.enter_context(client.announced(index, url, token))
+            stack.enter_context(client.announced(index, url, token, options.engine))
             folder = printable(str(found.store.folder))
             pictures = f"{found.store.count():,} pictures of {folder}"
             print(f"{url} finds {pictures}; Ctrl-C ends it", flush=True)

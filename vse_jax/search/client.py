@@ -16,25 +16,31 @@ from vse_jax.base.files import read_bytes, write_atomically
 
 _FILE = "server.json"
 MOST_HITS = 1000  # that a server gives at a time
-_SECONDS = 60.0  # longer than a server lets a request wait
+_ANSWERS_S = 2.0  # within which one that works says what it serves
+_SEARCHES_S = 60.0  # longer than a server lets a request wait
+
+
+class Unanswered(InputError):
+    """A server gave no answer, or refused what a search without it would do."""
 
 
 class Address(NamedTuple):
-    """Where a server is, and what it asks for."""
+    """Where a server is, what it asks for, and the engine that it searches with."""
 
     url: str
     pid: int
     token: str | None
+    engine: str | None = None
 
 
 @contextlib.contextmanager
-def announced(index: Path, url: str, token: str | None) -> Iterator[None]:
-    """Lets the searches of this user find the server, for the block.
-
-    Where nothing may be written, they do without it: a log line says so.
-    """
+def announced(
+    index: Path, url: str, token: str | None, engine: str | None = None
+) -> Iterator[None]:
+    """Lets the searches of this user find the server, for the block; where the index
+    cannot be written to, they search without it."""
     path = index / _FILE
-    content = json.dumps(Address(url, os.getpid(), token)._asdict()) + "\n"
+    content = json.dumps(Address(url, os.getpid(), token, engine)._asdict()) + "\n"
     try:
         write_atomically(path, content.encode(), mode=0o600)
     except OSError as error:
@@ -49,11 +55,19 @@ def announced(index: Path, url: str, token: str | None) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def running(index: Path) -> "Client | None":
-    """The client of the server of an index; None: none answers."""
+def running(index: Path, engine: str | None = None) -> "Client | None":
+    """The client of the server of an index; None: none answers, or none that searches
+    with this engine (None: any)."""
     address = _read(index)
-    client = None if address is None else Client(address)
-    return client if client is not None and client.answers() else None
+    if address is None or (engine and address.engine not in (engine, None)):
+        return None
+    client = Client(address)
+    try:
+        client.check()
+    except Unanswered as error:
+        logging.info("%s; searching without it", error)
+        return None
+    return client
 
 
 def _read(index: Path) -> Address | None:
@@ -77,57 +91,59 @@ class Client:
         self.url = address.url
         self._token = address.token
 
-    def answers(self) -> bool:
-        """Whether it does."""
-        try:
-            self._ask("GET", "/api/status")
-        except (InputError, OSError):
-            return False
-        return True
+    def check(self) -> None:
+        """Raises Unanswered unless it says at once what it serves."""
+        self._ask("GET", "/api/status", seconds=_ANSWERS_S)
 
     def search(self, **body: Any) -> list[dict[str, Any]]:
         """Hits of /api/search.
 
         Raises:
-            InputError: what the server says, or that it does not answer.
+            InputError: what the server says; Unanswered where it does not, or cannot
+                do what is asked.
         """
-        return self._post("/api/search", json.dumps(body).encode())["hits"]
+        return self._ask("POST", "/api/search", json.dumps(body).encode())["hits"]
 
     def upload(self, path: Path) -> str:
         """Id of a picture that the server now has.
 
         Raises:
-            InputError: no such file, or what the server says of it.
+            InputError: no such file, or what the server says of it; see `search`.
         """
         data = read_bytes(path)
         try:
-            return self._post("/api/upload", data)["upload"]
+            return self._ask("POST", "/api/upload", data)["upload"]
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
 
-    def _post(self, path: str, body: bytes) -> dict[str, Any]:
-        try:
-            return self._ask("POST", path, body)
-        except OSError as error:
-            raise InputError(
-                f"{self.url}: the server does not answer ({error})"
-            ) from None
-
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        seconds: float = _SEARCHES_S,
+    ) -> dict[str, Any]:
         place = urlsplit(self.url)
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         host, port = place.hostname or "", place.port
-        connection = http.client.HTTPConnection(host, port, timeout=_SECONDS)
+        connection = http.client.HTTPConnection(host, port, timeout=seconds)
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             answer = json.loads(response.read())
+        except OSError as error:
+            why = f"in {seconds:g} s" if isinstance(error, TimeoutError) else error
+            raise Unanswered(
+                f"{self.url}: the server does not answer ({why})"
+            ) from None
         except (http.client.HTTPException, ValueError) as error:
-            raise InputError(f"{self.url}: not our server ({error!r})") from None
+            raise Unanswered(f"{self.url}: not our server ({error!r})") from None
         finally:
             connection.close()
-        if response.status != 200:
-            raise InputError(str(answer.get("error", response.status)))
-        return answer
+        if response.status == 200 and isinstance(answer, dict):
+            return answer
+        error = answer.get("error") if isinstance(answer, dict) else None
+        kind = InputError if response.status == 400 else Unanswered
+        raise kind(str(error or f"{self.url}: status {response.status}"))

@@ -20,7 +20,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 UPLOAD = "/api/upload"
 TOKEN = "/api/token"
-_JSON_BYTES = 64 * 1024  # of a body that is no upload
+_JSON_BYTES = 128 * 1024  # of a body that is no upload: MOST_LETTERS, each escaped
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 # The page has nothing to hide: it asks for the token.
 _OPEN = ("/", "/openapi.json", TOKEN)

@@ -1,15 +1,20 @@
 """What is looked for: sentences and pictures, added and subtracted.
 
-    query   = SENTENCE | [sign] term {sign term}
+    query   = SENTENCE | NAME | [sign] term {sign term}
     term    = [NUMBER "*"] (quoted | FILE)
-    sign    = "+" | "-" | "−"
+    sign    = "+" | "-"
     quoted  = "'" … "'" | '"' … '"'
 
+Each kind of dash is a sign and each kind of quote a quote, for keyboards and word
+processors make one of the other. A NUMBER has a decimal point or comma.
+
 A text that does not begin with a quoted part or a FILE, sign and weight aside, is one
-SENTENCE as it stands: its hyphens and apostrophes mean nothing. FILE is a name without
-spaces or quotes that ends like a picture's (.jpg, .png, …); one with spaces is quoted.
-A quote closes where the text ends or a sign follows: an apostrophe inside a quoted
-sentence does not close it. docs/search_server.md has examples.
+SENTENCE as it stands: its hyphens and apostrophes mean nothing. What in it looks like a
+part of a sum and is none (red car -people) is an error that says how to write it.
+FILE is a name without spaces or quotes that ends like a picture's (.jpg, .png, …); one
+with spaces is quoted, or is all of the text (NAME). A quote closes where the text ends
+or a sign follows: an apostrophe inside a quoted sentence does not close it.
+docs/search_server.md has examples.
 """
 
 import re
@@ -21,28 +26,67 @@ from jaxtyping import Float, Float32
 
 from vse_jax.base.errors import InputError
 
+MOST_LETTERS = 8_192
 MOST_PARTS = 32
 MOST_WEIGHT = 1000.0
 
-_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_ENDINGS = r"\.(?:jpe?g|png|webp|avif|tiff?|gif|hei[cf])"
-_SIGN = re.compile(r"\s*([+\-−])\s*")
-_WEIGHT = re.compile(_NUMBER + r"\s*\*\s*")
-_FILE = re.compile(r"[^\s'\"]*[^\s'\"/]" + _ENDINGS + r"(?!\S)", re.IGNORECASE)
-_IS_FILE = re.compile(r".*[^/]" + _ENDINGS, re.IGNORECASE | re.DOTALL)
+# What keyboards and word processors make of - + * ' and ", and what cannot be seen. A
+# sign stands for one sign, so that places stay the same.
+_UNSEEN = "\u200b\u200e\u200f\u2060\ufeff"
+_MARKS = str.maketrans(
+    dict.fromkeys("‐‑‒–—―−﹣－", "-")
+    | dict.fromkeys("﹢＋", "+")
+    | dict.fromkeys("×∗＊", "*")
+    | dict.fromkeys("‘’‚‛‹›`´′＇", "'")
+    | dict.fromkeys("“”„‟«»″＂「」『』", '"')
+    | dict.fromkeys(_UNSEEN, " ")
+)
+# Ends of names that mean a picture, whether or not this program reads its format.
+_ENDINGS = (
+    r"\.(?:jpe?g?|jfif|jif|pjpe?g|pjp|jp2|j2k|jpx|jxl|a?png|webp|avifs?|tiff?|gif|bmp|"
+    r"dib|hei[cf]s?|hif|ico|svg|psd|p[bgnp]m|dng|cr[23]|nef|arw|orf|rw2|raf|pef|srw)"
+)
+
+_NUMBER = r"(?:\d+(?:[.,]\d*)?|[.,]\d+)"
+_SIGN = re.compile(r"\s*([+\-])\s*")
+_WEIGHT = re.compile(rf"({_NUMBER})\s*\*\s*")
+_FILE = re.compile(
+    rf"[^\s'\"]*[^\s'\"/]{_ENDINGS}(?=\s|$|[+\-]\s*(?:{_NUMBER}\s*\*\s*)?['\"])",
+    re.IGNORECASE,
+)
+_NAME = re.compile(rf".*[^/]{_ENDINGS}", re.IGNORECASE | re.DOTALL)
 # A quoted part closes before the end or the next sign; two in a row lack a sign.
 _QUOTED = {
     quote: re.compile(
-        rf"{quote}((?:(?!{quote}\s+{quote}).)*?){quote}(?=\s*(?:[+\-−]|$))", re.DOTALL
+        rf"{quote}((?:(?!{quote}\s+{quote}).)*?){quote}(?=\s*(?:[+\-]|$))", re.DOTALL
     )
     for quote in "'\""
 }
-# What tells a sum whose first sentence lacks its quotes from a sentence.
+# An apostrophe in front of a word: '90s, 'tis, rock 'n' roll.
+_ELIDED = r"'(?:\d\ds?|n'|tis|twas|em|til|cause|round)(?!\w)"
+_ELISION = re.compile(_ELIDED, re.IGNORECASE)
+# A quote that closes, and later one that opens: two parts without a sign between them.
+_NEXT_QUOTED = {
+    quote: re.compile(
+        rf"\S{quote}(?!\w).*?(?<!\w)(?!{_ELIDED}){quote}\w", re.IGNORECASE | re.DOTALL
+    )
+    for quote in _QUOTED
+}
+# Tells a quote that is closed wrongly, or not at all, from such an apostrophe.
+_MEANT_AS_SUM = re.compile(r"\S'(?!\S)|\s[+\-]\s")
+# What tells a sum whose first sentence lacks its quotes from a sentence …
 _LATER_PART = re.compile(
-    rf"\s([+\-−])\s*(?:{_NUMBER}\s*\*\s*)?(?:['\"]|{_FILE.pattern})", re.IGNORECASE
+    rf"\s([+\-])\s*(?:{_NUMBER}\s*\*\s*)?(?:(?P<quote>['\"])|{_FILE.pattern})",
+    re.IGNORECASE,
 )
-# Tells a quote that is closed wrongly, or not at all, from 'tis and '90s.
-_MEANT_AS_SUM = re.compile(r"\S'(?!\S)|\s[+\-−]\s")
+# … and one in which no sentence has quotes: a sign right before a word, or a weight.
+_LETTER = r"(?=[^\W\d_])"
+_BARE_PART = re.compile(
+    rf"(?:(?<!\S)[+\-](?:\s*{_NUMBER}\s*\*\s*)?{_LETTER}|^\s*{_NUMBER}\*{_LETTER})"
+)
+_ASIDE_ENDS = re.compile(r"\w-(?!\w)")  # a dog -- no: 'a dog -a black one- runs'
+_NO_PARENTHESES = "there are no parentheses; give each part its own sign and weight"
+_SPACED_SIGN = re.compile(r"(?<=\S)\s+[+\-]\s+(?=\S)")
 
 
 class Part(NamedTuple):
@@ -53,49 +97,140 @@ class Part(NamedTuple):
     weight: float = 1.0  # negative: subtracted
 
 
-def parse(text: str) -> list[Part]:
+def parse(text: str, is_picture: Callable[[str], bool] = lambda _: False) -> list[Part]:
     """The parts of a query.
 
+    Args:
+        text: the query.
+        is_picture: whether all of the text, which ends like a picture's name, is the
+            name of one; then what looks like signs and quotes is part of the name.
+
     Raises:
-        InputError: no words, or not the grammar above; names the column, from 1.
+        InputError: no words, too long, or not the grammar above; names the column,
+            from 1.
     """
-    return [part for part, _, _ in _located(text)]
+    return [part for part, _, _ in _located(text, is_picture)]
 
 
-def rename_pictures(text: str, rename: Callable[[str], str]) -> str:
-    """A query with other names for its picture files.
+def is_name(text: str) -> bool:
+    """Whether all of a text may be a picture file's name: it ends like one."""
+    return bool(_NAME.fullmatch(text.strip()))
+
+
+def hint(text: str) -> str | None:
+    """What to write if a sign inside a sentence was meant to add or to subtract; None
+    where no part of the query can have been meant so."""
+    marks = text.translate(_MARKS)
+    signs = list(_SPACED_SIGN.finditer(marks))
+    if not signs or _is_sum(marks) or is_name(marks):
+        return None
+    return f"searched as one sentence; to add or subtract, write {_sum_of(text, signs)}"
+
+
+def rename_pictures(
+    text: str,
+    rename: Callable[[str], str | None],
+    is_picture: Callable[[str], bool] = lambda _: False,
+) -> str:
+    """A query with other names for its picture files; None: that one stays.
 
     Raises:
         InputError: as `parse`.
     """
-    for part, start, end in reversed(_located(text)):
-        if part.kind == "picture":
-            text = f"{text[:start]}'{rename(part.value)}'{text[end:]}"
+    for part, start, end in reversed(_located(text, is_picture)):
+        if part.kind == "picture" and (name := rename(part.value)) is not None:
+            text = f"{text[:start]}'{name}'{text[end:]}"
     return text
 
 
-def _located(text: str) -> list[tuple[Part, int, int]]:
+def _located(
+    text: str, is_picture: Callable[[str], bool]
+) -> list[tuple[Part, int, int]]:
     """The parts; where each sentence or name, quotes and all, starts and ends."""
     if not _has_words(text):
         raise InputError("query: has no words")
-    if _is_sum(text):
-        return _parse_sum(text)
-    later = _LATER_PART.search(text)
-    if later:
+    if len(text) > MOST_LETTERS:
+        raise InputError(f"query: longer than {MOST_LETTERS:,} characters")
+    if is_name(text) and is_picture(text.strip()):
+        return [(Part("picture", text.strip()), 0, len(text))]
+    marks = text.translate(_MARKS)
+    if _is_sum(marks):
+        return _parse_sum(text, marks)
+    for later in _LATER_PART.finditer(marks):
+        quote = later.start("quote")
+        if later["quote"] == "'" and _is_apostrophe(marks, quote):
+            continue
         _fail(0, f"put the sentence before '{later[1]}' in quotes")
-    return [(Part("sentence", " ".join(text.split())), 0, len(text))]
+    if is_name(marks):
+        return [(Part("picture", text.strip()), 0, len(text))]
+    _check_no_bare_parts(text, marks)
+    return [(Part("sentence", _words(text)), 0, len(text))]
 
 
 def _has_words(text: str) -> bool:
     return any(letter.isalnum() for letter in text)
 
 
-def _is_sum(text: str) -> bool:
+def _words(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError("query: not UTF-8")
+    return " ".join(text.translate(dict.fromkeys(map(ord, _UNSEEN))).split())
+
+
+def _is_sum(marks: str) -> bool:
     """Whether the text begins with a quoted part or a file."""
-    start = _skip(_WEIGHT, text, _skip(_SIGN, text, _leading(text)))
-    if text[start : start + 1] == "'" and not _QUOTED["'"].match(text, start):
-        return start > _leading(text) or bool(_MEANT_AS_SUM.search(text))
-    return text[start : start + 1] in ("'", '"') or bool(_FILE.match(text, start))
+    leading = _leading(marks)
+    start = _skip(_WEIGHT, marks, _skip(_SIGN, marks, leading))
+    if marks[start : start + 1] == "'" and not _QUOTED["'"].match(marks, start):
+        if start == leading and _ELISION.match(marks, start):
+            return False
+        return start > leading or bool(_MEANT_AS_SUM.search(marks))
+    return marks[start : start + 1] in ("'", '"') or bool(_FILE.match(marks, start))
+
+
+def _is_apostrophe(marks: str, place: int) -> bool:
+    """Whether a single quote is one of those that stand in front of a word."""
+    closed = _QUOTED["'"].match(marks, place)
+    return closed is None and _ELISION.match(marks, place) is not None
+
+
+def _check_no_bare_parts(text: str, marks: str) -> None:
+    """Raises InputError where a sentence looks like a sum that lacks its quotes."""
+    found = [
+        part
+        for part in _BARE_PART.finditer(marks)
+        if not _ASIDE_ENDS.search(marks, part.end())
+    ]
+    if found:
+        place = found[0].start() + _leading(found[0][0])
+        sign = found[0][0].strip()
+        _fail(
+            place,
+            f"'{sign}' before a word without quotes; write {_sum_of(text, found)}, or "
+            "put all of it in quotes if it is one sentence",
+        )
+    start = _leading(marks)
+    if re.match(r"\(\s*(?:\"|'(?!\d\d))", marks[start:]):
+        _fail(start, _NO_PARENTHESES)
+    for times in re.finditer(r"\*\s*(?=['\"])", marks):
+        if _QUOTED[marks[times.end()]].match(marks, times.end()):
+            _fail(times.start(), "before '*' stands a number, such as 0.5")
+    if times := re.match(r"\s*'.*'\s*(?=\*)", marks, re.DOTALL):
+        _fail(times.end(), "a weight stands before its part, such as 0.5*'snow'")
+
+
+def _sum_of(text: str, signs: Sequence[re.Match]) -> str:
+    """The text as a sum: cut at these signs, each part in quotes."""
+    first = text[: signs[0].start()].strip()
+    written = [f"'{first}'"] if first else []
+    ends = [sign.start() for sign in signs[1:]] + [len(text)]
+    for sign, end in zip(signs, ends, strict=True):
+        weight = sign[0].strip().lstrip("+- ").replace(" ", "")
+        written += [s for s in "+-" if s in sign[0]]
+        written.append(f"{weight}'{text[sign.end() : end].strip()}'")
+    whole = " ".join(written)
+    has_quotes = any(quote in text.translate(_MARKS) for quote in _QUOTED)
+    return "'…' - '…'" if has_quotes or len(whole) > 120 else whole
 
 
 def _leading(text: str) -> int:
@@ -107,45 +242,66 @@ def _skip(pattern: re.Pattern, text: str, place: int) -> int:
     return found.end() if found else place
 
 
-def _parse_sum(text: str) -> list[tuple[Part, int, int]]:
+def _parse_sum(text: str, marks: str) -> list[tuple[Part, int, int]]:
     parts: list[tuple[Part, int, int]] = []
-    place, end = _leading(text), len(text.rstrip())
+    place, end = _leading(marks), len(marks.rstrip())
     while place < end:
-        sign = _SIGN.match(text, place)
+        sign = _SIGN.match(marks, place)
         if parts and not sign:
             _fail(place, "'+' or '-' expected")
         place = sign.end() if sign else place
-        weight = _WEIGHT.match(text, place)
-        factor = float(weight[1]) if weight else 1.0
-        if factor > MOST_WEIGHT:
-            _fail(place, f"a weight is at most {MOST_WEIGHT:g}")
+        weight = _WEIGHT.match(marks, place)
+        factor = _number(weight[1], place) if weight else 1.0
         place = weight.end() if weight else place
-        kind, value, after = _part(text, place)
-        minus = sign is not None and sign[1] != "+"
+        kind, value, after = _part(text, marks, place)
+        minus = sign is not None and sign[1] == "-"
         part = Part(kind, value, -factor if minus else factor)
         parts.append((part, place, after))
         if len(parts) > MOST_PARTS:
             _fail(place, f"more than {MOST_PARTS} parts")
-        place = after + _leading(text[after:])
+        place = after + _leading(marks[after:])
     return parts
 
 
-def _part(text: str, place: int) -> tuple[Literal["sentence", "picture"], str, int]:
+def _number(digits: str, place: int) -> float:
+    if re.fullmatch(r"[1-9]\d*,\d{3}", digits):
+        _fail(
+            place,
+            f"{digits} may be {digits.replace(',', '')} or "
+            f"{digits.replace(',', '.')}; write that",
+        )
+    number = float(digits.replace(",", "."))
+    if number > MOST_WEIGHT:
+        _fail(place, f"a weight is at most {MOST_WEIGHT:g}")
+    return number
+
+
+def _part(
+    text: str, marks: str, place: int
+) -> tuple[Literal["sentence", "picture"], str, int]:
     """(kind, value, where it ends) of the quoted sentence or file at `place`."""
-    quote = text[place : place + 1]
+    quote = marks[place : place + 1]
     if quote not in _QUOTED:
-        file = _FILE.match(text, place)
+        file = _FILE.match(marks, place)
         if not file:
-            _fail(place, "a sentence in quotes or a picture file expected")
-        return "picture", file[0], file.end()
-    quoted = _QUOTED[quote].match(text, place)
+            if quote == "(":
+                _fail(place, _NO_PARENTHESES)
+            bare = re.match(r"[^'\"]*?(?=\s+[+\-]|$)", marks[place:])
+            end = place + bare.end() if bare else place
+            meant = f": write '{text[place:end].strip()}'" if end > place else ""
+            _fail(place, f"a sentence in quotes or a picture file expected{meant}")
+        return "picture", text[place : file.end()], file.end()
+    quoted = _QUOTED[quote].match(marks, place)
     if not quoted:
         _fail(place, f"{quote} is not closed before the end or a sign")
-    if _IS_FILE.fullmatch(quoted[1]):
-        return "picture", quoted[1], quoted.end()
-    if not _has_words(quoted[1]):
+    inside = text[slice(*quoted.span(1))]
+    if again := _NEXT_QUOTED[quote].search(marks, *quoted.span()):
+        _fail(again.start() + 2, "'+' or '-' expected")
+    if is_name(inside):
+        return "picture", inside.strip(), quoted.end()
+    if not _has_words(inside):
         _fail(place, "a sentence without words")
-    return "sentence", " ".join(quoted[1].split()), quoted.end()
+    return "sentence", _words(inside), quoted.end()
 
 
 def _fail(place: int, reason: str) -> NoReturn:

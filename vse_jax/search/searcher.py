@@ -26,7 +26,8 @@ _CAPTIONS = 256  # whose vectors are kept: a new filter does not need the model 
 class Question:
     """What is looked for; its parts are added.
 
-    query: see `query.parse`. A picture that it names is an upload: HEX.jpg.
+    query: see `query.parse`. A picture that it names is an upload, HEX.jpg, or one of
+        the index: by its path, or by the last part of it.
     like, unlike: ids of pictures of the index.
     uploads: ids of uploads.
     """
@@ -78,21 +79,18 @@ class Searcher:
         self._refreshing = threading.Lock()
         self._guard = threading.Lock()
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
-        self._caption = functools.lru_cache(_CAPTIONS)(
-            lambda sentence: self._encoder.encode_captions([sentence])[0]
-        )
+        self._caption = functools.lru_cache(_CAPTIONS)(self._encoded)
         self._facts = functools.lru_cache(1)(self._facts_of)
         self.explains = False  # until `warm_up` has found out
 
     def warm_up(self) -> None:
         """Compiles what queries need, and finds out whether they can be explained."""
         self._encoder.warm_up()
-        vector = self._encoder.encode_captions(["a picture"])[0]
+        # No caption: a vocabulary need not hold the words of any that stands here.
+        vector = np.full(self._encoder.dim, self._encoder.dim**-0.5, np.float32)
         self._engine.search(vector, top=1, filters=Filters(), min_score=None)
         grey = np.full((32, 32, 3), 128, np.uint8)
-        self.explains = bool(
-            self._words("a picture", vector) or self._cells(grey, vector)
-        )
+        self.explains = bool(self._words("", vector) or self._cells(grey, vector))
 
     # ---- What is known ---------------------------------------------------------------
 
@@ -160,7 +158,7 @@ class Searcher:
         if question.query.strip() or not (
             question.like or question.unlike or question.uploads
         ):
-            for part in parse(question.query):
+            for part in parse(question.query, lambda name: bool(self._ids(name))):
                 if part.kind == "sentence":
                     vector = self._caption(part.value)
                     terms.append(Term(part.weight, vector, part.value))
@@ -174,11 +172,33 @@ class Searcher:
         ]
         return terms
 
+    def _encoded(self, sentence: str) -> np.ndarray:
+        try:
+            return self._encoder.encode_captions([sentence])[0]
+        except InputError:  # its text names files, and the model's owner alone has them
+            raise InputError(
+                f"query: the model knows no word of {sentence[:60]!r}"
+            ) from None
+
     def _named(self, name: str) -> np.ndarray:
-        found = self._uploads.get(name.rpartition(".")[0])
-        if found is None:
-            raise InputError(f"query: {name}: no such upload; name no files here")
-        return found.vector
+        """The vector of an upload or of a picture of the index."""
+        upload = self._uploads.get(name.rpartition(".")[0])
+        if upload is not None:
+            return upload.vector
+        found = self._ids(name)
+        if not found:
+            raise InputError(f"query: {name}: no picture of the index has this name")
+        if len(found) > 1:
+            some = ", ".join(list(found.values())[:3])
+            more = ", …" if len(found) > 3 else ""
+            raise InputError(
+                f"query: {name}: {len(found):,} pictures have this name: {some}{more}; "
+                "write which"
+            )
+        return self._indexed(next(iter(found)))
+
+    def _ids(self, name: str) -> dict[int, str]:
+        return self._store.named(name)
 
     def _indexed(self, id: int) -> np.ndarray:
         vector = self._store.vector(id)

@@ -23,7 +23,7 @@ from vse_jax.search.client import MOST_HITS
 from vse_jax.search.engine import Filters
 from vse_jax.search.gallery import Content, Gallery, Refused
 from vse_jax.search.opening import Opened
-from vse_jax.search.query import MOST_PARTS
+from vse_jax.search.query import MOST_PARTS, hint
 from vse_jax.search.searcher import Choice, Question, Searcher
 from vse_jax.search.workers import QueueFull, Workers
 
@@ -54,9 +54,7 @@ class Body(BaseModel):
 class SearchBody(Body):
     """What is looked for: the sum of these parts, among the pictures that pass."""
 
-    query: str = Field(
-        "", max_length=4096, description="docs/search_server.md: the grammar"
-    )
+    query: str = Field("", description="docs/search_server.md: the grammar")
     like: list[Id] = Field([], max_length=MOST_PARTS)
     unlike: list[Id] = Field([], max_length=MOST_PARTS)
     uploads: list[Hex] = Field([], max_length=MOST_PARTS)
@@ -116,6 +114,7 @@ class Hit(BaseModel):
 class Hits(BaseModel):
     hits: list[Hit]
     milliseconds: float
+    hint: str | None = Field(description="how to write what may have been meant")
 
 
 class Uploaded(BaseModel):
@@ -217,7 +216,9 @@ class Server:
                 logging.info(
                     "%r: %d found in %g ms", body.query, len(hits), milliseconds
                 )
-            return JSONResponse({"hits": hits, "milliseconds": milliseconds})
+            return JSONResponse(
+                {"hits": hits, "milliseconds": milliseconds, "hint": hint(body.query)}
+            )
 
         @app.post("/api/explain", response_model=Explanation)
         async def explain(body: ExplainBody) -> Any:

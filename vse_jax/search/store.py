@@ -27,6 +27,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -351,6 +352,31 @@ class Store:
             found[id] = Row(**known, copies=[other["path"] for other in others])
         return found
 
+    def named(self, name: str) -> dict[int, str]:
+        """The pictures with a file of this name, and its path: id → path.
+
+        Args:
+            name: a path below the pictures' folder, or the end of one, from a '/' on.
+                Where no file has it as it is written, capitals do not matter, nor which
+                of Unicode's forms spells an accent.
+        """
+        name = name.encode(errors="replace").decode()  # half characters are in none
+        sql = "SELECT path, picture FROM files"
+        ends = "WHERE path = ?1 OR substr(path, -length(?1) - 1) = '/' || ?1"
+        found = self._all(f"{sql} {ends} ORDER BY path", name)
+        if not found:
+            asked = _folded(name)
+            found = [
+                row
+                for row in self._all(f"{sql} ORDER BY path")
+                if f"/{_folded(row[0])}".endswith(f"/{asked}")
+            ]
+        whole = [row for row in found if row[0] == name]  # before those in folders
+        pictures: dict[int, str] = {}
+        for path, id in whole or found:
+            pictures.setdefault(id, path)
+        return pictures
+
     def vector(self, id: int) -> Float32[np.ndarray, " D"] | None:
         """A picture's vector; None where there is no such picture."""
         with self._moment() as facts:
@@ -659,6 +685,10 @@ def _connect(index: Path) -> sqlite3.Connection:
         )
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
 
 
 @contextlib.contextmanager
