@@ -42,7 +42,7 @@ def requests(rng: random.Random, picture: bytes):
                 search(400, query=colour, unknown=1),
                 search(404, like=[rng.randint(10**6, 10**9)]),
                 Request("POST", "/api/search", 400, rng.randbytes(50), kind),
-                Request("POST", "/api/search", 413, bytes(70_000), kind),
+                Request("POST", "/api/search", 413, bytes(140_000), kind),
                 explain(),
                 Request("GET", f"/api/thumbnail/{id}", 200),
                 Request("GET", f"/api/picture/{id}?full=1", 200),

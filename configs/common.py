@@ -220,6 +220,7 @@ def _search() -> ConfigDict:
     c.max_pixels = 200_000_000  # of a picture; larger ones are not decoded
     c.host = "127.0.0.1"  # --mode=serve: another one needs search.token
     c.port = 8765
+    c.hosts = ()  # more names of the server: ('photos.example.com', '*.lan')
     c.open = False  # the page in a browser, when the server listens
     c.token = placeholder(str)  # what the page and the API then ask for
     c.max_upload_mb = 20

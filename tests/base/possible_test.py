@@ -71,6 +71,10 @@ CONFIGS = sorted(
         ),
         ({"search.after": "today"}, "config.search.after: 'today' is no day, such as"),
         ({"search.host": "0.0.0.0"}, "config.search.token: needed to serve beyond"),
+        (
+            {"search.hosts": ("http://nas",)},
+            "config.search.hosts: 'http://nas' is no name of",
+        ),
         ({"task": "gpo_synthetic"}, "config.max_steps: needed by task 'gpo_synthetic'"),
     ],
 )

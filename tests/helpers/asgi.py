@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -38,7 +37,8 @@ async def ask(
     method: str,
     target: str,
     headers=(),
-    body: bytes | Iterable[bytes] | None = b"",
+    body: bytes | Iterable[bytes] | AsyncIterable[bytes] | None = b"",
+    client: str = "127.0.0.1",
 ) -> Reply:
     """The answer; a body in pieces comes without its length, None never comes."""
     headers = {"host": "127.0.0.1:8765"} | dict(headers)
@@ -61,17 +61,14 @@ async def ask(
             for name, value in headers.items()
             if value is not None
         ],
-        "client": ("127.0.0.1", 50000),
+        "client": (client, 50000),
         "server": ("127.0.0.1", 8765),
     }
-    end = [] if body is None else [{"body": b""}]
-    pieces = itertools.chain(
-        ({"body": piece, "more_body": True} for piece in body or ()), end
-    )
+    pieces = _pieces(body)
     sent: list[dict] = []
 
     async def receive():
-        piece = next(pieces, None)
+        piece = await anext(pieces, None)
         if piece is None:
             await asyncio.Event().wait()  # the browser stays and says nothing
         return {"type": "http.request", **piece}
@@ -86,11 +83,23 @@ async def ask(
     return Reply(start["status"], found, b"".join(m.get("body", b"") for m in rest))
 
 
+async def _pieces(body):
+    if isinstance(body, AsyncIterable):
+        async for piece in body:
+            yield {"body": piece, "more_body": True}
+    else:
+        for piece in body or ():
+            yield {"body": piece, "more_body": True}
+    if body is not None:
+        yield {"body": b""}
+
+
 class Asker:
     """Asks one application from code that is not asynchronous."""
 
     def __init__(self, app):
         self.app = app
+        self.client = "127.0.0.1"
         self._runner = asyncio.Runner()
 
     def __enter__(self):
@@ -103,7 +112,7 @@ class Asker:
         return self._runner.run(coroutine)
 
     def __call__(self, method: str, target: str, headers=(), body=b"") -> Reply:
-        return self.run(ask(self.app, method, target, headers, body))
+        return self.run(ask(self.app, method, target, headers, body, self.client))
 
     def get(self, target: str, headers=()) -> Reply:
         return self("GET", target, headers)

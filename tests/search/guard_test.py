@@ -1,5 +1,7 @@
 """Hosts, origins and the token: who may ask a server, and what every answer says."""
 
+import time
+
 import pytest
 
 from tests.helpers.asgi import Asker
@@ -15,12 +17,13 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def guarded():
-    """guarded(host, token) → something that asks a server at this address."""
+    """guarded(host, token, hosts) → something that asks a server at this address."""
     askers = []
 
-    def start(host="127.0.0.1", token=None):
+    def start(host="127.0.0.1", token=None, hosts=(), app=app):
         limits = {"upload_bytes": 100, "timeout_s": 1.0}
-        guard = Guard(app, host=host, token=token, cookie="kept", **limits)
+        names = {"host": host, "hosts": hosts, "cookie": "kept"}
+        guard = Guard(app, token=token, **names, **limits)
         askers.append(Asker(guard))
         return askers[-1]
 
@@ -37,6 +40,7 @@ def guarded():
         ("localhost:9000", 200),  # through a tunnel
         ("LOCALHOST", 200),
         ("[::1]:8765", 200),
+        ("localhost.", 200),
         ("evil.example", 403),
         ("evil.example:8765", 403),
         ("localhost.evil.example", 403),
@@ -53,20 +57,120 @@ def guarded():
 def test_a_name_that_is_not_the_servers_is_refused(guarded, host, status):
     reply = guarded().get("/", {"host": host})
     assert reply.status == status
-    assert status == 200 or reply.error
+    if host and status == 403:  # it says which, and what allows it
+        assert host in reply.error
+        assert "config.search.hosts" in reply.error
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "192.168.0.7:8765",
+        "nas:8765",
+        "NAS.local",
+        "nas.lan.",
+        "nas.tail1234.ts.net",
+        "photos.example.com",
+        "localhost",
+        "[fd00::7]:8765",
+        "[fe80::7%eth0]",
+    ],
+)
+def test_a_token_makes_every_name_good(guarded, host):
+    """A page whose name was led here (DNS rebinding) has no token and no cookie."""
+    server = guarded("0.0.0.0", TOKEN)
+    assert server.get("/", {"host": host}).status == 200
+    assert server.get("/api/status", {"host": host}).status == 401
+    assert server.get("/", {"host": f"{host}/x"}).status == 403
 
 
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("192.168.0.7:8765", 200),
-        ("nas:8765", 200),
-        ("localhost", 200),
-        ("evil.example", 403),
+        ("photos.example.com", 200),
+        ("PHOTOS.example.com.:443", 200),
+        ("a.b.lan", 200),
+        ("lan", 403),
+        ("example.com", 403),
+        ("xphotos.example.com", 403),
+        ("photos.example.com.evil.example", 403),
+        ("192.168.0.7", 403),
     ],
 )
-def test_a_server_for_others_goes_by_addresses_and_its_own_name(guarded, host, status):
-    assert guarded("nas", TOKEN).get("/", {"host": host}).status == status
+def test_a_name_that_the_owner_allows_is_good(guarded, host, status):
+    server = guarded(hosts=("photos.Example.com", "*.lan"))
+    assert server.get("/", {"host": host}).status == status
+
+
+BEHIND = {"host": "127.0.0.1:8765"}  # as a proxy asks, if nobody told it otherwise
+PAGE = {"origin": "https://photos.example.com"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (PAGE, 403),
+        (PAGE | {"sec-fetch-site": "same-origin"}, 200),
+        (PAGE | {"sec-fetch-site": "same-site"}, 403),
+        (PAGE | {"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://127.0.0.1:8765", "sec-fetch-site": "cross-site"}, 403),
+        (PAGE | {"x-forwarded-host": "photos.example.com"}, 200),
+        (PAGE | {"x-forwarded-host": "example.com"}, 403),
+        (PAGE | {"host": "photos.example.com"}, 200),
+        (PAGE | {"authorization": f"Bearer {TOKEN}"}, 200),
+        (PAGE | {"authorization": "Bearer x"}, 403),
+    ],
+)
+def test_a_page_behind_a_proxy_is_known(guarded, headers, status):
+    server = guarded(token=TOKEN)
+    until = int(time.time()) + 60
+    signed_in = {"cookie": f"kept={cookie_of(TOKEN, until)}"}
+    reply = server.post("/api/search", {}, BEHIND | signed_in | headers)
+    assert reply.status == status
+    if status == 403 and "origin" in headers:
+        assert headers["origin"] in reply.error
+
+
+def test_a_page_of_an_allowed_name_is_known(guarded):
+    server = guarded(hosts=("photos.example.com",))
+    for port in ("", ":8080"):
+        headers = {"origin": f"http://photos.example.com{port}"}
+        assert server.post("/api/search", {}, BEHIND | headers).status == 200
+
+
+def test_only_a_trusted_proxy_says_who_asks(guarded, monkeypatch):
+    def status(client):
+        server = guarded(token=TOKEN)
+        server.client = client
+        headers = {"x-forwarded-host": "photos.example.com"} | PAGE
+        return server.post("/api/token", {}, BEHIND | headers).status
+
+    assert (status("127.0.0.1"), status("::1"), status("172.17.0.2")) == (200, 200, 403)
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "172.17.0.0/16")
+    assert (status("127.0.0.1"), status("172.17.0.2")) == (403, 200)
+
+
+@pytest.mark.parametrize("prefix", ["/photos", "/my/photos/", "/api", "/page"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_proxy_may_serve_it_below_a_prefix(guarded, prefix, kept):
+    async def echo(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        path = scope["path"].removeprefix(scope["root_path"])
+        await send({"type": "http.response.body", "body": path.encode()})
+
+    server = guarded(token=TOKEN, app=echo)
+    start = prefix.rstrip("/") if kept else ""
+    headers = {"x-forwarded-prefix": prefix}
+    assert server.get(f"{start}/", headers).data == b"/"
+    assert server.get(f"{start}/page/main.js", headers).status == 200 or not kept
+    known = headers | {"authorization": f"Bearer {TOKEN}"}
+    if kept or prefix != "/api":
+        assert server.get(f"{start}/api/status", headers).status == 401
+        assert server.get(f"{start}/api/status", known).data == b"/api/status"
+    if kept:
+        reply = server.get(start, headers)
+        assert (reply.status, reply.headers["location"]) == (308, f"{start}/")
 
 
 @pytest.mark.parametrize(
@@ -97,8 +201,13 @@ def test_pages_of_other_sites_may_change_nothing(guarded, method, origin, status
         ({"authorization": "Bearer "}, 401),
         ({"authorization": "Bearer correct hors"}, 401),
         ({"authorization": "Bearer ü"}, 401),
-        ({"cookie": f"kept={cookie_of(TOKEN)}"}, 200),
-        ({"cookie": f"other=1; kept={cookie_of(TOKEN)}"}, 200),
+        ({"cookie": f"kept={cookie_of(TOKEN, 2**34)}"}, 200),
+        ({"cookie": f"other=1; kept={cookie_of(TOKEN, 2**34)}"}, 200),
+        ({"cookie": f"kept={cookie_of(TOKEN, 1_500_000_000)}"}, 401),  # in 2017
+        ({"cookie": f"kept=9{cookie_of(TOKEN, 2**34)}"}, 401),
+        ({"cookie": f"kept={cookie_of('another', 2**34)}"}, 401),
+        ({"cookie": f"kept={2**34}."}, 401),
+        ({"cookie": "kept=²."}, 401),
         ({"cookie": f"kept={TOKEN}"}, 401),
         ({"cookie": "kept="}, 401),
         ({"cookie": "=;=\0kept"}, 401),
@@ -115,6 +224,51 @@ def test_the_page_can_ask_for_the_token(guarded):
     for target in ("/", "/page/main.js", "/openapi.json"):
         assert server.get(target).status == 200
     assert server.post("/api/token", {"token": "x"}).status == 200  # the app's to check
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_wrong_tokens_are_looked_at_ten_times_a_minute(guarded, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    server = guarded(token=TOKEN)
+    wrong = [server.get("/api/status", bearer(n)).status for n in range(10)]
+    assert wrong == [401] * 10
+    reply = server.get("/api/status", bearer(TOKEN))  # or guessing would go on
+    assert (reply.status, reply.headers["retry-after"]) == (429, "60")
+    assert server.post("/api/token", {"token": TOKEN}).status == 429
+    kept = {"cookie": f"kept={cookie_of(TOKEN, 2**34)}"}
+    assert server.get("/api/status", kept).status == 200
+    assert server.get("/api/status").status == 401
+    server.client = "192.168.0.8"
+    assert server.get("/api/status", bearer(TOKEN)).status == 200
+    server.client = "127.0.0.1"
+    now += 61
+    assert server.get("/api/status", bearer(TOKEN)).status == 200
+
+
+def test_tokens_are_counted_by_whom_the_proxy_names_and_by_network(guarded):
+    server = guarded(token=TOKEN)
+
+    def tries(*addresses):
+        return [
+            server.get("/api/status", bearer("x") | {"x-forwarded-for": a}).status
+            for a in addresses
+        ]
+
+    assert tries(*["203.0.113.5"] * 11) == [401] * 10 + [429]
+    assert tries("203.0.113.6") == [401]
+    assert tries(*(f"2001:db8::{n}" for n in range(11)))[-1] == 429
+    assert tries("2001:db8:0:1::1") == [401]
+
+
+def test_a_head_is_answered_as_a_get_without_its_body(guarded):
+    reply = guarded()("HEAD", "/")
+    assert (reply.status, reply.data) == (200, b"")
+    assert "content-security-policy" in reply.headers
+    assert guarded(token=TOKEN)("HEAD", "/api/status").status == 401
 
 
 def test_every_answer_forbids_what_a_page_does_not_need(guarded):
@@ -143,6 +297,7 @@ def test_a_size_that_is_said_to_be_too_large_is_refused_unread(guarded):
     [
         ("127.0.0.1", True),
         ("::1", True),
+        ("[::1]", True),
         ("localhost", True),
         ("0.0.0.0", False),
         ("::", False),

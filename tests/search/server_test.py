@@ -494,14 +494,31 @@ def test_a_request_ends_in_time(serve):
 
 
 def test_uploads_that_never_end_do_not_hold_their_places(serve):
-    server = serve(timeout_s=0.05)
+    server = serve(timeout_s=0.2)
 
     async def stalls():
         calls = (ask(server.app, "POST", "/api/upload", {}, None) for _ in range(10))
         return [reply.status for reply in await asyncio.gather(*calls)]
 
-    assert sorted(server.run(stalls())) == [429] * 2 + [504] * 8
+    assert sorted(server.run(stalls())) == [408] * 8 + [429] * 2
     assert server("POST", "/api/upload", {}, content("red")).status == 200
+
+
+def test_an_upload_that_makes_progress_takes_its_time(serve):
+    server = serve(timeout_s=0.3)
+    data = content("red") + bytes(20_000)
+
+    async def slowly(step):
+        for start in range(0, len(data), step):
+            await asyncio.sleep(0.05)
+            yield data[start : start + step]
+
+    # In 0.7 s, longer than an answer may take; then as if it took minutes.
+    assert server("POST", "/api/upload", {}, slowly(1500)).status == 200
+    reply = server("POST", "/api/upload", {}, slowly(50))
+    assert reply.status == 408
+    assert reply.headers["connection"] == "close"
+    assert "slower than 5 kB/s" in reply.error
 
 
 def test_queries_are_logged_when_asked_for(serve, caplog):

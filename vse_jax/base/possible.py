@@ -244,6 +244,13 @@ def _token(f: Fields) -> str | None:
     return None
 
 
+def _hosts(f: Fields) -> str | None:
+    for name in f["search.hosts"]:
+        if not re.fullmatch(r"(?i)(\*\.)?[a-z0-9._-]+|[0-9a-f:.]+", str(name)):
+            return f"{name!r} is no name of a host, such as 'photos.example.com'"
+    return None
+
+
 def _study_steps(f: Fields) -> str | None:
     if f["task"] == "gpo_synthetic" and f["max_steps"] is None:
         return "needed by task 'gpo_synthetic'"
@@ -271,6 +278,7 @@ CONDITIONS: tuple[tuple[str, Callable[[Fields], str | None]], ...] = (
     ("search.after", _day("search.after")),
     ("search.before", _day("search.before")),
     ("search.token", _token),
+    ("search.hosts", _hosts),
 )
 
 

@@ -46,7 +46,7 @@ def serve_index(options: ConfigDict, index: Path, load: Callable[[], Encoder]) -
             f"--mode=serve: no package {error.name!r}; "
             "pip install -r requirements-search.txt"
         ) from None
-    host, token = options.host, options.token
+    host, token = options.host.strip("[]"), options.token
     if not guard.is_local(host) and not token:
         raise InputError(
             f"config.search.host: {host} can be reached from other machines; set "

@@ -7,12 +7,13 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vse_jax.base.errors import InputError
 from vse_jax.search.guard import App
 
 _END_S = 2  # that requests which are being answered get when the server is to end
-_IDLE_S = 30  # that a connection may wait for its next request
+_IDLE_S = 30  # for which a connection may send nothing, or a part of a header
 
 
 @contextlib.contextmanager
@@ -39,30 +40,73 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         yield server
 
 
-def run(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
+def run(
+    app: App,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    idle_s: int = _IDLE_S,
+) -> None:
     """Serves until SIGTERM or SIGINT, which are raised again at the end.
 
     Args:
         app: the application.
         listener: of `bound`.
         ready: called as soon as requests are accepted.
+        idle_s: for which a connection may send no request, or a part of its header.
     """
+
+    class Protocol(_Protocol):
+        seconds = idle_s
+
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",
         log_config=None,
         log_level="warning",
         access_log=False,  # it would hold what is asked for
-        proxy_headers=False,
+        proxy_headers=False,  # guard.py heeds them, with X-Forwarded-Host
         server_header=False,
-        timeout_keep_alive=_IDLE_S,
+        timeout_keep_alive=idle_s,
         timeout_graceful_shutdown=_END_S,
     )
     _Server(config, ready).run([listener])
+
+
+class _Protocol(H11Protocol):
+    """Drops a connection on which no request comes.
+
+    Uvicorn drops one that is idle between two requests; one that begins a header and
+    never ends it would stay for ever.
+    """
+
+    seconds = _IDLE_S
+    _waits: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waits is not None:
+            self._waits.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._waits is not None:
+            self._waits.cancel()
+        self._waits = self.loop.call_later(self.seconds, self._drop)
+
+    def _drop(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

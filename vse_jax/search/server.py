@@ -194,6 +194,7 @@ class Server:
         return guard.Guard(
             app,
             host=self._options.host,
+            hosts=self._options.hosts,
             token=self._options.token,
             cookie=self._cookie,
             upload_bytes=self._options.max_upload_mb * 1_000_000,
@@ -274,7 +275,7 @@ class Server:
         token = self._options.token
 
         @app.post(guard.TOKEN, status_code=204, response_class=Response)
-        async def check(body: TokenBody) -> Response:
+        async def check(body: TokenBody, request: Request) -> Response:
             """Answers with a cookie that stands for the token."""
             response = Response(status_code=204)
             if token is None:
@@ -283,7 +284,9 @@ class Server:
                 raise HTTPException(401, "not the token")
             response.set_cookie(
                 self._cookie,
-                guard.cookie_of(token),
+                guard.cookie_of(token, int(time.time()) + guard.COOKIE_S),
+                max_age=guard.COOKIE_S,
+                secure=request.url.scheme == "https",
                 httponly=True,
                 samesite="strict",
             )
