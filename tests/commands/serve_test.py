@@ -158,8 +158,8 @@ def test_it_follows_an_index_that_is_made_anew(tmp_path, kept):
         assert found(port, query="green", top=1)[0]["path"] == "green.jpg"
         shutil.rmtree(index)
         status, body = ask(port, "GET", "/api/status")
-        line = f"{index}: no index; make one with --mode=index"
-        assert (status, json.loads(body)) == (400, {"error": line})
+        line = "index: no index; make one with --mode=index"  # and not where
+        assert (status, json.loads(body)) == (503, {"error": line})
 
         pictures = tmp_path / "others"
         for number, colour in enumerate(kept):

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -210,6 +211,76 @@ def test_an_index_that_grows_is_seen_without_a_restart(serve, tmp_path):
     red = server.post("/api/search", {"query": "red"}).json()["hits"][0]
     assert red["path"] == "trips/red again.jpg"
     assert server.get(f"/api/thumbnail/{red['id']}").status == 200
+
+
+def rebuild(index, pictures, model=None):
+    """Puts another index, of other pictures, into the place of one."""
+    shutil.rmtree(index)
+    searching.make_index(pictures, index, model)
+
+
+def test_no_answer_is_made_of_two_indices(serve, tmp_path):
+    """While a sentence is encoded, another index takes the place of the first."""
+    colours = [*searching.COLOURS]
+    for number, colour in enumerate(colours):
+        searching.draw(tmp_path / "one" / f"{number} {colour}.png", colour)
+        searching.draw(tmp_path / "two" / f"{number} {colour}.png", colours[-number])
+    index = searching.make_index(tmp_path / "one", tmp_path / "index")
+
+    class Slow(ColourModel):
+        def encode_captions(self, captions, *, progress=False):
+            if not self.sentences:
+                rebuild(index, tmp_path / "two")
+            return super().encode_captions(captions)
+
+    question = {"query": "'white' + 0.01*'red'", "like": [2]}
+    for target, body in (("search", {"top": 1}), ("explain", {"id": 2})):
+        rebuild(index, tmp_path / "one")
+        server = serve(Slow(), index=index)
+        first, again = (
+            server.post(f"/api/{target}", question | body).json() for _ in range(2)
+        )
+        for answer in (first, again):
+            answer.pop("milliseconds", None)
+        assert first == again
+        if target == "explain":
+            assert np.sum(first["cells"]) == pytest.approx(first["similarity"])
+
+
+def test_an_index_of_another_model_is_no_answer_and_no_traceback(serve, tmp_path):
+    pictures = searching.draw_pictures(tmp_path / "pictures")
+    index = searching.make_index(pictures, tmp_path / "index")
+    server = serve(index=index)
+    other = ColourModel()
+    other.fingerprint, other.name = "other", "another"
+    rebuild(index, pictures, other)
+    for reply in (
+        server.post("/api/search", {"query": "red"}),
+        server.post("/api/search", {"like": [1]}),
+        server.post("/api/explain", {"query": "red", "id": 1}),
+        server.get("/api/status"),
+        server.get("/api/thumbnail/1"),
+        server.get("/api/data/1"),
+    ):
+        assert reply.status == 503
+        assert "another model" in reply.error
+        assert "start this program again" in reply.error
+        assert str(tmp_path) not in reply.error
+    rebuild(index, pictures)
+    assert server.get("/api/status").status == 200
+    assert paths(server.post("/api/search", {"query": "red", "top": 1})) == ["red.jpg"]
+
+
+def test_a_broken_index_does_not_say_where_it_is(serve, tmp_path):
+    pictures = searching.draw_pictures(tmp_path / "pictures")
+    index = searching.make_index(pictures, tmp_path / "index")
+    server = serve(index=index)
+    (vectors,) = index.glob("*.f32")
+    os.truncate(vectors, 0)
+    reply = server.post("/api/search", {"like": [1]})
+    assert reply.status == 400
+    assert "broken index" in reply.error
+    assert str(tmp_path) not in reply.error
 
 
 # ---- Why -----------------------------------------------------------------------------

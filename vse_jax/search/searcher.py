@@ -4,19 +4,21 @@ import functools
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import printable
-from vse_jax.search.engine import Filters
+from vse_jax.search.engine import Filters, Hit
 from vse_jax.search.gallery import THUMBNAIL, Gallery, Refused
 from vse_jax.search.opening import Opened
 from vse_jax.search.pictures import thumbnail
 from vse_jax.search.query import combine, parse
+
+T = TypeVar("T")
 
 _UPLOADS = 64  # kept in memory
 _CAPTIONS = 256  # whose vectors are kept: a new filter does not need the model again
@@ -75,7 +77,8 @@ class Searcher:
     def __init__(self, opened: Opened, gallery: Gallery):
         self._encoder, self._store, self._engine = opened
         self._gallery = gallery
-        self._version = -1  # of the index that the engine has
+        # Of the index that the engine has.
+        self._uid, self._version = "", -1
         self._refreshing = threading.Lock()
         self._guard = threading.Lock()
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
@@ -122,11 +125,17 @@ class Searcher:
             InputError: a question without words, or one that the grammar, an id or a
                 filter makes impossible.
         """
-        self._take_in_changes()
-        vector, _ = self._combined(self._terms(question))
-        hits = self._engine.search(
-            vector, top=choice.top, filters=choice.filters, min_score=choice.min_score
-        )
+
+        def found() -> list[Hit]:
+            self._take_in_changes()
+            vector, _ = self._combined(self._terms(question))
+            return self._engine.search(
+                vector,
+                top=choice.top,
+                filters=choice.filters,
+                min_score=choice.min_score,
+            )
+
         return [
             {
                 "id": hit.id,
@@ -138,18 +147,35 @@ class Searcher:
                 "camera": hit.row.camera,
                 "copies": len(hit.row.copies),
             }
-            for hit in hits
+            for hit in self._of_one_index(found)
         ]
+
+    def _of_one_index(self, find: Callable[[], T]) -> T:
+        """What `find` gives; once more where meanwhile another index, in which ids mean
+        other pictures, was put into the place of the one that it began with."""
+        uid = self._store.uid
+        try:
+            found = find()
+        except InputError:
+            if self._store.uid == uid:
+                raise
+        else:
+            if self._store.uid == uid:
+                return found
+        return find()
 
     def _take_in_changes(self) -> None:
         """Of the index. It may take an engine minutes; meanwhile others search what it
-        had before."""
-        version = self._store.version()
-        if version == self._version or not self._refreshing.acquire(blocking=False):
+        had before, unless that was another index."""
+        uid, version = self._store.uid, self._store.version()
+        if version == self._version:
+            return
+        if not self._refreshing.acquire(blocking=uid != self._uid):
             return
         try:
-            self._engine.refresh()
-            self._version = version
+            if version != self._version:
+                self._engine.refresh()
+                self._uid, self._version = uid, version
         finally:
             self._refreshing.release()
 
@@ -224,6 +250,9 @@ class Searcher:
         Raises:
             InputError: as `search`.
         """
+        return self._of_one_index(lambda: self._explanation(question, id))
+
+    def _explanation(self, question: Question, id: int) -> dict[str, Any]:
         terms = self._terms(question)
         vector, factors = self._combined(terms)
         image = self._indexed(id)

@@ -155,6 +155,7 @@ class Server:
     """
 
     def __init__(self, opened: Opened, options: ConfigDict, port: int):
+        self._store = opened.store
         self._gallery = Gallery(opened.store, options.max_pixels)
         self._searcher = Searcher(opened, self._gallery)
         self._options = options
@@ -190,7 +191,7 @@ class Server:
         self._add_pictures(app)
         self._add_uploads(app)
         self._add_token(app)
-        _add_errors(app)
+        self._add_errors(app)
         return guard.Guard(
             app,
             host=self._options.host,
@@ -292,6 +293,46 @@ class Server:
             )
             return response
 
+    def _add_errors(self, app: FastAPI) -> None:
+        """Every error is {"error": one line}."""
+
+        @app.exception_handler(InputError)
+        async def bad_input(_, error: InputError) -> JSONResponse:
+            if isinstance(error, Refused):
+                return _problem(error.status, str(error))
+            # Where its index is, is nobody's business.
+            index = self._store.index
+            reason = str(error).replace(str(index), index.name)
+            try:
+                self._store.version()
+            except InputError:  # it has gone, or is another model's
+                logging.warning("%s", error)
+                return _problem(503, reason)
+            return _problem(400, reason)
+
+        @app.exception_handler(RequestValidationError)
+        async def bad_fields(_, error: RequestValidationError) -> JSONResponse:
+            first = error.errors()[0]
+            place, *path = map(str, first["loc"])
+            reason = f"{'.'.join(path) or place}: {first['msg']}"
+            return _problem(404 if place == "path" else 400, reason)
+
+        @app.exception_handler(HTTPException)
+        async def http(_, error: HTTPException) -> JSONResponse:
+            return _problem(error.status_code, str(error.detail), error.headers)
+
+        @app.exception_handler(QueueFull)
+        async def busy(*_) -> JSONResponse:
+            return _problem(429, "too many requests wait; try again")
+
+        @app.exception_handler(ClientDisconnect)
+        async def gone(*_) -> JSONResponse:
+            return _problem(400, "the request ended early")
+
+        @app.exception_handler(Exception)
+        async def bug(*_) -> JSONResponse:  # its traceback is logged
+            return _problem(500, "an error in the server; its log says more")
+
 
 def _picture(content: Content) -> Response:
     # A picture may change, so a browser asks whether what it has is still good.
@@ -312,37 +353,6 @@ def _add_page(app: FastAPI) -> None:
 
     app.get("/", include_in_schema=False)(functools.partial(send, "index.html"))
     app.get("/page/{name}", include_in_schema=False)(send)
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Every error is {"error": one line}."""
-
-    @app.exception_handler(InputError)
-    async def bad_input(_, error: InputError) -> JSONResponse:
-        return _problem(error.status if isinstance(error, Refused) else 400, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def bad_fields(_, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place, *path = map(str, first["loc"])
-        reason = f"{'.'.join(path) or place}: {first['msg']}"
-        return _problem(404 if place == "path" else 400, reason)
-
-    @app.exception_handler(HTTPException)
-    async def http(_, error: HTTPException) -> JSONResponse:
-        return _problem(error.status_code, str(error.detail), error.headers)
-
-    @app.exception_handler(QueueFull)
-    async def busy(*_) -> JSONResponse:
-        return _problem(429, "too many requests wait; try again")
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(*_) -> JSONResponse:
-        return _problem(400, "the request ended early")
-
-    @app.exception_handler(Exception)
-    async def bug(*_) -> JSONResponse:  # its traceback is logged
-        return _problem(500, "an error in the server; its log says more")
 
 
 def _problem(status: int, reason: str, headers=None) -> JSONResponse:
