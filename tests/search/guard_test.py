@@ -147,6 +147,7 @@ def test_only_a_trusted_proxy_says_who_asks(guarded, monkeypatch):
         return server.post("/api/token", {}, BEHIND | headers).status
 
     assert (status("127.0.0.1"), status("::1"), status("172.17.0.2")) == (200, 200, 403)
+    assert (status("::ffff:127.0.0.1"), status("::ffff:172.17.0.2")) == (200, 403)
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "172.17.0.0/16")
     assert (status("127.0.0.1"), status("172.17.0.2")) == (403, 200)
 

@@ -115,7 +115,9 @@ class Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"{scope['type']}: only HTTP is served")
         scope = dict(scope)  # uvicorn goes on reading its own
-        peer = (scope.get("client") or ("",))[0]
+        peer, port = scope.get("client") or ("", 0)
+        peer = peer.removeprefix("::ffff:")  # IPv4 where both kinds are listened at
+        scope["client"] = peer, port
         if peer not in self._proxied.trusted_hosts:
             theirs = (b"x-forwarded-host", b"x-forwarded-prefix")
             scope["headers"] = [h for h in scope["headers"] if h[0] not in theirs]
@@ -292,16 +294,12 @@ def _shown(text: str) -> str:
 
 def _address(scope) -> str:
     """Whom wrong tokens are counted for: an IPv6 client has all of its /64."""
-    client = (scope.get("client") or ("",))[0]
+    client: str = scope["client"][0]
     try:
-        address = ipaddress.ip_address(client)
+        address = ipaddress.IPv6Address(client)
     except ValueError:
         return client
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is None:
-            return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-        address = address.ipv4_mapped
-    return str(address)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 class _Tries:
