@@ -144,6 +144,6 @@ class Client:
             connection.close()
         if response.status == 200 and isinstance(answer, dict):
             return answer
-        error = answer.get("error") if isinstance(answer, dict) else None
+        reason = answer.get("error") if isinstance(answer, dict) else None
         kind = InputError if response.status == 400 else Unanswered
-        raise kind(str(error or f"{self.url}: status {response.status}"))
+        raise kind(str(reason or f"{self.url}: status {response.status}"))

@@ -296,10 +296,10 @@ def _address(scope) -> str:
     """Whom wrong tokens are counted for: an IPv6 client has all of its /64."""
     client: str = scope["client"][0]
     try:
-        address = ipaddress.IPv6Address(client)
+        ipaddress.IPv6Address(client)
     except ValueError:
         return client
-    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(ipaddress.ip_network(f"{client}/64", strict=False))
 
 
 class _Tries:

@@ -215,8 +215,8 @@ def _check_no_bare_parts(text: str, marks: str) -> None:
     for times in re.finditer(r"\*\s*(?=['\"])", marks):
         if _QUOTED[marks[times.end()]].match(marks, times.end()):
             _fail(times.start(), "before '*' stands a number, such as 0.5")
-    if times := re.match(r"\s*'.*'\s*(?=\*)", marks, re.DOTALL):
-        _fail(times.end(), "a weight stands before its part, such as 0.5*'snow'")
+    if part := re.match(r"\s*'.*'\s*(?=\*)", marks, re.DOTALL):
+        _fail(part.end(), "a weight stands before its part, such as 0.5*'snow'")
 
 
 def _sum_of(text: str, signs: Sequence[re.Match]) -> str:
