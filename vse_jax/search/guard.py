@@ -299,7 +299,7 @@ def _address(scope) -> str:
         ipaddress.IPv6Address(client)
     except ValueError:
         return client
-    return str(ipaddress.ip_network(f"{client}/64", strict=False))
+    return str(ipaddress.ip_network(f"{client.partition('%')[0]}/64", strict=False))
 
 
 class _Tries:
