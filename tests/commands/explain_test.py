@@ -29,6 +29,10 @@ def test_draws_and_prints_the_parts(tiny_config, tmp_path, capsys):
         (" ", "a.png", r"config\.search\.query: needed"),
         ("a bar", None, r"config\.search\.like: needed by --mode=explain"),
         ("a bar", "a.png", r"a\.png: no such picture"),
+        ("'a bar' - 'red'", "a.png", r"config\.search\.query: .* takes one sentence"),
+        ("-‘red’", "a.png", r"config\.search\.query: .* takes one sentence"),
+        ("b.png", "a.png", r"config\.search\.query: .* takes one sentence"),
+        ("a bar -red", "a.png", "query, column 7: '-' before a word without quotes"),
     ],
 )
 def test_missing_input_is_named(query, like, message, tiny_config, tmp_path):

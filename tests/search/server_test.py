@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import searching
+import vse_jax
+from tests.helpers import searching, steps
 from tests.helpers.asgi import Asker, Fault, ask
+from tests.helpers.runs import write_run
 from tests.helpers.searching import ColourModel
 from vse_jax.base.errors import InputError
 from vse_jax.search.opening import opened
@@ -174,6 +176,32 @@ def test_a_vocabulary_need_not_hold_any_word_of_ours(serve):
         400,
         "query: the model knows no word of 'a picture'",
     )
+
+
+def test_a_bigru_serves_words_of_its_own_only(serve, tiny_config, tmp_path):
+    vocabulary = tmp_path / "words" / "vocab.json"
+    vocabulary.parent.mkdir()
+    words = ["<pad>", "<start>", "<end>", "<unk>", "rot", "blau"]
+    vocabulary.write_text(
+        json.dumps(
+            {
+                "idx": len(words),
+                "word2idx": {w: i for i, w in enumerate(words)},
+                "idx2word": dict(enumerate(words)),
+            }
+        )
+    )
+    config = steps.bigru(tiny_config)
+    config.text.update(vocab=str(vocabulary), vocab_size=len(words) + 1)
+    model = vse_jax.load(write_run(config, tmp_path / "run"))
+    searching.draw(tmp_path / "in" / "red.png", "red")
+    index = searching.make_index(tmp_path / "in", tmp_path / "index", model)
+    server = serve(model, index=index)
+    assert server.get("/api/status").json()["explains"] is True
+    assert paths(server.post("/api/search", {"query": "rot"})) == ["red.png"]
+    reply = server.post("/api/search", {"query": "a picture"})
+    assert reply.status == 400
+    assert reply.error == "query: the model knows no word of 'a picture'"
 
 
 def test_filters_and_a_least_score(server):

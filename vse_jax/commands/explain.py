@@ -8,6 +8,7 @@ from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import load_image
 from vse_jax.figures.explanation import explanation_picture
+from vse_jax.search.query import parse
 
 
 def explain(config: ConfigDict, workdir: Path) -> None:
@@ -21,6 +22,10 @@ def explain(config: ConfigDict, workdir: Path) -> None:
     for field, value in (("query", query), ("like", like)):
         if not value or not value.strip():
             raise InputError(f"config.search.{field}: needed by --mode=explain")
+    parts = parse(query)
+    if len(parts) > 1 or parts[0].kind != "sentence" or parts[0].weight < 0:
+        raise InputError("config.search.query: --mode=explain takes one sentence")
+    sentence = parts[0].value
     picture = load_image(like)
     model = model_of(config, workdir)
     if model.takes_regions:
@@ -28,9 +33,9 @@ def explain(config: ConfigDict, workdir: Path) -> None:
             f"{workdir}: a region model, which sees no cells of a picture; "
             "vse_jax.load(…).explain splits its regions"
         )
-    found = model.explain(picture, query)
+    found = model.explain(picture, sentence)
     path = workdir / "explanation.png"
-    explanation_picture(path, picture, query, found.cells, found.words)
+    explanation_picture(path, picture, sentence, found.cells, found.words)
     print(f"similarity {found.similarity:.3f}")
     for word, part in found.words:
         print(f"{part:+.3f}  {word}")
