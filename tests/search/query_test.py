@@ -226,6 +226,26 @@ def test_any_text_is_parts_or_an_input_error(text):
     assert all(part.value.strip() and abs(part.weight) <= 1000 for part in parts)
 
 
+@given(st.text())
+def test_no_text_is_a_bug(text):
+    try:
+        parts = parse(text)
+    except InputError:
+        return
+    assert all(part.value.strip() for part in parts)
+    assert hint(text) is None or len(parts) == 1
+
+
+LETTERS = st.text("abcxyz", min_size=1)
+
+
+@given(st.lists(LETTERS, min_size=1), st.sampled_from(["'", "’", "-", "‑"]))
+def test_hyphens_and_apostrophes_inside_words_mean_nothing(words, mark):
+    text = " ".join(mark.join(("x", word, "x")) for word in words)
+    assert parse(text) == [Part("sentence", text)]
+    assert hint(text) is None
+
+
 WORDS = st.text(alphabet="abc ", min_size=1).map(lambda text: f"x{text.strip()}")
 WEIGHTS = st.integers(-4000, 4000).map(lambda quarters: quarters / 4)
 
