@@ -222,7 +222,7 @@ def _check_no_bare_parts(text: str, marks: str) -> None:
 def _sum_of(text: str, signs: Sequence[re.Match]) -> str:
     """The text as a sum: cut at these signs, each part in quotes."""
     first = text[: signs[0].start()].strip()
-    written = [f"'{first}'"] if first else []
+    written = [f"'{first}'"] if _has_words(first) else []
     ends = [sign.start() for sign in signs[1:]] + [len(text)]
     for sign, end in zip(signs, ends, strict=True):
         weight = sign[0].strip().lstrip("+- ").replace(" ", "")
