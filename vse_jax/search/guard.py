@@ -310,8 +310,8 @@ class _Tries:
 
     def wait(self, address: str) -> int:
         """Seconds until a token of this address is looked at again; 0: it is now."""
-        failures = self._failures.get(address, ())
-        if len(failures) < _WRONG_TOKENS:
+        failures = self._failures.get(address)
+        if failures is None or len(failures) < _WRONG_TOKENS:
             return 0
         return max(0, math.ceil(failures[0] + 60 - time.monotonic()))
 
