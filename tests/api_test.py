@@ -209,23 +209,19 @@ class TestWhatTheFingerprintTells:
         config.text.tomorrow = 1
         assert vector_fields(config)["text.tomorrow"] == 1
 
-    def test_an_index_of_an_earlier_version_stays_known(
-        self, kmax_model, split, tmp_path
-    ):
-        folder = split.pictures[0].parent
-        for name, made_by in (
-            ("now", kmax_model.fingerprint),
-            ("before", kmax_model.earlier_fingerprint),
-        ):
-            Store.create(
-                tmp_path / name,
-                model=made_by,
-                name="m",
-                dim=kmax_model.dim,
-                folder=folder,
-            )
-            with Store.open(tmp_path / name, read_only=True) as store:
-                check_model(store, kmax_model)
+    def test_an_index_of_other_settings_is_refused(self, kmax_run, split, tmp_path):
+        short = vse_jax.load(kmax_run, {"data.max_tokens": 5})
+        Store.create(
+            tmp_path,
+            model=short.fingerprint,
+            name="m",
+            dim=short.dim,
+            folder=split.pictures[0].parent,
+        )
+        with Store.open(tmp_path, read_only=True) as store:
+            check_model(store, short)
+            with pytest.raises(InputError, match=r"index of another model .* settings"):
+                check_model(store, vse_jax.load(kmax_run))
 
 
 def test_a_warm_model_compiles_nothing_for_a_query(run, split):

@@ -211,19 +211,6 @@ class Model:
         digest = hashlib.sha256(repr(sorted(fields.items())).encode())
         for name, content in sorted(vocabulary_content(self._config).items()):
             digest.update(name.encode() + hashlib.sha256(content).digest())
-        return self._digest_weights(digest)
-
-    @functools.cached_property
-    def earlier_fingerprint(self) -> str:
-        """The `fingerprint` that earlier versions gave this model; indexes hold it."""
-        names = ["kind", "size", "pixels"]
-        if self._config.image.resample != "plain":
-            names.append("resample")
-        fields = {name: self._config.image[name] for name in names}
-        digest = hashlib.sha256(repr(sorted(fields.items())).encode())
-        return self._digest_weights(digest)
-
-    def _digest_weights(self, digest) -> str:
         for path, leaf in jax.tree.leaves_with_path(self._arrays):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())

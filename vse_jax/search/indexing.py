@@ -76,16 +76,12 @@ class _Unreadable(InputError):
 
 def check_model(store: Store, model: Encoder) -> None:
     """Raises InputError unless `model` made the vectors of `store`."""
-    # Indexes outlive versions: an earlier one made another fingerprint of this model.
-    if store.model == model.fingerprint or store.model == getattr(
-        model, "earlier_fingerprint", None
-    ):
-        return
-    raise InputError(
-        f"{store.index}: index of another model ({store.model_name!r}, not "
-        f"{model.name!r} as it is now): its weights, vocabulary or settings differ; "
-        "name another --config.search.index"
-    )
+    if store.model != model.fingerprint:
+        raise InputError(
+            f"{store.index}: index of another model ({store.model_name!r}, not "
+            f"{model.name!r} as it is now): its weights, vocabulary or settings "
+            "differ; name another --config.search.index"
+        )
 
 
 def check_pictures(folder: Path, exclude: Iterable[str] = ()) -> None:
