@@ -26,6 +26,7 @@ class Mode(NamedTuple):
     processes: bool = False  # several may share the work
     published: bool = False  # it gets the published recipe, too
     keeps_memory: bool = False  # batch after batch to its end: runtime.py says why
+    writes: bool = False  # nobody else may write to its folder meanwhile
 
 
 _COMPILER = ("workdir", "topology", "all")
@@ -33,7 +34,11 @@ _PUSH = ("workdir", "repo")
 MODES = {
     "retrieval": {
         "train": Mode(
-            "vse_jax.commands.train", "train", processes=True, keeps_memory=True
+            "vse_jax.commands.train",
+            "train",
+            processes=True,
+            keeps_memory=True,
+            writes=True,
         ),
         "eval": Mode(
             "vse_jax.commands.evaluate", "evaluate", processes=True, keeps_memory=True
@@ -54,7 +59,9 @@ MODES = {
         "explain": Mode("vse_jax.commands.explain", "explain"),
     },
     "gpo_synthetic": {
-        "train": Mode("studies.gpo_synthetic", "run_study", keeps_memory=True),
+        "train": Mode(
+            "studies.gpo_synthetic", "run_study", keeps_memory=True, writes=True
+        ),
         "plot": Mode("studies.plots", "plot"),
     },
 }
@@ -98,7 +105,8 @@ def run(overrides: list[str]) -> None:
     if mode.keeps_memory:
         runtime.keep_freed_memory()
     connection = (given.coordinator, given.process_id, given.num_processes)
-    with runtime.started(config, given.mode, connection, alone=not mode.processes):
+    written = given.workdir if mode.writes else None
+    with runtime.started(config, given.mode, connection, not mode.processes, written):
         getattr(importlib.import_module(mode.module), mode.function)(*values)
 
 

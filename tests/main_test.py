@@ -3,8 +3,10 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +198,39 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert (workdir / "eval_test.json").read_text() == (
         trained[0] / "eval_test.json"
     ).read_text()
+
+
+def test_a_second_start_touches_nothing_and_says_who_has_the_folder(
+    trained, tiny_args, environment, tmp_path
+):
+    workdir = tmp_path / "two"
+    args = [*tiny_args, "--config.checkpoint.every_steps=1", f"--workdir={workdir}"]
+    first = start(args, environment)
+    checkpoints = workdir / "checkpoints" / "last"
+    assert wait_for(lambda: (checkpoints / "3").exists(), first)
+    # Again in the middle of its work, once with another config, which would be refused
+    # for that.
+    for change in ([], ["--config.loss.margin=0.3"]):
+        line = one_line_error([*args, *change], environment)
+        assert line.startswith(f"error: {workdir}: another process (pid {first.pid} on")
+        assert f"{socket.gethostname()}, since {datetime.now():%Y-%m-%d}" in line
+        assert first.poll() is None, "it ended too early to show anything"
+    _, err = first.communicate(timeout=600)
+    assert first.returncode == 0, err
+    assert_same_run(workdir, trained[0])
+    assert not (workdir / "lock").exists()
+
+
+def test_the_folder_of_a_killed_run_is_taken_over(tiny_args, environment, tmp_path):
+    workdir = tmp_path / "killed"
+    args = [*tiny_args, f"--workdir={workdir}", "--config.max_steps=3"]
+    process = start(args, environment)
+    assert wait_for(lambda: (workdir / "lock").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (workdir / "lock").exists()
+    run(args, environment)
+    assert not (workdir / "lock").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Two real processes with two CPU devices each, as users start them."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -202,6 +203,19 @@ def test_other_data_or_another_config(
         expected = message.replace("differs", "differs between the processes")
         for err in finish(processes, (1, 1)):
             assert err.splitlines()[-1].startswith(f"error: {expected}"), err
+
+
+def test_a_folder_that_another_run_has_ends_both(args, two_devices, tmp_path):
+    held = "another process (pid 4711 on elsewhere, since noon) trains in this folder"
+    lock = tmp_path / "lock"
+    lock.write_text('{"pid": 4711, "host": "elsewhere", "since": "noon"}')
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        processes = start_pair([*args, f"--workdir={tmp_path}"], two_devices)
+        first, second = finish(processes, (1, 1))
+    assert first.splitlines()[-1].startswith(f"error: {tmp_path}: {held}"), first
+    assert f"error: process 0: {tmp_path}: {held}" in second.splitlines()[-1], second
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_coordinator_that_never_answers(args, two_devices, tmp_path):

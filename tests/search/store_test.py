@@ -194,7 +194,7 @@ def test_one_writer_at_a_time(index):
     with (
         Store.open(index, read_only=False),
         pytest.raises(
-            InputError, match=r"another process \(\d+\) writes to this index"
+            InputError, match=r"another process \(pid \d+ on .*\) writes to this index"
         ),
         Store.open(index, read_only=False),
     ):

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.command_line import errors_on_one_line
 from vse_jax.base.config import shared_fields
+from vse_jax.base.lock import only_writer
 from vse_jax.devices import cluster, preemption
-from vse_jax.devices.agreement import check_same
+from vse_jax.devices.agreement import check_same, on_first
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -22,7 +23,11 @@ Connection = tuple[str | None, int | None, int | None]  # arguments of cluster.c
 
 @contextlib.contextmanager
 def started(
-    config: ConfigDict, mode: str, connection: Connection, alone: bool
+    config: ConfigDict,
+    mode: str,
+    connection: Connection,
+    alone: bool,
+    written: Path | None = None,
 ) -> Iterator[None]:
     """Joins the processes of the run and sets JAX up for the block.
 
@@ -30,17 +35,35 @@ def started(
         config, mode: of the run; compared between its processes.
         connection: coordinator, process_id, num_processes, or three times None.
         alone: the mode is work for one process.
+        written: folder that no other run may write to until the block ends.
 
     Raises:
-        SystemExit: the block failed, or the processes do not fit; one line says how.
+        SystemExit: the block failed, the processes do not fit, or another run writes to
+            the folder; one line says how.
     """
-    with cluster.ends_together(), errors_on_one_line():
+    with (
+        cluster.ends_together(),
+        errors_on_one_line(),
+        contextlib.ExitStack() as stack,
+    ):
         cluster.connect(*connection)
+        several = jax.distributed.is_initialized()
+
+        def lock() -> None:
+            if written is not None:
+                stack.enter_context(
+                    only_writer(written / "lock", "trains in this folder")
+                )
+
+        if not several:
+            lock()  # before it takes devices, which another run may have
         preemption.connected()
         configure(config)
         if alone:
             cluster.check_alone(f"--mode={mode} of config.task={config.task}")
         check_same("config", {"mode": mode} | shared_fields(config))
+        if several:
+            on_first(lock)
         yield
 
 

@@ -19,7 +19,6 @@ never meet the vectors of the one that took its place.
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -38,6 +37,7 @@ from jaxtyping import Float32, Int64
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import named_in_errors, printable
+from vse_jax.base.lock import only_writer
 from vse_jax.search.engine import Filters, Row
 
 DATABASE = "index.sqlite"
@@ -208,7 +208,7 @@ class Store:
         _identity(index)
         with contextlib.ExitStack() as stack:
             if not read_only:
-                stack.enter_context(_writer_lock(index))
+                stack.enter_context(only_writer(index / "lock", "writes to this index"))
             store = cls(index, read_only=read_only)
             stack.callback(lambda: store._connection.close())
             if not read_only:
@@ -689,24 +689,6 @@ def _connect(index: Path) -> sqlite3.Connection:
 
 def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
-
-
-@contextlib.contextmanager
-def _writer_lock(index: Path) -> Iterator[None]:
-    """The system lets go of it when the process ends, however it does."""
-    with (index / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"{index}: another process ({file.read().strip()}) writes to this "
-                "index; wait for its end"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextlib.contextmanager
