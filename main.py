@@ -29,6 +29,7 @@ class Mode(NamedTuple):
     writes: bool = False  # nobody else may write to its folder meanwhile
 
 
+_TRAIN = ("workdir", "accept_new_data")
 _COMPILER = ("workdir", "topology", "all")
 _PUSH = ("workdir", "repo")
 MODES = {
@@ -36,6 +37,7 @@ MODES = {
         "train": Mode(
             "vse_jax.commands.train",
             "train",
+            _TRAIN,
             processes=True,
             keeps_memory=True,
             writes=True,
@@ -69,6 +71,7 @@ MODES = {
 flags.DEFINE_string("config", None, "FILE.py[:VARIANT], or a run's JSON.")
 flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the run.")
 flags.DEFINE_string("mode", "train", ", ".join(MODES["retrieval"]))
+flags.DEFINE_bool("accept_new_data", False, "train: goes on though its data changed.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 flags.DEFINE_integer("num_processes", None, "Processes of the run.")

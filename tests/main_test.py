@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from configs import openmoji as openmoji_config
+from tests.helpers import tiny
 from tests.helpers.programs import (
     MAIN,
     assert_same_run,
     one_line_error,
     parameters,
+    rows,
     run,
     start,
     wait_for,
@@ -198,6 +200,71 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert (workdir / "eval_test.json").read_text() == (
         trained[0] / "eval_test.json"
     ).read_text()
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def about(workdir: Path, which: str) -> dict:
+    """What a checkpoint says of itself."""
+    (file,) = (workdir / "checkpoints" / which).glob("[0-9]*/data/metadata")
+    return json.loads(file.read_text())
+
+
+def test_a_run_goes_on_with_other_data_only_when_told_to(
+    trained, tiny_args, environment, tmp_path, monkeypatch
+):
+    """More images for training, others for dev: epochs of 35 steps instead of 30."""
+    monkeypatch.setattr(tiny, "SPLITS", {"train": 112, "dev": 32, "test": 16})
+    root = tiny.write_root(tmp_path / "tiny")
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    args = [*tiny_args, f"--workdir={workdir}", f"--config.data.root={root}"]
+    args += ["--config.num_epochs=3"]
+    before = snapshot(workdir)
+    assert one_line_error(args, environment) == (
+        f"error: {root}: the data of this run changed since the checkpoint of step "
+        "60: "
+        "'train' had 96 images and 480 captions, now 112 and 560; 'dev' has other "
+        "image ids and captions; 'test' had 32 images and 160 captions, now 16 and 80; "
+        "--accept_new_data goes on with them and scores the best model again"
+    )
+    assert snapshot(workdir) == before
+
+    # Accepted and stopped at once: the best model's rsum is that on the new dev split.
+    _, err = run([*args, "--accept_new_data", "--config.max_steps=60"], environment)
+    assert "2 epochs are done, of 3: the rest is trained on the new data" in err
+    (best,) = (workdir / "checkpoints" / "best").glob("[0-9]*")
+    on_new = f"--config.data.root={root}"
+    dev = ["--mode=eval", "--config.eval.split=dev", on_new]
+    run([f"--workdir={workdir}", *dev], environment)
+    scored = json.loads((workdir / "eval_dev.json").read_text())["rsum"]
+    assert about(workdir, "best")["rsum"] == pytest.approx(scored, rel=1e-6)
+    rescored = [row for row in rows(workdir) if "eval/dev/best_rsum" in row]
+    assert [row["step"] for row in rescored] == [60]
+    if best.name == "60":
+        assert rescored[0]["eval/dev/best_rsum"] == pytest.approx(scored, rel=1e-6)
+
+    # It is accepted once; what follows may stop anywhere.
+    run([*args, "--config.max_steps=75"], environment)
+    run(args, environment)
+    metrics = rows(workdir)
+    losses = [row["step"] for row in metrics if "train/loss" in row]
+    assert losses == list(range(1, 60 + 35 + 1))
+    assert about(workdir, "last")["step"] == 95
+    validated = [row["step"] for row in metrics if "eval/dev/rsum" in row]
+    assert validated == [30, 60, 75, 95]
+
+    # The same without a stop in between.
+    whole = tmp_path / "whole"
+    shutil.copytree(trained[0], whole)
+    run([*args, "--accept_new_data", f"--workdir={whole}"], environment)
+    expected, found = parameters(whole), parameters(workdir)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
 def test_a_second_start_touches_nothing_and_says_who_has_the_folder(

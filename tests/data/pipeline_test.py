@@ -397,3 +397,12 @@ def test_leaving_early_stops_the_workers(config):
         raise KeyboardInterrupt
     with pytest.raises(StopIteration):
         next(batches)
+
+
+def test_other_data_begin_with_an_epoch(config):
+    """After 37 steps, which were 2 epochs and a rest, comes epoch 2 from its start."""
+    alone = take(TrainData(config, *load(config)), 2, start_step=2 * 30)
+    data = TrainData(config, *load(config), first=(37, 2))
+    assert_equal_streams(take(data, 2, start_step=37), alone)
+    assert data.shapes(2) == TrainData(config, *load(config)).shapes(2)
+    assert data.order.place(37 + 30).epoch == 3

@@ -1,8 +1,10 @@
 """The curves of a run, drawn from metrics.jsonl."""
 
+import dataclasses
 import json
 
 import pytest
+from matplotlib.axes import Axes
 
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import load_image
@@ -27,6 +29,24 @@ def test_curves(tmp_path, loss):
     (tmp_path / "metrics.jsonl").write_text(text)
     curves_picture(tmp_path, SCHEDULE)
     assert load_image(tmp_path / "curves.png").shape[1] > 1200
+
+
+def test_other_data_begin_a_curve_of_their_own(tmp_path, monkeypatch):
+    """A best rsum on the old ones is not the best any more."""
+    rows = [{"step": 10, "eval/dev/rsum": 425.0}, {"step": 20, "eval/dev/rsum": 220.0}]
+    rows += [{"step": 40, "eval/dev/rsum": 230.0}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    labels, plot = [], Axes.plot
+
+    def noted(self, *args, label=None, **kwargs):
+        labels.append(label)
+        return plot(self, *args, label=label, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    schedule = dataclasses.replace(SCHEDULE, first_step=20, first_epoch=2)
+    curves_picture(tmp_path, schedule)
+    assert "dev: best 230.0 after 4 epochs" in labels
 
 
 def test_curves_of_a_run_without_validation(tmp_path):

@@ -1,5 +1,7 @@
 """Saving and restoring (kill, resume and full disks: main_test.py)."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,8 @@ def test_last_and_best_come_back(tmp_path):
     target = abstract(model(0.0)), abstract(rest(0))
     with Checkpoints(tmp_path) as again:
         assert (again.last_step(), again.best_step()) == (10, 5)
-        last, optimizer, reached = again.restore_last(*target)
+        reached = again.reached()
+        last, optimizer = again.restore_last(*target)
         best, best_data = again.restore_best(target[0])
     jax.tree.map(np.testing.assert_array_equal, last, model(2.0))
     jax.tree.map(np.testing.assert_array_equal, best, model(1.0))
@@ -99,15 +102,23 @@ def test_best_is_the_one_that_last_names(tmp_path):
             checkpoints.best_is_missing(Reached(45, 45, 5.0, 15))
 
 
-def test_another_versions_checkpoint_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "change", [lambda x: x.pop("data"), lambda x: x.update(from_the_future=1)]
+)
+def test_another_versions_checkpoint_is_named(tmp_path, change):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_last(model(1.0), rest(5), Reached(5))
-    monkeypatch.setattr("vse_jax.training.checkpoint.Reached", lambda step: None)
+    file = tmp_path / "checkpoints/last/5/data/metadata"
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(InputError, match="written by another version of vse_jax"),
+        pytest.raises(
+            InputError, match="last/5: written by another version of vse_jax"
+        ),
     ):
-        checkpoints.restore_last(abstract(model(0.0)), abstract(rest(0)))
+        checkpoints.reached()
 
 
 def test_a_bug_is_no_full_disk(tmp_path):

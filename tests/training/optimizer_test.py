@@ -126,6 +126,22 @@ def test_schedule_of_the_published_grid_recipe():
     assert optimizer.open_groups(1) == ("0", "1", "2", "3", "4", "5")
 
 
+def test_other_data_change_how_long_an_epoch_is_and_not_which_it_is():
+    """37 steps were made of epochs of 15, then the rest is one of epochs of 10."""
+    config = common.base()
+    first = Schedule.from_config(config, steps_per_epoch=15, ramp_steps=16)
+    epochs = first.epoch(37)
+    schedule = Schedule.from_config(config, 10, ramp_steps=11, first=(37, epochs))
+    steps = [37, 46, 47, 56, 57]
+    assert [schedule.epoch(step) for step in steps] == [2, 2, 3, 3, 4]
+    assert [schedule.steps(epoch) for epoch in (2, 3, 25)] == [37, 47, 267]
+    config.loss.ramp_epoch = 3
+    schedule = Schedule.from_config(config, 10, ramp_steps=11, first=(37, epochs))
+    np.testing.assert_allclose(
+        schedule.loss_scale(jnp.array([46, 47, 52, 57])), [1, 0, 5 / 11, 1], rtol=1e-6
+    )
+
+
 def test_gradual_unfreezing_opens_from_the_top():
     config = optimizer_config(rules=common.grid_rules(1, 1))
     optimizer = Optimizer(config, _parameters_of_every_group())

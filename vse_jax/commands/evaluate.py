@@ -18,14 +18,18 @@ from vse_jax.figures.retrieval import retrieval_picture
 
 
 def evaluate(
-    config: ConfigDict, workdir: Path, evaluator: Evaluator | None = None
+    config: ConfigDict,
+    workdir: Path,
+    evaluator: Evaluator | None = None,
+    split: Split | None = None,
 ) -> None:
     """Ranks config.eval.split with the best checkpoint in `workdir`.
 
-    After training its `evaluator` is at hand, with programs that are compiled.
+    After training its `evaluator` is at hand, with programs that are compiled, and the
+    split as it was read at the start.
     Writes eval_<split>.json and retrieval.png there, prints the table.
     """
-    split = read_split(config, config.eval.split)
+    split = split or read_split(config, config.eval.split)
     embeddings = embed_best(config, workdir, split, evaluator)
 
     def report() -> None:

@@ -27,17 +27,24 @@ from vse_jax.training.start import (
     Splits,
     begin,
     check_workdir,
+    reached_before,
     start,
     train_schedule,
 )
 from vse_jax.training.zero_shot import settle_siglip
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, accept_new_data: bool = False) -> None:
     """Trains in `workdir`, or goes on where it stopped, then tests the best epoch.
 
+    Args:
+        config: of the run.
+        workdir: its folder.
+        accept_new_data: goes on where the data have changed since its last checkpoint.
+
     Raises:
-        InputError: bad config or data, another config's workdir, NaN loss, full disk.
+        InputError: bad config or data, another config's workdir, changed data, NaN
+            loss, full disk.
         Preempted: SIGTERM came, and what was reached is on disk.
     """
     # Read everything that can be wrong before any time is spent on training.
@@ -56,20 +63,22 @@ def train(config: ConfigDict, workdir: Path) -> None:
         raise InputError(f"{workdir}: {error.strerror}") from error
     with Checkpoints(workdir) as checkpoints, Programs() as programs:
         check_workdir(config, workdir, checkpoints)
-        plan = make_plan(config, mesh, train_schedule(config, splits.train))
+        reached, new_data = reached_before(config, splits, checkpoints, accept_new_data)
+        schedule = train_schedule(config, splits.train, reached)
+        plan = make_plan(config, mesh, schedule)
         if jax.process_index() == 0:
             keep_vocabulary(config, workdir)
             saved = config.copy_and_resolve_references()
             change_paths(saved, lambda path: str(Path(path).absolute()))
             save_config(saved, workdir / "config.json")  # fit to be used from anywhere
             report(run_facts(plan, splits, workdir), workdir)
-        run, state, reached = start(plan, splits, workdir, checkpoints, programs)
+        run, state = start(plan, splits, workdir, checkpoints, programs, reached)
         try:
-            begin(run, state, reached)
+            begin(run, state, reached, new_data)
             fit(run, state, reached)
         finally:
             run.recorder.close()
             run.profiler.close()
         on_first(lambda: curves_picture(workdir, plan.schedule))
         checkpoints.wait()  # the best model is read from the disk
-        evaluate(config, workdir, run.evaluator)
+        evaluate(config, workdir, run.evaluator, splits.test)

@@ -29,6 +29,8 @@ class Order:
     with a fresh order and another caption of every picture, so that no batch holds a
     picture twice; without it, one pass over all captions. Either way a caption appears
     at most once an epoch, and a pass's partial last batch is dropped.
+
+    first_step, first_epoch: steps and epochs that a run had made with other data.
     """
 
     seed: int
@@ -36,6 +38,8 @@ class Order:
     captions_per_image: int
     batch_size: int
     distinct_images: bool
+    first_step: int = 0
+    first_epoch: int = 0
 
     @property
     def passes(self) -> int:
@@ -52,8 +56,9 @@ class Order:
 
     def place(self, step: int) -> Place:
         """The place of training step `step`, counted from 0 over the whole run."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        return Place(epoch, step_in_epoch, *divmod(step_in_epoch, self.steps_per_pass))
+        epochs, step_in_epoch = divmod(step - self.first_step, self.steps_per_epoch)
+        turn, batch = divmod(step_in_epoch, self.steps_per_pass)
+        return Place(self.first_epoch + epochs, step_in_epoch, turn, batch)
 
     def batch(self, place: Place) -> Int[np.ndarray, " batch"]:
         """Numbers of the captions of the global batch at `place`."""

@@ -41,8 +41,15 @@ _ENDLESS = 2**48  # steps
 _Made = tuple[Batch, tuple[str, ...]]
 
 
-def training_order(config: ConfigDict, split: Split) -> Order:
+def training_order(
+    config: ConfigDict, split: Split, first: tuple[int, int] = (0, 0)
+) -> Order:
     """The order in which a split is trained on.
+
+    Args:
+        config: the run's.
+        split: what to train on.
+        first: steps and epochs that the run has made with other data.
 
     Raises:
         InputError: the split is smaller than a batch, or one image.
@@ -53,6 +60,8 @@ def training_order(config: ConfigDict, split: Split) -> Order:
         captions_per_image=split.captions_per_image,
         batch_size=config.batch_size,
         distinct_images=config.data.distinct_images,
+        first_step=first[0],
+        first_epoch=first[1],
     )
     if order.steps_per_epoch == 0:
         raise InputError(
@@ -79,6 +88,7 @@ class TrainData:
         token_features: NpyRows | np.ndarray | None = None,
         *,
         pack: bool = False,
+        first: tuple[int, int] = (0, 0),
     ):
         """
         Args:
@@ -87,19 +97,21 @@ class TrainData:
             tokens: of its captions.
             token_features: [tokens, H], the rows of `tokens` through a frozen BERT.
             pack: BERT's tokens (see `packs`).
+            first: as for `training_order`.
 
         Raises:
             InputError: the split is smaller than a batch.
         """
         self.config = config
-        self.order = training_order(config, split)
+        self.order = training_order(config, split, first)
         self._images = ImageRows(config, split)
         self._captions = CaptionRows(config, tokens, token_features, pack=pack)
 
     def shapes(self, epoch: int) -> list[Shapes]:
         """Those of the epoch's batches over all processes, each once, as they come."""
         size = self.config.batch_size
-        first = epoch * self.order.steps_per_epoch
+        epochs = epoch - self.order.first_epoch
+        first = self.order.first_step + epochs * self.order.steps_per_epoch
         steps = range(first, first + self.order.steps_per_epoch)
         wanted = (self.order.batch(self.order.place(step)) for step in steps)
         rooms = dict.fromkeys(self._captions.room(rows) for rows in wanted)

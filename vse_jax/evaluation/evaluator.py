@@ -77,7 +77,8 @@ class Evaluator:
         self._mesh = mesh
         self._abstract = with_sharding(abstract, state_sharding(mesh, abstract))
         self._programs = programs
-        self._tokens: dict[str, CaptionTokens] = {}  # of the splits seen so far
+        # Of the splits seen so far, with the captions that they are of.
+        self._tokens: dict[str, tuple[list[str], CaptionTokens]] = {}
         self._towers = jit_towers(graphdef, abstract, mesh)
 
     def prepare(self, split: Split, features: NpyRows | None = None) -> None:
@@ -103,11 +104,12 @@ class Evaluator:
         Raises:
             InputError: the processes of the run do not read the same split.
         """
-        if split.name not in self._tokens:
+        captions, tokens = self._tokens.get(split.name, ([], None))
+        if tokens is None or captions != split.captions:
             tokens = caption_tokenizer(self.config)(split.captions)
             _check_same_split(split, tokens)
-            self._tokens[split.name] = tokens
-        return self._tokens[split.name]
+            self._tokens[split.name] = split.captions, tokens
+        return tokens
 
     def embed(
         self, model: Model, split: Split, features: NpyRows | None = None

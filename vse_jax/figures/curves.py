@@ -20,7 +20,7 @@ def curves_picture(workdir: Path, schedule: Schedule) -> None:
         InputError: `metrics.jsonl` is missing or damaged.
     """
     rows = read_metrics(workdir)
-    epochs = max((row["step"] for row in rows), default=0) / schedule.steps_per_epoch
+    epochs = _epochs(max((row["step"] for row in rows), default=0), schedule)
     figure = Figure(figsize=(15, 5.5), dpi=110, layout="constrained")
     loss_axes, rsum_axes = figure.subplots(1, 2)
 
@@ -32,7 +32,9 @@ def curves_picture(workdir: Path, schedule: Schedule) -> None:
     names = sorted({key for row in rows for key in row if key.endswith("/rsum")})
     for name, colour in zip(names, (GREEN, ORANGE, BLUE), strict=False):
         x, y = _series(rows, name, schedule)
-        best = int(np.argmax(y))
+        # Of what was reached on other data nothing is compared.
+        comparable = np.where(x >= schedule.first_epoch, y, -np.inf)
+        best = int(np.argmax(comparable))
         split = name.split("/")[1]
         label = f"{split}: best {y[best]:.1f} after {x[best]:.4g} epochs"
         rsum_axes.plot(x, y, "o-", color=colour, markersize=4, label=label)
@@ -58,6 +60,7 @@ def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
         (schedule.hardest_from or 0, "hardest negatives only"),
         (schedule.lr_update, "learning rate ÷ 10"),
         (schedule.ramp_epoch, "CNN opens, loss ramps up"),
+        (schedule.first_epoch, "other data"),
     ):
         if 0 < epoch < epochs:
             events.setdefault(epoch, []).append(label)
@@ -75,11 +78,16 @@ def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
         )
 
 
+def _epochs(step: int, schedule: Schedule) -> float:
+    if step < schedule.first_step:  # about: each of their data has epochs of its own
+        return step / schedule.first_step * schedule.first_epoch
+    made = step - schedule.first_step
+    return schedule.first_epoch + made / schedule.steps_per_epoch
+
+
 def _series(rows: list[dict], name: str, schedule: Schedule):
     """(epochs, values) of one scalar; a value that was not finite is NaN."""
     points = [
-        (row["step"] / schedule.steps_per_epoch, row[name])
-        for row in rows
-        if name in row
+        (_epochs(row["step"], schedule), row[name]) for row in rows if name in row
     ]
     return np.array(points, float).reshape(-1, 2).T  # None becomes NaN

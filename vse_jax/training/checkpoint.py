@@ -11,18 +11,22 @@ the one that `last` names, or is missing where `last` itself is the best.
 
 import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
 from absl import logging
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_object, write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.devices.cluster import is_loss
 
+_ABOUT = "metadata"  # the JSON file of the item `data`
 CONVERTED = 0  # step of `best` in a folder that convert_torch_weights.py made
 
 
@@ -32,13 +36,17 @@ class Reached:
 
     step: finished steps. validated: how many they were at the last validation.
     best_rsum, best_step: of the best validation (−1, None: none yet; step 0: converted
-    weights).
+    weights). first_step, first_epoch: steps and finished epochs when the data last
+    changed. data: digests of the data (data/digests.py).
     """
 
     step: int = 0
     validated: int = 0
     best_rsum: float = -1.0
     best_step: int | None = None
+    first_step: int = 0
+    first_epoch: int = 0
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -130,8 +138,47 @@ class Checkpoints:
                 f"{manager.latest_step()} is there"
             )
 
+    def reached(self) -> Reached | None:
+        """Where the last checkpoint stands; None where there is none.
+
+        Raises:
+            InputError: it is damaged, or of another version.
+        """
+        step = self.last_step()
+        if step is None:
+            return None
+        fields = self._about(self._last, step)
+        if fields.keys() != {field.name for field in dataclasses.fields(Reached)}:
+            raise InputError(
+                f"{self._last.directory / str(step)}: written by another version of "
+                "vse_jax; finish the run with that version"
+            )
+        return Reached(**fields)
+
+    def restate(self, reached: Reached) -> None:
+        """Replaces what the last checkpoint says of the run, and the best of its rsum.
+
+        `last` comes after `best`: until it has changed, so has nothing for a restart.
+        """
+        step, best = self.last_step(), self.best_step()
+        assert step is not None
+        if best is not None:
+            about = self._about(self._best, best) | {"rsum": reached.best_rsum}
+            self._write_about(self._best, best, about)
+        self._write_about(self._last, step, dataclasses.asdict(reached))
+
+    def _about(self, manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+        """The item `data` of a checkpoint."""
+        return read_object(Path(manager.directory) / str(step) / "data" / _ABOUT)
+
+    def _write_about(
+        self, manager: ocp.CheckpointManager, step: int, about: dict[str, Any]
+    ) -> None:
+        file = Path(manager.directory) / str(step) / "data" / _ABOUT
+        write_atomically(file, json.dumps(about).encode())
+
     def restore_last(self, model, optimizer):
-        """(model, optimizer, Reached) of the last checkpoint.
+        """(model, optimizer) of the last checkpoint.
 
         The arguments are abstract trees with shardings: restoring without a target
         would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
@@ -144,16 +191,8 @@ class Checkpoints:
             model,
             model=ocp.args.StandardRestore(model),
             optimizer=ocp.args.StandardRestore(optimizer),
-            data=ocp.args.JsonRestore(),
         )
-        try:
-            reached = Reached(**restored["data"])
-        except TypeError:
-            raise InputError(
-                f"{self._folder / 'last'}: written by another version of vse_jax; "
-                "finish the run with that version"
-            ) from None
-        return restored["model"], restored["optimizer"], reached
+        return restored["model"], restored["optimizer"]
 
     def restore_best(self, model):
         """(model, data) of the best checkpoint.
@@ -276,7 +315,7 @@ def _manager(
         handler = ocp.StandardCheckpointHandler()
         registry.add(name, ocp.args.StandardSave, handler)
         registry.add(name, ocp.args.StandardRestore, handler)
-    handler = ocp.JsonCheckpointHandler()
+    handler = ocp.JsonCheckpointHandler(_ABOUT)
     registry.add("data", ocp.args.JsonSave, handler)
     registry.add("data", ocp.args.JsonRestore, handler)
     return ocp.CheckpointManager(

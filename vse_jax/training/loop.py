@@ -41,8 +41,9 @@ class Run:
 
     def ends_epoch(self, step: int) -> bool:
         """Whether a validation is due after `step` steps."""
+        schedule = self.plan.schedule
         return step > 0 and (
-            step % self.plan.schedule.steps_per_epoch == 0 or step == self.plan.steps
+            step == schedule.steps(schedule.epoch(step)) or step == self.plan.steps
         )
 
     def save_due(self, step: int) -> bool:
@@ -155,6 +156,6 @@ def save_best(run: Run, state: TrainState, reached: Reached) -> None:
     `last` itself (see `Checkpoints.best_is_missing`).
     """
     if run.checkpoints.best_step() != reached.step:
-        epoch = -(-reached.step // run.plan.schedule.steps_per_epoch)
+        epoch = run.plan.schedule.epoch(reached.step - 1) + 1
         about = {"rsum": reached.best_rsum, "epoch": epoch}
         run.checkpoints.save_best(reached.step, state.model, about)

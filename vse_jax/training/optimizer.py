@@ -25,6 +25,7 @@ class Schedule:
     steps. `ramp_steps` is the N of the loss ramp i / N (samples // batch + 1 in the
     original, which keeps the last partial batch). `hardest_from` is the first epoch of
     the triplet loss's hardest negatives, which models/losses.py counts itself.
+    `first_step` and `first_epoch`: steps and epochs that were made with other data.
     """
 
     steps_per_epoch: int
@@ -33,10 +34,16 @@ class Schedule:
     lr_update: int
     hardest_from: int | None
     ramp_epoch: int
+    first_step: int = 0
+    first_epoch: int = 0
 
     @classmethod
     def from_config(
-        cls, config: ConfigDict, steps_per_epoch: int, ramp_steps: int
+        cls,
+        config: ConfigDict,
+        steps_per_epoch: int,
+        ramp_steps: int,
+        first: tuple[int, int] = (0, 0),
     ) -> "Schedule":
         hardest = config.loss.vse_mean_warmup_epochs
         return cls(
@@ -46,10 +53,16 @@ class Schedule:
             lr_update=config.optimizer.lr_update,
             hardest_from=hardest if config.loss.name == "triplet" else None,
             ramp_epoch=config.loss.ramp_epoch,
+            first_step=first[0],
+            first_epoch=first[1],
         )
 
     def epoch(self, step):
-        return step // self.steps_per_epoch
+        return self.first_epoch + (step - self.first_step) // self.steps_per_epoch
+
+    def steps(self, epochs: int) -> int:
+        """How many there are in the first `epochs` epochs."""
+        return self.first_step + (epochs - self.first_epoch) * self.steps_per_epoch
 
     def rate(self, step):
         """Learning rate before the groups' factors: a tenth from `lr_update` on."""
@@ -58,7 +71,7 @@ class Schedule:
 
     def loss_scale(self, step):
         """i / N in the ramp epoch, in which the CNN opens; 1 elsewhere."""
-        ramp = (step % self.steps_per_epoch) / self.ramp_steps
+        ramp = (step - self.first_step) % self.steps_per_epoch / self.ramp_steps
         return jnp.where(self.epoch(step) == self.ramp_epoch, ramp, 1.0)
 
 

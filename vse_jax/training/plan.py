@@ -28,7 +28,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Of the whole run."""
-        steps = self.config.num_epochs * self.schedule.steps_per_epoch
+        steps = self.schedule.steps(self.config.num_epochs)
         return min(steps, self.config.max_steps or steps)
 
 

@@ -121,6 +121,10 @@ class Recorder:
                 scalars[f"eval/{split}/{direction}_{name}"] = value
         self._writer.write(step, scalars)
 
+    def write_rescored(self, step: int, split: str, rsum: float) -> None:
+        """Writes eval/<split>/best_rsum: the earlier best model's on new data."""
+        self._writer.write(step, {f"eval/{split}/best_rsum": rsum})
+
     def close(self) -> None:
         """Waits until everything written is on disk."""
         self._writer.close()

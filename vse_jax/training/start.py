@@ -14,11 +14,13 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.config import EVALUATION_FREE, check_same_run
 from vse_jax.base.errors import InputError
+from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.layout import Split
+from vse_jax.data.order import Order
 from vse_jax.data.pipeline import TrainData, training_order
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import packs
-from vse_jax.devices.agreement import check_same
+from vse_jax.devices.agreement import check_same, on_first
 from vse_jax.devices.compiling import Programs
 from vse_jax.evaluation.evaluator import Evaluator, batch_sizes
 from vse_jax.training.checkpoint import CONVERTED, Checkpoints, Reached
@@ -52,7 +54,63 @@ def check_workdir(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -
         check_same_run(config, saved, EVALUATION_FREE)
 
 
-def train_schedule(config: ConfigDict, split: Split) -> Schedule:
+def reached_before(
+    config: ConfigDict, splits: Splits, checkpoints: Checkpoints, accept_new_data: bool
+) -> tuple[Reached, bool]:
+    """(where the run stands, with the digests of its data; whether they are new).
+
+    New data that are accepted begin with an epoch: one that had begun on the old ones
+    is not finished. What was validated on those counts no more.
+
+    Raises:
+        InputError: the data changed since the last checkpoint, and that is not
+            accepted; or it is damaged, or of another version.
+    """
+    # Process 0 decides for all: each may read a copy of the data of its own.
+    data = on_first(lambda: data_digests(config, splits))
+    before = checkpoints.reached()
+    if before is None:
+        return Reached(data=data), False
+    changed = changes(before.data, data)
+    # Of a split that is not read now (config.eval.split may change) all stays known.
+    data["splits"] = before.data["splits"] | data["splits"]
+    if not changed:
+        return dataclasses.replace(before, data=data), False
+    what = f"changed since the checkpoint of step {before.step}: {'; '.join(changed)}"
+    if not accept_new_data:
+        raise InputError(
+            f"{splits.train.root}: the data of this run {what}; --accept_new_data goes "
+            "on with them and scores the best model again"
+        )
+    old = before.data["splits"][splits.train.name]
+    order = Order(
+        seed=config.seed,
+        images=old["images"],
+        captions_per_image=old["texts"] // old["images"],
+        batch_size=config.batch_size,
+        distinct_images=config.data.distinct_images,
+        first_step=before.first_step,
+        first_epoch=before.first_epoch,
+    )
+    epoch = order.place(before.step).epoch
+    logging.warning("the data %s; accepted", what)
+    done = (epoch, config.num_epochs)
+    logging.warning(
+        "%d epochs are done, of %d: "
+        + (
+            "the rest is trained on the new data"
+            if epoch < config.num_epochs
+            else "nothing is trained on the new data; raise --config.num_epochs"
+        ),
+        *done,
+    )
+    reached = dataclasses.replace(
+        before, validated=0, first_step=before.step, first_epoch=epoch, data=data
+    )
+    return reached, True
+
+
+def train_schedule(config: ConfigDict, split: Split, reached: Reached) -> Schedule:
     """The schedule of training on a split.
 
     Raises:
@@ -62,6 +120,7 @@ def train_schedule(config: ConfigDict, split: Split) -> Schedule:
         config,
         training_order(config, split).steps_per_epoch,
         ramp_steps=len(split.captions) // config.batch_size + 1,
+        first=(reached.first_step, reached.first_epoch),
     )
 
 
@@ -71,8 +130,11 @@ def start(
     workdir: Path,
     checkpoints: Checkpoints,
     programs: Programs,
-) -> tuple[Run, TrainState, Reached]:
-    """The parts of the run, the state that it goes on from, and how far that is.
+    reached: Reached,
+) -> tuple[Run, TrainState]:
+    """The parts of the run, and the state that it goes on from.
+
+    `reached` says how far that is; converted weights move it to their epochs' end.
 
     Raises:
         InputError: bad captions, weights or checkpoints.
@@ -85,12 +147,13 @@ def start(
         evaluator.tokens(split)  # a bad caption is found before hours of training
     first_step = None  # the one before which nothing was updated
     if checkpoints.last_step() is not None:
-        state, reached = resumed(plan.abstract, checkpoints)
+        model, rest = checkpoints.restore_last(plan.abstract.model, plan.abstract.rest)
+        state = TrainState(**model, **rest)
+        logging.info("resumed from step %d", reached.step)
     else:
         state = initial_state(config, plan.optimizer, plan.abstract)
-        reached = Reached()
         if checkpoints.best_step() == CONVERTED:
-            state, reached = converted(state, plan, checkpoints)
+            state, reached.step = converted(state, plan, checkpoints)
         first_step = reached.step + 1
     features, dev_features = _token_features(
         plan, evaluator, state, (splits.train, splits.dev), features_folder(workdir)
@@ -106,6 +169,7 @@ def start(
             evaluator.tokens(splits.train),
             features,
             pack=packs(config, plan.mesh.size),
+            first=(reached.first_step, reached.first_epoch),
         ),
         evaluator=evaluator,
         dev=splits.dev,
@@ -114,22 +178,13 @@ def start(
         recorder=Recorder(writer, config.batch_size, first_step),
         profiler=Profiler(config.profile, workdir / "profile"),
     )
-    return run, state, reached
-
-
-def resumed(
-    abstract: TrainState, checkpoints: Checkpoints
-) -> tuple[TrainState, Reached]:
-    """Where the last start of this run stopped."""
-    model, rest, reached = checkpoints.restore_last(abstract.model, abstract.rest)
-    logging.info("resumed from step %d", reached.step)
-    return TrainState(**model, **rest), reached
+    return run, state
 
 
 def converted(
     state: TrainState, plan: Plan, checkpoints: Checkpoints
-) -> tuple[TrainState, Reached]:
-    """The weights that convert_torch_weights.py left, after their epochs."""
+) -> tuple[TrainState, int]:
+    """The weights that convert_torch_weights.py left, and the steps of their epochs."""
     # The authors' losses have no parameters; those of another one start anew.
     loss = {k: v for k, v in state.params.items() if k == "loss"}
     target = plan.abstract.model
@@ -137,16 +192,15 @@ def converted(
     model, about = checkpoints.restore_best(target | {"params": towers})
     model["params"] |= loss
     logging.info("converted weights; goes on after epoch %d", about["epoch"])
-    step = about["epoch"] * plan.schedule.steps_per_epoch
-    state = dataclasses.replace(state, **model, step=state.step + step)
-    return state, Reached(step=step)
+    step = plan.schedule.steps(about["epoch"])
+    return dataclasses.replace(state, **model, step=state.step + step), step
 
 
-def begin(run: Run, state: TrainState, reached: Reached) -> None:
+def begin(run: Run, state: TrainState, reached: Reached, new_data: bool) -> None:
     """What has to be done once before the loop: `best` is as `reached` says.
 
     What converted weights reach on this data is what training has to beat; a best model
-    that a kill kept from being saved is saved now.
+    that a kill kept from being saved is saved now; on new data it is scored again.
     """
     if run.checkpoints.best_step() == CONVERTED and reached.best_step is None:
         validate(run, state, reached)
@@ -154,6 +208,24 @@ def begin(run: Run, state: TrainState, reached: Reached) -> None:
         save(run, state, reached)
     elif run.checkpoints.best_is_missing(reached):
         save_best(run, state, reached)
+    if new_data:
+        _score_best_again(run, reached)
+
+
+def _score_best_again(run: Run, reached: Reached) -> None:
+    """Replaces the best rsum by that on today's dev split, on the disk, too."""
+    run.checkpoints.wait()
+    best = run.checkpoints.best_step()
+    if best is not None:
+        model, _ = run.checkpoints.restore_best(run.plan.abstract.model)
+        metrics = run.evaluator.evaluate(model, run.dev, run.dev_features)
+        logging.info(
+            "the best model, of step %d, has rsum %.1f on the new %r (%.1f on the old)",
+            *(best, metrics["rsum"], run.dev.name, reached.best_rsum),
+        )
+        run.recorder.write_rescored(reached.step, run.dev.name, metrics["rsum"])
+        reached.best_rsum, reached.best_step = metrics["rsum"], best
+    on_first(lambda: run.checkpoints.restate(reached))
 
 
 def _token_features(
