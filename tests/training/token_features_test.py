@@ -65,6 +65,18 @@ def test_another_model_has_features_of_its_own(parts, tmp_path):
     assert not np.array_equal(first[0], second[0])
 
 
+def test_other_heads_have_features_of_their_own(parts, tiny_config, tmp_path):
+    """The weights are the same."""
+    evaluator, model, split = parts
+    first = cached_token_features(evaluator, model, split, tmp_path)
+    tiny_config.text.heads = 4
+    graphdef, abstract = abstract_model(tiny_config)
+    mesh = make_mesh(tiny_config, jax.devices()[:1])
+    other = Evaluator(tiny_config, graphdef, abstract, mesh, Programs())
+    second = cached_token_features(other, model, split, tmp_path)
+    assert not np.array_equal(first[0:9], second[0:9])
+
+
 def test_runs_share_them_in_the_home_folder_if_they_can(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shared = tmp_path / ".cache" / "vse_jax" / "tokens"

@@ -67,6 +67,7 @@ def cached_token_features(
         jax.default_backend(),
         evaluator.config.compute_dtype,
         matmul_precision(evaluator.config, jax.default_backend()),
+        text.heads,  # which the weights do not show
     )
     digest = hashlib.sha256(repr(computed_by).encode())
     digest.update(tokens.ids.tobytes() + tokens.offsets.tobytes())
