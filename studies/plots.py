@@ -24,11 +24,7 @@ def plot(config: ConfigDict, workdir: Path) -> None:
     Raises:
         InputError: the file is missing or damaged.
     """
-    try:
-        made = table6_picture(workdir, workdir)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{workdir / 'table6.json'}: damaged ({error!r})") from error
-    print("\n".join(map(str, made)))
+    print("\n".join(map(str, table6_picture(workdir, workdir))))
 
 
 def study_dots(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Path]:
@@ -107,15 +103,25 @@ def table6_picture(folder: Path, destination: Path) -> list[Path]:
     """Draws `table6.{png,svg}` from table6.json: our values and the paper's, all cells.
 
     Raises:
-        InputError: table6.json is missing or not JSON.
+        InputError: table6.json is missing or damaged.
     """
-    measured = read_object(folder / "table6.json")
+    file = folder / "table6.json"
+    measured = read_object(file)
+    try:
+        found = {
+            (sizes, generator, pattern): float(measured[sizes][generator][pattern])
+            for sizes, table in PAPER.items()
+            for generator in table
+            for pattern in PATTERNS
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({error!r})") from error
     figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
     grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
     for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
         for axes, pattern in zip(row, PATTERNS, strict=True):
             for y, generator in enumerate(table):
-                pair = measured[sizes][generator][pattern], table[generator][pattern]
+                pair = found[sizes, generator, pattern], table[generator][pattern]
                 axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
                 axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
                 axes.plot(pair[0], y, "o", color=BLUE, markersize=5)

@@ -216,7 +216,9 @@ def _saved_fields(path: Path) -> tuple[dict[str, Any], bool]:
             flat["search.exclude"] = None
     except FileNotFoundError:
         raise InputError(f"{path}: no saved config; name one with --config") from None
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON config ({error})") from error
     if about["model_type"] is None:
         return flat, False

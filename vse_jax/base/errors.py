@@ -1,4 +1,11 @@
-"""The one exception that a user is meant to see, and the check that raises it most."""
+"""The one exception that a user is meant to see, and what the system refused."""
+
+import errno
+import os
+import re
+
+_ERRNO = {os.strerror(code): code for code in errno.errorcode}
+_NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|allocate memory")
 
 
 class InputError(Exception):
@@ -13,3 +20,33 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises InputError unless the config's `field` holds one of `choices`."""
     if value not in choices:
         raise InputError(f"{field}: {value!r} is none of {', '.join(choices)}")
+
+
+def refusal(error: BaseException | None) -> OSError | None:
+    """What the system refused where something could not be read; None: nothing.
+
+    A disk, a permission or memory that fails says nothing of a file's content. Some
+    libraries wrap it or put it into words: JAX's "RESOURCE_EXHAUSTED: …", Tensorstore's
+    "Error reading local file "…": … [os_error_code='5']", ArrayRecord's "open() failed:
+    …".
+
+    Returns:
+        With errno, strerror and, where it is told, filename.
+    """
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+            said = f" ({text.splitlines()[0][:200]})" if text else ""
+            return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM) + said)
+        # EINVAL: a place in the file was asked for that its content makes impossible.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            return error
+        if found := re.search(r"os_error_code='(\d+)'", text):
+            code = int(found[1])
+            files = re.findall(r'local file "([^"]+)"', text)
+            return OSError(code, os.strerror(code), files[-1] if files else None)
+        found = re.search(r"\w\(\) failed: ([^;]+)", text)
+        if found and found[1] in _ERRNO:
+            return OSError(_ERRNO[found[1]], found[1])
+        error = error.__cause__ or error.__context__
+    return None

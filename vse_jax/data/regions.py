@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath
+from vse_jax.base.files import AnyPath, named_in_errors
 
 # How files begin that are saved under the name of a .npy file.
 _OTHERS = {
@@ -79,7 +79,8 @@ class NpyRows:
         size = rows * row * self.dtype.itemsize
         start = self._start + first * self.stride * row * self.dtype.itemsize
         # At a place of its own: threads share the open file.
-        content = os.pread(self._descriptor, size, start)
+        with named_in_errors(self.path):
+            content = os.pread(self._descriptor, size, start)
         if len(content) < size:
             raise InputError(f"{self.path}: ends before row {first + count - 1}")
         values = np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])

@@ -11,18 +11,25 @@ the one that `last` names, or is missing where `last` itself is the best.
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object, write_atomically
+from vse_jax.base.errors import InputError, refusal
+from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.devices.cluster import is_loss
 
@@ -102,13 +109,8 @@ class Checkpoints:
         Raises:
             InputError: this or the previous save could not be written.
         """
-        self._save(
-            self._last,
-            reached.step,
-            model=ocp.args.StandardSave(model),
-            optimizer=ocp.args.StandardSave(optimizer),
-            data=ocp.args.JsonSave(dataclasses.asdict(reached)),
-        )
+        trees = {"model": model, "optimizer": optimizer}
+        self._save(self._last, reached.step, trees, dataclasses.asdict(reached))
 
     def save_best(self, step: int, model, data: dict) -> None:
         """As `save_last`, without what only training needs.
@@ -118,20 +120,19 @@ class Checkpoints:
             model: {"params", "batch_stats"}.
             data: {"rsum": on dev, "epoch": finished epochs}.
         """
-        self._save(
-            self._best,
-            step,
-            model=ocp.args.StandardSave(model),
-            data=ocp.args.JsonSave(data),
-        )
+        self._save(self._best, step, {"model": model}, data)
 
-    def _save(self, manager: ocp.CheckpointManager, step: int, **items) -> None:
+    def _save(
+        self, manager: ocp.CheckpointManager, step: int, trees: dict[str, Any], data
+    ) -> None:
         # One after the other, so that `best` is never older than `last` says. (Orbax
         # numbers its barriers as its threads come to them, too: with two saves going
         # on, processes might wait for each other for ever.)
         self.wait()
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        about = ocp.args.JsonSave(data | {"checksum": _checksum(trees)})
         with self._failures_named(manager):
-            saved = manager.save(step, args=ocp.args.Composite(**items))
+            saved = manager.save(step, args=ocp.args.Composite(**items, data=about))
         if not saved:  # Orbax skips a step that is not after the latest one
             raise InputError(
                 f"{manager.directory}: step {step} was not saved, because step "
@@ -142,16 +143,17 @@ class Checkpoints:
         """Where the last checkpoint stands; None where there is none.
 
         Raises:
-            InputError: it is damaged, or of another version.
+            InputError: it cannot be read (says why), or is of another version.
         """
         step = self.last_step()
         if step is None:
             return None
         fields = self._about(self._last, step)
+        fields.pop("checksum", None)
         if fields.keys() != {field.name for field in dataclasses.fields(Reached)}:
             raise InputError(
-                f"{self._last.directory / str(step)}: written by another version of "
-                "vse_jax; finish the run with that version"
+                f"{_folder(self._last, step)}: written by another version of vse_jax; "
+                "finish the run with that version"
             )
         return Reached(**fields)
 
@@ -160,22 +162,23 @@ class Checkpoints:
 
         `last` comes after `best`: until it has changed, so has nothing for a restart.
         """
-        step, best = self.last_step(), self.best_step()
-        assert step is not None
+        last, best = self.last_step(), self.best_step()
+        assert last is not None
         if best is not None:
-            about = self._about(self._best, best) | {"rsum": reached.best_rsum}
-            self._write_about(self._best, best, about)
-        self._write_about(self._last, step, dataclasses.asdict(reached))
+            self._change_about(self._best, best, {"rsum": reached.best_rsum})
+        self._change_about(self._last, last, dataclasses.asdict(reached))
+
+    def _change_about(
+        self, manager: ocp.CheckpointManager, step: int, fields: dict[str, Any]
+    ) -> None:
+        content = json.dumps(self._about(manager, step) | fields)
+        write_atomically(_folder(manager, step) / "data" / _ABOUT, content.encode())
 
     def _about(self, manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-        """The item `data` of a checkpoint."""
-        return read_object(Path(manager.directory) / str(step) / "data" / _ABOUT)
-
-    def _write_about(
-        self, manager: ocp.CheckpointManager, step: int, about: dict[str, Any]
-    ) -> None:
-        file = Path(manager.directory) / str(step) / "data" / _ABOUT
-        write_atomically(file, json.dumps(about).encode())
+        """The item `data` of a checkpoint, with the checksum of its arrays."""
+        folder = _folder(manager, step)
+        with _explained(folder, ("model",)):
+            return _read_about(folder)
 
     def restore_last(self, model, optimizer):
         """(model, optimizer) of the last checkpoint.
@@ -184,44 +187,54 @@ class Checkpoints:
         would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
 
         Raises:
-            InputError: it is damaged, or of another model or version.
+            InputError: it cannot be read (says why), or is of another model or version.
         """
-        restored = self._restore(
-            self._last,
-            model,
-            model=ocp.args.StandardRestore(model),
-            optimizer=ocp.args.StandardRestore(optimizer),
-        )
+        step = self.last_step()
+        assert step is not None
+        trees = {"model": model, "optimizer": optimizer}
+        restored = self._restore(self._last, step, trees)
         return restored["model"], restored["optimizer"]
 
     def restore_best(self, model):
         """(model, data) of the best checkpoint.
 
+        A run that goes on may replace it meanwhile: then its new one.
+
         Raises:
-            InputError: there is none, it is damaged, or it is of another model.
+            InputError: there is none, it cannot be read (says why), or it is of another
+                model.
         """
-        if self.best_step() is None:
-            raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
-        restored = self._restore(
-            self._best,
-            model,
-            model=ocp.args.StandardRestore(model),
-            data=ocp.args.JsonRestore(),
-        )
-        return restored["model"], restored["data"]
+        while (step := self.best_step()) is not None:
+            try:
+                data = self.best_progress()
+                return self._restore(self._best, step, {"model": model})["model"], data
+            except InputError:
+                self._best.reload()
+                if self.best_step() in (step, None):
+                    raise
+        raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
 
     def best_progress(self) -> dict:
         """{"rsum": on dev, "epoch": finished epochs} of the best checkpoint."""
-        manager, step = self._best, self.best_step()
-        with self._damage_named(manager, step):
-            wanted = ocp.args.Composite(data=ocp.args.JsonRestore())
-            return manager.restore(step, args=wanted)["data"]
+        step = self.best_step()
+        assert step is not None
+        about = self._about(self._best, step)
+        about.pop("checksum", None)
+        return about
 
-    def _restore(self, manager: ocp.CheckpointManager, target, **items):
-        step = manager.latest_step()
-        with self._damage_named(manager, step):
-            self._check_fits(manager, step, target)
-            return manager.restore(step, args=ocp.args.Composite(**items))
+    def _restore(
+        self, manager: ocp.CheckpointManager, step: int, trees: dict[str, Any]
+    ) -> dict[str, Any]:
+        folder = _folder(manager, step)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        with _explained(folder, tuple(trees)):
+            stored = manager.item_metadata(step)
+            for name, tree in trees.items():
+                _check_fits(folder, stored[name].tree, tree)
+            restored = dict(manager.restore(step, args=ocp.args.Composite(**args)))
+            if _read_about(folder).get("checksum") != _checksum(restored):
+                raise InputError(_damaged(folder, "its arrays are not those saved"))
+        return restored
 
     def check_start(self) -> None:
         """Raises InputError where `best` has no `last` beside it.
@@ -274,37 +287,130 @@ class Checkpoints:
                 f"the last good checkpoint there stays usable"
             ) from error
 
-    @contextlib.contextmanager
-    def _damage_named(self, manager: ocp.CheckpointManager, step) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:  # whatever missing or truncated files make it raise
-            if is_loss(error):
-                raise
-            raise InputError(
-                f"{manager.directory / str(step)}: damaged checkpoint "
-                f"({_first_line(error)}); what to do: docs/files.md"
-            ) from error
 
-    def _check_fits(self, manager: ocp.CheckpointManager, step, target) -> None:
-        """Raises InputError that names how the stored model differs from `target`."""
-        stored = manager.item_metadata(step)["model"]
-        there = {path: str(leaf.shape) for path, leaf in flatten(stored.tree).items()}
-        here = {path: str(leaf.shape) for path, leaf in flatten(target).items()}
-        differing = [
-            f"{path} ({there.get(path, 'none')} there, {here.get(path, 'none')} here)"
-            for path in sorted(there.keys() | here.keys())
-            if there.get(path) != here.get(path)
-        ]
-        if differing:
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise InputError(
-                f"{manager.directory / str(step)}: another model's checkpoint: "
-                + ", ".join(differing[:3])
-                + more
-            )
+def _check_fits(folder: Path, stored, target) -> None:
+    """Raises InputError that names how stored arrays differ from `target`."""
+
+    def described(tree) -> dict[str, str]:
+        return {
+            path: f"{leaf.shape} {leaf.dtype}"
+            for path, leaf in flatten(tree).items()
+            if not _is_key(leaf.dtype)  # stored as numbers
+        }
+
+    keys = {path for path, leaf in flatten(target).items() if _is_key(leaf.dtype)}
+    there, here = described(stored), described(target)
+    differing = [
+        f"{path} ({there.get(path, 'none')} there, {here.get(path, 'none')} here)"
+        for path in sorted((there.keys() | here.keys()) - keys)
+        if there.get(path) != here.get(path)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(
+            f"{folder}: the checkpoint of another model, or of another version of "
+            f"vse_jax: {', '.join(differing[:3])}{more}"
+        )
+
+
+def _is_key(dtype) -> bool:
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _checksum(trees: dict[str, Any]) -> int:
+    """The sum of the bits of all arrays as numbers, whichever devices hold them.
+
+    A file may be damaged in a way that still decodes.
+    """
+    total = 0
+    for leaf in jax.tree.leaves(trees):
+        array = jnp.asarray(jax.random.key_data(leaf) if _is_key(leaf.dtype) else leaf)
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                values = np.ravel(jax.device_get(shard.data))
+                bits = values.view(f"u{values.itemsize}")
+                total += int(bits.sum(dtype=np.uint64))
+    if jax.process_count() > 1:
+        own = np.uint32(total % 2**32)
+        total = int(multihost_utils.process_allgather(own).sum(dtype=np.uint64))
+    return total % 2**32
+
+
+def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
+    return Path(manager.directory) / str(step)
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "data" / _ABOUT).read_bytes())
+
+
+# ---- Why a checkpoint could not be read ----------------------------------------------
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, trees: tuple[str, ...]) -> Iterator[None]:
+    """Says in one line why a checkpoint with these trees could not be read.
+
+    What is no fault of the system or of the files is a bug, and stays what it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if is_loss(error):
+            raise
+        cause: Exception = error
+        refused = refusal(error)
+        if refused is None or refused.errno == errno.ENOENT:
+            try:
+                _read_all(folder, trees)
+            except Exception as plain:
+                cause, refused = plain, refusal(plain)
+            else:
+                raise
+        raise InputError(_reason(folder, cause, refused)) from error
+
+
+def _reason(folder: Path, cause: Exception, refused: OSError | None) -> str:
+    """Why a checkpoint cannot be read, and what to do."""
+    if not folder.exists():
+        return f"{folder}: was removed while it was read; run the same command again"
+    if refused is None or refused.errno == errno.ENOENT:
+        return _damaged(folder, _first_line(cause))
+    file, advice = refused.filename or folder, "see to the disk or the system"
+    if refused.errno in (errno.EACCES, errno.EPERM):
+        advice = "let this user read it"
+    elif refused.errno == errno.ENOMEM:
+        advice = "end what else uses it, or use more devices (config.mesh)"
+    return (
+        f"{file}: {refused.strerror}; the checkpoint stays as it is: {advice}, and run "
+        "the same command again"
+    )
+
+
+def _damaged(folder: Path, reason: str) -> str:
+    return f"{folder}: damaged checkpoint ({reason}); what to do: docs/files.md"
+
+
+def _read_all(folder: Path, trees: tuple[str, ...]) -> None:
+    """Reads a checkpoint in the plainest way; raises whatever that does."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        for name in names:
+            content = (Path(parent) / name).read_bytes()
+            if Path(parent).name == "array_metadatas":
+                json.loads(content)  # read for arrays on devices only
+    _read_about(folder)
+    handler = ocp.StandardCheckpointHandler()
+    for name in trees:
+        item = epath.Path(folder / name)
+        shapes = handler.metadata(item).tree
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+        handler.restore(item, args=ocp.args.StandardRestore(target))
 
 
 def _manager(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from vse_jax.base.errors import InputError
+from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import whole_file
 
 
@@ -54,6 +54,8 @@ def read(path: Path) -> Any:
                 f"{path}: refused: it asks for {wanted[1]}, which is no part of a "
                 "model and could run code; nothing of it was run"
             ) from None
+        if refused := refusal(error):
+            raise InputError(f"{path}: {refused.strerror}") from None
         reason = _first_sentence(error)
         raise InputError(f"{path}: not a whole PyTorch file ({reason})") from None
 

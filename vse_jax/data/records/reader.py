@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from ml_collections import ConfigDict
 
 from vse_jax.base.config import takes_regions
-from vse_jax.base.errors import InputError
+from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import AnyPath
 from vse_jax.data.images import PictureBytes
 from vse_jax.data.records.array_record import ArrayRecordExamples
@@ -61,11 +61,16 @@ class Records:
         """The record of image `index`.
 
         Raises:
-            InputError: it is damaged (names the shard).
+            InputError: it is damaged, or the system does not let it be read (names the
+                shard).
         """
         try:
             return self.examples[index]
         except Exception as error:  # each reader has types of its own
+            if refused := refusal(error):
+                raise InputError(
+                    f"{self.shard_of(index)}: {refused.strerror}"
+                ) from None
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{self.shard_of(index)}: damaged at image {index} of its split "
