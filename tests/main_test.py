@@ -236,7 +236,7 @@ def test_a_run_goes_on_with_other_data_only_when_told_to(
 
     # Accepted and stopped at once: the best model's rsum is that on the new dev split.
     _, err = run([*args, "--accept_new_data", "--config.max_steps=60"], environment)
-    assert "2 epochs are done, of 3: the rest is trained on the new data" in err
+    assert "accepted: 2 of 3 epochs are done" in err
     (best,) = (workdir / "checkpoints" / "best").glob("[0-9]*")
     on_new = f"--config.data.root={root}"
     dev = ["--mode=eval", "--config.eval.split=dev", on_new]
@@ -265,6 +265,27 @@ def test_a_run_goes_on_with_other_data_only_when_told_to(
     expected, found = parameters(whole), parameters(workdir)
     for path, array in expected.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize("change", ["edited", "gone"])
+def test_another_vocabulary_than_the_models_is_refused(
+    trained, tiny_root, tmp_path, change
+):
+    """Its copy was edited; or is gone, and another one lies beside the data."""
+    workdir, root = tmp_path / "run", tmp_path / "data" / "tiny"
+    shutil.copytree(trained[0], workdir)
+    shutil.copytree(tiny_root.parent, tmp_path / "data")
+    beside, own = tmp_path / "data/vocab/vocab.txt", workdir / "vocab.txt"
+    words = own.read_text().splitlines()
+    beside.write_text("\n".join([*words[:5], *words[:4:-1]]) + "\n")
+    beside.replace(own) if change == "edited" else own.unlink()
+    config = load_config(workdir / "config.json")
+    config.data.root = str(root)
+    named = own if change == "edited" else beside
+    with pytest.raises(
+        InputError, match=f"^{named}: not the vocabulary that the model in {workdir}"
+    ):
+        evaluate(config, workdir)
 
 
 def test_a_second_start_touches_nothing_and_says_who_has_the_folder(

@@ -90,7 +90,7 @@ def test_other_captions_a_picture(root):
     before = digests(root)
     path = root / "precomp/dev_caps.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:64]))
-    assert changes(before, digests(root)) == [
+    assert changes(before, digests(root, equal_captions=False)) == [
         "'dev' had 32 images and 160 captions, now 32 and 64"
     ]
 

@@ -106,8 +106,13 @@ def test_what_a_checkpoint_says_is_replaced_in_both(tmp_path):
         checkpoints.save_last(array, array, Reached(9, 9, 425.0, 3))
         checkpoints.save_best(3, array, {"rsum": 425.0, "epoch": 1})
         checkpoints.wait()
-        checkpoints.restate(Reached(9, 0, 220.5, 3, first_step=9, first_epoch=3))
+        known = {"first_step": 9, "first_epoch": 3, "data": {"vocabulary": "new"}}
+        checkpoints.restate(Reached(9, 0, 220.5, 3, **known))
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_progress() == {"rsum": 220.5, "epoch": 1}
+        assert checkpoints.best_progress() == {
+            "rsum": 220.5,
+            "epoch": 1,
+            "vocabulary": "new",
+        }
         reached = checkpoints.reached()
-    assert reached == Reached(9, 0, 220.5, 3, first_step=9, first_epoch=3)
+    assert reached == Reached(9, 0, 220.5, 3, **known)

@@ -41,11 +41,20 @@ def data_digests(config: ConfigDict, splits: Iterable[Split]) -> Digests:
     Raises:
         InputError: no vocabulary, or an image file that cannot be read.
     """
-    vocabulary = sorted(vocabulary_content(config).items())
     return {
         "splits": {split.name: _of_split(config, split) for split in splits},
-        "vocabulary": _digest(x for name, file in vocabulary for x in (name, file)),
+        "vocabulary": vocabulary_digest(config),
     }
+
+
+def vocabulary_digest(config: ConfigDict) -> str:
+    """Of the files that a model's folder keeps of its vocabulary.
+
+    Raises:
+        InputError: no vocabulary.
+    """
+    files = sorted(vocabulary_content(config).items())
+    return _digest(part for name, content in files for part in (name, content))
 
 
 def changes(before: Digests, now: Digests) -> list[str]:

@@ -9,7 +9,12 @@ from ml_collections import ConfigDict
 
 from vse_jax.base.config import EVALUATION_FREE, MODEL_FILE, check_same_run
 from vse_jax.base.errors import InputError
-from vse_jax.data.vocabulary_files import settle_vocab_size, settle_vocabulary
+from vse_jax.data.digests import vocabulary_digest
+from vse_jax.data.vocabulary_files import (
+    find_vocab,
+    settle_vocab_size,
+    settle_vocabulary,
+)
 from vse_jax.devices.mesh import make_mesh, put_sharded, state_sharding, with_sharding
 from vse_jax.evaluation.evaluator import Model
 from vse_jax.models.build import abstract_model
@@ -30,8 +35,8 @@ def load_best(
     The mesh is the config's, over all devices, where none is given.
 
     Raises:
-        InputError: no model, another one than the config's, or the config names another
-            vocabulary than the model's.
+        InputError: no model, another one than the config's, or another vocabulary than
+            the model's.
     """
     settle_vocabulary(config, workdir)
     settle_vocab_size(config)
@@ -49,5 +54,11 @@ def load_best(
         return graphdef, put_sharded(read_model(workdir, abstract), abstract), mesh
     with Checkpoints(workdir, read_only=True) as checkpoints:
         model, data = checkpoints.restore_best(abstract)
+    trained_with = data.get("vocabulary")  # of a converted model not known
+    if trained_with not in (None, vocabulary_digest(config)):
+        raise InputError(
+            f"{find_vocab(config)}: not the vocabulary that the model in {workdir} was "
+            "trained with; name that with config.text.vocab"
+        )
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return graphdef, model, mesh

@@ -14,7 +14,6 @@ import dataclasses
 import errno
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +117,8 @@ class Checkpoints:
         Args:
             step: finished steps.
             model: {"params", "batch_stats"}.
-            data: {"rsum": on dev, "epoch": finished epochs}.
+            data: {"rsum": on dev, "epoch": finished epochs}; of a model trained here
+                also "vocabulary", its digest.
         """
         self._save(self._best, step, {"model": model}, data)
 
@@ -149,23 +149,21 @@ class Checkpoints:
         if step is None:
             return None
         fields = self._about(self._last, step)
-        fields.pop("checksum", None)
+        del fields["checksum"]
         if fields.keys() != {field.name for field in dataclasses.fields(Reached)}:
-            raise InputError(
-                f"{_folder(self._last, step)}: written by another version of vse_jax; "
-                "finish the run with that version"
-            )
+            raise InputError(_of_another_version(_folder(self._last, step)))
         return Reached(**fields)
 
     def restate(self, reached: Reached) -> None:
-        """Replaces what the last checkpoint says of the run, and the best of its rsum.
+        """Replaces what the last checkpoint says of the run, and the best of itself.
 
         `last` comes after `best`: until it has changed, so has nothing for a restart.
         """
         last, best = self.last_step(), self.best_step()
         assert last is not None
         if best is not None:
-            self._change_about(self._best, best, {"rsum": reached.best_rsum})
+            fields = {"vocabulary": reached.data["vocabulary"]}
+            self._change_about(self._best, best, fields | {"rsum": reached.best_rsum})
         self._change_about(self._last, last, dataclasses.asdict(reached))
 
     def _change_about(
@@ -178,7 +176,10 @@ class Checkpoints:
         """The item `data` of a checkpoint, with the checksum of its arrays."""
         folder = _folder(manager, step)
         with _explained(folder, ("model",)):
-            return _read_about(folder)
+            about = _read_about(folder)
+        if "checksum" not in about:
+            raise InputError(_of_another_version(folder))
+        return about
 
     def restore_last(self, model, optimizer):
         """(model, optimizer) of the last checkpoint.
@@ -215,11 +216,11 @@ class Checkpoints:
         raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
 
     def best_progress(self) -> dict:
-        """{"rsum": on dev, "epoch": finished epochs} of the best checkpoint."""
+        """What was saved with the best checkpoint, see `save_best`."""
         step = self.best_step()
         assert step is not None
         about = self._about(self._best, step)
-        about.pop("checksum", None)
+        del about["checksum"]
         return about
 
     def _restore(
@@ -232,8 +233,8 @@ class Checkpoints:
             for name, tree in trees.items():
                 _check_fits(folder, stored[name].tree, tree)
             restored = dict(manager.restore(step, args=ocp.args.Composite(**args)))
-            if _read_about(folder).get("checksum") != _checksum(restored):
-                raise InputError(_damaged(folder, "its arrays are not those saved"))
+        if self._about(manager, step)["checksum"] != _checksum(restored):
+            raise InputError(_damaged(folder, "its arrays are not those saved"))
         return restored
 
     def check_start(self) -> None:
@@ -280,7 +281,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not _is_of_the_disk(error):
+            if refusal(error) is None:
                 raise
             raise InputError(
                 f"{manager.directory}: could not save ({_first_line(error)}); "
@@ -341,7 +342,10 @@ def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "data" / _ABOUT).read_bytes())
+    about = json.loads((folder / "data" / _ABOUT).read_bytes())
+    if not isinstance(about, dict):
+        raise ValueError(f"data/{_ABOUT} is no JSON object")
+    return about
 
 
 # ---- Why a checkpoint could not be read ----------------------------------------------
@@ -393,6 +397,13 @@ def _damaged(folder: Path, reason: str) -> str:
     return f"{folder}: damaged checkpoint ({reason}); what to do: docs/files.md"
 
 
+def _of_another_version(folder: Path) -> str:
+    return (
+        f"{folder}: written by another version of vse_jax; finish the run with that "
+        "version"
+    )
+
+
 def _read_all(folder: Path, trees: tuple[str, ...]) -> None:
     """Reads a checkpoint in the plainest way; raises whatever that does."""
 
@@ -433,17 +444,6 @@ def _manager(
             cleanup_tmp_directories=not read_only,  # left half-written by a killed run
         ),
     )
-
-
-def _is_of_the_disk(error: BaseException | None) -> bool:
-    """Whether the system refused a file, which Orbax passes on in many ways."""
-    while error is not None:
-        # Tensorstore's: "… Failed to write 119529 bytes …: No space left on device
-        # [os_error_code='28']".
-        if isinstance(error, OSError) or re.search(r"os_error_code=", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _first_line(error: Exception) -> str:

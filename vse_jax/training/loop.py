@@ -158,4 +158,5 @@ def save_best(run: Run, state: TrainState, reached: Reached) -> None:
     if run.checkpoints.best_step() != reached.step:
         epoch = run.plan.schedule.epoch(reached.step - 1) + 1
         about = {"rsum": reached.best_rsum, "epoch": epoch}
+        about |= {"vocabulary": reached.data["vocabulary"]}
         run.checkpoints.save_best(reached.step, state.model, about)

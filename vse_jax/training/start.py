@@ -93,16 +93,10 @@ def reached_before(
         first_epoch=before.first_epoch,
     )
     epoch = order.place(before.step).epoch
-    logging.warning("the data %s; accepted", what)
-    done = (epoch, config.num_epochs)
+    left = "" if epoch < config.num_epochs else "; raise --config.num_epochs to go on"
     logging.warning(
-        "%d epochs are done, of %d: "
-        + (
-            "the rest is trained on the new data"
-            if epoch < config.num_epochs
-            else "nothing is trained on the new data; raise --config.num_epochs"
-        ),
-        *done,
+        "the data %s; accepted: %d of %d epochs are done%s",
+        *(what, epoch, config.num_epochs, left),
     )
     reached = dataclasses.replace(
         before, validated=0, first_step=before.step, first_epoch=epoch, data=data
