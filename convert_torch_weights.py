@@ -5,7 +5,8 @@
     python convert_torch_weights.py --workdir=W --to-torch=FILE
     python convert_torch_weights.py --backbone=FILE --kind=detector --output=DIR
 
-W then works with main.py: --workdir=W --mode=eval --config.data.root=DIR. DIR is for
+W then works with main.py: --workdir=W --mode=eval --config.data.root=DIR. It keeps the
+vocabulary that --vocab=FILE names, or that is found and fits. DIR is for
 config.image.weights. Needs PyTorch (make setup-dev).
 Exit codes: 0 done, 1 bad input (one line on stderr).
 """
@@ -23,10 +24,11 @@ flags.DEFINE_string("hub", None, "Released model: OWNER/REPOSITORY/FOLDER.")
 flags.DEFINE(cli.PathParser(), "to-torch", None, "File to write for the official code.")
 flags.DEFINE(cli.PathParser(), "backbone", None, "File of a pretrained CNN.")
 flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the run.")
+flags.DEFINE(cli.PathParser(), "vocab", None, "Vocabulary of the released model.")
 flags.DEFINE_string("kind", None, "Which CNN: the official --backbone_source.")
 flags.DEFINE(cli.PathParser(), "output", None, "Folder to write the CNN into.")
 
-# What to do → the other flags that it takes, all of them.
+# What to do → the other flags that it needs, all of them.
 _TASKS = {
     "checkpoint": {"workdir"},
     "hub": {"workdir"},
@@ -47,6 +49,9 @@ def run(_) -> None:
     for name in sorted(_TASKS[task] ^ others):
         verb = "goes without" if name in others else "needs"
         raise InputError(f"--{task} {verb} --{name}")
+    vocab = flags.FLAGS.vocab
+    if vocab is not None and task not in ("checkpoint", "hub"):
+        raise InputError(f"--{task} goes without --vocab")
 
     if task == "backbone":
         # Here and below: a wrong flag is found before jax is imported.
@@ -68,7 +73,7 @@ def run(_) -> None:
         file = download(given["hub"])
     else:
         file = given["checkpoint"]
-    released = from_torch(file, workdir, common)
+    released = from_torch(file, workdir, common, vocab)
     config = released.config
     print(
         f"{workdir}: {config.data.name}, {config.image.kind} + {config.text.kind}, "

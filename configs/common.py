@@ -137,8 +137,8 @@ def _text() -> ConfigDict:
     c.pool_k = 5  # as image.pool_k
     c.normalise = True  # False: the original's --no_txtnorm
     c.weights = placeholder(str)  # Hugging Face folder, or package:NAME/FOLDER
-    c.vocab = placeholder(str)  # file; None: weights folder, <root>/../vocab
-    c.vocab_size = 30522  # 0 (bigru): as many as the vocabulary holds
+    c.vocab = placeholder(str)  # file; None: weights folder, else <root>/../vocab
+    c.vocab_size = 30522  # the vocabulary's; 0 (bigru): as many as it holds
     c.vocab_threshold = 4  # --mode=build_vocab: times a word has to occur
     c.word_dim = 300  # size of a word's vector, bigru
     c.hidden = 768
@@ -146,7 +146,7 @@ def _text() -> ConfigDict:
     c.heads = 12
     c.ffn = 3072
     c.max_positions = 512  # SigLIP: 64
-    c.pad_id = 0  # siglip: the token that fills captions up
+    c.pad_id = 0  # siglip: the token that fills captions up; no other tower reads it
     c.dropout = 0.1  # inside BERT, as in its pretraining
     c.augment = 0.2  # probability that a training word is masked/replaced/removed
     c.cache_features = False  # frozen BERT: its token features are computed once

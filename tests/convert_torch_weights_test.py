@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import vse_jax
 from configs import common
 from tests.helpers import official, tiny
 from tests.helpers.hub import serving
@@ -58,23 +59,72 @@ def converted(released, environment, tmp_path_factory):
     return folder
 
 
+def write_words(file, count):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(count - 5))]
+    file.write_text("\n".join(words) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A vocabulary of as many tokens as the released model has."""
+    return write_words(tmp_path_factory.mktemp("words") / "words.txt", 40)
+
+
 def test_a_vocabulary_that_fits_is_kept_and_no_other(
     released, converted, tmp_path, monkeypatch
 ):
     assert not (converted / "vocab.txt").exists()  # bert-base-uncased's is larger
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(35))]
-    vocabulary = tmp_path / "data" / "vocab" / "words.txt"
-    vocabulary.parent.mkdir(parents=True)
-    vocabulary.write_text("\n".join(words) + "\n")
+    vocabulary = write_words(tmp_path / "data" / "vocab" / "words.txt", 40)
     monkeypatch.chdir(tmp_path)
     workdirs.from_torch(released, tmp_path / "W", common)
     assert (tmp_path / "W" / "vocab.txt").read_text() == vocabulary.read_text()
+    write_words(vocabulary, 39)
+    workdirs.from_torch(released, tmp_path / "V", common)
+    assert not (tmp_path / "V" / "vocab.txt").exists()
+
+
+def test_a_model_without_its_vocabulary_demands_it(
+    released, converted, tiny_root, environment, tmp_path
+):
+    args = [f"--checkpoint={released}", f"--workdir={tmp_path / 'W'}"]
+    _, err = run(CONVERT, args, environment)
+    assert f"{tmp_path / 'W'}: has no vocabulary yet: name it with --config.text" in err
+    args = [f"--workdir={tmp_path / 'W'}", f"--config.data.root={tiny_root}"]
+    _, err = run("main.py", [*args, "--mode=eval"], environment, code=1)
+    assert err.splitlines()[-1] == (
+        f"error: {tiny_root.parent}/vocab/vocab.txt: 32 tokens, but "
+        "config.text.vocab_size is 40; name the model's own vocabulary with "
+        "config.text.vocab"
+    )
+    with pytest.raises(
+        InputError, match=r"30522 tokens, but config.text.vocab_size is"
+    ):
+        vse_jax.load(tmp_path / "W")
+
+
+def test_its_vocabulary_can_be_named_and_is_kept(
+    released, words, environment, tmp_path
+):
+    args = [f"--checkpoint={released}", f"--workdir={tmp_path / 'W'}"]
+    _, err = run(CONVERT, [*args, f"--vocab={words}"], environment)
+    assert "vocabulary" not in err
+    assert (tmp_path / "W" / "vocab.txt").read_bytes() == words.read_bytes()
+    model = vse_jax.load(tmp_path / "W")
+    assert model.encode_captions(["1 2 3"]).shape == (1, model.dim)
+    other = write_words(tmp_path / "other.txt", 41)
+    args = [f"--checkpoint={released}", f"--workdir={tmp_path / 'V'}"]
+    _, err = run(CONVERT, [*args, f"--vocab={other}"], environment, code=1)
+    assert err == f"error: {other}: 41 tokens, but config.text.vocab_size is 40\n"
+    assert not (tmp_path / "V").exists()
 
 
 def test_eval_and_embed_need_only_the_workdir_and_data(
-    converted, tiny_root, environment
+    converted, words, tiny_root, environment
 ):
     args = [f"--workdir={converted}", f"--config.data.root={tiny_root}"]
+    args.append(f"--config.text.vocab={words}")  # bert-base-uncased's were found
     run("main.py", [*args, "--mode=eval"], environment)
     metrics = json.loads((converted / "eval_test.json").read_text())
     assert metrics["captions"] == 160
@@ -96,7 +146,7 @@ def region_root(tiny_root, tmp_path_factory):
 
 
 def test_training_goes_on_where_the_official_program_stopped(
-    region_root, environment, tmp_path
+    region_root, words, environment, tmp_path
 ):
     checkpoint = official.checkpoint(
         "region_bert",
@@ -107,7 +157,7 @@ def test_training_goes_on_where_the_official_program_stopped(
     )
     torch.save(checkpoint | {"epoch": 3}, tmp_path / "model.pth")
     folder = tmp_path / "W"
-    workdirs.from_torch(tmp_path / "model.pth", folder, common)
+    workdirs.from_torch(tmp_path / "model.pth", folder, common, words)
     args = [f"--workdir={folder}", f"--config.data.root={region_root}"]
     _, err = run("main.py", [*args, "--config.log_every=10"], environment)
     assert "goes on after epoch 3" in err
@@ -146,6 +196,7 @@ def test_back_to_pytorch_is_bit_equal(released, environment, tmp_path):
         (["--hub=a/b/c", "--workdir=W", "--kind=wsl"], "--hub goes without --kind"),
         (["--hub=a/b", "--workdir=W"], "--hub=a/b: write OWNER/REPOSITORY/FOLDER"),
         (["--to-torch=f", "--workdir=/absent"], "/absent/config.json: no saved config"),
+        (["--to-torch=f", "--workdir=W", "--vocab=v"], "--to-torch goes without --vo"),
         (["--nope=1"], "nope"),
     ],
 )

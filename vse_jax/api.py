@@ -123,7 +123,7 @@ def load(
             resolution; or one of these two on the Hub: 'hf://USER/NAME', with
             '@REVISION' or without. Nothing of a shared folder is executed.
         overrides: fields of its config with other values, such as the vocabulary of a
-            run of an earlier version: {"text.vocab": "vocab.txt"}.
+            converted model that has none: {"text.vocab": "vocab.txt"}.
         trust_code: classes of one's own that a shared model names ('module:Class') may
             be imported from where Python finds modules.
 

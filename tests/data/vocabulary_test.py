@@ -23,7 +23,11 @@ from vse_jax.data.vocabulary import (
     read_vocabulary,
     split_words,
 )
-from vse_jax.data.vocabulary_files import find_vocab, settle_vocab_size
+from vse_jax.data.vocabulary_files import (
+    find_vocab,
+    settle_vocab_size,
+    settle_vocabulary,
+)
 
 
 @pytest.fixture
@@ -187,6 +191,25 @@ class TestFindVocabulary:
         for name in ("pets_vocab.json", "pets_precomp_vocab.json"):
             (tmp_path / "vocab" / name).touch()
             assert find_vocab(config) == tmp_path / "vocab" / name
+
+
+def test_words_of_another_data_set_are_not_a_models(tmp_path):
+    """A converted model without its words is evaluated on other data."""
+    config = config_at(tmp_path / "pets")
+    (tmp_path / "vocab").mkdir()
+    write(tmp_path / "vocab" / "pets_vocab.json", [*SPECIAL, "dog"])
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"data": {"name": "coco"}}))
+    with pytest.raises(InputError) as error:
+        settle_vocabulary(config, model)
+    assert str(error.value) == (
+        f"{model}: holds no vocabulary: name that of coco, on which the model was "
+        "trained, with config.text.vocab"
+    )
+    (model / "config.json").write_text(json.dumps({"data": {"name": "pets"}}))
+    settle_vocabulary(config, model)
+    assert find_vocab(config) == tmp_path / "vocab" / "pets_vocab.json"
 
 
 class TestTokenizeWords:

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import vse_jax
 from configs import common
-from tests.helpers import tiny
+from tests.helpers import bert, tiny
 from tests.helpers.programs import one_line_error, run
 from tests.helpers.runs import write_run
 from vse_jax.base.command_line import read_config
@@ -138,7 +138,9 @@ def test_a_file_elsewhere_is_not_read(theirs, tmp_path):
 def test_paths_in_its_config_are_not_followed(theirs, tmp_path):
     vocabulary = shutil.move(theirs / "vocab.txt", tmp_path / "vocab.txt")
     change(theirs, text__vocab=str(vocabulary), text__weights=str(tmp_path))
-    assert refusal(theirs) == f"{theirs}: no vocab.txt, the vocabulary of this model"
+    assert refusal(theirs) == (
+        f"{theirs}: no tokenizer.json and no vocab.txt, the vocabulary of this model"
+    )
 
 
 def test_another_model_is_told_by_all_its_differences(theirs):
@@ -196,11 +198,13 @@ def test_a_missing_field_is_named(theirs):
     assert refusal(theirs) == f"{file}: no field image.normalise, text.heads"
 
 
-def test_a_larger_vocabulary_is_another_models(theirs):
-    with (theirs / "vocab.txt").open("a") as file:
-        file.write("more\n")
+@pytest.mark.parametrize("size", [31, 33])
+def test_a_vocabulary_of_another_size_is_another_models(theirs, size):
+    file = theirs / "vocab.txt"
+    words = [*file.read_text().split(), "more"][:size]
+    file.write_text("\n".join(words) + "\n")
     assert refusal(theirs) == (
-        f"{theirs / 'vocab.txt'}: 33 tokens, but config.text.vocab_size is 32"
+        f"{file}: {size} tokens, but config.text.vocab_size is 32"
     )
 
 
@@ -238,3 +242,40 @@ class TestVocabulary:
         # The same words in another place are the same.
         shutil.copy(trained / "vocab.txt", other)
         train(tiny_config, trained)
+
+    def test_is_the_tokenizer_of_the_weights(self, tiny_config, tmp_path):
+        """'Red' is not 'red' for a cased BERT: trained, resumed, shared and loaded."""
+        weights = bert.write_folder(tmp_path / "bert", do_lower_case=False)
+        tiny_config.text.weights = str(weights)
+        tiny_config.text.vocab_size = len(bert.WORDS)
+        tiny_config.max_steps = 1
+        run = tmp_path / "run"
+        train(tiny_config, run)
+        assert not (run / "vocab.txt").exists()
+        shutil.rmtree(weights)
+        tiny_config.max_steps = 2
+        train(tiny_config, run)
+        push(load_config(run / "config.json", common.base()), run, None, common.base())
+        shared = shutil.copytree(run / "share", tmp_path / "theirs")
+        for folder in (run, shared):
+            upper, lower = vse_jax.load(folder).encode_captions(
+                ["Red cross", "red cross"]
+            )
+            assert np.abs(upper - lower).max() > 1e-3
+        assert {path.name for path in shared.iterdir()} == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        }
+        assert "`tokenizer.json`" in (shared / "README.md").read_text()
+
+    def test_is_not_replaced_by_another_models(self, tiny_config, tmp_path):
+        weights = bert.write_folder(tmp_path / "bert")
+        (weights / "tokenizer.json").unlink()
+        tiny_config.text.weights = str(weights)
+        tiny_config.text.vocab_size = len(bert.WORDS)
+        with pytest.raises(InputError, match=r"bert: no tokenizer\.json and no vocab"):
+            train(tiny_config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()

@@ -186,17 +186,19 @@ def load_config(
             without its vocabulary, with files elsewhere or with classes of its own.
     """
     flat, shared = _saved_fields(path)
-    folder, name = path.parent, vocabulary_name(flat.get("text.kind"))
+    folder, kind = path.parent, flat.get("text.kind")
+    own = own_vocabulary(folder, kind)
     if not shared and (folder / MODEL_FILE).is_file():
         # Without this, a shared model could pass for a run, whose classes are trusted.
         raise InputError(f"{path}: no model_type, which a shared model has")
     if shared:
         check_inside(folder, SHARED_FILES)
         check_code(flat, folder, trust_code)
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name}, the vocabulary of this model")
-    if (folder / name).is_file():
-        flat["text.vocab"] = str(folder / name)
+        if own is None:
+            names = " and no ".join(vocabulary_names(kind))
+            raise InputError(f"{folder}: no {names}, the vocabulary of this model")
+    if own is not None:
+        flat["text.vocab"] = str(own)
     if base is None:
         return ConfigDict(nested(flat))
     try:
@@ -228,9 +230,16 @@ def _saved_fields(path: Path) -> tuple[dict[str, Any], bool]:
     return {f: v for f, v in flat.items() if not is_in(f, NOT_SHARED)}, True
 
 
-def vocabulary_name(kind: Any) -> str:
-    """What a model's own copy of its vocabulary is called; `kind`: config.text.kind."""
-    return {"bigru": "vocab.json", "siglip": "tokenizer.json"}.get(kind, "vocab.txt")
+def own_vocabulary(folder: Path, kind: Any) -> Path | None:
+    """The copy of its vocabulary in a model's folder; `kind`: config.text.kind."""
+    files = (folder / name for name in vocabulary_names(kind))
+    return next((file for file in files if file.is_file()), None)
+
+
+def vocabulary_names(kind: Any) -> tuple[str, ...]:
+    """What that copy may be called, the first that is there."""
+    other = ("tokenizer.json", "vocab.txt")
+    return {"bigru": ("vocab.json",), "siglip": ("tokenizer.json",)}.get(kind, other)
 
 
 def _with_tuples(value):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import change_paths, load_config, vocabulary_name
+from vse_jax.base.config import change_paths, load_config, own_vocabulary
 from vse_jax.base.files import write_atomically
 from vse_jax.data.layout import Split, read_split
 from vse_jax.devices.agreement import on_first
@@ -88,7 +88,7 @@ def _use_data_of(config: ConfigDict, member: ConfigDict, folder: Path) -> None:
     for name in (*hosts, *split, "equal_captions"):
         member.data[name] = config.data[name]
     member.mesh, member.eval = config.mesh, config.eval
-    has_own = (folder / vocabulary_name(member.text.kind)).is_file()
+    has_own = own_vocabulary(folder, member.text.kind) is not None
     same = member.text.kind == config.text.kind and config.text.vocab is not None
     if same and not has_own:
         member.text.vocab = config.text.vocab

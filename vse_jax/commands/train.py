@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from vse_jax.base.config import change_paths, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_splits
 from vse_jax.data.vocabulary_files import (
     keep_vocabulary,
@@ -57,6 +58,7 @@ def train(config: ConfigDict, workdir: Path, accept_new_data: bool = False) -> N
     check_training_batch(config, mesh)
     names = (config.data.train_split, config.data.dev_split, config.eval.split)
     splits = Splits(*read_splits(config, names))
+    caption_tokenizer(config)  # another model's vocabulary is refused
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,11 +2,10 @@
 
 W/config.json                     rebuilt from the options and the tensors
 W/checkpoints/best/0              the weights; 0: no step was made here
-W/vocab.txt, W/vocab.json         the vocabulary, where one was found that fits
+W/vocab.txt, W/vocab.json, …      the vocabulary, where one was found that fits
 W/official.{json,safetensors}     what only the way back to PyTorch needs
 """
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
@@ -30,7 +30,9 @@ from vse_jax.training.checkpoint import CONVERTED, Checkpoints
 from vse_jax.weights import torch_file
 
 
-def from_torch(file: Path, workdir: Path, recipes: Recipes) -> Released:
+def from_torch(
+    file: Path, workdir: Path, recipes: Recipes, vocab: Path | None = None
+) -> Released:
     """Converts a checkpoint of the official program into a new workdir.
 
     `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
@@ -40,15 +42,17 @@ def from_torch(file: Path, workdir: Path, recipes: Recipes) -> Released:
         file: of the official program.
         workdir: new folder.
         recipes: configs/common.py, see `options.config_of`.
+        vocab: file of the model's vocabulary; None: one that fits is looked for.
 
     Raises:
-        InputError: the file cannot be converted (see `torch_file` and `released`), or
-            `workdir` exists; nothing is left behind.
+        InputError: the file cannot be converted (see `torch_file` and `released`),
+            `vocab` is not the model's, or `workdir` exists; nothing is left behind.
     """
     with whole_folder(workdir) as folder:
         released = from_checkpoint(torch_file.read(file), str(file), recipes)
+        released.config.text.vocab = None if vocab is None else str(vocab)
+        _keep_vocabulary(released.config, folder, workdir)
         save_config(released.config, folder / "config.json")
-        _keep_vocabulary(released.config, folder)
         _save_origin(released.origin, folder)
         progress = {"rsum": released.best_rsum, "epoch": released.epoch}
         with Checkpoints(folder) as checkpoints:
@@ -85,11 +89,21 @@ def to_torch(workdir: Path, file: Path) -> None:
     torch_file.write(file, checkpoint)
 
 
-def _keep_vocabulary(config: ConfigDict, folder: Path) -> None:
+def _keep_vocabulary(config: ConfigDict, folder: Path, workdir: Path) -> None:
     """The checkpoint has none; one that lies where it would be looked for may fit."""
-    with contextlib.suppress(InputError):
-        if caption_tokenizer(config).vocab_size == config.text.vocab_size:
-            keep_vocabulary(config, folder)
+    try:
+        caption_tokenizer(config)
+    except InputError as error:
+        if config.text.vocab is not None:
+            raise
+        logging.warning(
+            "%s: has no vocabulary yet: name it with --config.text.vocab=FILE whenever "
+            "the model is used, or convert again with --vocab=FILE (%s)",
+            workdir,
+            error,
+        )
+    else:
+        keep_vocabulary(config, folder)
 
 
 def _save_origin(origin: Origin, folder: Path) -> None:

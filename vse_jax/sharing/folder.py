@@ -7,9 +7,10 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from vse_jax.base.config import MODEL_FILE, save_shared_config, vocabulary_name
+from vse_jax.base.config import MODEL_FILE, own_vocabulary, save_shared_config
 from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
 from vse_jax.base.trees import flatten
+from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.sharing.card import PLACEHOLDER, Facts, is_as_written, write_card
 from vse_jax.training.checkpoint import Checkpoints, has_checkpoint
@@ -37,6 +38,7 @@ def write_shared(
     Raises:
         InputError: no vocabulary, or the folder cannot be written.
     """
+    caption_tokenizer(config)  # another model's vocabulary is refused
     target = workdir / "share"
     with whole_folder(target, replace=True) as folder:
         before = target / CARD
@@ -45,7 +47,13 @@ def write_shared(
         keep_vocabulary(config, folder)
         write_arrays(folder / MODEL_FILE, flatten(model))
         if kept is None or is_as_written(kept.decode(errors="replace")):
-            facts = _facts(config, workdir, model, repository or PLACEHOLDER)
+            facts = _facts(
+                config,
+                workdir,
+                model,
+                repository or PLACEHOLDER,
+                own_vocabulary(folder, config.text.kind),
+            )
             card = write_card(config, published, facts).encode()
         else:
             logging.warning(
@@ -58,7 +66,11 @@ def write_shared(
 
 
 def _facts(
-    config: ConfigDict, workdir: Path, model: dict[str, Any], repository: str
+    config: ConfigDict,
+    workdir: Path,
+    model: dict[str, Any],
+    repository: str,
+    vocabulary: Path | None,
 ) -> Facts:
     progress: dict[str, Any] = {}
     since = 0.0
@@ -76,7 +88,7 @@ def _facts(
         progress=progress,
         splits={name: size for name, size in data.items() if name != "root"},
         evaluations=_evaluations(workdir, since),
-        vocabulary=vocabulary_name(config.text.kind),
+        vocabulary=vocabulary.name if vocabulary else "",
     )
 
 

@@ -1,0 +1,345 @@
+"""A BERT's own tokenizer, from the files that it was published with.
+
+    tokenizer.json                   what transformers and tokenizers save today
+    tokenizer_config.json            case, accents, Chinese characters, special tokens
+    special_tokens_map.json, added_tokens.json      the same, in older folders
+    vocab.txt                        the tokens, one a line
+    config.json                      which class of tokenizer, how many rows of weights
+
+A folder is read as `transformers.AutoTokenizer` (5.23) reads it, so that the ids are
+those that the weights were trained with. It is kept as a tokenizer.json that says all.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+from absl import logging
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, read_bytes, read_lines, read_object
+
+TOKENIZER, ABOUT, VOCABULARY = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
+
+# What a BERT's special tokens are called where its files do not say; in the order in
+# which transformers adds those that are missing.
+_NAMES = {
+    "bos_token": None,
+    "eos_token": None,
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+# transformers takes only the tokens from the tokenizer.json of these classes, which are
+# one and the same; case and accents are tokenizer_config.json's, or BERT's own.
+_REBUILT = {
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "DistilBertTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "ElectraTokenizer",
+    "MobileBertTokenizer",
+    "RetriBertTokenizer",
+    "SqueezeBertTokenizer",
+}
+# What a normalizer may do: the name in tokenizer_config.json, and what absent means.
+_OPTIONS = {
+    "lowercase": ("do_lower_case", True),
+    "handle_chinese_chars": ("tokenize_chinese_chars", True),
+    "strip_accents": ("strip_accents", None),
+}
+
+
+@dataclass(frozen=True)
+class BertTokenizer:
+    """A tokenizer of the library `tokenizers`, with what its file cannot say.
+
+    pad, mask: the tokens that fill up and hide. unused: rows of the weights that the
+    folder counts and no token has. kept: the files that a model's folder keeps.
+    """
+
+    pieces: tokenizers.Tokenizer
+    pad: str | None
+    mask: str | None
+    unused: int
+    kept: Mapping[str, bytes]
+
+    def equals(self, other: "BertTokenizer") -> bool:
+        """Whether both make the same ids of a caption without special tokens."""
+        mine, theirs = (
+            json.loads(self.pieces.to_str()),
+            json.loads(other.pieces.to_str()),
+        )
+        vocabularies = self.pieces.get_vocab() == other.pieces.get_vocab()
+        return vocabularies and mine["normalizer"] == theirs["normalizer"]
+
+
+def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
+    """The tokenizer of a BERT's folder.
+
+    Args:
+        file: tokenizer.json, or vocab.txt where there is none.
+
+    Raises:
+        InputError: a file that cannot be read, or is no tokenizer's.
+    """
+    folder = file.parent
+    about, model = _object(folder / ABOUT), _object(folder / "config.json")
+    saved = read_object(file) if file.name == TOKENIZER else None
+    rebuilt = _is_berts(file, about, model, saved is None)
+    names, more, added = _special_tokens(folder, about, saved)
+    try:
+        if rebuilt:
+            names = {name: names.get(name, usual) for name, usual in _NAMES.items()}
+            pieces = _word_pieces(_tokens(file, saved), names, about)
+            if saved is not None:
+                _warn_of_difference(file, saved, pieces)
+        else:
+            pieces = tokenizers.Tokenizer.from_str(json.dumps(saved))
+        _add_tokens(pieces, list(names.values()), more, added)
+        if rebuilt:
+            pieces.post_processor = _ends(pieces, names)
+        pieces.encode_special_tokens = bool(about.get("split_special_tokens"))
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise InputError(f"{file}: no tokenizer ({error})") from None
+    pieces.no_padding()
+    pieces.no_truncation()
+    named = {name: str(_content(token)) for name, token in names.items() if token}
+    unused = _unused_rows(pieces, about, model)
+    kept = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "split_special_tokens": pieces.encode_special_tokens,
+        "unused_rows": unused,
+    }
+    vocab = pieces.get_vocab()
+    return BertTokenizer(
+        pieces,
+        pad=next((t for t in (named.get("pad_token"), "[PAD]") if t in vocab), None),
+        mask=next((t for t in (named.get("mask_token"), "[MASK]") if t in vocab), None),
+        unused=unused,
+        kept={TOKENIZER: pieces.to_str().encode(), ABOUT: _json(kept)},
+    )
+
+
+def read_word_pieces(file: AnyPath) -> BertTokenizer:
+    """A vocabulary file, one token a line, as the official program reads it.
+
+    No special token is recognised inside a caption. Case, accents and Chinese
+    characters are as a tokenizer_config.json beside the file says, else lower-case.
+
+    Raises:
+        InputError: the file is missing or is no BERT vocabulary.
+    """
+    about, model = _object(file.parent / ABOUT), _object(file.parent / "config.json")
+    _is_berts(file, about, model, True)
+    vocab = _tokens(file, None)
+    names, _, _ = _special_tokens(file.parent, about, None)
+    names = {name: _content(names.get(name, usual)) for name, usual in _NAMES.items()}
+    for name in ("cls_token", "sep_token", "unk_token", "mask_token"):
+        if names[name] not in vocab:
+            raise InputError(f"{file}: no token {names[name]}: not a BERT vocabulary")
+    try:
+        pieces = _word_pieces(vocab, names, about)
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise InputError(f"{file.parent / ABOUT}: {error}") from None
+    pieces.post_processor = _ends(pieces, names)
+    unused = _unused_rows(pieces, about, model)
+    said = {field: about.get(field, usual) for field, usual in _OPTIONS.values()}
+    usual = dict(_OPTIONS.values()) | _NAMES
+    kept = {k: v for k, v in (said | names).items() if v != usual[k]}
+    kept |= {"unused_rows": unused} if unused else {}
+    files = {VOCABULARY: read_bytes(file)} | ({ABOUT: _json(kept)} if kept else {})
+    return BertTokenizer(pieces, names["pad_token"], names["mask_token"], unused, files)
+
+
+def _is_berts(
+    file: AnyPath, about: Mapping[str, Any], model: Mapping[str, Any], needed: bool
+) -> bool:
+    """Whether a folder's tokenizer is of a class that is rebuilt from its tokens.
+
+    Raises:
+        InputError: it is not, and `needed`: there is only a vocabulary file.
+    """
+    kind = about.get("tokenizer_class") or model.get("tokenizer_class")
+    if kind is None and (needed or model.get("model_type") == "bert"):
+        return True
+    if (found := str(kind).removesuffix("Fast")) in _REBUILT:
+        return True
+    if needed:
+        raise InputError(
+            f"{file}: for a {found}, which a vocabulary file does not describe: save "
+            f"and use its {TOKENIZER}"
+        )
+    return False
+
+
+def _word_pieces(
+    vocab: dict[str, int], names: Mapping[str, Any], about: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
+    unknown = str(_content(names["unk_token"]))
+    pieces = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=unknown))
+    options = {name: about.get(*said) for name, said in _OPTIONS.items()}
+    pieces.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return pieces
+
+
+def _ends(
+    pieces: tokenizers.Tokenizer, names: Mapping[str, Any]
+) -> processors.TemplateProcessing:
+    """[CLS] in front of a caption and [SEP] behind it."""
+    first, last = str(_content(names["cls_token"])), str(_content(names["sep_token"]))
+    return processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {last}:0",
+        special_tokens=[(token, pieces.token_to_id(token)) for token in (first, last)],
+    )
+
+
+def _tokens(file: AnyPath, saved: Mapping[str, Any] | None) -> dict[str, int]:
+    """Token → id, of a vocabulary file or a tokenizer.json."""
+    if saved is None:
+        return {token: i for i, token in enumerate(read_lines(file))}
+    model = saved.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        raise InputError(
+            f"{file}: holds no WordPiece tokens, as a BertTokenizer's does"
+        )
+    return vocab
+
+
+def _special_tokens(
+    folder: AnyPath, about: Mapping[str, Any], saved: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], list[Any], dict[int, AddedToken]]:
+    """({"cls_token": token, …} as far as it is said, others, id → added token)."""
+    said, more = dict(about), _more_tokens(about)
+    added: dict[int, AddedToken] = {}
+    where = folder / ABOUT
+    try:
+        if "added_tokens_decoder" in about:
+            for number, token in about["added_tokens_decoder"].items():
+                added[int(number)] = _added(token)
+        else:
+            where = folder / "special_tokens_map.json"
+            older = {
+                name: _added(value | {"special": True})
+                if isinstance(value, dict)
+                else value
+                for name, value in _object(where).items()
+            }
+            said |= older
+            more = more or _more_tokens(older)
+            special = {_content(said[name]) for name in _NAMES if said.get(name)}
+            special |= {_content(token) for token in more}
+            where = folder / "added_tokens.json"
+            for text, number in _object(where).items():
+                known = text in special
+                added[int(number)] = AddedToken(
+                    text, normalized=not known, special=known
+                )
+            where = folder / TOKENIZER
+            for token in (saved or {}).get("added_tokens", ()):
+                added[token["id"]] = _added(token)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{where}: {error!r}") from None
+    by_text = {token.content: token for token in added.values()}
+    names = {
+        name: by_text.get(_content(said[name]), said[name])
+        for name in _NAMES
+        if name in said
+    }
+    return names, more, added
+
+
+def _add_tokens(
+    pieces: tokenizers.Tokenizer,
+    named: list[Any],
+    more: list[Any],
+    added: Mapping[int, AddedToken],
+) -> None:
+    """Lets a tokenizer recognise special and added tokens inside a caption."""
+    there = {repr(token) for token in pieces.get_added_tokens_decoder().values()}
+    known = {token.content for token in pieces.get_added_tokens_decoder().values()}
+    missing = [
+        added[number] for number in sorted(added) if repr(added[number]) not in there
+    ]
+    known |= {token.content for token in missing}
+    for token in (*named, *more):
+        if token is not None and _content(token) not in known:
+            known.add(_content(token))
+            missing.append(_added(token))
+    special = {_content(token) for token in named}
+    for token in missing:
+        token.special = token.special or token.content in special
+    pieces.add_tokens(missing)
+
+
+def _more_tokens(said: Mapping[str, Any]) -> list[Any]:
+    """Special tokens that have no name of BERT's."""
+    more = said.get("extra_special_tokens") or said.get("additional_special_tokens")
+    return list(more.values() if isinstance(more, dict) else more or ())
+
+
+def _added(token: Any) -> AddedToken:
+    """A token as the files write it: a text, or an object of content and flags."""
+    if isinstance(token, AddedToken):
+        return token
+    if isinstance(token, str):
+        return AddedToken(token, special=True, normalized=False)
+    flags = {k: v for k, v in token.items() if k not in ("id", "__type")}
+    return AddedToken(flags.pop("content"), **flags)
+
+
+def _content(token: Any) -> Any:
+    if isinstance(token, dict):
+        return token.get("content")
+    return token.content if isinstance(token, AddedToken) else token
+
+
+def _warn_of_difference(
+    file: AnyPath, saved: Mapping[str, Any], pieces: tokenizers.Tokenizer
+) -> None:
+    there = saved.get("normalizer")
+    taken = json.loads(pieces.to_str())["normalizer"]
+    if not isinstance(there, dict) or there.get("type") != taken["type"]:
+        there = {}
+    apart = [name for name in _OPTIONS if there.get(name, taken[name]) != taken[name]]
+    if apart:
+        logging.warning(
+            "%s: %s; %s is taken, as transformers does (%s)",
+            file,
+            ", ".join(f"{name} is {there[name]!r}" for name in apart),
+            ", ".join(repr(taken[name]) for name in apart),
+            f"{ABOUT} says {', '.join(_OPTIONS[name][0] for name in apart)}, or BERT's "
+            "default holds",
+        )
+
+
+def _unused_rows(
+    pieces: tokenizers.Tokenizer, about: Mapping[str, Any], model: Mapping[str, Any]
+) -> int:
+    """Rows of the weights that no token has, as the folder itself says."""
+    size = 1 + max(pieces.get_vocab().values(), default=-1)
+    rows = model.get("vocab_size")
+    if type(rows) is int:
+        return max(rows - size, 0)
+    unused = about.get("unused_rows", 0)
+    return unused if type(unused) is int else 0
+
+
+def _object(file: AnyPath) -> dict[str, Any]:
+    """The object in a file; empty where there is none."""
+    return read_object(file) if file.is_file() else {}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
