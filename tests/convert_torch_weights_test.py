@@ -90,7 +90,10 @@ def test_a_model_without_its_vocabulary_demands_it(
 ):
     args = [f"--checkpoint={released}", f"--workdir={tmp_path / 'W'}"]
     _, err = run(CONVERT, args, environment)
-    assert f"{tmp_path / 'W'}: has no vocabulary yet: name it with --config.text" in err
+    assert (
+        f"{tmp_path / 'W'}: no vocabulary of this model's 40 tokens is here: convert "
+        "again with --vocab=FILE, or use the model with --config.text.vocab=FILE\n"
+    ) in err
     args = [f"--workdir={tmp_path / 'W'}", f"--config.data.root={tiny_root}"]
     _, err = run("main.py", [*args, "--mode=eval"], environment, code=1)
     assert err.splitlines()[-1] == (

@@ -1,4 +1,6 @@
 import argparse
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,26 @@ def test_keys_without_the_parallel_prefix_are_kept_so(name):
     assert converted.origin.prefixes == ("", "")
     jax.tree.map(np.testing.assert_array_equal, converted.model, released.model)
     assert_same_tensors(back(converted), plain)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: f"_orig_mod.{key}",
+        lambda key: f"module._orig_mod.{key.removeprefix('module.')}",
+        lambda key: f"model.{key.removeprefix('module.')}",
+        lambda key: f"net.tower.{key}",
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_of_other_wrappers_come_back_as_they_were(name, wrap):
+    checkpoint = official.checkpoint(name)
+    expected = from_checkpoint(checkpoint, "model.pth", common)
+    towers = [{wrap(k): x for k, x in t.items()} for t in checkpoint["model"]]
+    wrapped = checkpoint | {"model": towers}
+    found = from_checkpoint(wrapped, "model.pth", common)
+    jax.tree.map(np.testing.assert_array_equal, found.model, expected.model)
+    assert_same_tensors(back(found), wrapped)
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
@@ -382,6 +404,48 @@ def test_another_architecture_names_what_differs():
 def test_a_file_of_another_program_is_refused(content):
     with pytest.raises(InputError, match=r"^model\.pth: no checkpoint of the official"):
         from_checkpoint(content, "model.pth", common)
+
+
+def test_options_that_are_no_json_are_numbers_or_texts_or_left_out(caplog):
+    checkpoint = official.checkpoint(
+        "region_bert",
+        margin=np.float64(0.3),
+        num_epochs=torch.tensor(7),
+        batch_size=np.int64(64),
+        no_imgnorm=np.bool_(True),
+        save_dir=pathlib.PurePosixPath("runs/a"),
+        seeds=(np.int32(1), 2),
+        about={"folder": pathlib.PurePosixPath("b"), "n": np.uint8(3)},
+        device=torch.device("cuda:0"),
+        dtype=torch.float16,
+        ids={1, 2},
+        means=np.zeros(3),
+        weight=torch.ones(2),
+        nested={"device": torch.device("cpu")},
+        numbers={1: "a"},
+    ) | {"Eiters": np.int64(53100), "epoch": torch.tensor(3)}
+    with caplog.at_level("INFO", logger="absl"):
+        released = from_checkpoint(checkpoint, "model.pth", common)
+    config, options = released.config, released.origin.options
+    assert (config.loss.margin, config.num_epochs, config.batch_size) == (0.3, 7, 64)
+    assert config.image.normalise is False
+    assert (released.origin.iterations, released.epoch) == (53100, 3)
+    assert options["save_dir"] == "runs/a"
+    assert options["seeds"] == [1, 2]
+    assert options["about"] == {"folder": "b", "n": 3}
+    left_out = ("device", "dtype", "ids", "means", "weight", "nested", "numbers")
+    for name in left_out:
+        assert name not in options
+        lines = [m for m in caplog.messages if f"option {name} is left out" in m]
+        assert len(lines) == 1
+    assert json.loads(json.dumps(options)) == options
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), torch.device("cpu"), {0.2}])
+def test_an_option_that_is_read_is_never_left_out(value):
+    checkpoint = official.checkpoint("region_bert", margin=value)
+    with pytest.raises(InputError, match=r"^model\.pth: option margin is "):
+        from_checkpoint(checkpoint, "model.pth", common)
 
 
 @pytest.mark.parametrize(

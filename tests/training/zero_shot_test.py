@@ -124,6 +124,51 @@ def test_load_gives_the_published_model(folder, pictures, peer):
     np.testing.assert_allclose(logits, expected.logits_per_image.numpy(), atol=1e-4)
 
 
+def test_folders_that_transformers_saves_today_are_the_same_model(
+    folder, peer, tmp_path
+):
+    expected = vse_jax.load(folder).encode_captions(CAPTIONS)
+
+    def nested(copy):
+        """SiglipProcessor.save_pretrained of transformers 5."""
+        size = {"height": siglip.SIZE, "width": siglip.SIZE}
+        images = transformers.SiglipImageProcessorPil(size=size, resample=2)
+        captions = transformers.AutoTokenizer.from_pretrained(copy)
+        for file in ("preprocessor_config.json", "tokenizer_config.json"):
+            (copy / file).unlink()
+        transformers.SiglipProcessor(images, captions).save_pretrained(copy)
+        assert (copy / "processor_config.json").is_file()
+        assert not (copy / "preprocessor_config.json").exists()
+
+    def sharded(copy):
+        (copy / "model.safetensors").unlink()
+        peer.save_pretrained(copy, max_shard_size="10KB")
+
+    def pickled(copy):
+        (copy / "model.safetensors").unlink()
+        torch.save(
+            {f"module.{key}": x for key, x in peer.state_dict().items()},
+            copy / "pytorch_model.bin",
+        )
+
+    for form in (nested, sharded, pickled):
+        copy = shutil.copytree(folder, tmp_path / form.__name__)
+        form(copy)
+        model = vse_jax.load(copy)
+        np.testing.assert_array_equal(model.encode_captions(CAPTIONS), expected)
+
+
+def test_a_nested_processor_is_checked_as_the_other(copy):
+    old = copy / "preprocessor_config.json"
+    content = json.loads(old.read_text())
+    file = copy / "processor_config.json"
+    file.write_text(json.dumps({"image_processor": content | {"do_rescale": False}}))
+    with pytest.raises(InputError, match=r"processor_config\.json: do_rescale is Fal"):
+        vse_jax.load(copy)
+    file.write_text(json.dumps({"processor_class": "SiglipProcessor"}))  # version 4's
+    vse_jax.load(copy)
+
+
 def change(file, part=None, **fields):
     content = json.loads(file.read_text())
     (content[part] if part else content).update(fields)

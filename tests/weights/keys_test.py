@@ -99,3 +99,71 @@ def test_half_precision_tensors_take_the_template_type():
     half = {key: tensor.astype(np.float16) for key, tensor in tensors.items()}
     filled = keys.from_torch(half, keys.REGION_TOWER, tree, "here")
     assert filled["fc"]["kernel"].dtype == np.float32
+
+
+WRAPPED = {
+    "DataParallel": lambda key: f"module.{key}",
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "both": lambda key: f"module._orig_mod.{key}",
+    "inside": lambda key: key.replace(".layers.", "._orig_mod.layers.module."),
+    "FSDP": lambda key: key.replace("mlp.", "mlp._fsdp_wrapped_module."),
+    "a part": lambda key: f"model.{key}",
+    "a part of a wrapped one": lambda key: f"module.model.backbone.{key}",
+    "any name": lambda key: f"my_net.tower_1._orig_mod.{key}",
+    "nothing": lambda key: key,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("part", PARTS)
+def test_names_of_wrappers_are_taken_off(part, wrapper):
+    table, build = PARTS[part]
+    tree = tree_of(build())
+    tensors = keys.to_torch(tree, table)
+    stored = {WRAPPED[wrapper](key): tensor for key, tensor in tensors.items()}
+    found = keys.unwrapped(stored, [table], "here")
+    assert found[2].keys() == tensors.keys()
+    front = WRAPPED[wrapper]("")
+    if wrapper not in ("inside", "FSDP"):
+        assert found[1] == front
+    keys.from_torch(found[2], table, tree, "here")
+
+
+def test_what_is_not_of_the_model_is_left_out_and_that_is_said(caplog):
+    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_TOWER)
+    stored = {f"model.{key}": tensor for key, tensor in tensors.items()}
+    stored |= {"head.weight": np.zeros(3), "head.bias": np.zeros(3)}
+    with caplog.at_level("INFO", logger="absl"):
+        _, _, found = keys.unwrapped(stored, [keys.REGION_TOWER], "net.pth")
+    assert found.keys() == tensors.keys()
+    line = "net.pth: left out: 2 tensors that are not under 'model.' (head.weight, …)"
+    assert line in caplog.messages
+
+
+def test_two_models_in_one_file_are_not_one():
+    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_TOWER)
+    stored = {
+        f"{name}.{k}": x for name in ("teacher", "student") for k, x in tensors.items()
+    }
+    with pytest.raises(InputError) as error:
+        keys.unwrapped(stored, [keys.REGION_TOWER], "net.pth")
+    assert str(error.value) == (
+        "net.pth: holds 2 models of this kind, under 'teacher.' and 'student.'; keep "
+        "one"
+    )
+    stored = tensors | {f"module.{key}": x for key, x in tensors.items()}
+    with pytest.raises(InputError, match=r"fc\.bias and module\.fc\.bias are one t"):
+        keys.unwrapped(stored, [keys.REGION_TOWER], "net.pth")
+
+
+def test_many_problems_are_counted_and_the_prefix_comes_first():
+    tree = tree_of(backbone())
+    tensors = keys.to_torch(tree, keys.BACKBONE_OFFICIAL)
+    stored = {f"visual.{n}": x for n, x in enumerate(tensors.values())}
+    with pytest.raises(InputError) as error:
+        keys.from_torch(stored, keys.BACKBONE_OFFICIAL, tree, "cnn.pth")
+    assert str(error.value) == (
+        f"cnn.pth: all {len(stored)} keys begin with 'visual.'; base.1.bias is missing "
+        f"and {len(stored) - 1} more; visual.0 is unexpected and {len(stored) - 1} more"
+    )
+    assert len(str(error.value)) < 200

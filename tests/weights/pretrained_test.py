@@ -168,3 +168,50 @@ def test_a_bad_config_file_is_named(tmp_path, content, message):
 def test_a_folder_that_is_not_there_is_named(name):
     with pytest.raises(InputError, match=name):
         resolve_folder(name)
+
+
+def saved(kind, folder, **how):
+    """A small BERT as transformers saves it."""
+    torch.manual_seed(0)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    sizes = dict(zip(names, (8, 2, 2), strict=True))
+    sizes |= {"vocab_size": 20, "intermediate_size": 16, "max_position_embeddings": 10}
+    model = getattr(transformers, kind)(transformers.BertConfig(**sizes))
+    model.to(how.pop("dtype", torch.float32)).save_pretrained(folder, **how)
+    return getattr(model, "bert", model).float().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("BertModel", {}),
+        ("BertModel", {"max_shard_size": "1KB"}),
+        ("BertModel", {"dtype": torch.bfloat16}),
+        ("BertModel", {"dtype": torch.float16}),
+        ("BertForMaskedLM", {}),
+        ("BertForPreTraining", {"max_shard_size": "1KB"}),
+        ("BertForSequenceClassification", {}),
+    ],
+)
+def test_what_transformers_saves_today_is_read(tmp_path, kind, how):
+    tensors = saved(kind, tmp_path, **how)
+    assert pretrained.bert_sizes(tmp_path) == SIZES
+    loaded = pretrained.load_bert(tmp_path, tree_of(bert()))
+    for key, tensor in keys.to_torch(loaded, keys.BERT).items():
+        np.testing.assert_array_equal(tensor, tensors[key].numpy())
+
+
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path):
+    saved("BertModel", tmp_path, max_shard_size="1KB")
+    file = tmp_path / "model.safetensors.index.json"
+    content = json.loads(file.read_text())
+    content["weight_map"]["pooler.dense.bias"] = "../elsewhere.safetensors"
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"index\.json: no weight_map of tensors to fi"
+    ):
+        pretrained.load_bert(tmp_path, tree_of(bert()))
+    content["weight_map"]["pooler.dense.bias"] = "gone.safetensors"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"gone\.safetensors: "):
+        pretrained.load_bert(tmp_path, tree_of(bert()))

@@ -1,7 +1,13 @@
 import argparse
+import collections
+import datetime
+import decimal
+import functools
 import os
+import pathlib
 import pickle
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -63,6 +69,124 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, zipped, function, 
     assert not ran.exists()
     torch.load(path, weights_only=False)  # the file would have run it
     assert ran.exists()
+
+
+VALUES = {
+    "device": torch.device("cuda:0"),
+    "dtype": torch.float16,
+    "set": {1, 2},
+    "frozenset": frozenset({1}),
+    "int64": np.int64(5),
+    "uint8": np.uint8(5),
+    "float16": np.float16(0.5),
+    "bool": np.bool_(True),
+    "text": np.str_("abc"),
+    "array": np.arange(6).reshape(2, 3),
+    "Fortran": np.asfortranarray(np.ones((2, 3), np.float32)),
+    "kind": np.dtype("int32"),
+    "date": datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
+    "decimal": decimal.Decimal("1.5"),
+    "range": range(3),
+    "ordered": collections.OrderedDict(a=1),
+    "namespace": types.SimpleNamespace(a=argparse.Namespace(b=1)),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", VALUES)
+def test_what_only_holds_a_value_is_read(tmp_path, zipped, name):
+    found = torch_file.read(save({"a": VALUES[name]}, tmp_path / "m.pth", zipped))["a"]
+    assert type(found) is type(VALUES[name])
+    np.testing.assert_array_equal(found, VALUES[name])
+
+
+@BOTH
+def test_a_dict_with_a_default_is_read(tmp_path, zipped):
+    content = {"a": collections.defaultdict(list, {"b": [1]})}
+    back = torch_file.read(save(content, tmp_path / "model.pth", zipped))
+    assert back["a"] == {"b": [1]}
+
+
+@pytest.mark.parametrize("kind", ["PosixPath", "PureWindowsPath", "WindowsPath"])
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_of_any_system_is_text(tmp_path, kind, module):
+    path = save({"opt": pathlib.PurePosixPath("a", "b")}, tmp_path / "model.pth")
+    written = path.read_bytes()
+    named = f"c{module}\n{kind}\n".encode()
+    path.write_bytes(written.replace(b"cpathlib\nPurePosixPath\n", named))
+    joined = "a\\b" if "Windows" in kind else "a/b"
+    assert torch_file.plain(torch_file.read(path)["opt"]) == joined
+
+
+@BOTH
+def test_a_function_that_is_only_named_is_not_called(tmp_path, zipped):
+    content = {
+        "a": torch.ones(1),
+        "opt": argparse.Namespace(loss=os.path.join, new=len),
+    }
+    back = torch_file.read(save(content, tmp_path / "model.pth", zipped))
+    assert isinstance(back["opt"].loss, torch_file.Refused)
+    assert str(back["opt"].loss) == f"{os.path.__name__}.join"
+    with pytest.raises(InputError, match=r"here: refused: it asks for posixpath\.join"):
+        torch_file.arrays({"a": back["opt"].loss}, "here")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (collections.deque([1]), "collections.deque"),
+        (functools.partial(len), "functools.partial"),
+        (Hostile(os.system, "true"), f"{os.name}.system"),
+    ],
+)
+def test_what_is_called_is_named(tmp_path, zipped, value, name):
+    path = save({"opt": argparse.Namespace(a=value)}, tmp_path / "model.pth", zipped)
+    with pytest.raises(InputError) as error:
+        torch_file.read(path)
+    assert str(error.value).startswith(f"{path}: refused: it asks for {name}, which is")
+
+
+@BOTH
+def test_a_whole_module_is_not_damage(tmp_path, zipped):
+    path = save({"model": torch.nn.Linear(1, 1)}, tmp_path / "model.pth", zipped)
+    message = "holds a whole module; save its state_dict"
+    if zipped:
+        message = r"refused: it asks for torch\.nn\.modules\.linear\.Linear"
+    with pytest.raises(InputError, match=message):
+        torch_file.read(path)
+
+
+def test_another_protocol_is_not_damage(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "model.pth", pickle_protocol=4)
+    with pytest.raises(
+        InputError, match="written with another pickle protocol than Py"
+    ):
+        torch_file.read(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda tensors: tensors,
+        lambda tensors: {"state_dict": tensors, "epoch": 3},
+        lambda tensors: {"model": {"state_dict": tensors}},
+        lambda tensors: {"ema": tensors},
+        lambda tensors: {"model": tensors, "ema": tensors, "optimizer": {"s": tensors}},
+    ],
+)
+def test_a_state_dict_is_found_deeper_in_the_file(tmp_path, nest):
+    path = save(nest({"a": torch.ones(1)}), tmp_path / "model.pth")
+    assert torch_file.read_tensors(path) == {"a": torch.ones(1)}
+
+
+def test_several_state_dicts_are_not_one(tmp_path):
+    tensors = {"a": torch.ones(1)}
+    path = save({"teacher": tensors, "student": tensors}, tmp_path / "model.pth")
+    with pytest.raises(
+        InputError, match=r"holds several state dicts \(teacher, student"
+    ):
+        torch_file.read_tensors(path)
 
 
 def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path):

@@ -29,8 +29,12 @@ SHARED_FILES = (
     "vocab.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "preprocessor_config.json",  # of a published SigLIP
+    # Of a published SigLIP, whose weights may be several files.
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model.safetensors.index.json",
 )
+WEIGHT_PARTS = "model-*-of-*.safetensors"
 
 # ---- Who may change what -------------------------------------------------------------
 

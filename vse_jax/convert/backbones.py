@@ -61,9 +61,8 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
     if kind not in KINDS:
         raise InputError(f"--kind: {kind!r} is none of {', '.join(KINDS)}")
     with whole_folder(output) as folder:
-        stored = torch_file.read_tensors(file)
+        stored = torch_file.read_tensors(file, "base", "top")
         if {"base", "top"} <= stored.keys():
-            table = keys.BACKBONE_OFFICIAL
             parts = {part: stored[part] for part in ("base", "top")}
             if not all(isinstance(tensors, dict) for tensors in parts.values()):
                 raise InputError(f"{file}: 'base' and 'top' hold no state dicts")
@@ -72,8 +71,7 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
                 for part, tensors in parts.items()
                 for key, tensor in tensors.items()
             }
-        else:
-            table = keys.BACKBONE_TORCHVISION
+        table, _, stored = keys.unwrapped(stored, keys.BACKBONES, str(file))
         tensors = torch_file.arrays(stored, str(file))
         cnn = nnx.eval_shape(lambda: build(KINDS[kind]))
         template = nnx.to_pure_dict(nnx.state(cnn))

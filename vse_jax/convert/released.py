@@ -7,7 +7,9 @@ Sizes come from the tensors, the recipe from the options. In errors, img_enc and
 """
 
 import argparse
+import json
 import re
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +39,8 @@ CNN_PARTS = {
     "layer3": "base.6",
     "layer4": "top.0",
 }
+
+_SECOND_NAMES = keys.BACKBONE_TORCHVISION.under("backbone.resnet.", "backbone/")
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,11 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
     image = _choose(_IMAGE_TOWERS, tensors, _IMAGE, source)
     text = _choose(_TEXT_TOWERS, tensors, _TEXT, source)
     options = checkpoint.get("opt", {})
-    if isinstance(options, argparse.Namespace):
+    if isinstance(options, argparse.Namespace | types.SimpleNamespace):
         options = vars(options)
     if not isinstance(options, dict):
         raise InputError(f"{source}: 'opt' holds no options")
+    options = {str(name): torch_file.plain(value) for name, value in options.items()}
     if not options:
         logging.info("%s: no options in it; the published ones are taken", source)
     sizes = image.sizes(tensors) | text.sizes(tensors)
@@ -100,12 +105,30 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
         epoch=_number(checkpoint, "epoch", source, int),
         best_rsum=_number(checkpoint, "best_rsum", source, float),
         origin=Origin(
-            options=dict(options),
+            options=_as_json(options, source),
             iterations=_number(checkpoint, "Eiters", source, int),
             prefixes=prefixes,
             unused={key: x for key, x in tensors.items() if table.drops(key)},
         ),
     )
+
+
+def _as_json(options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The options without those that are no JSON, such as a device."""
+    kept = {}
+    for name, value in options.items():
+        try:
+            exact = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError, RecursionError):
+            exact = False
+        if not exact:
+            kind = (
+                value if isinstance(value, torch_file.Refused) else type(value).__name__
+            )
+            logging.info("%s: option %s is left out: a %s", source, name, kind)
+        else:
+            kept[name] = value
+    return kept
 
 
 def to_checkpoint(
@@ -170,16 +193,18 @@ def _state_dicts(checkpoint, source):
             f"{source}: no checkpoint of the official program: 'model' should hold the "
             f"image and the text state dict, the file is {found}"
         )
-    prefixes = tuple(
-        _PARALLEL if all(str(key).startswith(_PARALLEL) for key in part) else ""
-        for part in model
-    )
-    stored = {
-        tower + str(key).removeprefix(prefix): tensor
-        for tower, prefix, part in zip((_IMAGE, _TEXT), prefixes, model, strict=True)
-        for key, tensor in part.items()
-    }
-    return prefixes, stored
+    stored, prefixes = {}, []
+    for tower, kinds, part in zip(
+        (_IMAGE, _TEXT), (_IMAGE_TOWERS, _TEXT_TOWERS), model, strict=True
+    ):
+        # The CNN may be there under its second names alone.
+        tables = [kind.table for kind in kinds.values()]
+        tables.append(keys.GRID_TOWER + _SECOND_NAMES)
+        named = {str(key): tensor for key, tensor in part.items()}
+        _, prefix, tensors = keys.unwrapped(named, tables, source)
+        prefixes.append(prefix)
+        stored |= {tower + key: tensor for key, tensor in tensors.items()}
+    return (prefixes[0], prefixes[1]), stored
 
 
 def _without_twins(tensors: Arrays, source: str) -> dict[str, np.ndarray]:

@@ -93,14 +93,14 @@ def _keep_vocabulary(config: ConfigDict, folder: Path, workdir: Path) -> None:
     """The checkpoint has none; one that lies where it would be looked for may fit."""
     try:
         caption_tokenizer(config)
-    except InputError as error:
+    except InputError:
         if config.text.vocab is not None:
             raise
         logging.warning(
-            "%s: has no vocabulary yet: name it with --config.text.vocab=FILE whenever "
-            "the model is used, or convert again with --vocab=FILE (%s)",
+            "%s: no vocabulary of this model's %d tokens is here: convert again with "
+            "--vocab=FILE, or use the model with --config.text.vocab=FILE",
             workdir,
-            error,
+            config.text.vocab_size,
         )
     else:
         keep_vocabulary(config, folder)
@@ -109,10 +109,7 @@ def _keep_vocabulary(config: ConfigDict, folder: Path, workdir: Path) -> None:
 def _save_origin(origin: Origin, folder: Path) -> None:
     fields = dataclasses.asdict(origin)
     unused = fields.pop("unused")
-    try:
-        text = json.dumps(fields, indent=1)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the checkpoint's options: {error}") from None
+    text = json.dumps(fields, indent=1)
     (folder / "official.json").write_text(f"{text}\n", encoding="utf-8")
     dense = {key: np.asarray(x, order="C") for key, x in unused.items()}
     safetensors.numpy.save_file(dense, folder / "official.safetensors")

@@ -21,7 +21,7 @@ def is_siglip(folder: Path) -> bool:
 
 def check_trainable(folder: Path) -> None:
     """Raises InputError where a run would mix with a model that came from elsewhere."""
-    if (folder / MODEL_FILE).is_file():
+    if (folder / MODEL_FILE).is_file() or is_siglip(folder):
         raise InputError(
             f"{folder}: holds a model that is not trained here; name another --workdir"
         )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vse_jax.base.config import MODEL_FILE, SHARED_FILES
+from vse_jax.base.config import MODEL_FILE, SHARED_FILES, WEIGHT_PARTS
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import HUB, check_inside
 
@@ -20,8 +20,8 @@ _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 def fetch(address: str) -> Path:
     """The folder of a model, downloaded unless the Hub's cache has it.
 
-    Only the files of `SHARED_FILES` are asked for. Without a connection, what the cache
-    holds of the model is taken.
+    Only `SHARED_FILES` and `WEIGHT_PARTS` are asked for. Without a connection, what the
+    cache holds of the model is taken.
 
     Args:
         address: hf://USER/NAME, or hf://USER/NAME@REVISION (a branch, tag or commit).
@@ -39,12 +39,15 @@ def fetch(address: str) -> Path:
     with hub_errors(address):
         folder = Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=list(SHARED_FILES)
+                repository,
+                revision=revision,
+                allow_patterns=[*SHARED_FILES, WEIGHT_PARTS],
             )
         )
-    check_inside(folder, SHARED_FILES)
+    check_inside(folder, [*SHARED_FILES, *(f.name for f in folder.glob(WEIGHT_PARTS))])
     for name in ("config.json", MODEL_FILE):
-        if not (folder / name).is_file():
+        several = name == MODEL_FILE and (folder / f"{name}.index.json").is_file()
+        if not several and not (folder / name).is_file():
             raise InputError(f"{address}: holds no {name}: not a model for vse_jax")
     return folder
 

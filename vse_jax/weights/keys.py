@@ -5,13 +5,17 @@ A table is a list of rules; a rule names one family of tensors on both sides, wi
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from absl import logging
 
 from vse_jax.base.errors import InputError
+
+T = TypeVar("T")
 
 # Axis orders that turn a PyTorch tensor into ours.
 _SAME = None
@@ -72,6 +76,11 @@ class Table:
         if len(found) != 1:
             raise KeyError(f"{len(found)} conversion rules for {path}")
         return found[0]
+
+    def knows(self) -> re.Pattern[str]:
+        """Matches the PyTorch keys that the rules use."""
+        keys = (re.escape(rule.key) for rule in self.rules)
+        return re.compile("|".join(re.sub(r"\\\{\w\\\}", r"\\d+", key) for key in keys))
 
     def drops(self, key: str) -> bool:
         """True for a PyTorch key that is known and has no use here."""
@@ -159,6 +168,8 @@ BACKBONE_OFFICIAL = (
     + _stage("top.0", "layer4")
     + _COUNTERS
 )
+
+BACKBONES = (BACKBONE_OFFICIAL, BACKBONE_TORCHVISION)
 
 REGION_TOWER = (
     _dense("fc", "fc")
@@ -267,6 +278,103 @@ SIGLIP = (
 )
 
 
+# What wrappers put into keys, at any depth: DataParallel, torch.compile, FSDP and
+# activation checkpointing. No model has such names itself.
+_WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+}
+_LISTED = 25  # problems; of more, the first of a kind and their number
+
+
+def unwrapped(
+    tensors: Mapping[str, T], tables: Sequence[Table], source: str
+) -> tuple[Table, str, dict[str, T]]:
+    """(table, prefix, tensors) of the model in a state dict that one of tables knows.
+
+    Names of wrappers are taken out of the keys, and so is the prefix of the model that
+    this one is a part of: `model.`, `bert.` or any other, found as what stands before
+    most of the keys that a table knows. What has another prefix is left out, and the
+    log says so.
+
+    Args:
+        tensors: state dict.
+        tables: of models; the one that knows most of the keys is taken.
+        source: the file's name, for the errors.
+
+    Returns:
+        prefix: all that was taken off the front of the keys, wrappers included.
+
+    Raises:
+        InputError: two such models, or two tensors of one name.
+    """
+    keys: dict[str, str] = {}  # without wrappers: as stored
+    for key in tensors:
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in keys:
+            raise InputError(f"{source}: {keys[name]} and {key} are one tensor's names")
+        keys[name] = key
+    best = (0, 0, tables[0], "", Counter[str]())
+    for candidate in tables:
+        found = _prefixes(keys, candidate)
+        for name, count in found.items():
+            best = max(
+                best, (count, -len(name), candidate, name, found), key=lambda b: b[:2]
+            )
+    _, _, table, prefix, found = best
+    equal = [name for name in found if found[name] == found[prefix]]
+    if len(equal) > 1 and prefix:
+        raise InputError(
+            f"{source}: holds {len(equal)} models of this kind, under {equal[0]!r} and "
+            f"{equal[1]!r}; keep one"
+        )
+    if other := [key for name, key in keys.items() if not name.startswith(prefix)]:
+        logging.info(
+            "%s: left out: %d tensors that are not under %r (%s, …)",
+            source,
+            len(other),
+            prefix,
+            other[0],
+        )
+    kept = {
+        name.removeprefix(prefix): key
+        for name, key in keys.items()
+        if name.startswith(prefix)
+    }
+    fronts = {
+        key.removesuffix(name) if key.endswith(name) else ""
+        for name, key in kept.items()
+    }
+    front = fronts.pop() if len(fronts) == 1 else ""
+    return table, front, {name: tensors[key] for name, key in kept.items()}
+
+
+def _prefixes(keys: Iterable[str], table: Table) -> Counter[str]:
+    """What stands before keys that a table knows, and before how many."""
+    known = table.knows()
+    found: Counter[str] = Counter()
+    for key in keys:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            if known.fullmatch(".".join(parts[start:])):
+                found["".join(f"{part}." for part in parts[:start])] += 1
+    return found
+
+
+def listed(*kinds: list[str]) -> str:
+    """Problems of several kinds on one line; where they are many, some of each kind."""
+    many = sum(map(len, kinds)) > _LISTED
+    told: list[str] = []
+    for problems in kinds:
+        if many and len(problems) > 3:
+            told.append(f"{problems[0]} and {len(problems) - 1} more")
+        else:
+            told += problems
+    return "; ".join(told)
+
+
 def from_torch(
     tensors: Mapping[str, np.ndarray], table: Table, template: dict, source: str
 ) -> dict:
@@ -278,39 +386,43 @@ def from_torch(
         table: for this model part.
         template: nested dict whose leaves have a shape and a dtype (abstract arrays
             do).
-        source: the file's name, for the error.
+        source: the file's name, for the errors.
 
     Raises:
-        InputError: names every missing, unexpected and misshapen tensor, and those that
-            hold NaN or infinity.
+        InputError: names the missing, unexpected and misshapen tensors and those that
+            hold NaN or infinity, or the first and the number of each kind where they
+            are many.
     """
-    problems = []
+    absent, misshapen, broken = [], [], []
     used = set()
 
     def convert(path, leaf):
         rule, key = table.rule_for(path)
         used.add(key)
         if key not in tensors:
-            problems.append(f"{key} is missing")
+            absent.append(f"{key} is missing")
             return leaf
         expected = rule.to_torch(np.broadcast_to(0, leaf.shape)).shape
         if tensors[key].shape != expected:
             found = list(tensors[key].shape)
-            problems.append(f"{key} has shape {found}, expected {list(expected)}")
+            misshapen.append(f"{key} has shape {found}, expected {list(expected)}")
             return leaf
         # A view where it can be one: big models should not be in memory twice.
         with np.errstate(over="ignore"):
             array = rule.from_torch(tensors[key]).astype(leaf.dtype, copy=False)
         if not np.isfinite(array).all():
-            problems.append(f"NaN or infinity in {key}")
+            broken.append(f"NaN or infinity in {key}")
         return array
 
     tree = _map(convert, template)
-    for key in tensors:
-        if key not in used and not table.drops(key):
-            problems.append(f"{key} is unexpected")
-    if problems:
-        raise InputError(f"{source}: {'; '.join(problems)}")
+    extra = [key for key in tensors if key not in used and not table.drops(key)]
+    if absent or misshapen or broken or extra:
+        unexpected = [f"{key} is unexpected" for key in extra]
+        problems = listed(absent, misshapen, broken, unexpected)
+        common = {key.partition(".")[0] for key in extra}
+        if len(absent) == len(used) > 1 and len(common) == 1:
+            problems = f"all {len(extra)} keys begin with '{common.pop()}.'; {problems}"
+        raise InputError(f"{source}: {problems}")
     return tree
 
 

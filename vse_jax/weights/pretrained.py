@@ -1,11 +1,12 @@
 """Pretrained weights as start values: BERT and CNN backbones."""
 
 import json
+import re
 from pathlib import Path
 
+import jax  # noqa: F401 (with it, NumPy knows bfloat16)
 import numpy as np
 import safetensors
-import safetensors.numpy
 from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
@@ -66,32 +67,23 @@ def load_bert(folder: Path, template: dict) -> dict:
     """Returns the parameters of `models.bert.Bert` from a Hugging Face folder.
 
     Args:
-        folder: holds model.safetensors or pytorch_model.bin (PyTorch then reads it).
+        folder: holds model.safetensors or pytorch_model.bin (PyTorch then reads it), or
+            several such files and their index.
         template: tree of the module's (abstract) parameters.
 
     Raises:
         InputError: the file cannot be read or does not fit the template.
     """
-    file = folder / "model.safetensors"
-    pickled = folder / "pytorch_model.bin"
-    if file.exists():
-        stored = read_safetensors(file)
-    elif pickled.exists():
-        file = pickled
-        stored = torch_file.arrays(torch_file.read_tensors(file), str(file))
-    else:
-        raise InputError(f"{folder}: no model.safetensors and no pytorch_model.bin")
-    tensors = {}
-    for key, tensor in stored.items():
-        # bert-base-uncased was saved with its pretraining heads and under its first
-        # TensorFlow names; later models were not.
-        if key.startswith("cls."):
-            continue
-        key = key.removeprefix("bert.")
-        key = key.replace("LayerNorm.gamma", "LayerNorm.weight")
-        key = key.replace("LayerNorm.beta", "LayerNorm.bias")
-        tensors[key] = tensor
-    return keys.from_torch(tensors, keys.BERT, template, str(file))
+    source, stored = read_folder(folder)
+    # bert-base-uncased was saved under its first TensorFlow names, later models not.
+    first = {"gamma": "weight", "beta": "bias"}
+    pattern = r"(?<=LayerNorm\.)(gamma|beta)$"
+    renamed = {
+        re.sub(pattern, lambda name: first[name[0]], key): tensor
+        for key, tensor in stored.items()
+    }
+    _, _, tensors = keys.unwrapped(renamed, [keys.BERT], source)
+    return keys.from_torch(tensors, keys.BERT, template, source)
 
 
 def load_backbone(folder: Path, template: dict) -> dict:
@@ -105,10 +97,9 @@ def load_backbone(folder: Path, template: dict) -> dict:
         InputError: the file cannot be read or does not fit the template.
     """
     file = folder / "backbone.safetensors"
-    tensors = read_safetensors(file)
-    official = any(key.startswith("base.") for key in tensors)
-    table = keys.BACKBONE_OFFICIAL if official else keys.BACKBONE_TORCHVISION
-    return keys.from_torch(tensors, table, template, str(file))
+    stored, source = read_safetensors(file), str(file)
+    table, _, tensors = keys.unwrapped(stored, keys.BACKBONES, source)
+    return keys.from_torch(tensors, table, template, source)
 
 
 def check_backbone_kind(folder: Path, image: ConfigDict) -> None:
@@ -142,13 +133,53 @@ def check_backbone_kind(folder: Path, image: ConfigDict) -> None:
             raise InputError(f"{field}: {now[field]!r}, but {file} is for {value!r}")
 
 
+def read_folder(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """(what the file is called, tensors) of a Hugging Face folder.
+
+    One file, or several that an index lists; floating-point tensors may be of any type.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        file, index = folder / name, folder / f"{name}.index.json"
+        if file.is_file():
+            return str(file), _read_file(file)
+        if index.is_file():
+            tensors: dict[str, np.ndarray] = {}
+            for part in _parts(index):
+                tensors |= _read_file(folder / part)
+            return str(index), tensors
+    raise InputError(f"{folder}: no model.safetensors and no pytorch_model.bin")
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index lists."""
+    places = read_object(index).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) else set()
+    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise InputError(f"{index}: no weight_map of tensors to files beside it")
+    return sorted(names)
+
+
+def _read_file(file: Path) -> dict[str, np.ndarray]:
+    if file.suffix == ".safetensors":
+        return read_safetensors(file)
+    return torch_file.arrays(torch_file.read_tensors(file), str(file))
+
+
 def read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file.
+    """The tensors of a file; bfloat16, which NumPy lacks, as float32.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        return safetensors.numpy.load_file(file)
+        with safetensors.safe_open(file, "np") as content:
+            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, TypeError) as error:
-        raise InputError(f"{file}: {error}") from None  # TypeError: bfloat16
+        raise InputError(f"{file}: {error}") from None  # TypeError: float8
+    return {
+        name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+        for name, x in found.items()
+    }

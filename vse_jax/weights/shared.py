@@ -15,6 +15,7 @@ import safetensors.numpy
 from vse_jax.base.config import MODEL_FILE
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten, merge
+from vse_jax.weights.keys import listed
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
@@ -62,7 +63,8 @@ def read_model(folder: Path, abstract: dict[str, Any]) -> dict[str, Any]:
 def _check(file: Path, content: Any, expected: Mapping[str, Any]) -> None:
     """Compares names, shapes and types, which stand in the file's header."""
     there = set(content.keys())
-    problems = [f"{name} is unexpected" for name in sorted(there - expected.keys())]
+    unexpected = [f"{name} is unexpected" for name in sorted(there - expected.keys())]
+    problems = []
     for name, leaf in expected.items():
         if name not in there:
             problems.append(f"{name} is missing")
@@ -73,5 +75,5 @@ def _check(file: Path, content: Any, expected: Mapping[str, Any]) -> None:
             problems.append(f"{name} has shape {shape}, expected {list(leaf.shape)}")
         elif kind != "F32":
             problems.append(f"{name} is {kind}, expected F32")
-    if problems:
-        raise InputError(f"{file}: {'; '.join(problems)}")
+    if unexpected or problems:
+        raise InputError(f"{file}: {listed(unexpected, problems)}")

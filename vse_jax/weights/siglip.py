@@ -1,7 +1,7 @@
 """SigLIP and SigLIP2 of fixed resolution, as Hugging Face folders hold them.
 
-config.json, model.safetensors, tokenizer.json and preprocessor_config.json are read;
-neither PyTorch nor sentencepiece is needed.
+config.json, the weights, tokenizer.json and processor_config.json (of today's
+transformers) or preprocessor_config.json are read; sentencepiece is not needed.
 """
 
 import math
@@ -15,7 +15,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
 from vse_jax.base.trees import flatten
 from vse_jax.weights import keys
-from vse_jax.weights.pretrained import read_safetensors
+from vse_jax.weights.pretrained import read_folder
 
 # Our fields: the names in config.json, with what a field that is absent means there.
 _VISION: dict[str, tuple[str, Any]] = {
@@ -105,13 +105,18 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
 
 
 def siglip_pixels(folder: Path) -> dict[str, Any]:
-    """The fields that a folder's preprocessor_config.json decides.
+    """The fields that processor_config.json or preprocessor_config.json decides.
 
     Raises:
         InputError: it prepares pictures in a way that this package does not.
     """
-    file = folder / "preprocessor_config.json"
-    config = read_object(file)
+    file = folder / "processor_config.json"
+    config = read_object(file).get("image_processor") if file.is_file() else None
+    if config is None:  # as before transformers 5
+        file = folder / "preprocessor_config.json"
+        config = read_object(file)
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: image_processor is {config!r}, not an object")
     wrong = _differences(config, _PIXELS, "")
     resample = config.get("resample", 3)
     if resample not in _RESAMPLE:
@@ -127,15 +132,16 @@ def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
     Position embeddings are resized where the template's pictures have another size.
 
     Args:
-        folder: holds model.safetensors.
+        folder: holds the weights, as `pretrained.read_folder` reads them.
         template: nested dict of (abstract) parameters: image/vit, image/gpool (the MAP
             head), text/siglip, text/linear (the head), loss (temperature and bias).
 
     Raises:
         InputError: the file cannot be read or does not fit the template.
     """
-    file = folder / "model.safetensors"
-    tensors = _our_layout(read_safetensors(file))
+    source, stored = read_folder(folder)
+    _, _, stored = keys.unwrapped(stored, [keys.SIGLIP], source)
+    tensors = _our_layout(stored)
     shapes = {path: leaf.shape for path, leaf in flatten(template).items()}
     unused = [
         pattern
@@ -146,7 +152,7 @@ def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
     if places and _POSITIONS in tensors:
         tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], places[0])
     table = keys.SIGLIP + keys.Table((), tuple(unused))
-    return keys.from_torch(tensors, table, template, str(file))
+    return keys.from_torch(tensors, table, template, source)
 
 
 def resize_positions(

@@ -2,12 +2,17 @@
 
 Such a file is a pickle, and an ordinary pickle runs whatever code its author wanted.
 PyTorch's restricted unpickler builds tensors and plain containers; on top of these only
-the types named here are let through. PyTorch is imported by the functions, so that
-nothing else of the project needs it.
+what is named here is let through. PyTorch is imported by the functions, so that nothing
+else of the project needs it.
 """
 
 import argparse
+import datetime
+import decimal
+import pathlib
 import re
+import types
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,57 +24,181 @@ from absl import logging
 from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import whole_file
 
+# Where a file of several state dicts keeps that of the model.
+_MODEL_NAMES = ("state_dict", "model", "model_state_dict", "net", "network")
+
+
+def _harmless() -> list[Any]:
+    """Classes that hold a value and nothing else, under the names that files give them.
+
+    Options have them: numbers and arrays of NumPy, paths (of any system), dates, sets.
+    """
+    number = np.float64(0).__reduce__()[0]
+    array = np.zeros(1).__reduce__()[0]
+    allowed: list[Any] = [
+        argparse.Namespace,  # the official program's options
+        types.SimpleNamespace,
+        np.dtype,
+        np.ndarray,
+        frozenset,
+        range,
+        slice,
+        decimal.Decimal,
+        datetime.date,
+        datetime.datetime,
+        datetime.time,
+        datetime.timedelta,
+        datetime.timezone,
+        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUMm"},
+        (_plain_dict, "collections.defaultdict"),
+    ]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # 1 and 2
+        allowed += [(number, f"{module}.scalar"), (array, f"{module}._reconstruct")]
+    for module in ("pathlib", "pathlib._local"):  # before Python 3.13 and since
+        for name in ("PurePosixPath", "PosixPath", "PureWindowsPath", "WindowsPath"):
+            kind = getattr(pathlib, f"Pure{name.removeprefix('Pure')}")
+            allowed.append((kind, f"{module}.{name}"))
+    return allowed
+
+
+def _plain_dict(*_: Any) -> dict:
+    return {}
+
+
+class Refused:
+    """Stands for a function or class that a file names; what it is, nothing knows.
+
+    name: module.name.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.__dict__["__new__"] = self  # what makes an instance of a class
+
+    def __call__(self, *_: Any) -> Any:
+        """What the file wants done with it.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"GLOBAL {self.name} is called")
+
+    def __repr__(self) -> str:
+        return self.name
+
 
 def read(path: Path) -> Any:
     """Returns what a file of torch.save holds, old (non-zip) or new format, on the CPU.
 
+    A function or class that is only named in it is a `Refused`.
+
     Raises:
-        InputError: the file is missing, damaged, no PyTorch file, or asks for anything
-            but tensors, containers, numbers, strings and argparse.Namespace. Nothing in
-            it has been run then.
+        InputError: the file is missing, damaged, no PyTorch file, or calls anything
+            but what makes tensors, containers, numbers, texts, paths and namespaces.
+            Nothing in it has been run then.
     """
     torch = _import_torch(path)
-    scalar = np.float64(0).__reduce__()[0]
-    allowed = [
-        argparse.Namespace,  # the official program's options
-        # A score that was a NumPy number when it was saved, under its module's names
-        # before and since NumPy 2.
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        np.dtypes.Float32DType,
-        np.dtypes.Float64DType,
-    ]
     try:
         path.open("rb").close()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever bytes can make an unpickler raise
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise InputError(
-                f"{path}: refused: it asks for {wanted[1]}, which is no part of a "
-                "model and could run code; nothing of it was run"
-            ) from None
-        if refused := refusal(error):
-            raise InputError(f"{path}: {refused.strerror}") from None
-        reason = _first_sentence(error)
-        raise InputError(f"{path}: not a whole PyTorch file ({reason})") from None
+    allowed, named = _harmless(), set[str]()
+    while True:
+        try:
+            with (
+                warnings.catch_warnings(action="ignore"),  # of the protocol
+                torch.serialization.safe_globals(allowed),
+            ):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever bytes can make an unpickler raise
+            text = str(error)
+            found = re.search(r"global: GLOBAL ([\w.]+) was not an allowed", text)
+            if found and found[1] not in named:
+                # Named only, it may be an option: another try shows if it is called.
+                named.add(found[1])
+                full = found[1] if "." in found[1] else f"builtins.{found[1]}"
+                allowed.append((Refused(found[1]), full))
+                continue
+            if refused := refusal(error):
+                raise InputError(f"{path}: {refused.strerror}") from None
+            raise _unreadable(path, text or type(error).__name__) from None
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def _unreadable(path: Path, text: str) -> InputError:
+    """What to raise for what PyTorch's unpickler said."""
+    wanted = re.search(r"GLOBAL ([\w.]+)|but got <class '(\w+\.[\w.]+)'>", text)
+    if wanted:
+        return InputError(
+            f"{path}: refused: it asks for {wanted[1] or wanted[2]}, which is no part "
+            "of a model and could run code; nothing of it was run"
+        )
+    if "persistent_load of storage" in text:  # PyTorch's old format keeps its source
+        return InputError(
+            f"{path}: holds a whole module; save its state_dict() instead"
+        )
+    if "TorchScript" in text:
+        return InputError(
+            f"{path}: a TorchScript archive; save its state_dict() instead"
+        )
+    if re.search(r"Unsupported operand 1(4\d|5[0-2])", text):  # protocol 4's, 5's own
+        return InputError(
+            f"{path}: written with another pickle protocol than PyTorch's own, 2; save "
+            "it with torch.save's default"
+        )
+    return InputError(f"{path}: not a whole PyTorch file ({_first_sentence(text)})")
+
+
+def read_tensors(path: Path, *names: str) -> dict[str, Any]:
     """As `read`, for a file that holds one state dict: {key: tensor}.
 
+    It may lie deeper in the file, {"state_dict": {key: tensor}, "epoch": 3, …}.
+
+    Args:
+        path: of the file.
+        names: a dict that holds all of these is what is looked for, too.
+
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or several state dicts of no usual name.
     """
     content = read(path)
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: holds no state dict (names and tensors)")
-    return content
+    while True:
+        if not isinstance(content, dict) or not content:
+            raise InputError(f"{path}: holds no state dict (names and tensors)")
+        parts = {key: part for key, part in content.items() if _holds_tensors(part)}
+        if not parts or any(_is_tensor(x) for x in content.values()):
+            return {str(key): tensor for key, tensor in content.items()}
+        if names and content.keys() >= {*names}:
+            return content
+        found = next((name for name in _MODEL_NAMES if name in parts), None)
+        if found is None and len(parts) == 1:
+            (found,) = parts
+        if found is None:
+            several = ", ".join(map(str, list(parts)[:5]))
+            raise InputError(f"{path}: holds several state dicts ({several}); keep one")
+        content = parts[found]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, _import_torch("a tensor").Tensor)
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a dict holds tensors, at any depth."""
+    inside = value.values() if isinstance(value, dict) else ()
+    return any(_is_tensor(x) or _holds_tensors(x) for x in inside)
+
+
+def plain(value: Any) -> Any:
+    """A number, text, list or dict of them that a value is exactly; else the value."""
+    if isinstance(value, np.generic) or (_is_tensor(value) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
@@ -88,6 +217,8 @@ def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     cast: Counter[str] = Counter()
     broken = []
     for key, tensor in tensors.items():
+        if isinstance(tensor, Refused):
+            raise _unreadable(Path(source), f"GLOBAL {tensor}")
         if not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
             raise InputError(f"{source}: {key} is no tensor ({kind})")
@@ -130,7 +261,7 @@ def write(path: Path, content: Any) -> None:
             torch.save(content, temporary, _use_new_zipfile_serialization=False)
     except (OSError, RuntimeError) as error:  # RuntimeError: no such folder
         raise InputError(
-            f"{path}: cannot be written ({_first_sentence(error)})"
+            f"{path}: cannot be written ({_first_sentence(str(error))})"
         ) from None
 
 
@@ -144,6 +275,5 @@ def _import_torch(wanted_by: object) -> Any:
     return torch
 
 
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.partition(". ")[0][:200]
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(". ")[0][:200]
