@@ -3,14 +3,20 @@
 import contextlib
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from vse_jax.base.errors import InputError
 
@@ -20,6 +26,22 @@ _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _JPEG_END = b"\xff\xd9"  # the marker EOI
+
+_BAND = 2**22  # pixels that are converted at a time
+# Formats whose white is the largest number that the bits of deep gray hold. None: an
+# image of Pillow's that is no file's.
+_WHITE_IS_ALL_BITS = (None, "PNG", "ICO", "TIFF", "PPM", "JPEG2000", "HEIF")
+# By EXIF's orientation: pixels as they are stored → upright.
+_TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.flip(pixels, -1),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -69,7 +91,7 @@ def opened(
     """The picture with its header read and its pixels not yet decoded.
 
     Args:
-        picture: a file, its content, or a picture of Pillow's (a copy is given).
+        picture: a file, its content, or an image of Pillow's, which is left as it is.
         max_pixels: more than that are refused. So is, except in an `own_process`, what
             is larger than Pillow's MAX_IMAGE_PIXELS allows.
         formats: Pillow's names of those that may be read; None: all.
@@ -81,7 +103,11 @@ def opened(
     name = picture.name if isinstance(picture, PictureBytes) else str(picture)
     source = io.BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture
     try:
-        with _open(source, formats) as image:
+        with (
+            contextlib.nullcontext(source)
+            if isinstance(source, Image.Image)  # which stays open
+            else _open(source, formats)
+        ) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise InputError(
@@ -100,10 +126,8 @@ def opened(
 
 
 def _open(
-    source: Path | str | io.BytesIO | Image.Image, formats: tuple[str, ...] | None
+    source: Path | str | io.BytesIO, formats: tuple[str, ...] | None
 ) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source.copy()
     try:
         return Image.open(source, formats=formats)
     except UnidentifiedImageError:
@@ -129,44 +153,141 @@ def _is_heif(source: Path | str | io.BytesIO) -> bool:
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes an opened picture: upright, transparency over white."""
+    """Decodes an opened image: upright, transparency over white.
+
+    Raises:
+        ValueError: its numbers have no defined white, as floats have none.
+        Exception: what Pillow's decoders raise for broken files.
+    """
     pixels = _plain_jpeg(image)
-    return np.asarray(_to_rgb(image)) if pixels is None else pixels
+    if pixels is None:
+        convert = _conversion(image)  # a decoded image has forgotten its bits
+        image.load()
+        width, height = image.size
+        pixels = np.empty((height, width, 3), np.uint8)
+        rows = max(1, _BAND // width)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            band = image if rows >= height else image.crop((0, top, width, bottom))
+            pixels[top:bottom] = np.asarray(convert(band))
+    return _TURNED[orientation(image)](
+        pixels
+    )  # of a PNG it may stand behind the pixels
 
 
 def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
     """The same pixels by OpenCV, a fifth faster; None: Pillow has to see to the rest.
 
-    Both decode with libjpeg-turbo. What is to be turned upright, is not in three
-    colours or ends too early is left to Pillow, which refuses files that are cut off.
+    Both decode with libjpeg-turbo. What is not in three colours or ends too early is
+    left to Pillow, which refuses files that are cut off.
     """
-    file = getattr(image, "fp", None)  # None: no file behind it, or decoded already
-    if image.format != "JPEG" or image.mode != "RGB" or file is None:
+    if image.format != "JPEG" or image.mode != "RGB":
         return None
-    with contextlib.suppress(Exception):  # damaged notes
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return None
-    file.seek(0)
-    content = file.read()
-    if not content.rstrip(b"\0").endswith(_JPEG_END):
+    content = _content(image)
+    if content is None or not content.rstrip(b"\0").endswith(_JPEG_END):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    same_size = pixels is not None and pixels.shape[1::-1] == image.size
+    return pixels if same_size else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    # Phone photographs store a rotation instead of rotated pixels. What else their
-    # notes hold may be damaged without harm to the picture.
+def _content(image: Image.Image) -> bytes | None:
+    """Of its file; None: there is none, or it is decoded, and perhaps drawn on."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or not image.fp:
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(place)
+    return content
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 … 8: phone photographs store a rotation instead of rotated pixels.
+
+    1 is upright, and so is what Pillow has turned already (TIFF, HEIC). What else the
+    notes hold may be damaged without harm to the picture.
+    """
     with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode.startswith("I;16"):  # convert() would clip instead of scale
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if found in _TURNED else 1
+    return 1
+
+
+def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """The function that makes RGB of a band of this image as Pillow decodes it.
+
+    Raises:
+        ValueError: white is not defined, or Pillow would read it wrongly.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tile = getattr(image, "tile", None)
+    raw = str(tile[0].args) if tile else ""  # how the file holds a pixel
+    transparent = image.info.get("transparency")
+    deep = image.mode.startswith("I")
+    if (
+        image.mode == "F"
+        or not {1, 4}.issuperset(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))
+        or (image.mode == "I" and image.format != "PPM")
+        or (deep and image.format not in _WHITE_IS_ALL_BITS)
+    ):
+        raise ValueError(
+            "floats, signed or 32-bit numbers, for which no white is defined: save it "
+            "with 8 or 16 bits"
+        )
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+    if bits > 8 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2:
+        raise ValueError("16-bit colors in separate planes: save it as pixels of RGB")
+    if image.format == "JPEG2000" and not deep and (content := _content(image)):
+        size = content.index(b"\xff\x4f\xff\x51")  # the markers SOC and SIZ
+        bits_of_color = (content[size + 42] & 0x7F) + 1
+        if bits_of_color != 8:
+            raise ValueError(
+                f"colors of {bits_of_color} bits, whose white Pillow misses: save it "
+                "with 8"
+            )
+    if getattr(image, "lut", None):
+        raise ValueError("IM with a table of grays, which Pillow does not apply")
+    if transparent is not None and "RGB;16" in raw:
+        raise ValueError("one transparent color of 16 bits: save it with alpha")
+
+    if deep:
+        shift = bits - 8 if tags else 8
+        inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+        def from_gray(band: Image.Image) -> Image.Image:
+            values = np.asarray(band)
+            gray = (values >> shift).astype(np.uint8)
+            if inverted:
+                gray = 255 - gray
+            if transparent is not None:
+                gray[values == transparent] = 255
+            return Image.fromarray(gray).convert("RGB")
+
+        return from_gray
+
+    levels = {"L;2": 3, "L;4": 15}.get(raw)
+    colormap = tags.get(TiffImagePlugin.COLORMAP) if image.mode in ("P", "PA") else None
+
+    def over_white(band: Image.Image) -> Image.Image:
+        if levels and transparent is not None:  # Pillow scales the pixels, but not this
+            band = band.copy()
+            band.info["transparency"] = transparent * 255 // levels
+        if (
+            colormap and max(colormap) < 256
+        ):  # 8 bits where TIFF wants 16; viewers see that, too
+            band = band.copy()
+            band.putpalette(np.reshape(colormap, (3, -1)).T.astype(np.uint8).tobytes())
+        if not band.has_transparency_data:
+            return band if band.mode == "RGB" else band.convert("RGB")
+        if band.mode == "La":
+            band = band.convert("LA")
+        band = band.convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        return Image.alpha_composite(white, band).convert("RGB")
+
+    return over_white
 
 
 def augment(
