@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import PictureBytes, load_image
 from vse_jax.search.pictures import Passed, read_picture, thumbnail, walk
@@ -27,6 +28,12 @@ def photo(path: Path, notes=None, details=None, size=(32, 16)) -> Path:
     exif.get_ifd(0x8769).update(details or {})
     image.save(path, exif=exif)
     return path
+
+
+def photo_notes(taken: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = taken
+    return exif
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "tiff", "gif"])
@@ -98,10 +105,93 @@ def test_exif_of_heic(tmp_path):
     assert picture.camera == "Apple iPhone 12"
 
 
-@pytest.mark.parametrize("date", ["0000:00:00 00:00:00", "yesterday", "2019:02:30"])
-def test_what_is_no_date_is_none(tmp_path, date):
-    path = photo(tmp_path / "a.jpg", notes={0x0132: date})
-    assert read_picture(path).taken is None
+@pytest.mark.parametrize(
+    ("date", "taken"),
+    [
+        ("2019:05:01 12:30:15", "2019-05-01T12:30:15"),
+        ("2019:05:01 12:30:15\0\0", "2019-05-01T12:30:15"),
+        ("2019-05-01 12:30:15", "2019-05-01T12:30:15"),
+        ("2019-05-01T12:30:15", "2019-05-01T12:30:15"),
+        ("2019/05/01 12:30:15", "2019-05-01T12:30:15"),
+        ("2019.05.01 12.30.15", "2019-05-01T12:30:15"),
+        ("20190501T123015", "2019-05-01T12:30:15"),
+        ("2019:5:1 9:03:05", "2019-05-01T09:03:05"),
+        (" 2019:05:01  12:30:15 ", "2019-05-01T12:30:15"),
+        ("2019:05:01 12:30:15.123", "2019-05-01T12:30:15"),
+        ("2019:05:01 12:30:15+02:00", "2019-05-01T12:30:15"),
+        ("2019-05-01T12:30:15Z", "2019-05-01T12:30:15"),
+        ("2019:05:01 12:30:15 -0700", "2019-05-01T12:30:15"),
+        ("2022:09:02 14:28:", "2022-09-02T14:28:00"),
+        ("2019:05:01 12:30", "2019-05-01T12:30:00"),
+        ("2019:05:01", "2019-05-01T00:00:00"),
+        ("2019:05:01   :  :  ", "2019-05-01T00:00:00"),
+        ("2019:05:01 24:00:00", "2019-05-01T23:59:59"),
+        ("2019:05:01 12:30:60", "2019-05-01T12:30:59"),
+        (b"2019:05:01 12:30:15", "2019-05-01T12:30:15"),
+        ("1900:01:01 00:00:00", "1900-01-01T00:00:00"),
+        ("0000:00:00 00:00:00", None),
+        ("0001:01:01 00:00:00", None),
+        ("    :  :     :  :  ", None),
+        ("2019:05:   12:30:15", None),
+        ("2019:02:30 12:00:00", None),
+        ("2019:00:00 00:00:00", None),
+        ("01/05/2019 12:30", None),
+        ("1556713815", None),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_dates_in_all_usual_spellings(tmp_path, date, taken):
+    path = photo(tmp_path / "a.jpg", details={0x9003: date})
+    assert read_picture(path).taken == taken
+    if taken is None:  # another date of the file counts then
+        notes = {0x0132: "2020:02:29 01:02:03"}
+        path = photo(tmp_path / "b.jpg", notes, {0x9003: date})
+        assert read_picture(path).taken == "2020-02-29T01:02:03"
+
+
+def test_exif_in_front_of_xmp_tells_the_date(tmp_path):
+    xmp = b'<rdf:Description photoshop:DateCreated="2021-03-04T05:06:07.89+01:00"/>'
+    image = Image.new("RGB", (8, 8))
+    for suffix in ("jpg", "webp", "avif", "tiff"):
+        tags = {"tiffinfo": {700: xmp}} if suffix == "tiff" else {"xmp": xmp}
+        image.save(tmp_path / f"a.{suffix}", **tags)
+        assert read_picture(tmp_path / f"a.{suffix}").taken == "2021-03-04T05:06:07"
+    path = tmp_path / "b.jpg"
+    image.save(path, xmp=xmp, exif=photo_notes("2019:05:01 12:30:15"))
+    assert read_picture(path).taken == "2019-05-01T12:30:15"
+    path = tmp_path / "c.png"
+    text = PngImagePlugin.PngInfo()
+    tag = "<exif:DateTimeOriginal>2021-03-04T05:06:07</exif:DateTimeOriginal>"
+    text.add_itxt("XML:com.adobe.xmp", tag)
+    image.save(path, pnginfo=text)
+    assert read_picture(path).taken == "2021-03-04T05:06:07"
+
+
+@pytest.mark.parametrize("kind", TURNABLE)
+def test_thumbnails_are_upright(kind):
+    for orientation in range(1, 9):
+        picture = read_picture(PictureBytes("a", turned(kind, orientation)))
+        with Image.open(io.BytesIO(thumbnail(picture.pixels, 48))) as small:
+            found = np.asarray(small.convert("RGB")).astype(int)
+        assert found.shape == (32, 48, 3)
+        assert np.abs(found - CORNERS[::2, ::2])[4::8, 4::8].max() <= 12
+
+
+def test_notes_behind_the_pixels_of_a_png_are_read():
+    notes = photo_notes("2019:05:01 12:30:15")
+    notes[0x0112] = 6
+    content = io.BytesIO()
+    Image.new("RGB", (32, 16)).save(content, "PNG")
+    png = content.getvalue()
+    chunk = notes.tobytes().removeprefix(b"Exif\0\0")
+    crc = zlib.crc32(b"eXIf" + chunk)
+    chunk = struct.pack(">I", len(chunk)) + b"eXIf" + chunk + struct.pack(">I", crc)
+
+    picture = read_picture(PictureBytes("a", png[:-12] + chunk + png[-12:]))
+
+    assert (picture.width, picture.height) == (16, 32)
+    assert picture.taken == "2019-05-01T12:30:15"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

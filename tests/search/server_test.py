@@ -12,13 +12,14 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import vse_jax
 from tests.helpers import searching, steps
 from tests.helpers.asgi import Asker, Fault, ask
 from tests.helpers.runs import write_run
 from tests.helpers.searching import ColourModel
+from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
 from vse_jax.search.opening import opened
 from vse_jax.search.server import Server
@@ -367,6 +368,46 @@ def test_a_picture_and_its_thumbnail_are_what_a_browser_shows(serve, tmp_path):
     assert open_image(server.get(f"/api/picture/{large}")).size == (2048, 410)
     full = server.get(f"/api/picture/{large}?full=1")
     assert open_image(full).size == (2500, 500)
+
+
+@pytest.mark.parametrize("kind", TURNABLE)
+def test_a_picture_is_upright_as_browsers_show_it(serve, tmp_path, kind):
+    """They turn a JPEG by its EXIF, and not all of them what has another format."""
+    suffix = kind.split()[0].lower().replace("mpo", "jpg")
+    for orientation in range(1, 9):
+        path = tmp_path / "in" / f"{orientation}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(turned(kind, orientation))
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    for id in range(1, 9):
+        facts = server.get(f"/api/data/{id}").json()
+        assert (facts["width"], facts["height"]) == (96, 64)
+        small = server.get(f"/api/thumbnail/{id}")
+        for reply in (
+            *(small, server.get(f"/api/picture/{id}")),
+            server.get(f"/api/picture/{id}?full=1"),
+        ):
+            shown = open_image(reply)
+            if reply.headers["content-type"] == "image/jpeg":
+                shown = ImageOps.exif_transpose(shown)
+            found = np.asarray(shown.convert("RGB")).astype(int)
+            assert found.shape == CORNERS.shape, (facts["path"], reply.headers)
+            assert np.abs(found - CORNERS)[4::8, 4::8].max() <= 15
+        if kind in ("JPEG", "MPO"):
+            whole = (tmp_path / "in" / facts["path"]).read_bytes()
+            assert server.get(f"/api/picture/{id}?full=1").data == whole
+
+
+def test_a_turn_that_browsers_do_not_know_is_made_for_them(serve, tmp_path):
+    """By XMP, for example."""
+    path = tmp_path / "in" / "a.jpg"
+    path.parent.mkdir()
+    notes = b'<x tiff:Orientation="3"/>'
+    upside_down = Image.fromarray(CORNERS).transpose(Image.Transpose.ROTATE_180)
+    upside_down.save(path, xmp=notes, quality=100)
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    found = np.asarray(open_image(server.get("/api/picture/1"))).astype(int)
+    assert np.abs(found - CORNERS)[4::8, 4::8].max() <= 15
 
 
 def test_a_browser_asks_whether_its_picture_is_still_good(serve, tmp_path):

@@ -1,18 +1,21 @@
 """The pictures of an index as a browser gets them, and those that it sends."""
 
+import contextlib
 import functools
 import hashlib
 import io
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import PictureBytes, opened
+from vse_jax.data.images import PictureBytes, opened, orientation
 from vse_jax.search.engine import Row
 from vse_jax.search.pictures import FORMATS, read_picture, thumbnail
 from vse_jax.search.store import Store
@@ -20,12 +23,16 @@ from vse_jax.search.store import Store
 THUMBNAIL = 320  # px, the longer side
 _LARGE = 2048  # px, likewise, of a picture that is shown by itself
 _THUMBNAILS = 2000  # kept in memory, about 10 KB each
-# What browsers show, by how its files begin.
-_SHOWN = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"GIF8", "image/gif"),
-)
+# What browsers show, by Pillow's names.
+_SHOWN = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+}
+# Where a PNG's orientation may be.
+_NOTES = re.compile(rb"eXIf|Raw profile type exif|tiff:Orientation")
 
 
 class Refused(InputError):
@@ -104,8 +111,8 @@ class Gallery:
         """
         path, row = self._path(id), self.row(id)
         large = max(row.width, row.height) > _LARGE
-        tag = _tag(path, "full" if full else "large")
-        kind = _shown_as_it_is(path)
+        kind = self._shown_as_it_is(path)
+        tag = _tag(path, f"{'full' if full else 'large'} {kind}")
         if kind and (full or not large):
             return Content(kind, tag, None if tag == known else path.read_bytes())
         if tag == known:
@@ -142,21 +149,33 @@ class Gallery:
         return path
 
     def _decoded(self, path: Path) -> UInt8[np.ndarray, "height width 3"]:
-        try:
+        with _found(path):
             return read_picture(path, self._max_pixels).pixels
-        except InputError as error:
-            # Without the folder, which is nobody's business.
-            reason = str(error).removeprefix(f"{path}: ")
-            raise Refused(404, f"{path.name}: {reason}") from None
+
+    def _shown_as_it_is(self, path: Path) -> str | None:
+        """The type of a file that browsers show, and show upright."""
+        with _found(path), opened(path, self._max_pixels, FORMATS) as image:
+            kind = _SHOWN.get(image.format or "")
+            # Pillow would decode a PNG to see whether notes stand behind its pixels.
+            if image.format == "PNG" and not _NOTES.search(path.read_bytes()):
+                return kind
+            if kind == "image/jpeg":  # browsers turn these, by EXIF alone
+                exif = Image.Exif()
+                exif.load(image.info.get("exif", b""))
+                turned = exif.get(ExifTags.Base.Orientation, 1)
+            else:
+                turned = 1
+            return kind if turned == orientation(image) else None
 
 
-def _shown_as_it_is(path: Path) -> str | None:
-    """The type of a file that browsers show, by its content."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for begins, kind in _SHOWN if start.startswith(begins)), None)
+@contextlib.contextmanager
+def _found(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        # Without the folder, which is nobody's business.
+        reason = str(error).removeprefix(f"{path}: ")
+        raise Refused(404, f"{path.name}: {reason}") from None
 
 
 def _tag(path: Path, form: str) -> str:

@@ -5,6 +5,7 @@ import datetime
 import errno
 import io
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -63,6 +64,17 @@ IGNORED = (
 )
 _ORIGINAL, _DIGITISED, _CHANGED = 0x9003, 0x9004, 0x0132  # EXIF's dates
 _MAKE, _MODEL, _EXIF_IFD = 0x010F, 0x0110, 0x8769
+# EXIF has '2019:05:01 12:30:00'. Programs write what ISO 8601 has, too, leave the end
+# away, or blanks for what they do not know; fractions and time zones may follow.
+_DATE = re.compile(
+    r"[\s\0]*(\d{4})[-:/. ]?(\d{1,2})[-:/. ]?(\d{1,2})(?!\d)"
+    r"(?:[T\s]*(\d{1,2})(?:[:.]?(\d{1,2})(?:[:.]?(\d{1,2}))?)?)?",
+    re.ASCII,
+)
+_FIRST_PHOTOGRAPH = 1826  # a year before it is a placeholder
+_XMP_DATE = re.compile(
+    r"(?:exif:DateTimeOriginal|photoshop:DateCreated|xmp:CreateDate)(?:=\"|>)([^\"<]*)"
+)
 
 
 @dataclass(frozen=True)
@@ -264,29 +276,41 @@ def read_picture(picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS) -> 
             is then not decoded (names the file).
     """
     with opened(picture, max_pixels, FORMATS) as image:
-        taken, camera = _notes(image)
-        return Picture(to_rgb(image), taken, camera)
+        pixels = to_rgb(image)
+        return Picture(pixels, *_notes(image))  # of a PNG they may stand behind them
 
 
 def _notes(image: Image.Image) -> tuple[str | None, str | None]:
-    """(taken, camera) from EXIF; what is damaged or not there is None."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return None, None  # Pillow would decode the picture to look behind its pixels
+    """(taken, camera) from EXIF, then XMP; what is damaged or not there is None."""
+    dates: list[object] = []
+    camera = None
     with contextlib.suppress(Exception):  # notes may be damaged in any way
         exif = image.getexif()
+        camera = _camera(exif.get(_MAKE), exif.get(_MODEL))
+        dates.append(exif.get(_CHANGED))
         details = exif.get_ifd(_EXIF_IFD)
-        dates = (details.get(_ORIGINAL), details.get(_DIGITISED), exif.get(_CHANGED))
-        taken = next(filter(None, map(_date, dates)), None)
-        return taken, _camera(exif.get(_MAKE), exif.get(_MODEL))
-    return None, None
+        dates[:0] = details.get(_ORIGINAL), details.get(_DIGITISED)
+    with contextlib.suppress(Exception):
+        xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or ""
+        text = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else xmp
+        dates += _XMP_DATE.findall(text)
+    return next(filter(None, map(_date, dates)), None), camera
 
 
 def _date(value: object) -> str | None:
+    """'YYYY-MM-DDTHH:MM:SS'; a time that no clock shows is the nearest of its day."""
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    if (found := _DATE.match(text)) is None:
+        return None
+    year, month, day, *clock = (int(number or 0) for number in found.groups())
+    hour, minute, second = (23, 59, 59) if clock[0] > 23 else clock
     try:
-        text = str(value).strip("\0 ")
-        return datetime.datetime.strptime(text, "%Y:%m:%d %H:%M:%S").isoformat()
+        taken = datetime.datetime(
+            year, month, day, hour, min(minute, 59), min(second, 59)
+        )
     except ValueError:
         return None
+    return taken.isoformat() if year >= _FIRST_PHOTOGRAPH else None
 
 
 def _camera(make: object, model: object) -> str | None:
