@@ -1,6 +1,7 @@
 """Decoding, augmentation and preprocessing of pictures."""
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -365,6 +366,20 @@ def test_damaged_notes_do_not_spoil_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "getexif", damaged)
     Image.new("RGB", (16, 8)).save(tmp_path / "photo.jpg")
     assert load_image(tmp_path / "photo.jpg").shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("tag", "numbers"), [(700, [7]), (0x8825, [0xFFFF]), (0x8769, [3, 1])]
+)
+@pytest.mark.filterwarnings("ignore:.*EXIF data")
+def test_damaged_notes_do_not_spoil_a_tiff(tag, numbers):
+    """XMP that is no text; inner notes that stand nowhere."""
+    content = tiff([RAMP.astype("u1")], 8, 1, tags={tag: numbers, 274: [3]})
+    at = content.index(struct.pack("<HH", tag, 3))
+    if tag != 700:  # a signed number: a place in front of the file
+        content = content[: at + 2] + struct.pack("<H", 8) + content[at + 4 :]
+    found = load_image(PictureBytes("a", content))
+    np.testing.assert_array_equal(found, RGB_RAMP[::-1, ::-1])
 
 
 def broken_files(folder: Path) -> dict[str, Path]:

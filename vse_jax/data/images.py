@@ -15,6 +15,7 @@ from PIL import (
     Image,
     ImageFile,
     TiffImagePlugin,
+    TiffTags,
     UnidentifiedImageError,
 )
 
@@ -162,6 +163,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     pixels = _plain_jpeg(image)
     if pixels is None:
         convert = _conversion(image)  # a decoded image has forgotten its bits
+        _forget_damaged_notes(image)
         image.load()
         width, height = image.size
         pixels = np.empty((height, width, 3), np.uint8)
@@ -190,6 +192,20 @@ def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     same_size = pixels is not None and pixels.shape[1::-1] == image.size
     return pixels if same_size else None
+
+
+def _forget_damaged_notes(image: Image.Image) -> None:
+    """Of a TIFF, whose notes Pillow reads with its pixels, and fails for the two."""
+    if image.format != "TIFF":
+        return
+    if not isinstance(image.info.get("xmp", b""), bytes):
+        del image.info["xmp"]
+    exif = image.getexif()
+    for group in TiffTags.TAGS_V2_GROUPS:
+        try:
+            exif.get_ifd(group)
+        except Exception:
+            del exif[group]
 
 
 def _content(image: Image.Image) -> bytes | None:
