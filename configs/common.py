@@ -217,7 +217,9 @@ def _search() -> ConfigDict:
     c.format = "table"  # table | json | paths
     c.engine = "exact"  # exact | approximate (a cache beside the index) | qdrant
     c.url = placeholder(str)  # engine 'qdrant': its server
-    c.max_pixels = 200_000_000  # of a picture; larger ones are not decoded
+    # Of a picture; larger ones are not decoded. All that are decoded at a time take at
+    # most 5 bytes of memory for each of it: 1 GB.
+    c.max_pixels = 200_000_000
     c.host = "127.0.0.1"  # --mode=serve: another one needs search.token
     c.port = 8765
     c.hosts = ()  # more names of the server: ('photos.example.com', '*.lan')

@@ -71,8 +71,11 @@ def test_few_items_get_programs_of_few_rows(model, split, count):
 def test_a_picture_comes_in_many_forms(model, split):
     path = split.pictures[0]
     with Image.open(path) as picture:
-        found = model.encode_images([path, str(path), load_image(path), picture])
-    np.testing.assert_array_equal(found, found[:1].repeat(4, axis=0))
+        forms = [path, str(path), load_image(path), picture, model.prepare(path)]
+        found = model.encode_images(forms)
+    np.testing.assert_array_equal(found, found[:1].repeat(5, axis=0))
+    with pytest.raises(InputError, match=r"picture 0: float32 \[3, 4, 3\]; what this"):
+        model.encode_images([np.zeros((3, 4, 3), np.float32)])
 
 
 def test_a_bad_picture_is_named_or_skipped(model, split, tmp_path):

@@ -66,6 +66,7 @@ Picture: TypeAlias = (
     | PictureBytes
     | Image.Image
     | UInt8[np.ndarray, "_ _ 3"]
+    | Float32[np.ndarray, "_ _ 3"]
     | Float[np.ndarray, "_ _"]
 )
 
@@ -216,6 +217,17 @@ class Model:
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
         return digest.hexdigest()
 
+    def prepare(self, picture: Picture) -> Float32[np.ndarray, "size size 3"]:
+        """What the image encoder takes of a picture: resized and normalised.
+
+        `encode_images` takes it in place of the picture, which may be large.
+
+        Raises:
+            InputError: a bad picture (names it).
+        """
+        c = self._config.image
+        return preprocess(_pixels(picture, 0), c.size, c.pixels, c.resample)
+
     def encode_images(
         self,
         pictures: Sequence[Picture],
@@ -226,9 +238,10 @@ class Model:
         """Embeddings of pictures, of length 1 unless the model was trained otherwise.
 
         Args:
-            pictures: paths, PIL pictures or RGB arrays; of a region model, the features
-                of each picture's regions [k, F]. Files may have as many pixels as
-                Pillow's MAX_IMAGE_PIXELS allows, and 200 million at most.
+            pictures: paths, PIL pictures, RGB arrays or what `prepare` gives; of a
+                region model, the features of each picture's regions [k, F]. Files may
+                have as many pixels as Pillow's MAX_IMAGE_PIXELS allows, and 200 million
+                at most.
             on_bad: 'error', or 'skip': a bad picture is logged and its row is NaN.
             progress: show it.
 
@@ -365,6 +378,14 @@ class Model:
     ) -> None:
         c, picture = self._config.image, pictures[image]
         if not self.takes_regions:
+            if isinstance(picture, np.ndarray) and picture.dtype == np.float32:
+                if picture.shape != (c.size, c.size, 3):
+                    raise InputError(
+                        f"picture {image}: float32 {list(picture.shape)}; what this "
+                        f"model prepares is [{c.size}, {c.size}, 3]"
+                    )
+                batch["images"][row] = picture
+                return
             pixels = _pixels(picture, image)
             batch["images"][row] = preprocess(pixels, c.size, c.pixels, c.resample)
             return

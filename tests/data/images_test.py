@@ -15,7 +15,13 @@ from tests.helpers.golden_weights import FOLDER as GOLDEN
 from tests.helpers.raw_pictures import RAMP, RGB_RAMP, png, tiff
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import PictureBytes, augment, load_image, preprocess
+from vse_jax.data.images import (
+    PictureBytes,
+    augment,
+    load_image,
+    preprocess,
+    scale_and_shift,
+)
 
 RED = (255, 0, 0)
 
@@ -418,6 +424,26 @@ def test_broken_file_is_named_in_one_line(tmp_path, name):
     assert message.startswith(f"{path}: ")
     assert message.count(str(path)) == 1
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(1999, 1500), (1024, 4096), (3, 500_000), (500_000, 3), (2401, 1201)],
+)
+@pytest.mark.parametrize("pixels", ["detector", "imagenet"])
+def test_a_large_image_is_resized_as_a_small_one(height, width, pixels):
+    """By the official procedure, of which a large one keeps less in memory."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    image[:, : width // 2] //= 2
+    ordered = image[..., ::-1] if pixels == "detector" else image
+    expected = cv2.resize(ordered.astype(np.float32), (224, 224))
+    scale, shift = scale_and_shift(pixels)
+
+    found = preprocess(image, 224, pixels)
+
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found, expected * scale + shift, rtol=0, atol=1e-4)
 
 
 def test_one_pixel_is_a_picture(tmp_path):

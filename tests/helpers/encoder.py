@@ -18,6 +18,9 @@ class StandIn:
         self.name, self.fingerprint, self.dim = name, f"print of {name}", dim
         self.encoded = 0
 
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
+
     def encode_images(
         self, pictures: Sequence[Any], *, on_bad: str = "error", progress: bool = False
     ) -> np.ndarray:

@@ -40,6 +40,9 @@ class ColourModel:
         self.seconds = seconds  # that a sentence takes
         self.sentences: list[str] = []  # that were encoded
 
+    def prepare(self, pixels):
+        return pixels
+
     def encode_images(self, pictures, *, on_bad="error", progress=False):
         return np.stack([_unit(self._cells(p).sum((0, 1))) for p in pictures])
 

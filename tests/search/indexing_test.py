@@ -76,7 +76,7 @@ def ids(index: Path) -> dict[str, int]:
 
 
 def test_nothing_is_encoded_twice(index, folder, monkeypatch):
-    monkeypatch.setattr(indexing.pictures, "read_picture", None)
+    monkeypatch.setattr(indexing.pictures, "reading", None)
     assert run(index) == Report()
     (folder / "a.png").touch()  # another time, but no other content
     assert run(index) == Report()
@@ -95,7 +95,7 @@ def test_new_changed_and_removed_files(index, folder):
 
 
 def test_a_renamed_picture_keeps_its_id(index, folder, monkeypatch):
-    monkeypatch.setattr(indexing.pictures, "read_picture", None)
+    monkeypatch.setattr(indexing.pictures, "reading", None)
     (folder / "y").mkdir()
     (folder / "b.png").rename(folder / "y/z.png")
 
@@ -433,7 +433,7 @@ def test_more_than_a_tenth_leaves_when_it_may(index, folder):
 
 
 def test_renaming_everything_loses_nothing(index, folder, monkeypatch):
-    monkeypatch.setattr(indexing.pictures, "read_picture", None)
+    monkeypatch.setattr(indexing.pictures, "reading", None)
     (folder / "y").mkdir()
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         path.rename(folder / f"y/{number}.png")
@@ -525,14 +525,14 @@ def test_times_beyond_64_bits_are_indexed(index, folder, year):
 def test_no_error_of_a_decoder_ends_an_update(index, folder, monkeypatch, error):
     draw(folder / "d.png", 50)
     draw(folder / "e.png", 51)
-    read = indexing.pictures.read_picture
+    read = indexing.pictures.reading
 
     def failing(content, *others):
         if content.name == "d.png":
             raise error
         return read(content, *others)
 
-    monkeypatch.setattr(indexing.pictures, "read_picture", failing)
+    monkeypatch.setattr(indexing.pictures, "reading", failing)
     report = run(index)
     ((path, reason),) = report.bad
     assert path == "d.png"

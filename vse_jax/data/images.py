@@ -14,6 +14,7 @@ from PIL import (
     ExifTags,
     Image,
     ImageFile,
+    JpegImagePlugin,
     TiffImagePlugin,
     TiffTags,
     UnidentifiedImageError,
@@ -28,7 +29,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 _JPEG_END = b"\xff\xd9"  # the marker EOI
 
-_BAND = 2**22  # pixels that are converted at a time
+_AT_ONCE = 2**22  # pixels of an image that is converted as a whole
 # Formats whose white is the largest number that the bits of deep gray hold. None: an
 # image of Pillow's that is no file's.
 _WHITE_IS_ALL_BITS = (None, "PNG", "ICO", "TIFF", "PPM", "JPEG2000", "HEIF")
@@ -49,6 +50,8 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+# Numbers of an image that becomes float32 as a whole.
+_FLOATS = 2**23
 # A picture of more pixels is refused before it is decoded.
 MAX_PIXELS = 200_000_000
 
@@ -153,28 +156,35 @@ def _is_heif(source: Path | str | io.BytesIO) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
-def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+def to_rgb(image: Image.Image, factor: int = 1) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an opened image: upright, transparency over white.
+
+    `factor`: this many rows and columns become one, their mean; a side that they do not
+    divide is rounded up.
 
     Raises:
         ValueError: its numbers have no defined white, as floats have none.
         Exception: what Pillow's decoders raise for broken files.
     """
-    pixels = _plain_jpeg(image)
+    pixels = _plain_jpeg(image) if factor == 1 else None
     if pixels is None:
         convert = _conversion(image)  # a decoded image has forgotten its bits
         _forget_damaged_notes(image)
         image.load()
         width, height = image.size
-        pixels = np.empty((height, width, 3), np.uint8)
-        rows = max(1, _BAND // width)
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            band = image if rows >= height else image.crop((0, top, width, bottom))
-            pixels[top:bottom] = np.asarray(convert(band))
-    return _TURNED[orientation(image)](
-        pixels
-    )  # of a PNG it may stand behind the pixels
+        if factor == 1 and width * height <= _AT_ONCE:
+            pixels = np.asarray(convert(image))
+        else:
+            pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+            rows = factor * max(1, _AT_ONCE // 4 // width // factor)
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                band = convert(image.crop((0, top, width, bottom)))
+                if factor > 1:
+                    band = band.reduce(factor)
+                pixels[top // factor : -(-bottom // factor)] = np.asarray(band)
+    # Not before: of a PNG it may stand behind the pixels.
+    return _TURNED[orientation(image)](pixels)
 
 
 def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
@@ -183,7 +193,9 @@ def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
     Both decode with libjpeg-turbo. What is not in three colours or ends too early is
     left to Pillow, which refuses files that are cut off.
     """
-    if image.format != "JPEG" or image.mode != "RGB":
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
+        return None
+    if image.format != "JPEG" or image.decoderconfig:  # MPO; to be decoded smaller
         return None
     content = _content(image)
     if content is None or not content.rstrip(b"\0").endswith(_JPEG_END):
@@ -340,21 +352,60 @@ def preprocess(
     ('bilinear', 'bicubic'), as for SigLIP.
     """
     image = np.ascontiguousarray(image)  # a mirrored crop is not, and OpenCV needs it
-    if pixels == "detector":
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     resized: np.ndarray
-    if resample == "plain":
-        resized = cv2.resize(
-            image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
-        )
+    if resample == "plain" and image.size > _FLOATS:
+        resized = _resized_from_few(image, size)
+        if pixels == "detector":
+            resized = np.ascontiguousarray(resized[..., ::-1])
     else:
-        picture = Image.fromarray(image).resize((size, size), _FILTERS[resample])
-        resized = np.array(picture, np.float32)
+        if pixels == "detector":
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        if resample == "plain":
+            resized = cv2.resize(
+                image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
+            )
+        else:
+            picture = Image.fromarray(image).resize((size, size), _FILTERS[resample])
+            resized = np.array(picture, np.float32)
     scale, shift = _of_row(pixels, size)
     rows = resized.reshape(size, -1)
     rows *= scale
     rows += shift
     return resized
+
+
+def _resized_from_few(
+    image: UInt8[np.ndarray, "height width 3"], size: int
+) -> Float32[np.ndarray, "{size} {size} 3"]:
+    """What cv2.resize makes of the image as float32, without a float32 image.
+
+    Bilinear, it reads four pixels for each of the result's, as the original does: here
+    they alone become floats. The numbers are those of OpenCV with fused multiply-add,
+    and within float32's rounding elsewhere.
+    """
+
+    def neighbors(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(the one before, the one behind, how far it is on the way) of each place."""
+        places = (np.arange(size) + 0.5) * (count / size) - 0.5
+        places = places.clip(0, count - 1)
+        before = places.astype(int)
+        way = (places - before).astype(np.float32)
+        return before, np.minimum(before + 1, count - 1), way
+
+    def between(first: np.ndarray, second: np.ndarray, way: np.ndarray) -> np.ndarray:
+        return (first + (second - first) * way.astype(np.float64)).astype(np.float32)
+
+    left, right, across = neighbors(image.shape[1])
+    above, below, down = neighbors(image.shape[0])
+    top, bottom = (
+        between(
+            image[rows[:, None], left].astype(np.float32),
+            image[rows[:, None], right].astype(np.float32),
+            across[:, None],
+        )
+        for rows in (above, below)
+    )
+    return between(top, bottom, down[:, None, None])
 
 
 def scale_and_shift(pixels: str) -> tuple[np.ndarray, np.ndarray]:

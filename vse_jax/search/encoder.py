@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 
 @runtime_checkable
@@ -32,6 +32,10 @@ class Encoder(Protocol):
         """Whether a picture is an array of region features, no file."""
         ...
 
+    def prepare(self, pixels: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
+        """What `encode_images` takes, too: as large as the model's input."""
+        ...
+
     def encode_images(
         self,
         pictures: Sequence[Any],
@@ -39,7 +43,8 @@ class Encoder(Protocol):
         on_bad: Literal["error", "skip"] = "error",
         progress: bool = False,
     ) -> Float32[np.ndarray, "N D"]:
-        """Of files, uint8 arrays [H, W, 3] or (`takes_regions`) float arrays [k, F]."""
+        """Of files, uint8 arrays [H, W, 3], what `prepare` gives of them, or
+        (`takes_regions`) float arrays [k, F]."""
         ...
 
     def encode_captions(

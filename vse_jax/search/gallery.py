@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import PictureBytes, opened, orientation
 from vse_jax.search.engine import Row
-from vse_jax.search.pictures import FORMATS, read_picture, thumbnail
+from vse_jax.search.pictures import FORMATS, read_picture, reading, thumbnail
 from vse_jax.search.store import Store
 
 THUMBNAIL = 320  # px, the longer side
@@ -67,7 +67,7 @@ class Gallery:
         self._store = store
         self._max_pixels = max_pixels
         self._thumbnail = functools.lru_cache(_THUMBNAILS)(
-            lambda path, tag: thumbnail(self._decoded(path), THUMBNAIL)
+            lambda path, tag: self._thumbnail_of(path)
         )
 
     def row(self, id: int) -> Row:
@@ -87,7 +87,9 @@ class Gallery:
         Raises:
             Refused: 404, there is none, or it cannot be read (any more).
         """
-        return self._decoded(self._path(id))
+        path = self._path(id)
+        with _found(path):
+            return read_picture(path, self._max_pixels).pixels
 
     def thumbnail(self, id: int, known: str | None) -> Content:
         """A picture as WebP of at most `THUMBNAIL` px.
@@ -117,11 +119,12 @@ class Gallery:
             return Content(kind, tag, None if tag == known else path.read_bytes())
         if tag == known:
             return Content("image/jpeg", tag, None)
-        image = Image.fromarray(self._decoded(path))
-        if not full:
-            image.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
         content = io.BytesIO()
-        image.save(content, "JPEG", quality=90)
+        with _found(path), reading(path, self._max_pixels) as picture:
+            image = Image.fromarray(picture.pixels)
+            if not full:
+                image.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
+            image.save(content, "JPEG", quality=90)
         return Content("image/jpeg", tag, content.getvalue())
 
     def uploaded(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -148,9 +151,9 @@ class Gallery:
             raise Refused(404, f"{id}: its file is not there any more")
         return path
 
-    def _decoded(self, path: Path) -> UInt8[np.ndarray, "height width 3"]:
-        with _found(path):
-            return read_picture(path, self._max_pixels).pixels
+    def _thumbnail_of(self, path: Path) -> bytes:
+        with _found(path), reading(path, self._max_pixels) as picture:
+            return thumbnail(picture.pixels, THUMBNAIL)
 
     def _shown_as_it_is(self, path: Path) -> str | None:
         """The type of a file that browsers show, and show upright."""

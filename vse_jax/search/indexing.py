@@ -363,7 +363,7 @@ def _read_ahead(
 class _Batch(Sequence[np.ndarray]):
     """Pictures as the model takes them, each decoded when the model asks for it.
 
-    So a large picture is in memory only until it has the model's size. All but the last
+    It is in memory only until it has the model's size. All but the last
     may be had before the batch `before` is kept: what is lost with a killed process is
     never more than one batch.
 
@@ -373,6 +373,7 @@ class _Batch(Sequence[np.ndarray]):
 
     def __init__(
         self,
+        model: Encoder,
         folder: Path,
         contents: list[_Content],
         max_pixels: int,
@@ -380,6 +381,7 @@ class _Batch(Sequence[np.ndarray]):
     ) -> None:
         self.files, self.kept = [content.file for content in contents], Event()
         self.outcomes: list[NewPicture | InputError | None] = [None] * len(contents)
+        self._model = model
         self._folder, self._max_pixels, self._before = folder, max_pixels, before
         self.held = sum(x.file.bytes for x in contents if x.bytes is not None)
         self._bytes = [content.bytes for content in contents]
@@ -393,7 +395,8 @@ class _Batch(Sequence[np.ndarray]):
         file, content = self.files[at], self._bytes[at]
         path = self._folder / file.path
         try:
-            picture = pictures.read_picture(content or path, self._max_pixels)
+            with pictures.reading(content or path, self._max_pixels) as picture:
+                prepared = self._model.prepare(picture.pixels)
             if content is None:
                 now = path.lstat()
                 if (now.st_size, now.st_mtime_ns) != file[1:3]:
@@ -407,7 +410,7 @@ class _Batch(Sequence[np.ndarray]):
             return _NOTHING
         facts = picture.width, picture.height, picture.taken, picture.camera
         self.outcomes[at] = NewPicture(file, *facts)
-        return picture.pixels
+        return prepared
 
 
 class _Run:
@@ -446,7 +449,9 @@ class _Run:
             try:
                 for contents in self._batches(fresh, size):
                     if contents:
-                        batch = _Batch(self._folder, contents, self._max_pixels, last)
+                        batch = _Batch(
+                            self._model, self._folder, contents, self._max_pixels, last
+                        )
                         encoding = encoders.submit(self._model.encode_images, batch)
                         waiting.append((batch, encoding))
                         last = batch.kept

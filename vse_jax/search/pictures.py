@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from pathspec import GitIgnoreSpec
-from PIL import Image
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import MAX_PIXELS, PictureBytes, opened, to_rgb
+from vse_jax.data.images import (
+    MAX_PIXELS,
+    PictureBytes,
+    opened,
+    orientation,
+    to_rgb,
+)
 
 SUFFIXES = frozenset(
     (
@@ -62,6 +69,9 @@ IGNORED = (
     "appdata_*/preview/",
     "node_modules/",
 )
+_WHOLE = 50_000_000  # pixels of a picture that is decoded in its own size
+_SIDE = 1024  # px, the shorter side of one that is decoded smaller
+_AROUND = 2**25  # bytes that any picture takes: bands, and what a model makes of it
 _ORIGINAL, _DIGITISED, _CHANGED = 0x9003, 0x9004, 0x0132  # EXIF's dates
 _MAKE, _MODEL, _EXIF_IFD = 0x010F, 0x0110, 0x8769
 # EXIF has '2019:05:01 12:30:00'. Programs write what ISO 8601 has, too, leave the end
@@ -82,22 +92,17 @@ class Picture:
     """A decoded picture and what its file says of it.
 
     Attributes:
-        pixels: RGB, upright.
+        pixels: RGB, upright; of a large picture, fewer than it has (`reading`).
+        width, height: of the whole picture, upright.
         taken: local time of the camera, 'YYYY-MM-DDTHH:MM:SS'.
         camera: maker and model.
     """
 
-    pixels: UInt8[np.ndarray, "height width 3"]
+    pixels: UInt8[np.ndarray, "rows columns 3"]
+    width: int
+    height: int
     taken: str | None
     camera: str | None
-
-    @property
-    def width(self) -> int:
-        return self.pixels.shape[1]
-
-    @property
-    def height(self) -> int:
-        return self.pixels.shape[0]
 
 
 class Exclusions:
@@ -267,17 +272,127 @@ def disk_of(folder: Path) -> str:
 
 
 def read_picture(picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """As `reading`; what is decoded is nobody's to count from then on."""
+    with reading(picture, max_pixels) as found:
+        return found
+
+
+@contextlib.contextmanager
+def reading(
+    picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS
+) -> Iterator[Picture]:
     """Decodes a JPEG, PNG, WebP, AVIF, TIFF, GIF (first frame) or HEIC picture.
 
-    Its pixels are those of data.images.load_image.
+    Its pixels are those of data.images.load_image, unless it has more than 50 million,
+    or too many for the memory. Then 2 × 2, 4 × 4 or 8 × 8 of them become one: as many
+    as leave the shorter side 1,024 px, which is at least twice what a model takes.
+
+    All blocks together, with what decoding takes, have `memory_for(max_pixels)`. One
+    waits until there is room.
 
     Raises:
-        InputError: no whole, readable picture, or one of more than `max_pixels`, which
-            is then not decoded (names the file).
+        InputError: no whole, readable picture, or one of more than `max_pixels` or that
+            needs more memory, which is then not decoded (names the file).
     """
-    with opened(picture, max_pixels, FORMATS) as image:
-        pixels = to_rgb(image)
-        return Picture(pixels, *_notes(image))  # of a PNG they may stand behind them
+    limit = memory_for(max_pixels)
+    with contextlib.ExitStack() as stack:
+        with opened(picture, max_pixels, FORMATS) as image:
+            factor = 1
+            width, height = image.size
+            if width * height > _WHOLE or _bytes_to_decode(image, 1) > limit:
+                while factor < 8 and min(width, height) >= 2 * factor * _SIDE:
+                    factor *= 2
+            bytes = _bytes_to_decode(image, factor)
+            if bytes > limit:
+                name = picture.name if isinstance(picture, PictureBytes) else picture
+                raise InputError(
+                    f"{name}: to decode {width:,} × {height:,} pixels of this kind "
+                    f"takes {bytes / 1e9:.1f} GB; config.search.max_pixels = "
+                    f"{max_pixels:,} allows {limit / 1e9:.1f} GB"
+                )
+            stack.enter_context(_memory.taken(bytes, limit))
+            if isinstance(image, JpegImagePlugin.JpegImageFile) and factor > 1:
+                image.draft(None, (width // factor, height // factor))
+                factor = 1
+            pixels = to_rgb(image, factor)
+            if orientation(image) >= 5:
+                width, height = height, width
+            found = Picture(pixels, width, height, *_notes(image))
+        del image, pixels
+        yield found
+
+
+def memory_for(max_pixels: int) -> int:
+    """Bytes that pictures may take together while they are decoded: 5 a pixel of
+    config.search.max_pixels, and 256 MB at least."""
+    return max(5 * max_pixels, 2**28)
+
+
+def _bytes_to_decode(image: Image.Image, factor: int) -> int:
+    """What an opened picture needs of memory at most, by its header.
+
+    That is Pillow's own pixels, what the format's decoder keeps beside them (as
+    measured), and the RGB of the result: twice, if it may have to be turned.
+    """
+    count = image.width * image.height
+    stored = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}.get(image.mode, 4)
+    turned = image.format == "PNG" or orientation(image) > 1  # a PNG's is not known yet
+    result = 3 * (1 + turned)
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # All coefficients of a progressive one, or of one whose colors come in turn,
+        # are in memory: 2 bytes for each sample.
+        most = max(h * v for _, h, v, _ in image.layer)
+        samples = sum(h * v for _, h, v, _ in image.layer) / most
+        decoder = 2 * samples * (not _is_one_scan(image))
+        needed = decoder + (stored + result) / factor**2
+    else:
+        decoder = {"WEBP": 13, "AVIF": 10, "HEIF": 10, "GIF": 1}.get(
+            image.format or "", 0
+        )
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # a strip, as it is packed
+            tags = image.tag_v2
+            bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+            samples = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+            rows = tags.get(TiffImagePlugin.ROWSPERSTRIP, image.height)
+            decoder = max(4, bits * samples / 8) * min(1, rows / image.height)
+            decoder += stored * turned
+        needed = stored + decoder + result / factor**2
+    return int(count * needed) + _AROUND
+
+
+def _is_one_scan(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether the first scan of an opened JPEG has all its colors, and all their bits.
+
+    Pillow has read the file to the end of this scan's header.
+    """
+    if image.info.get("progressive") or image.fp is None:
+        return False
+    end, length = image.fp.tell(), 6 + 2 * image.layers
+    image.fp.seek(max(0, end - length))
+    return image.fp.read(length)[:3] == bytes((0, length, image.layers))
+
+
+class _Memory:
+    """Bytes that threads share; each takes some once, so none waits for ever."""
+
+    def __init__(self) -> None:
+        self._taken, self._given = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, bytes: int, limit: int) -> Iterator[None]:
+        """Has `bytes` of `limit` in the block, as soon as the others leave so much."""
+        with self._given:
+            self._given.wait_for(lambda: self._taken + bytes <= limit)
+            self._taken += bytes
+        try:
+            yield
+        finally:
+            with self._given:
+                self._taken -= bytes
+                self._given.notify_all()
+
+
+_memory = _Memory()
 
 
 def _notes(image: Image.Image) -> tuple[str | None, str | None]:
