@@ -57,7 +57,8 @@ from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.training.best import load_best
-from vse_jax.training.model_folder import model_config
+from vse_jax.training.model_folder import is_siglip, model_config
+from vse_jax.training.zero_shot import is_zero_shot
 from vse_jax.weights.hub import fetch
 
 Picture: TypeAlias = (
@@ -167,13 +168,19 @@ def model_of(config: ConfigDict, workdir: Path, name: str | None = None) -> "Mod
     """
     config, mesh = on_one_device(config)
     graphdef, arrays, mesh = load_best(config, workdir, mesh)
-    return Model(config, graphdef, arrays, mesh, name or workdir.resolve().name)
+    name = name or workdir.resolve().name
+    model = Model(config, graphdef, arrays, mesh, name)
+    published = is_zero_shot(config) and not (workdir / "checkpoints").is_dir()
+    if not published and not is_siglip(workdir):
+        model.trained_on = config.data.name
+    return model
 
 
 class Model:
     """Two towers with their weights; made by `load`.
 
     name: the folder's, or USER/NAME.
+    trained_on: config.data.name of its training; None: a published SigLIP.
     dim: length of its vectors, D.
     takes_regions: pictures are arrays of region features [k, F], not pixels.
     """
@@ -187,6 +194,7 @@ class Model:
         name: str,
     ):
         self.name = name
+        self.trained_on: str | None = None
         self.dim: int = config.embed_dim
         self.takes_regions = takes_regions(config.image)
         self._config = config

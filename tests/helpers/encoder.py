@@ -13,6 +13,7 @@ class StandIn:
     """Vectors that look random and depend on the picture's pixels only."""
 
     takes_regions = False
+    trained_on = "openmoji"
 
     def __init__(self, name: str = "stand-in", dim: int = 8) -> None:
         self.name, self.fingerprint, self.dim = name, f"print of {name}", dim

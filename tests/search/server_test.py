@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import struct
+import sys
 import time
+import urllib.parse
 import zlib
 
 import numpy as np
@@ -78,6 +80,7 @@ def test_status_says_what_there_is(server):
         "pictures": 8,
         "folder": "pictures",
         "model": "colours",
+        "trained_on": "openmoji",
         "explains": True,
         "uploads": True,
         "cameras": ["Nikon D0", "Nikon D1"],
@@ -312,6 +315,98 @@ def test_a_broken_index_does_not_say_where_it_is(serve, tmp_path):
     assert str(tmp_path) not in reply.error
 
 
+# ---- Browsing and stacks -------------------------------------------------------------
+
+
+def test_all_pictures_in_an_order_without_a_query(serve):
+    model = ColourModel()
+    server = serve(model)
+    encoded = len(model.sentences)
+
+    def found(order, **fields):
+        return paths(server.post("/api/search", {"order": order} | fields))
+
+    colours = list(searching.COLOURS)
+    by_day = [f"{colour}.jpg" for colour in colours]
+    undated = ["trips/sea side.png"]
+    assert found("oldest") == by_day + undated
+    assert found("newest") == by_day[::-1] + undated
+    assert found("name") == [*sorted(by_day)[:5], *undated, *sorted(by_day)[5:]]
+    assert found("newest", top=3, offset=2) == ["purple.jpg", "yellow.jpg", "blue.jpg"]
+    assert found("newest", offset=100) == []
+    # Of files with equal content the one in the folder gives the name.
+    assert found("name", folder="trips") == [
+        "trips/red again.jpg",
+        "trips/sea side.png",
+    ]
+    assert found("oldest", after="2019-05-06") == ["white.jpg", "black.jpg"]
+    assert found("newest", camera="nikon d1", before="2019-05-03") == ["green.jpg"]
+    assert len(model.sentences) == encoded
+
+
+def test_names_are_in_the_order_of_people(serve, tmp_path):
+    names = ("z/img_2.png", "a/IMG_10.png", "IMG_9.png", "b/img_9.png")
+    for name in names:
+        searching.draw(tmp_path / "in" / name, "red", size=(60, len(name)))
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    found = paths(server.post("/api/search", {"order": "name"}))
+    assert found == ["z/img_2.png", "IMG_9.png", "b/img_9.png", "a/IMG_10.png"]
+
+
+def test_browsing_says_how_many_there_are(server):
+    def answer(**fields):
+        return server.post("/api/search", {"top": 2, "order": "name"} | fields).json()
+
+    assert answer()["total"] == 8
+    assert answer(offset=7)["total"] == 8
+    assert answer(folder="trips", offset=5)["total"] == 2
+    assert answer(after="2030-01-01")["total"] == 0
+    assert {hit["score"] for hit in answer()["hits"]} == {None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"order": "size"}, "order: "),
+        ({"order": "name", "query": "red"}, "order: only where nothing is looked for"),
+        ({"order": "name", "offset": -1}, "offset: "),
+        ({"order": "name", "folder": "gone"}, "folder: no picture has 'gone'"),
+        ({"order": "name", "camera": "Box"}, "camera: no picture has 'Box'"),
+    ],
+)
+def test_an_order_that_cannot_be_gets_a_line(server, fields, error):
+    reply = server.post("/api/search", fields)
+    assert (reply.status, reply.error[: len(error)]) == (400, error)
+
+
+def test_nearly_equal_pictures_are_told_and_stay_in_their_order(serve, tmp_path):
+    folder = tmp_path / "in"
+    for number in range(3):  # a burst
+        exif = searching.notes(f"2020:01:01 10:00:0{number}", ("Nikon", "D1"))
+        searching.draw(folder / f"burst {number}.jpg", "red", exif=exif)
+    searching.draw(folder / "green.png", "green")
+    exif = searching.notes("2021:01:01 10:00:00", ("Nikon", "D1"))
+    searching.draw(folder / "later.jpg", "red", exif=exif)
+    searching.draw(folder / "upright.jpg", "red", size=(48, 64))
+    exif = searching.notes("2020:06:01 10:00:00", ("Nikon", "D1"))
+    searching.draw(folder / "between.jpg", "blue", exif=exif)
+    server = serve(index=searching.make_index(folder, tmp_path / "index"))
+
+    def stacks(**fields):
+        answer = server.post("/api/search", fields).json()
+        path_of = {hit["id"]: hit["path"] for hit in answer["hits"]}
+        order = [hit["id"] for hit in answer["hits"]]
+        for stack in answer["stacks"]:
+            assert stack == sorted(stack, key=order.index)
+        assert len(path_of) == 7  # none is left out
+        return [{path_of[id] for id in stack} for stack in answer["stacks"]]
+
+    burst = {f"burst {number}.jpg" for number in range(3)}
+    assert stacks(query="red") == [burst | {"later.jpg"}]
+    # Another day is another occasion; `between` was taken on a day in between.
+    assert stacks(order="oldest") == [burst]
+
+
 # ---- Why -----------------------------------------------------------------------------
 
 
@@ -420,6 +515,48 @@ def test_a_browser_asks_whether_its_picture_is_still_good(serve, tmp_path):
         assert (again.status, again.data) == (304, b"")
         os.utime(path, ns=(time_ns, time_ns))
         assert server.get(f"/api/{kind}/1", known).status == 200
+
+
+def test_a_file_is_kept_under_its_name(serve, tmp_path):
+    for name in ("straße, “red”.png", "plain.png"):
+        searching.draw(tmp_path / "in" / name, "red")
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    for hit in server.post("/api/search", {"order": "name"}).json()["hits"]:
+        reply = server.get(f"/api/file/{hit['id']}")
+        assert reply.data == (tmp_path / "in" / hit["path"]).read_bytes()
+        kept, _, name = reply.headers["content-disposition"].partition("; filename")
+        assert kept == "attachment"
+        assert urllib.parse.unquote(name).endswith(hit["path"].strip('"')) or name == (
+            f'="{hit["path"]}"'
+        )
+    assert server.get("/api/file/99").status == 404
+    (tmp_path / "in" / "plain.png").unlink()
+    statuses = {server.get(f"/api/file/{id}").status for id in (1, 2)}
+    assert statuses == {200, 404}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its names are UTF-8")
+def test_a_file_whose_name_is_no_utf8_is_kept_too(serve, tmp_path):
+    path = searching.draw(tmp_path / "in" / "red.png", "red")
+    os.rename(os.fsencode(path), os.fsencode(tmp_path / "in") + b"/caf\xe9.png")
+    server = serve(index=searching.make_index(tmp_path / "in", tmp_path / "index"))
+    for hit in server.post("/api/search", {"order": "name"}).json()["hits"]:
+        assert server.get(f"/api/file/{hit['id']}").status == 200
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "a file"])
+def test_a_folder_that_is_away_is_told(serve, tmp_path, how):
+    folder = tmp_path / "in"
+    searching.draw(folder / "red.png", "red")
+    server = serve(index=searching.make_index(folder, tmp_path / "index"))
+    assert server.get("/api/folder").json() == {"there": True}
+    folder.rename(tmp_path / "away")
+    if how == "empty":  # where a drive was mounted
+        folder.mkdir()
+    elif how == "a file":
+        folder.write_text("")
+    assert server.get("/api/folder").json() == {"there": False}
+    assert paths(server.post("/api/search", {"query": "red"})) == ["red.png"]
 
 
 def test_a_picture_that_has_gone_or_is_broken_is_not_found(serve, tmp_path):

@@ -23,6 +23,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def trained_on(self) -> str | None:
+        """Name of the data that it has learned from; None: unknown."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Of the parameters and the preprocessing: tells whose a vector is."""
         ...

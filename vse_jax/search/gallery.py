@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -126,6 +127,25 @@ class Gallery:
                 image.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
             image.save(content, "JPEG", quality=90)
         return Content("image/jpeg", tag, content.getvalue())
+
+    def file(self, id: int) -> tuple[Path, str]:
+        """Where a picture's file is, and its name as people see it.
+
+        Raises:
+            Refused: 404, there is none (any more).
+        """
+        return self._path(id), self.row(id).path.rpartition("/")[2]
+
+    def folder_is_there(self) -> bool:
+        """Whether the pictures' folder can be listed and holds something.
+
+        The place where a drive was mounted is an empty folder afterwards.
+        """
+        try:
+            with os.scandir(self._store.folder) as entries:
+                return next(entries, None) is not None
+        except OSError:
+            return False
 
     def uploaded(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         """Decodes the content of a picture file that is not in the index.

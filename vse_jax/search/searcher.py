@@ -12,11 +12,13 @@ import numpy as np
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import printable
-from vse_jax.search.engine import Filters, Hit
+from vse_jax.search.engine import Filters, Row
 from vse_jax.search.gallery import THUMBNAIL, Gallery, Refused
 from vse_jax.search.opening import Opened
 from vse_jax.search.pictures import thumbnail
 from vse_jax.search.query import combine, parse
+from vse_jax.search.stacks import stacks
+from vse_jax.search.store import Order
 
 T = TypeVar("T")
 
@@ -38,6 +40,10 @@ class Question:
     like: Sequence[int] = ()
     unlike: Sequence[int] = ()
     uploads: Sequence[str] = ()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is looked for."""
+        return not (self.query.strip() or self.like or self.unlike or self.uploads)
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Searcher:
             "pictures": self._store.count(),
             "folder": printable(self._store.folder.name),
             "model": printable(self._encoder.name),
+            "trained_on": self._encoder.trained_on,
             "explains": self.explains,
             "uploads": not self._encoder.takes_regions,
             "cameras": self._store.cameras(),
@@ -118,37 +125,62 @@ class Searcher:
 
     # ---- Search ----------------------------------------------------------------------
 
-    def search(self, question: Question, choice: Choice) -> list[dict[str, Any]]:
-        """The pictures found, best first.
+    def search(self, question: Question, choice: Choice) -> dict[str, Any]:
+        """The pictures found.
+
+        Returns:
+            hits, best first; stacks: lists of their ids that are nearly equal; total:
+            None.
 
         Raises:
             InputError: a question without words, or one that the grammar, an id or a
                 filter makes impossible.
         """
 
-        def found() -> list[Hit]:
+        def found() -> dict[str, Any]:
             self._take_in_changes()
             vector, _ = self._combined(self._terms(question))
-            return self._engine.search(
+            hits = self._engine.search(
                 vector,
                 top=choice.top,
                 filters=choice.filters,
                 min_score=choice.min_score,
             )
-
-        return [
-            {
-                "id": hit.id,
-                "path": hit.path,
-                "score": round(float(hit.score), 6),
-                "width": hit.row.width,
-                "height": hit.row.height,
-                "taken": hit.row.taken,
-                "camera": hit.row.camera,
-                "copies": len(hit.row.copies),
+            described = [_described(hit.row, hit.score) for hit in hits]
+            return {
+                "hits": described,
+                "stacks": self._stacks(described, neighbours=False),
+                "total": None,
             }
-            for hit in self._of_one_index(found)
-        ]
+
+        return self._of_one_index(found)
+
+    def browse(self, choice: Choice, order: Order, offset: int) -> dict[str, Any]:
+        """The pictures that pass the filters, without a question.
+
+        Returns:
+            hits, without scores; stacks; total: how many pass, shown or not.
+
+        Raises:
+            InputError: a camera or a folder that no picture has.
+        """
+
+        def found() -> dict[str, Any]:
+            filters = choice.filters
+            total, rows = self._store.listed(filters, order, choice.top, offset)
+            hits = [_described(row, None) for row in rows]
+            # A like one of another day, or in another folder, stands where it belongs.
+            alike = self._stacks(hits, neighbours=True)
+            return {"hits": hits, "stacks": alike, "total": total}
+
+        return self._of_one_index(found)
+
+    def _stacks(self, hits: list[dict[str, Any]], neighbours: bool) -> list[list[int]]:
+        """Ids of those that are nearly equal; see `stacks.stacks`."""
+        ratios = np.array([hit["width"] / hit["height"] for hit in hits])
+        vectors = self._store.vectors([hit["id"] for hit in hits])
+        found = stacks(vectors, ratios, neighbours=neighbours)
+        return [[hits[place]["id"] for place in stack] for stack in found]
 
     def _of_one_index(self, find: Callable[[], T]) -> T:
         """What `find` gives; once more where meanwhile another index, in which ids mean
@@ -181,9 +213,7 @@ class Searcher:
 
     def _terms(self, question: Question) -> list[Term]:
         terms = []
-        if question.query.strip() or not (
-            question.like or question.unlike or question.uploads
-        ):
+        if question.query.strip() or question.is_empty():
             for part in parse(question.query, lambda name: bool(self._ids(name))):
                 if part.kind == "sentence":
                     vector = self._caption(part.value)
@@ -316,3 +346,16 @@ class Searcher:
         if found is None:
             raise Refused(404, f"{id}: no such upload, or not kept any more")
         return found
+
+
+def _described(row: Row, score: float | None) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "path": row.path,
+        "score": None if score is None else round(float(score), 6),
+        "width": row.width,
+        "height": row.height,
+        "taken": row.taken,
+        "camera": row.camera,
+        "copies": len(row.copies),
+    }

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from absl import logging
 from fastapi import FastAPI, Header, Path, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from ml_collections import ConfigDict
 from pydantic import BaseModel, Field
 from pydantic import ConfigDict as Rules
@@ -25,6 +25,7 @@ from vse_jax.search.gallery import Content, Gallery, Refused
 from vse_jax.search.opening import Opened
 from vse_jax.search.query import MOST_PARTS, hint
 from vse_jax.search.searcher import Choice, Question, Searcher
+from vse_jax.search.store import Order
 from vse_jax.search.workers import QueueFull, Workers
 
 PAGE = File(__file__).parent / "page"
@@ -64,6 +65,10 @@ class SearchBody(Body):
     before: Name = Field(None, description="YYYY-MM-DD, the last day")
     camera: Name = None
     folder: Name = None
+    order: Order | None = Field(
+        None, description="of all pictures that pass, where nothing is looked for"
+    )
+    offset: int = Field(0, ge=0, lt=2**63, description="to skip, in this order")
 
     def question(self) -> Question:
         return Question(self.query, self.like, self.unlike, self.uploads)
@@ -91,6 +96,7 @@ class Status(BaseModel):
     pictures: int
     folder: str
     model: str
+    trained_on: str | None
     explains: bool
     uploads: bool
     cameras: list[str]
@@ -103,7 +109,7 @@ class Status(BaseModel):
 class Hit(BaseModel):
     id: int
     path: str
-    score: float
+    score: float | None
     width: int
     height: int
     taken: str | None
@@ -113,8 +119,16 @@ class Hit(BaseModel):
 
 class Hits(BaseModel):
     hits: list[Hit]
+    stacks: list[list[int]] = Field(
+        description="ids of hits that are nearly equal, each list in the hits' order"
+    )
+    total: int | None = Field(description="pictures that pass, of an `order`")
     milliseconds: float
     hint: str | None = Field(description="how to write what may have been meant")
+
+
+class Folder(BaseModel):
+    there: bool
 
 
 class Uploaded(BaseModel):
@@ -210,16 +224,13 @@ class Server:
         @app.post("/api/search", response_model=Hits)
         async def search(body: SearchBody) -> Any:
             start = time.perf_counter()
-            hits = await self._model.run(
-                self._searcher.search, body.question(), body.choice()
-            )
+            answer = await self._model.run(self._answer, body)
             milliseconds = round(1000 * (time.perf_counter() - start), 1)
             if self._options.log_queries:
-                logging.info(
-                    "%r: %d found in %g ms", body.query, len(hits), milliseconds
-                )
+                found = len(answer["hits"])
+                logging.info("%r: %d found in %g ms", body.query, found, milliseconds)
             return JSONResponse(
-                {"hits": hits, "milliseconds": milliseconds, "hint": hint(body.query)}
+                answer | {"milliseconds": milliseconds, "hint": hint(body.query)}
             )
 
         @app.post("/api/explain", response_model=Explanation)
@@ -228,6 +239,14 @@ class Server:
             return JSONResponse(
                 await self._model.run(explain, body.question(), body.id)
             )
+
+    def _answer(self, body: SearchBody) -> dict[str, Any]:
+        """The pictures that fit best or, in an `order`, all that pass the filters."""
+        if body.order is None:
+            return self._searcher.search(body.question(), body.choice())
+        if body.question().is_empty():
+            return self._searcher.browse(body.choice(), body.order, body.offset)
+        raise InputError("order: only where nothing is looked for")
 
     def _add_pictures(self, app: FastAPI) -> None:
         gallery, run = self._gallery, self._pictures.run
@@ -244,6 +263,18 @@ class Server:
         ) -> Response:
             known = if_none_match.strip('"')
             return _picture(await run(gallery.picture, id, full, known))
+
+        @app.get("/api/file/{id}", **binary)
+        async def file(id: PathId) -> Response:
+            """The file itself, to keep: its content and its name."""
+            path, name = await run(gallery.file, id)
+            kind = "application/octet-stream"
+            return FileResponse(path, media_type=kind, filename=name)
+
+        @app.get("/api/folder", response_model=Folder)
+        async def folder() -> Any:
+            """Apart from /api/status, since a drive that sleeps takes its time."""
+            return JSONResponse({"there": await run(gallery.folder_is_there)})
 
         @app.get("/api/data/{id}", response_model=Data)
         async def data(id: PathId) -> Any:

@@ -22,6 +22,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import secrets
 import sqlite3
 import threading
@@ -30,7 +31,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -72,6 +73,12 @@ CREATE INDEX files_of_picture ON files (picture);
 """
 # Until the end of an update, a picture whose file has changed may have none.
 _FOUND = "EXISTS (SELECT 1 FROM files WHERE files.picture = pictures.id)"
+Order = Literal["newest", "oldest", "name"]
+_ORDERS: dict[Order, str] = {
+    "newest": "taken IS NULL, taken DESC, path",
+    "oldest": "taken IS NULL, taken, path",
+    "name": "sortable(path), path",
+}
 
 
 class File(NamedTuple):
@@ -383,6 +390,20 @@ class Store:
             found = self._all("SELECT row FROM pictures WHERE id = ?", id)
             return np.array(self._map(facts)[found[0][0]]) if found else None
 
+    def vectors(self, ids: Sequence[int]) -> Float32[np.ndarray, "N D"]:
+        """The vectors of pictures; zeros where there is no such picture (any more)."""
+        found = np.zeros((len(ids), self.dim), np.float32)
+        sql = (
+            "SELECT id, row FROM pictures WHERE id IN (SELECT value FROM json_each(?))"
+        )
+        with self._moment() as facts:
+            matrix = self._map(facts)
+            rows = dict(map(tuple, self._all(sql, json.dumps(list(ids)))))
+            for place, id in enumerate(ids):
+                if id in rows:
+                    found[place] = matrix[rows[id]]
+        return found
+
     def cameras(self) -> list[str]:
         """The cameras of the pictures, by name."""
         sql = (
@@ -421,27 +442,37 @@ class Store:
         Raises:
             InputError: a camera or a folder that no picture has.
         """
-        conditions, values = [_FOUND], []
-        if filters.after is not None:
-            conditions.append("taken >= ?")
-            values.append(filters.after)
-        if filters.before is not None:
-            conditions.append("taken <= ?")
-            values.append(f"{filters.before}T99")  # after any time of that day
-        if filters.camera is not None:
-            conditions.append("camera = ? COLLATE NOCASE")
-            values.append(filters.camera)
-        if filters.folder is not None:
-            conditions.append(
-                "id IN (SELECT picture FROM files WHERE path > ? AND path < ?)"
-            )
-            values += _below(filters.folder)
-        where = " AND ".join(conditions)
+        where, values = _passing(filters)
         sql = f"SELECT id FROM pictures WHERE {where} ORDER BY id"
         found = self._all(sql, *values, of=of.connection if of else None)
         if not found:
             self.check_names(filters)
         return np.fromiter((row[0] for row in found), np.int64, len(found))
+
+    def listed(
+        self, filters: Filters, order: Order, limit: int, offset: int = 0
+    ) -> tuple[int, list[Row]]:
+        """How many pictures pass `filters`, and some of them, in an order.
+
+        Those without a date come last in both orders by date.
+
+        Raises:
+            InputError: a camera or a folder that no picture has.
+        """
+        where, values = _passing(filters)
+        [(total,)] = self._all(f"SELECT COUNT(*) FROM pictures WHERE {where}", *values)
+        if not total:
+            self.check_names(filters)
+        if filters.folder is not None:  # a copy elsewhere does not give its name
+            where += " AND path > ? AND path < ?"
+            values += _below(filters.folder)
+        found = self._all(
+            "SELECT id, MIN(path) AS path FROM pictures JOIN files ON picture = id "
+            f"WHERE {where} GROUP BY id ORDER BY {_ORDERS[order]} LIMIT ? OFFSET ?",
+            *(*values, limit, offset),
+        )
+        known = self.pictures([row["id"] for row in found], filters.folder)
+        return total, [known[row["id"]] for row in found if row["id"] in known]
 
     def check_names(self, filters: Filters) -> None:
         """Raises InputError if no picture has the camera or the folder asked for."""
@@ -647,6 +678,32 @@ def _file(shown: str, raw: bytes) -> str:
     return os.fsdecode(raw or shown.encode())
 
 
+def _sortable(path: str) -> str:
+    """A file's name such that IMG_9.jpg comes before img_10.jpg."""
+    name = path.rpartition("/")[2].casefold()
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), name)
+
+
+def _passing(filters: Filters) -> tuple[str, list[str]]:
+    """A condition on `pictures`, and its values."""
+    conditions, values = [_FOUND], []
+    if filters.after is not None:
+        conditions.append("taken >= ?")
+        values.append(filters.after)
+    if filters.before is not None:
+        conditions.append("taken <= ?")
+        values.append(f"{filters.before}T99")  # after any time of that day
+    if filters.camera is not None:
+        conditions.append("camera = ? COLLATE NOCASE")
+        values.append(filters.camera)
+    if filters.folder is not None:
+        conditions.append(
+            "id IN (SELECT picture FROM files WHERE path > ? AND path < ?)"
+        )
+        values += _below(filters.folder)
+    return " AND ".join(conditions), values
+
+
 def _below(folder: str) -> tuple[str, str]:
     """What is greater and less than these starts with 'folder/': '0' follows '/'."""
     return f"{folder}/", f"{folder}0"
@@ -684,6 +741,7 @@ def _connect(index: Path) -> sqlite3.Connection:
             factory=_Connection,
         )
     connection.row_factory = sqlite3.Row
+    connection.create_function("sortable", 1, _sortable, deterministic=True)
     return connection
 
 
