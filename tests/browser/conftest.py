@@ -77,5 +77,5 @@ def page(new_page, address):
     """The page as it opens."""
     page = new_page()
     page.goto(address)
-    page.get_by_role("heading", name="What is in the picture?").wait_for()
+    page.get_by_role("heading", name="What is in the photo?").wait_for()
     return page

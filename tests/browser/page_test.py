@@ -36,7 +36,7 @@ def open_picture(page, path: str) -> None:
     with page.expect_response("**/api/explain"):
         page.get_by_role("button", name=path).click()
     expect(page.locator("#viewer")).to_be_visible()
-    expect(page.locator("#why-sum")).to_contain_text("Similarity")
+    expect(page.locator("#similarity")).to_contain_text("Similarity")
 
 
 # ---- Search --------------------------------------------------------------------------
@@ -46,10 +46,7 @@ def test_a_query_finds_the_right_picture_first(page):
     search(page, "red")
     expect(first(page)).to_have_attribute("alt", "red.jpg")
     assert tiles(page).count() == 12
-    expect(tiles(page).first.locator(".score")).to_have_text(
-        re.compile(r"^(0\.9\d|1\.00)$")
-    )
-    expect(page.locator("#count")).to_contain_text("12 pictures")
+    expect(page.locator("#count")).to_contain_text("12 photos")
     expect(page.locator("#announcement")).to_contain_text("the best red.jpg")
     expect(first(page)).to_have_js_property("naturalWidth", 64)
 
@@ -193,7 +190,8 @@ def test_an_uploaded_picture_finds_its_like(page, tmp_path):
     page.locator("#file").set_input_files(picture(tmp_path, "yellow"))
     expect(first(page)).to_have_attribute("alt", "yellow.jpg")
     chip = page.locator(".chip")
-    expect(chip.locator("img")).to_have_attribute("alt", "your picture")
+    expect(chip).to_contain_text("my yellow.png")
+    expect(chip.locator("img")).to_have_js_property("naturalWidth", 90)
     chip.get_by_role("button").click()
     expect(page.locator("#welcome")).to_be_visible()
     expect(page.locator("#query")).to_be_focused()
@@ -243,13 +241,11 @@ def test_more_and_less_of_a_picture(page):
     page.get_by_role("button", name="More like this").click()
     expect(page.locator("#viewer")).to_be_hidden()
     expect(first(page)).to_have_attribute("alt", "trips/red left, blue right.png")
-    expect(page.locator(".chip img")).to_have_attribute("alt", re.compile("^more like"))
+    expect(page.locator(".chip")).to_contain_text("more like red left, blue right.png")
     open_picture(page, "red.jpg")
-    expect(page.locator("#why-sum")).to_contain_text("its pictures the rest")
+    expect(page.locator("#similarity")).to_contain_text("its photos the rest")
     page.get_by_role("button", name="Less like this").click()
-    expect(page.locator(".chip.unlike img")).to_have_attribute(
-        "alt", "less like red.jpg"
-    )
+    expect(page.locator(".chip.unlike")).to_contain_text("less like red.jpg")
     expect(first(page)).to_have_attribute("alt", re.compile("blue|sea side"))
 
 
@@ -258,13 +254,11 @@ def test_more_and_less_of_a_picture(page):
 
 def test_the_cut_off_hides_what_is_below_without_a_request(page):
     search(page, "red")
-    expect(page.locator("#cut-value")).to_have_text("off")
+    expect(page.locator("#cut-value")).to_have_text("all")
     page.locator("#cut").fill("0.5")
     expect(tiles(page)).to_have_count(2)
-    expect(page.locator("#count")).to_contain_text("2 of 12 pictures")
-    expect(page.locator("#cut")).to_have_attribute(
-        "aria-valuetext", "0.500: 2 of 12 remain"
-    )
+    expect(page.locator("#count")).to_contain_text("2 of 12 photos")
+    expect(page.locator("#cut")).to_have_attribute("aria-valuetext", "2 of 12 remain")
     assert "cut=0.5" in page.url
     assert sum("api/search" in address for address in page.watch.addresses) == 1
     page.locator("#cut").press("End")
@@ -276,17 +270,19 @@ def test_the_cut_off_hides_what_is_below_without_a_request(page):
 def test_filters(page):
     search(page, "red")
     page.get_by_role("button", name="Filters").click()
-    page.get_by_label("Folder").select_option("trips")
+    page.get_by_label("Folder").fill("trips")
+    page.get_by_label("Folder").press("Enter")
     expect(first(page)).to_have_attribute("alt", "trips/red again.jpg")
     expect(tiles(page)).to_have_count(4)
     expect(page.get_by_role("button", name="Filters (1)")).to_be_visible()
-    page.get_by_label("Folder").select_option("")
+    page.get_by_label("Folder").fill("")
+    page.get_by_label("Folder").press("Enter")
     page.get_by_label("Camera").select_option("Nikon D1")
     expect(tiles(page)).to_have_count(3)
     page.get_by_label("Taken from").fill("2019-05-06")
     expect(tiles(page)).to_have_count(1)
     page.get_by_label("Taken until").fill("2019-05-05")
-    expect(page.get_by_text("No picture passes the filters.")).to_be_visible()
+    expect(page.get_by_text("No photo passes the filters.")).to_be_visible()
     page.locator("#nothing-action").click()
     expect(tiles(page)).to_have_count(12)
 
@@ -305,11 +301,14 @@ def test_a_picture_its_data_and_why_it_was_found(page):
     expect(page.locator("#viewer-picture")).to_have_js_property("naturalWidth", 64)
     words = page.locator("#words li")
     expect(words.filter(has_text="red")).to_have_class(re.compile("positive"))
+    page.locator("#numbers summary").click()
     values = [
         float(text.replace("−", "-"))
-        for text in page.locator(".value").all_inner_texts()
+        for text in page.locator("#values dd").all_inner_texts()
     ]
-    [total] = re.findall(r"Similarity (\d\.\d+)", page.locator("#why-sum").inner_text())
+    [total] = re.findall(
+        r"Similarity (\d\.\d+)", page.locator("#similarity").inner_text()
+    )
     assert sum(values) == pytest.approx(float(total), abs=0.003)
 
 
@@ -333,9 +332,9 @@ def test_the_heat_map_tells_what_raises_from_what_lowers(page):
     assert right[2] > 150 > 50 > right[0]  # blue
     assert right[3] > 150
     page.locator("#heat").hover(position={"x": 20, "y": 20})
-    expect(page.locator("#heat-readout")).to_contain_text("row 1, column 1: +")
+    expect(page.locator("#heat-readout")).to_contain_text("row 1, column 1: for it, ")
     page.locator("#heat").press("ArrowDown")
-    expect(page.locator("#heat-readout")).to_contain_text("row 2, column 1: +")
+    expect(page.locator("#heat-readout")).to_contain_text("row 2, column 1: for it, ")
 
 
 def test_a_model_without_parts_says_so(new_page, address):
@@ -343,7 +342,7 @@ def test_a_model_without_parts_says_so(new_page, address):
     change_status(page, explains=False)
     page.goto(f"{address}#q=red")
     tiles(page).first.click()
-    expect(page.locator("#why-sum")).to_contain_text("no exact parts")
+    expect(page.locator("#why-sum")).to_contain_text("cannot say why")
     expect(page.get_by_role("switch")).to_be_hidden()
 
 
@@ -359,7 +358,7 @@ def test_an_address_with_an_open_picture(new_page, address):
 def test_an_address_with_a_picture_that_is_not_there(new_page, address):
     page = new_page()
     page.goto(f"{address}#q=red&picture=999")
-    expect(page.get_by_role("alert")).to_contain_text("no such picture")
+    expect(page.get_by_role("alert")).to_contain_text("no longer in the index")
     expect(page.locator("#viewer")).to_be_hidden()
     page.watch.forgive("status of 404")
 
@@ -485,7 +484,8 @@ def test_axe_finds_nothing_serious(new_page, address, tmp_path, width, scheme):
     page.locator("#file").set_input_files(picture(tmp_path, "red"))
     expect(page.locator(".chip")).to_have_count(1)
     page.get_by_role("button", name="Filters").click()
-    page.get_by_label("Folder").select_option("trips")
+    page.get_by_label("Folder").fill("trips")
+    page.get_by_label("Folder").press("Enter")
     expect(tiles(page)).to_have_count(4)
     check(page)
     open_picture(page, "trips/red left, blue right.png")

@@ -20,13 +20,13 @@ def found(vectors, ratios=None, neighbours=False):
 
 
 def test_the_cosine_decides_whatever_the_lengths():
-    assert found(fan(0, 11, 90, 92)) == [[0, 1], [2, 3]]  # cos 11° is 0.982
-    assert found(fan(0, 12, 90)) == []  # cos 12° is 0.978
+    assert found(fan(0, 8, 90, 92)) == [[0, 1], [2, 3]]  # cos 8° is 0.990
+    assert found(fan(0, 9, 90)) == []  # cos 9° is 0.988
     assert found(-fan(0, 180)) == []
 
 
 def test_a_stack_does_not_drift():
-    assert found(fan(0, 10, 20, 30)) == [[0, 1], [2, 3]]
+    assert found(fan(0, 7, 14, 21)) == [[0, 1], [2, 3]]
 
 
 def test_what_lies_in_between_ends_a_stack_of_neighbours():

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 # Cosine of two pictures' vectors, at least: docs/search_page.md says what it stacks.
-LEAST_COSINE = 0.98
+LEAST_COSINE = 0.99
 # A model sees every picture as a square: what is upright and what lies tell it nothing.
 _MOST_DIFFERENCE = 0.02  # of two ratios of width to height
 

@@ -4,7 +4,12 @@
 export class TokenNeeded extends Error {}
 
 /** What the server refused, with its reason for people. */
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
 
 /** The server did not answer. */
 export class Unreachable extends Error {
@@ -22,7 +27,7 @@ async function call(address, options = {}) {
     throw new Unreachable();
   }
   if (response.status === 401) throw new TokenNeeded(await reason(response));
-  if (!response.ok) throw new Refused(await reason(response));
+  if (!response.ok) throw new Refused(await reason(response), response.status);
   return response.status === 204 ? null : response.json();
 }
 
@@ -45,8 +50,13 @@ export const explain = (fields, signal) => post("api/explain", fields, signal);
 export const data = (id, signal) => call(`api/data/${id}`, { signal });
 export const giveToken = (token) => post("api/token", { token });
 export const upload = (file) => call("api/upload", { method: "POST", body: file });
+export const folder = () => call("api/folder");
+
+/** Whether the server still has an upload. */
+export const keeps = async (hex) => (await fetch(uploadOf(hex))).ok;
 
 export const thumbnailOf = (id) => `api/thumbnail/${id}`;
 export const pictureOf = (id) => `api/picture/${id}`;
 export const fullSizeOf = (id) => `api/picture/${id}?full=1`;
+export const fileOf = (id) => `api/file/${id}`;
 export const uploadOf = (hex) => `api/upload/${hex}`;

@@ -1,46 +1,18 @@
-// What stands above the pictures: how many, the cut-off, the filters.
+// What stands above the photos: how many, their order, how close they have to be, details.
 
-import { FILTERS } from "./state.js";
-import { number, pictures, whole } from "./text.js";
+import { number, photos, whole } from "./text.js";
 
 const at = (id) => document.getElementById(id);
 const slider = at("cut");
+const DETAILS = "details"; // in the browser's memory
 
-/** Offers what the index has: its cameras and folders, the days of its pictures. */
-export function offer(status) {
-  fill(at("camera"), "All cameras", status.cameras);
-  fill(at("folder"), "All folders", status.folders);
-  for (const name of ["after", "before"]) at(name).closest(".field").hidden = !status.first;
-  const some = status.first || status.cameras.length || status.folders.length;
-  at("filters-open").hidden = !some;
-}
-
-function fill(select, all, names) {
-  const chosen = select.value;
-  select.replaceChildren(new Option(all, ""), ...names.map((name) => new Option(name)));
-  select.value = names.includes(chosen) ? chosen : "";
-  select.closest(".field").hidden = !names.length;
-}
-
-export function showFilters(state) {
-  for (const name of FILTERS) {
-    const field = at(name);
-    const value = state[name] ?? "";
-    if (field.value === value) continue;
-    // A bookmark's camera or folder may be gone from the index: it still says what is asked.
-    const known = field.tagName !== "SELECT" || [...field].some((o) => o.value === value);
-    if (!known) field.add(new Option(value));
-    field.value = value;
-  }
-  const set = FILTERS.filter((name) => state[name]).length;
-  at("filters-open").querySelector("span").textContent = set ? `Filters (${set})` : "Filters";
-  at("filters-open").classList.toggle("set", set > 0);
-  at("filters-clear").hidden = !set;
-}
-
-function toggleFilters(open) {
-  at("filters").hidden = !open;
-  at("filters-open").ariaExpanded = String(open);
+/** Photos that were looked for have a closeness, others an order; by date if any has one. */
+export function show({ browsing, order, dated }) {
+  for (const option of at("order").options) option.hidden = !dated && option.value !== "name";
+  at("cut").closest("label").hidden = browsing;
+  at("details").hidden = browsing;
+  at("order").closest("label").hidden = !browsing;
+  at("order").value = order;
 }
 
 /** Sets the slider's ends to those of the scores. */
@@ -58,33 +30,62 @@ export function scale(hits, cut) {
 /** The cut-off as the slider stands: at its low end there is none. */
 export const cut = () => (slider.value === slider.min ? null : Number(slider.value));
 
-/** Says how many pictures are there and how many the cut-off leaves. */
-export function count({ hits, left, total, milliseconds, cut: least }) {
-  at("cut-value").textContent = least === null ? "off" : number(least, 3);
-  slider.ariaValueText =
-    least === null ? "off" : `${number(least, 3)}: ${left} of ${hits} remain`;
-  let text = pictures(hits);
-  if (total > hits) text = `The best ${whole(hits)} of ${whole(total)}`;
-  if (least !== null) text = `${whole(left)} of ${pictures(hits)}`;
-  const time = document.createElement("small");
-  time.textContent = `${milliseconds < 10 ? number(milliseconds, 1) : Math.round(milliseconds)} ms`;
-  at("count").replaceChildren(text, " ", time);
+/** Says how many photos there are and how many the cut-off leaves. */
+export function count({ hits, left, total, browsing, milliseconds, cut: least }) {
+  at("cut-value").replaceChildren(least === null ? "all" : whole(left));
+  if (least !== null) at("cut-value").append(detail(` ≥ ${number(least, 3)}`));
+  slider.ariaValueText = least === null ? "all" : `${left} of ${hits} remain`;
+  let text = photos(hits);
+  if (total > hits) text = `The ${browsing ? "first" : "best"} ${whole(hits)} of ${whole(total)}`;
+  if (least !== null) text = `${whole(left)} of ${photos(hits)}`;
+  at("count").replaceChildren(text);
+  if (browsing) return;
+  const time = milliseconds < 10 ? number(milliseconds, 1) : Math.round(milliseconds);
+  at("count").append(detail(` in ${time} ms`));
 }
 
-/** A search that failed found no number of pictures. */
+/** What only those see who ask for details. */
+function detail(text) {
+  const node = document.createElement("span");
+  node.className = "detail";
+  node.textContent = text;
+  return node;
+}
+
+/** Nothing was found yet. */
 export const countNothing = () => at("count").replaceChildren();
 
-/** `filter(changes)` for a filter; `cutting()` while the slider moves; `settle()` after. */
-export function listen({ filter, cutting, settle }) {
-  at("filters-open").addEventListener("click", () => toggleFilters(at("filters").hidden));
-  at("filters").addEventListener("submit", (event) => event.preventDefault());
-  for (const name of FILTERS) {
-    at(name).addEventListener("change", () => filter({ [name]: at(name).value || null }));
+function showDetails(on) {
+  document.body.classList.toggle("detailed", on);
+  at("details").ariaPressed = String(on);
+}
+
+// A browser may forbid its memory.
+function remembered() {
+  try {
+    return localStorage.getItem(DETAILS) === "on";
+  } catch {
+    return false;
   }
-  at("filters-clear").addEventListener("click", () => {
-    filter(Object.fromEntries(FILTERS.map((name) => [name, null])));
-    at("filters-open").focus();
-  });
+}
+
+function remember(on) {
+  try {
+    localStorage.setItem(DETAILS, on ? "on" : "off");
+  } catch {
+    // It counts until the page is closed.
+  }
+}
+
+/** `cutting()` while the slider moves; `settle()` after; `sort(order)`. */
+export function listen({ cutting, settle, sort }) {
   slider.addEventListener("input", cutting);
   slider.addEventListener("change", settle);
+  at("order").addEventListener("change", () => sort(at("order").value));
+  showDetails(remembered());
+  at("details").addEventListener("click", () => {
+    const on = !document.body.classList.contains("detailed");
+    showDetails(on);
+    remember(on);
+  });
 }

@@ -1,11 +1,12 @@
-// Why a picture was found: its cells as a heat map over it, the query's words underlined.
+// Why a photo was found: its cells as a heat map over it, the query's words underlined. The
+// numbers behind both stand under "Details".
 
 import { number, signed } from "./text.js";
 
 const at = (id) => document.getElementById(id);
 const canvas = at("heat");
 const readout = at("heat-readout");
-const HINT = "Point at the picture to read its cells.";
+const HINT = "Point at the photo to read its parts.";
 let cells = null; // [rows][columns]
 let marked = null; // [row, column] of the cell that is read out
 
@@ -17,36 +18,53 @@ export function show(explanation, pictures = false) {
   at("heat-label").hidden = !cells;
   showHeat();
   if (!explanation) return;
-  at("why-sum").textContent = sentence(explanation, pictures);
-  at("words").replaceChildren(...sentences(explanation.words));
+  const { words } = explanation;
+  const typed = words.filter(({ word }) => !isMark(word));
+  at("why-sum").textContent = typed.length
+    ? "A solid line: the word speaks for this photo. A dotted line: against it."
+    : "The photos of your query found this one.";
+  at("words").replaceChildren(...sentences(words));
+  at("similarity").textContent = sentence(explanation, pictures);
+  at("values").replaceChildren(...words.flatMap(valueRow));
+  at("numbers").hidden = false;
 }
 
 /** Says in plain words that there is no explanation, and why. */
 export function showReason(reason) {
   show({ similarity: 0, cells: null, words: [] });
+  at("numbers").hidden = true;
   at("why-sum").textContent = reason;
 }
+
+// Both ends of a sentence take part in the sum, but nobody typed them: [CLS], <start>, …
+const isMark = (word) => /^(\[.*\]|<.*>)$/.test(word);
 
 function sentence({ similarity, cells, words }, pictures) {
   const total = `Similarity ${number(similarity, 3)}`;
   const added = words.reduce((sum, { value }) => sum + value, 0);
-  if (!words.length) return cells ? `${total}: the sum of the picture’s cells.` : `${total}.`;
-  if (pictures) return `${total}: the query’s words add ${signed(added)}, its pictures the rest.`;
+  if (!words.length) return cells ? `${total}: the sum of the photo’s cells.` : `${total}.`;
+  if (pictures) return `${total}: the query’s words add ${signed(added)}, its photos the rest.`;
   return cells
-    ? `${total}: the sum of the picture’s cells, and that of the query’s words.`
+    ? `${total}: the sum of the photo’s cells, and that of the query’s words.`
     : `${total}: the sum of the query’s words.`;
 }
 
-/** A list of words for each sentence of the query; BERT's begin with a mark. */
+/** A list of words for each part of the query; a mark begins the next one. */
 function sentences(words) {
   const most = Math.max(...words.map(({ value }) => Math.abs(value)));
   const lists = [];
+  let begins = true;
   for (const part of words) {
-    if (!lists.length || part.word === "[CLS]") {
+    if (isMark(part.word)) {
+      begins = true;
+      continue;
+    }
+    if (begins) {
       const list = document.createElement("ol");
       list.className = "words";
-      list.ariaLabel = "Words of the query, with their parts";
+      list.ariaLabel = "Words of the query";
       lists.push(list);
+      begins = false;
     }
     lists.at(-1).append(wordItem(part, most));
   }
@@ -57,17 +75,23 @@ function wordItem({ word, value }, most) {
   const item = document.createElement("li");
   item.className = value < 0 ? "negative" : "positive";
   item.style.setProperty("--share", `${Math.round((100 * Math.abs(value)) / most)}%`);
-  // BERT's marks at both ends take part in the sum, but nobody typed them.
-  item.classList.toggle("mark", /^\[.*\]$/.test(word));
   const text = document.createElement("span");
   text.className = "word";
   text.textContent = word;
-  const part = document.createElement("span");
+  const meaning = document.createElement("span");
+  meaning.className = "unseen";
+  meaning.textContent = value < 0 ? " (against it)" : " (for it)";
+  item.append(text, meaning);
+  return item;
+}
+
+function valueRow({ word, value }) {
+  const name = document.createElement("dt");
+  name.textContent = word;
+  const part = document.createElement("dd");
   part.className = "value";
   part.textContent = signed(value);
-  item.title = `${word}: ${part.textContent}`;
-  item.append(text, " ", part);
-  return item;
+  return [name, part];
 }
 
 /** Draws the heat map if it is asked for and there is one. */
@@ -78,9 +102,6 @@ export function showHeat() {
   at("viewer-figure").classList.toggle("heated", on);
   if (!on) return;
   const [row, column] = strongest();
-  const most = Math.abs(cells[row][column]);
-  at("legend-low").textContent = `lowers ${signed(-most)}`;
-  at("legend-high").textContent = `raises ${signed(most)}`;
   canvas.ariaLabel =
     `Heat map of ${cells.length} × ${cells[0].length} cells, ` +
     `strongest: ${cellText([row, column])}. Arrow keys read the cells.`;
@@ -94,8 +115,13 @@ function strongest() {
   return [Math.floor(place / cells[0].length), place % cells[0].length];
 }
 
-const cellText = ([row, column]) =>
-  `row ${row + 1}, column ${column + 1}: ${signed(cells[row][column])}`;
+function cellText([row, column]) {
+  const value = cells[row][column];
+  const [top, left] = strongest();
+  const share = Math.round(100 * Math.abs(value / (cells[top][left] || 1)));
+  const text = `row ${row + 1}, column ${column + 1}: ${value < 0 ? "against" : "for"} it, ${share}%`;
+  return at("numbers").open ? `${text} (${signed(value)})` : text;
+}
 
 function draw() {
   const scale = window.devicePixelRatio;

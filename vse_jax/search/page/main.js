@@ -2,22 +2,32 @@
 
 import * as api from "./api.js";
 import * as controls from "./controls.js";
+import * as filters from "./filters.js";
 import * as gallery from "./gallery.js";
+import * as messages from "./messages.js";
 import * as pictures from "./pictures.js";
 import * as state from "./state.js";
-import { number, pictures as counted } from "./text.js";
+import { fileName, listed, photos, trainedOn } from "./text.js";
 import * as viewer from "./viewer.js";
 
 const at = (id) => document.getElementById(id);
-const paths = new Map(); // id → path, of every picture found so far
-const NO_FILTERS = Object.fromEntries(state.FILTERS.map((name) => [name, null]));
+const MOST_PARTS = 32; // of a query: the server's limit
+const paths = new Map(); // id → path, of every photo seen so far; null: it is gone
+const goneUploads = new Set(); // their ids
 
 let status = null; // the server's, of /api/status
-let hits = [];
-let milliseconds = 0;
+// What the page shows: the answer to `asked`; null: nothing yet.
+let shown = null; // {asked, key, hits, stacks, total, milliseconds}
 let shownQuery = "";
-let searched = null; // the search whose answer is shown, as JSON
 let searching = null; // an AbortController
+let away = false; // the folder of the photos
+
+/** What the address asks for; photos without an order come by date, if any has one. */
+function read() {
+  const asked = state.read();
+  if (state.isBrowsing(asked)) asked.order ??= status?.first ? "newest" : "name";
+  return asked;
+}
 
 /** Changes what is asked for, and shows it. */
 function go(changes, options) {
@@ -26,84 +36,217 @@ function go(changes, options) {
 }
 
 async function apply() {
-  const asked = state.read();
+  const asked = read();
   // What somebody is typing meanwhile stays.
   if (asked.query !== shownQuery) at("query").value = shownQuery = asked.query;
-  document.title = asked.query ? `${asked.query} · Picture search` : "Picture search";
-  controls.showFilters(asked);
+  document.title = asked.query ? `${asked.query} · Photo search` : "Photo search";
+  filters.show(asked);
+  const browsing = state.isBrowsing(asked);
+  controls.show({ browsing, order: asked.order, dated: Boolean(status.first) });
   showParts(asked);
-  const asks = state.asks(asked);
-  at("welcome").hidden = asks || !status.pictures;
-  at("results").hidden = !asks;
-  if (await search(asked)) showViewer(state.read());
+  nameLikes(asked);
+  const shows = state.asks(asked) || browsing;
+  at("welcome").hidden = shows || !status.pictures;
+  at("results").hidden = !shows;
+  if (await search(asked)) showViewer(read());
 }
 
-const showParts = (asked) =>
-  pictures.show(asked, (id) => paths.get(id) ?? `picture ${id}`, removePart);
+// ---- What is looked for --------------------------------------------------------------
+
+/** The photos of a query: {list, value, name, gone}. */
+function partsOf(asked) {
+  const likes = (list) =>
+    asked[list].map((value) => {
+      const path = paths.get(value);
+      const gone = path === null;
+      const name = path ? fileName(path) : gone ? "a photo that is gone" : "a photo";
+      return { list, value, name, gone };
+    });
+  const uploads = asked.uploads.map(({ id, name }) => {
+    return { list: "uploads", value: id, name, gone: goneUploads.has(id) };
+  });
+  return [...uploads, ...likes("like"), ...likes("unlike")];
+}
+
+const showParts = (asked) => pictures.show(partsOf(asked), (part) => removeParts([part]));
+
+/** A bookmark has the ids of indexed photos, people want their names. */
+async function nameLikes(asked) {
+  const unknown = [...asked.like, ...asked.unlike].filter((id) => !paths.has(id));
+  if (!unknown.length) return;
+  await Promise.all(unknown.map(find));
+  showParts(read());
+}
+
+async function find(id) {
+  try {
+    paths.set(id, (await api.data(id)).path);
+  } catch (error) {
+    if (error.status === 404) paths.set(id, null);
+  }
+}
+
+function removeParts(parts) {
+  const asked = read();
+  const stays = (list) => (value) =>
+    !parts.some((part) => part.list === list && part.value === (value.id ?? value));
+  const changes = ["uploads", "like", "unlike"].map((list) => [
+    list,
+    asked[list].filter(stays(list)),
+  ]);
+  go({ ...Object.fromEntries(changes), top: state.FIRST });
+  at("query").focus();
+}
+
+/** More ("like") or less ("unlike") of a photo becomes a part of the query. */
+async function like(list, id) {
+  const asked = read();
+  const [likes, unlikes] = [asked.like, asked.unlike].map((ids) => ids.filter((i) => i !== id));
+  (list === "like" ? likes : unlikes).push(id);
+  const changes = { like: likes, unlike: unlikes, picture: null, top: state.FIRST };
+  await go({ ...changes, order: null });
+  window.scrollTo(0, 0);
+  gallery.focus(shown?.hits[0]?.id);
+}
+
+/** Photos from outside become parts of the query; each that cannot is named. */
+async function take(files) {
+  if (!status?.uploads) return;
+  const sent = [];
+  const refused = [];
+  let stopped = null;
+  busy(true);
+  for (const file of files) {
+    if (partsOf(read()).length + sent.length >= MOST_PARTS) {
+      refused.push(`“${file.name}”: a query takes ${MOST_PARTS} photos`);
+      continue;
+    }
+    try {
+      sent.push({ id: (await api.upload(file)).upload, name: file.name || "your photo" });
+    } catch (error) {
+      if (!(error instanceof api.Refused)) {
+        stopped = error; // it would be the same for the next one
+        break;
+      }
+      refused.push(`“${file.name}”: ${error.message.replace(/^the upload: /, "")}`);
+    }
+  }
+  busy(false);
+  for (const { id } of sent) goneUploads.delete(id);
+  const before = read().uploads;
+  const fresh = sent.filter(
+    ({ id }, place) => ![...before, ...sent.slice(0, place)].some((other) => other.id === id),
+  );
+  const uploads = [...before, ...fresh];
+  if (sent.length) await go({ uploads, picture: null, top: state.FIRST });
+  if (stopped) return fail(stopped);
+  if (!refused.length) return;
+  const others = sent.length ? ` ${photos(sent.length)} of ${files.length} can be used.` : "";
+  messages.show(`Not used: ${refused.join("; ")}.${others}`);
+}
+
+function submit(event) {
+  event.preventDefault();
+  if (shown) shown.key = null; // the same query again: the index may have changed
+  const query = at("query").value.trim();
+  const order = query ? null : read().order;
+  go({ query, picture: null, top: state.FIRST, order });
+}
+
+// ---- What is found -------------------------------------------------------------------
 
 /** False where another search has begun meanwhile. */
 async function search(asked) {
   const fields = state.asSearch(asked);
   const key = JSON.stringify(fields);
   searching?.abort();
-  if (key === searched) {
+  if (shown && key === shown.key && asked.top === shown.asked.top) {
+    shown.asked = asked;
     showCut(asked.cut);
     return true;
   }
   const controller = (searching = new AbortController());
   busy(true);
   try {
-    const asks = state.asks(asked);
-    const answer = asks ? await api.search(fields, controller.signal) : { hits: [] };
-    problem(null);
-    searched = key;
-    milliseconds = answer.milliseconds ?? 0;
-    showHits(answer.hits, asked);
+    const answer = await answerTo(asked, fields, key, controller.signal);
+    messages.clear();
+    shown = { ...answer, asked, key };
+    showHits();
   } catch (error) {
     if (error.name === "AbortError") return false;
-    searched = null;
-    fail(error);
-    showHits([], asked);
+    // What was shown stays.
+    if (shown) shown.key = null;
+    await failSearch(error, asked);
   } finally {
     if (controller === searching) busy(false);
   }
   return true;
 }
 
-function showHits(found, asked) {
-  hits = found;
-  for (const { id, path } of hits) paths.set(id, path);
-  showParts(asked); // with names that were not known before
-  gallery.show(hits);
-  controls.scale(hits, asked.cut);
-  showCut(asked.cut);
-  if (searched === null || !state.asks(asked)) return;
-  const best = hits.length ? `, the best ${hits[0].path} with ${number(hits[0].score)}` : "";
-  at("announcement").textContent = `${counted(hits.length)} found${best}`;
+async function answerTo(asked, fields, key, signal) {
+  if (state.asks(asked)) {
+    return api.search({ ...fields, top: Math.min(asked.top, state.MOST) }, signal);
+  }
+  const answer = { hits: [], stacks: [], total: 0, milliseconds: 0 };
+  if (!state.isBrowsing(asked)) return answer;
+  if (shown?.key === key && shown.hits.length < asked.top) Object.assign(answer, shown);
+  do {
+    const offset = answer.hits.length;
+    const top = Math.min(asked.top - offset, state.MOST);
+    const next = await api.search({ ...fields, offset, top }, signal);
+    const known = new Set(answer.hits.map(({ id }) => id)); // the index may have changed
+    const hits = next.hits.filter(({ id }) => !known.has(id));
+    const stacks = next.stacks.map((stack) => stack.filter((id) => !known.has(id)));
+    answer.hits = [...answer.hits, ...hits];
+    answer.stacks = [...answer.stacks, ...stacks.filter(({ length }) => length > 1)];
+    answer.total = next.total;
+    if (!hits.length) break;
+  } while (answer.hits.length < Math.min(asked.top, answer.total));
+  return answer;
 }
 
-function showCut(cut) {
-  const asked = state.read();
+function showHits() {
+  const { asked, hits, stacks } = shown;
+  const browsing = state.isBrowsing(asked);
+  for (const { id, path } of hits) paths.set(id, path);
+  showParts(asked); // with names that were not known before
+  gallery.show(hits, stacks, { months: browsing && asked.order !== "name" });
+  if (!browsing) controls.scale(hits, asked.cut);
+  showCut(asked.cut);
+  if (!browsing && !state.asks(asked)) return;
+  const best = hits.length && !browsing ? `, the best ${hits[0].path}` : "";
+  at("announcement").textContent = `${photos(shown.total ?? hits.length)}${best}`;
+}
+
+function showCut(asPut) {
+  if (!shown) return;
+  const { asked, hits, milliseconds } = shown;
+  const browsing = state.isBrowsing(asked);
+  const cut = browsing ? null : asPut;
   const left = gallery.cutOff(cut);
-  const filtered = state.FILTERS.some((name) => asked[name]);
-  const total = filtered ? null : status.pictures;
-  if (searched === null) controls.countNothing();
-  else controls.count({ hits: hits.length, left, total, milliseconds, cut });
-  const all = hits.length < asked.top || asked.top + state.FIRST > state.MOST;
-  at("more").hidden = all || left < hits.length; // more of them would score still less
-  at("nothing").hidden = left > 0 || searched === null || !state.asks(asked);
-  if (hits.length) {
-    const [least, best] = [cut ?? 0, hits[0].score].map((score) => number(score, 3));
-    nothing(`No picture scores ${least} or more; the best has ${best}.`, "Show them all");
-  } else {
-    nothing("No picture passes the filters.", "Clear filters");
-  }
+  at("more").hidden = at("nothing").hidden = true;
+  if (!browsing && !state.asks(asked)) return controls.countNothing();
+  const total = shown.total ?? (state.isFiltered(asked) ? null : status.pictures);
+  controls.count({ hits: hits.length, left, total, browsing, milliseconds, cut });
+  const others = browsing ? hits.length < total : hits.length >= asked.top && asked.top < state.MOST;
+  at("more").hidden = !others || left < hits.length; // others would score still less
+  at("nothing").hidden = left > 0;
+  if (hits.length) nothing("No photo is as close as that.", "Show them all");
+  else nothing("No photo passes the filters.", "Clear filters");
 }
 
 function nothing(text, action) {
   at("nothing").querySelector("p").textContent = text;
   at("nothing-action").textContent = action;
 }
+
+async function more() {
+  const known = shown.hits.length;
+  await go({ top: read().top + state.FIRST }, { replace: true });
+  gallery.focus(shown?.hits[known]?.id);
+}
+
+// ---- One photo -----------------------------------------------------------------------
 
 function showViewer(asked) {
   if (asked.picture === null) {
@@ -113,8 +256,10 @@ function showViewer(asked) {
   }
   const [before, after] = beside(asked.picture);
   viewer.neighbours(before, after);
-  const hit = hits.find(({ id }) => id === asked.picture);
-  viewer.open(asked.picture, { hit, asked, explains: status.explains, fail: closeAndFail });
+  const hit = shown?.hits.find(({ id }) => id === asked.picture);
+  const found = shown?.asked ?? asked;
+  const { explains } = status;
+  viewer.open(asked.picture, { hit, asked: found, explains, fail: closeAndFail });
 }
 
 function beside(id) {
@@ -124,76 +269,126 @@ function beside(id) {
 }
 
 function step(by) {
-  const [before, after] = beside(state.read().picture);
+  const [before, after] = beside(read().picture);
   const id = by < 0 ? before : after;
   if (id !== undefined) go({ picture: id }, { replace: true });
 }
 
 /** The dialog was closed: Back, if opening it was a step of its own. */
 function closed() {
-  if (state.read().picture === null) return;
+  if (read().picture === null) return;
   if (history.state?.opened) history.back();
   else go({ picture: null }, { replace: true });
 }
 
-/** More ("like") or less ("unlike") of a picture becomes a part of the query. */
-async function like(list, id) {
-  const asked = state.read();
-  const [likes, unlikes] = [asked.like, asked.unlike].map((ids) => ids.filter((i) => i !== id));
-  (list === "like" ? likes : unlikes).push(id);
-  await go({ like: likes, unlike: unlikes, picture: null, top: state.FIRST });
-  window.scrollTo(0, 0);
-  gallery.focus(hits[0]?.id);
-}
-
-function removePart(list, value) {
-  const left = state.read()[list].filter((other) => other !== value);
-  go({ [list]: left, top: state.FIRST });
-  at("query").focus();
-}
-
-/** Pictures from outside become parts of the query. */
-async function take(files) {
-  if (!status?.uploads) return;
-  busy(true);
-  try {
-    const sent = [];
-    for (const file of files) sent.push((await api.upload(file)).upload);
-    await go({ uploads: [...state.read().uploads, ...sent], picture: null, top: state.FIRST });
-  } catch (error) {
-    fail(error);
-  } finally {
-    busy(false);
-  }
-}
+// ---- What goes wrong -----------------------------------------------------------------
 
 function busy(on) {
   document.body.classList.toggle("busy", on);
   at("main").ariaBusy = String(on);
 }
 
-function problem(text, { again = false } = {}) {
-  at("problem").hidden = text === null;
-  at("problem").querySelector("p").textContent = text ?? "";
-  at("again").hidden = !again;
+function fail(error, actions = {}) {
+  if (error instanceof api.TokenNeeded) return askForToken();
+  if (error instanceof api.Unreachable) {
+    return messages.show(error.message, { "Try again": () => go({}, { replace: true }) });
+  }
+  if (!(error instanceof api.Refused)) throw error;
+  messages.show(error.message, actions);
 }
 
-function fail(error) {
-  if (error instanceof api.TokenNeeded) return askForToken();
-  if (!(error instanceof api.Refused || error instanceof api.Unreachable)) throw error;
-  problem(error.message, { again: error instanceof api.Unreachable });
+/** Says why a search failed, with the way out: its filters or its photos can be taken away. */
+async function failSearch(error, asked) {
+  if (!(error instanceof api.Refused)) return fail(error);
+  const actions = {};
+  if (state.isFiltered(asked)) {
+    actions["Clear filters"] = () => go(state.NO_FILTERS);
+    filters.open();
+  }
+  const gone = error.status === 404 ? await goneParts(asked) : [];
+  if (gone.length) {
+    showParts(asked);
+    actions["Remove"] = () => removeParts(gone);
+  }
+  const reason = whyGone(gone) ?? whyFiltered(error.message, asked) ?? error.message;
+  const rest = shown?.hits.length ? " Below are still the photos of before." : "";
+  messages.show(`${reason.replace(/([^.!?])$/, "$1.")}${rest}`, actions);
+}
+
+/** The photos of a query that the server does not have any more. */
+async function goneParts(asked) {
+  const check = async ({ id }) => (await api.keeps(id)) || goneUploads.add(id);
+  const likes = [...asked.like, ...asked.unlike];
+  await Promise.all([...asked.uploads.map(check), ...likes.map(find)]);
+  return partsOf(asked).filter(({ gone }) => gone);
+}
+
+function whyGone(gone) {
+  const uploads = gone.filter(({ list }) => list === "uploads").map(({ name }) => `“${name}”`);
+  if (uploads.length) {
+    return (
+      `The server no longer has ${listed(uploads)}: it keeps the last 64 photos that it was ` +
+      "given, until it ends. Choose the file again"
+    );
+  }
+  return gone.length ? "A photo of this query is no longer in the index" : null;
+}
+
+function whyFiltered(reason, { folder, camera }) {
+  if (reason.startsWith("folder: no picture")) return `No photo is in the folder “${folder}”`;
+  if (reason.startsWith("camera: no picture")) return `No photo is of the camera “${camera}”`;
+  return null;
 }
 
 /** The message would lie behind the dialog. */
 async function closeAndFail(error) {
   await go({ picture: null }, { replace: true });
-  fail(error);
+  if (error.status === 404) messages.show("This photo is no longer in the index.");
+  else fail(error);
 }
+
+/** Says it once where the folder of the photos is away, and shows their names alone. */
+async function lookForFolder() {
+  const { there } = await api.folder().catch(() => ({ there: true })); // that is said elsewhere
+  const returned = away && there;
+  away = !there;
+  gallery.showNames(away);
+  if (returned) at("away").hidden = true;
+  if (!away) return;
+  at("away").querySelector("p").textContent =
+    `The folder of the photos, “${status.folder}”, is away: it was moved or renamed, or its ` +
+    "drive is not connected. Search works, and the photos are shown when it is back.";
+  at("away").hidden = false;
+}
+
+let looking = null; // a timer: many thumbnails fail together
+
+function thumbnailFailed() {
+  if (away || looking) return;
+  looking = setTimeout(async () => {
+    await lookForFolder();
+    looking = null;
+    const count = document.querySelectorAll("#gallery .broken").length;
+    if (away || !count) return;
+    at("away").querySelector("p").textContent =
+      `${photos(count)} cannot be shown: ${count === 1 ? "its file was" : "their files were"} ` +
+      "moved or deleted, or the drive is not connected.";
+    at("away").hidden = false;
+  }, 300);
+}
+
+async function lookAgain() {
+  at("away").hidden = true;
+  await lookForFolder();
+  if (!away) gallery.retry();
+}
+
+// ---- Starting ------------------------------------------------------------------------
 
 function askForToken() {
   viewer.close();
-  problem(null);
-  for (const id of ["welcome", "results", "search", "empty"]) at(id).hidden = true;
+  messages.clear();
+  for (const id of ["welcome", "results", "search", "browse", "empty"]) at(id).hidden = true;
   at("token-form").hidden = false;
   at("token").focus();
 }
@@ -210,7 +405,7 @@ async function giveToken(event) {
   }
   at("token").value = "";
   at("token-form").hidden = true;
-  at("search").hidden = false;
+  at("search").hidden = at("browse").hidden = false;
   await start();
 }
 
@@ -220,38 +415,33 @@ async function start() {
   } catch (error) {
     return fail(error);
   }
-  problem(null);
+  messages.clear();
+  // A drive that sleeps takes its time.
+  await Promise.race([lookForFolder(), new Promise((end) => setTimeout(end, 300))]);
   await apply();
-  if (state.read().picture === null) at("query").focus();
+  if (read().picture === null) at("query").focus();
 }
 
 async function loadStatus() {
   status = await api.status();
-  at("about").textContent = `${counted(status.pictures)} in ${status.folder}`;
+  const about = `${photos(status.pictures)} in “${status.folder}”. ${trainedOn(status)}`;
+  for (const place of document.querySelectorAll(".about")) place.textContent = about;
   at("empty").hidden = status.pictures > 0;
+  at("browse").hidden = !status.pictures;
+  for (const link of document.querySelectorAll(".browse")) {
+    link.href = status.first ? "#order=newest" : "#order=name";
+  }
   for (const id of ["choose", "choose-example"]) at(id).hidden = !status.uploads;
-  controls.offer(status);
-}
-
-function submit(event) {
-  event.preventDefault();
-  searched = null; // the same query again: the index may have changed
-  go({ query: at("query").value.trim(), picture: null, top: state.FIRST });
-}
-
-async function more() {
-  const known = hits.length;
-  await go({ top: state.read().top + state.FIRST }, { replace: true });
-  gallery.focus(hits[known]?.id);
+  filters.offer(status);
 }
 
 function keys(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) {
     return;
   }
-  if (event.target === at("query") && event.key === "ArrowDown" && hits.length) {
+  if (event.target === at("query") && event.key === "ArrowDown" && gallery.shown().length) {
     event.preventDefault();
-    return gallery.focus(hits[0].id);
+    return gallery.focus(gallery.shown()[0]);
   }
   if (event.target.closest("input:not([type=range]), select")) return;
   const id = gallery.focused();
@@ -260,6 +450,7 @@ function keys(event) {
     "?": () => at("help").showModal(),
     m: () => id !== null && like("like", id),
     l: () => id !== null && like("unlike", id),
+    s: () => id !== null && gallery.toggle(id),
   }[event.key];
   if (!act) return;
   event.preventDefault();
@@ -269,10 +460,11 @@ function keys(event) {
 function listen() {
   at("search").addEventListener("submit", submit);
   at("token-form").addEventListener("submit", giveToken);
-  at("again").addEventListener("click", () => go({}, { replace: true }));
-  at("dismiss").addEventListener("click", () => problem(null));
+  at("look-again").addEventListener("click", lookAgain);
   at("more").addEventListener("click", more);
-  at("nothing-action").addEventListener("click", () => go(hits.length ? { cut: null } : NO_FILTERS));
+  at("nothing-action").addEventListener("click", () =>
+    go(shown.hits.length ? { cut: null } : state.NO_FILTERS),
+  );
   at("help-open").addEventListener("click", () => at("help").showModal());
   at("help-close").addEventListener("click", () => at("help").close());
   for (const example of document.querySelectorAll("[data-query]")) {
@@ -281,18 +473,23 @@ function listen() {
   document.addEventListener("keydown", keys);
   window.addEventListener("popstate", () => status && apply());
   document.addEventListener("visibilitychange", () => {
-    if (status && !document.hidden) loadStatus().catch(fail); // the index may have grown
+    if (!status || document.hidden) return;
+    loadStatus().catch(fail); // the index may have grown
+    if (away) lookForFolder();
   });
+  messages.listen();
   pictures.listen(take);
   gallery.listen({
     open: (id) => go({ picture: id }),
     leave: () => at("query").focus(),
+    failed: thumbnailFailed,
   });
   viewer.listen({ step, like, closed });
+  filters.listen((changes, options) => go({ ...changes, top: state.FIRST }, options));
   controls.listen({
-    filter: (changes) => go({ ...changes, top: state.FIRST }),
     cutting: () => showCut(controls.cut()),
     settle: () => go({ cut: controls.cut() }, { replace: true }),
+    sort: (order) => go({ order, top: state.FIRST }),
   });
 }
 

@@ -1,4 +1,4 @@
-// Pictures as parts of a query: chosen, dropped or pasted ones, and "like this" ones.
+// Photos as parts of a query: chosen, dropped or pasted ones, and "like this" ones.
 
 import { thumbnailOf, uploadOf } from "./api.js";
 
@@ -42,37 +42,47 @@ function listenToDrops(take) {
   });
 }
 
-/** The query's pictures beside its words. `nameOf(id)` names an indexed one. */
-export function show(state, nameOf, remove) {
-  const parts = [
-    ...state.uploads.map((hex) => {
-      return { list: "uploads", value: hex, source: uploadOf(hex), text: "your picture" };
-    }),
-    ...state.like.map((id) => likeness("like", id, `more like ${nameOf(id)}`)),
-    ...state.unlike.map((id) => likeness("unlike", id, `less like ${nameOf(id)}`)),
-  ];
+/** The query's photos beside its words.
+ *
+ * parts: {list, value, name, gone}, a name to be read and no number or hash;
+ * remove(part) is called for its ×.
+ */
+export function show(parts, remove) {
   chips.replaceChildren(...parts.map((part) => chip(part, remove)));
   chips.hidden = !parts.length;
 }
 
-const likeness = (list, id, text) => ({ list, value: id, source: thumbnailOf(id), text });
+const WORDS = { uploads: "like", like: "more like", unlike: "less like" };
 
-function chip({ list, value, source, text }, remove) {
+function chip(part, remove) {
+  const { list, value, name, gone } = part;
   const item = document.createElement("li");
   item.className = `chip ${list}`;
-  const image = new Image();
-  image.alt = text;
-  image.src = source;
-  const sign = document.createElement("span");
-  sign.textContent = list === "unlike" ? "\u2212" : "+";
+  item.classList.toggle("gone", gone);
+  const sign = element("span", "sign", list === "unlike" ? "\u2212" : "+");
   sign.ariaHidden = "true";
-  const button = document.createElement("button");
+  const label = element("span", "chip-name", name);
+  label.prepend(element("span", "unseen", `${WORDS[list]} `));
+  const button = element("button", "", "×");
   button.type = "button";
-  button.textContent = "×";
-  button.ariaLabel = `Remove: ${text}`;
-  button.title = button.ariaLabel;
-  button.addEventListener("click", () => remove(list, value));
-  item.title = text;
-  item.append(sign, image, button);
+  button.title = button.ariaLabel = `Remove: ${WORDS[list]} ${name}`;
+  button.addEventListener("click", () => remove(part));
+  item.title = `${WORDS[list]} ${name}`;
+  item.append(sign);
+  if (!gone) {
+    const image = new Image();
+    image.alt = "";
+    image.addEventListener("error", () => image.remove(), { once: true });
+    image.src = list === "uploads" ? uploadOf(value) : thumbnailOf(value);
+    item.append(image);
+  }
+  item.append(label, button);
   return item;
+}
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
 }

@@ -15,8 +15,10 @@ export function signed(value, digits = 3) {
 
 export const whole = (count) => count.toLocaleString("en");
 
-export const pictures = (count) =>
-  `${whole(count)} ${count === 1 ? "picture" : "pictures"}`;
+export const photos = (count) => `${whole(count)} ${count === 1 ? "photo" : "photos"}`;
+
+/** 'a, b and c' */
+export const listed = (words) => new Intl.ListFormat("en").format(words);
 
 export const fileName = (path) => path.slice(path.lastIndexOf("/") + 1);
 
@@ -32,4 +34,24 @@ export function moment(taken) {
   if (Number.isNaN(time.valueOf())) return taken;
   const date = { day: "numeric", month: "long", year: "numeric", timeZone: "UTC" };
   return `${time.toLocaleDateString("en-GB", date)}, ${taken.slice(11, 16)}`;
+}
+
+/** '2021-06-03T18:14:07' → 'June 2021' */
+export function month(taken) {
+  const time = new Date(`${taken.slice(0, 7)}-01T00:00:00Z`);
+  if (Number.isNaN(time.valueOf())) return taken;
+  return time.toLocaleDateString("en-GB", { month: "long", year: "numeric", timeZone: "UTC" });
+}
+
+// By config.data.name of the training.
+const LEARNED_FROM = {
+  coco: "photos of everyday life (MS-COCO)",
+  f30k: "photos of people and what they do (Flickr30K)",
+  openmoji: "drawings (OpenMoji), not from photos",
+};
+
+/** What a model knows, in a sentence. */
+export function trainedOn({ model, trained_on: name }) {
+  if (!name) return `What the model “${model}” has learned from is not known.`;
+  return `The model “${model}” has learned from ${LEARNED_FROM[name] ?? `the data “${name}”`}.`;
 }

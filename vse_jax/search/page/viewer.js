@@ -1,18 +1,21 @@
-// One picture, large: its data, why it was found, more and less like it.
+// One photo, large: its data, why it was found, more and less like it, zoom, a copy to keep.
 
 import * as api from "./api.js";
 import * as explanation from "./explanation.js";
-import { asQuery } from "./state.js";
+import { asks, asQuery } from "./state.js";
 import { fileName, moment, size, whole } from "./text.js";
+import * as zoom from "./zoom.js";
 
 const at = (id) => document.getElementById(id);
 const dialog = at("viewer");
+const image = at("viewer-picture");
 let shownId = null;
+let full = null; // {id, width} of a photo that is shown smaller than it is
 let loading = null; // an AbortController
 
-/** Opens the dialog with a picture, or shows another one in it.
+/** Opens the dialog with a photo, or shows another one in it.
  *
- * `hit`: the picture as the search `asked` found it; without it there is no explanation.
+ * `hit`: the photo as the search `asked` found it; without it there is no explanation.
  */
 export async function open(id, { hit, asked, explains, fail }) {
   loading?.abort();
@@ -23,20 +26,21 @@ export async function open(id, { hit, asked, explains, fail }) {
   if (hit) showPicture(hit);
   at("data").replaceChildren();
   if (!dialog.open) dialog.showModal();
+  const found = hit && asks(asked);
   try {
     const [data] = await Promise.all([
       api.data(id, signal),
-      hit && explains ? explain(id, asked, signal) : null,
+      found && explains ? explain(id, asked, signal) : null,
     ]);
     if (!hit) showPicture(data);
     showData(data);
-    if (hit && !explains) explanation.showReason("This model’s pooling has no exact parts.");
+    if (found && !explains) explanation.showReason("This model cannot say why.");
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   }
 }
 
-/** Closes the dialog; returns the id of the picture that it showed, or null. */
+/** Closes the dialog; returns the id of the photo that it showed, or null. */
 export function close() {
   loading?.abort();
   const last = shownId;
@@ -45,24 +49,42 @@ export function close() {
   return last;
 }
 
-/** What stands between the first and the last picture has both neighbours. */
+/** What stands between the first and the last photo has both neighbours. */
 export function neighbours(previous, next) {
   at("viewer-previous").disabled = previous == null;
   at("viewer-next").disabled = next == null;
 }
 
 function showPicture({ id, path, width, height }) {
-  const image = at("viewer-picture");
   const figure = at("viewer-figure");
+  zoom.reset();
   figure.style.setProperty("--ratio", width / height);
   figure.style.setProperty("--width", width);
-  // The thumbnail is there at once, the large picture comes over it.
+  // The thumbnail is there at once, the large photo comes over it.
   figure.style.backgroundImage = `url("${api.thumbnailOf(id)}")`;
+  figure.classList.remove("broken");
+  at("stage-problem").hidden = true;
   [image.width, image.height] = [width, height];
   image.src = api.pictureOf(id);
   image.alt = path;
+  full = { id, width };
   at("viewer-name").textContent = fileName(path);
   at("viewer-full").href = api.fullSizeOf(id);
+  at("viewer-download").href = api.fileOf(id);
+  at("viewer-download").download = fileName(path);
+}
+
+/** Zoomed in, a photo that came smaller than it is comes again as large as it is. */
+function sharpen(shownWidth) {
+  const came = image.naturalWidth;
+  if (!full || !came || came >= full.width || shownWidth <= 1.1 * came) return;
+  const { id } = full;
+  full = null;
+  const larger = new Image();
+  larger.addEventListener("load", () => {
+    if (shownId === id) image.src = larger.src;
+  });
+  larger.src = api.fullSizeOf(id);
 }
 
 function showData({ path, width, height, taken, camera, bytes, copies }) {
@@ -91,13 +113,19 @@ async function explain(id, asked, signal) {
     explanation.show(await api.explain({ ...asQuery(asked), id }, signal), pictures);
   } catch (error) {
     if (!(error instanceof api.Refused)) throw error;
-    explanation.showReason(error.message);
+    const gone = error.status === 404;
+    explanation.showReason(gone ? "The photo’s file cannot be read now." : error.message);
   }
 }
 
 /** `step(±1)` to a neighbour, `like(list, id)` for more or less of it, `closed()` after. */
 export function listen({ step, like, closed }) {
   explanation.listen();
+  zoom.listen(sharpen);
+  image.addEventListener("error", () => {
+    at("viewer-figure").classList.add("broken");
+    at("stage-problem").hidden = false;
+  });
   at("viewer-close").addEventListener("click", closed);
   at("viewer-previous").addEventListener("click", () => step(-1));
   at("viewer-next").addEventListener("click", () => step(1));
@@ -109,13 +137,16 @@ export function listen({ step, like, closed }) {
   });
   dialog.addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const act = {
-      ArrowLeft: () => step(-1),
-      ArrowRight: () => step(1),
-      m: () => like("like", shownId),
-      l: () => like("unlike", shownId),
-      w: () => at("heat-label").hidden || at("heat-switch").click(),
-    }[event.key];
+    const act =
+      zoom.key(event.key) ??
+      {
+        ArrowLeft: () => step(-1),
+        ArrowRight: () => step(1),
+        d: () => at("viewer-download").click(),
+        m: () => like("like", shownId),
+        l: () => like("unlike", shownId),
+        w: () => at("heat-label").hidden || at("heat-switch").click(),
+      }[event.key];
     if (!act) return;
     event.preventDefault();
     event.stopPropagation();
