@@ -3,6 +3,7 @@
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 from tests.browser import chromium, site
 
@@ -18,6 +19,21 @@ def locked_address(tmp_path_factory):
     """Of a server that asks for the token 'sesame'."""
     with site.served(tmp_path_factory.mktemp("locked"), "sesame") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def roll(tmp_path_factory):
+    """(address, folder of its pictures): the dozen, and a burst of three."""
+    folder = tmp_path_factory.mktemp("roll")
+    pictures = folder / "pictures"
+    for number in range(3):
+        path = pictures / "burst" / f"{number}.png"
+        site.two_colours(path, "green", "purple", (90, 60))
+        image = Image.open(path)
+        image.putpixel((number, 0), (0, 0, 0))
+        image.save(path)
+    with site.served(folder) as url:
+        yield url, pictures
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,10 @@ HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 
 def draw_pictures(folder: Path) -> Path:
-    """Eight of `searching.draw_pictures` and four of two colours, of other shapes."""
+    """Eight of `searching.draw_pictures` and four of two colours, of other shapes.
+
+    They come to those that the folder has.
+    """
     searching.draw_pictures(folder)
     two_colours(folder / "trips" / "red left, blue right.png", "red", "blue", (120, 60))
     two_colours(folder / "trips" / "green left.png", "green", "white", (50, 150))

@@ -68,12 +68,14 @@ function say(text, field) {
   for (const name of FILTERS) at(name).ariaInvalid = String(at(name) === field);
 }
 
-/** `filter(changes, {replace})`; `replace`: one step of Back undoes all of a field's edits. */
-export function listen(filter) {
+/** `filter(changes, {replace})`; `replace`: one step of Back undoes all of a field's edits.
+ * `clear()` takes all of them away.
+ */
+export function listen({ filter, clear }) {
   at("filters-open").addEventListener("click", () => open(at("filters").hidden));
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   at("filters-clear").addEventListener("click", () => {
-    filter(NO_FILTERS);
+    clear();
     at("filters-open").focus();
   });
   at("camera").addEventListener("change", () => filter({ camera: at("camera").value || null }));

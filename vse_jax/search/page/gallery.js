@@ -11,7 +11,7 @@ let opened = new Set(); // ids of heads whose stacks are open
 let scores = new Map(); // id → score, or null
 let least = null; // the cut-off
 let current = null; // the id that Tab reaches
-let names = false; // there are no thumbnails now
+let names = null; // true: there are no thumbnails now; null: that is not known yet
 let broken = () => {};
 
 /** Shows the hits; photos that were there already keep their place's node.
@@ -50,10 +50,9 @@ function tile(hit) {
     broken(gallery.querySelectorAll(".broken").length);
   });
   image.addEventListener("load", () => item.classList.remove("broken"));
-  if (!names) image.src = thumbnailOf(hit.id);
-  const name = element("span", "name");
-  name.ariaHidden = "true"; // the picture's alt text says it
-  button.append(image, element("span", "score detail"), element("span", "month"), name);
+  if (names === false) image.src = thumbnailOf(hit.id);
+  for (const part of ["score detail", "month", "name"]) button.append(element("span", part));
+  button.prepend(image);
   item.append(button);
   // A panorama would fill a row alone: it is shown whole, in a place of this shape.
   const ratio = Math.min(3, Math.max(0.5, hit.width / hit.height));
@@ -70,6 +69,7 @@ function element(tag, className, text = "") {
 
 function update(item, { id, path, score, copies }) {
   item.querySelector("img").alt = path; // a filter may ask for another copy of it
+  item.querySelector(".tile").ariaLabel = path; // also where there is no thumbnail
   const more = copies ? ` · ${copies + 1} copies` : "";
   item.querySelector(".name").textContent = fileName(path) + more;
   item.querySelector(".score").textContent = score === null ? "" : number(score);
@@ -105,9 +105,10 @@ function tellMonths(hits) {
 export function toggle(id) {
   const head = heads.get(id);
   if (head === undefined) return;
+  const hadFocus = focused() !== null; // what is hidden loses it
   if (!opened.delete(head)) opened.add(head);
   refresh();
-  if (focused() !== null) focus(id);
+  if (hadFocus) focus(id);
 }
 
 const passes = (id) => least === null || scores.get(id) >= least;
@@ -164,7 +165,9 @@ export function focus(id) {
   item.querySelector(".tile").focus();
 }
 
-/** Shows names alone while the folder of the photos is away; after it, photos again. */
+/** Shows names alone while the folder of the photos is away, else photos: not before this
+ * has been called, so that a folder that is away is not asked for each of them.
+ */
 export function showNames(on) {
   if (on === names) return;
   names = on;

@@ -17,7 +17,8 @@ const goneUploads = new Set(); // their ids
 
 let status = null; // the server's, of /api/status
 // What the page shows: the answer to `asked`; null: nothing yet.
-let shown = null; // {asked, key, hits, stacks, total, milliseconds}
+let shown = null; // {asked, hits, stacks, total, milliseconds}
+let tried = null; // the last search that had an answer or an error, as JSON; null: try again
 let shownQuery = "";
 let searching = null; // an AbortController
 let away = false; // the folder of the photos
@@ -141,13 +142,13 @@ async function take(files) {
   if (sent.length) await go({ uploads, picture: null, top: state.FIRST });
   if (stopped) return fail(stopped);
   if (!refused.length) return;
-  const others = sent.length ? ` ${photos(sent.length)} of ${files.length} can be used.` : "";
+  const others = sent.length ? ` The query has the other ${photos(sent.length)}.` : "";
   messages.show(`Not used: ${refused.join("; ")}.${others}`);
 }
 
 function submit(event) {
   event.preventDefault();
-  if (shown) shown.key = null; // the same query again: the index may have changed
+  tried = null; // the same query again: the index may have changed
   const query = at("query").value.trim();
   const order = query ? null : read().order;
   go({ query, picture: null, top: state.FIRST, order });
@@ -158,24 +159,23 @@ function submit(event) {
 /** False where another search has begun meanwhile. */
 async function search(asked) {
   const fields = state.asSearch(asked);
-  const key = JSON.stringify(fields);
+  const key = JSON.stringify([fields, asked.top]);
   searching?.abort();
-  if (shown && key === shown.key && asked.top === shown.asked.top) {
-    shown.asked = asked;
+  if (key === tried) {
     showCut(asked.cut);
     return true;
   }
   const controller = (searching = new AbortController());
   busy(true);
   try {
-    const answer = await answerTo(asked, fields, key, controller.signal);
+    const answer = await answerTo(asked, fields, controller.signal);
+    tried = key;
     messages.clear();
-    shown = { ...answer, asked, key };
+    shown = { ...answer, asked };
     showHits();
   } catch (error) {
     if (error.name === "AbortError") return false;
-    // What was shown stays.
-    if (shown) shown.key = null;
+    tried = key; // opening a photo does not try again; what was shown stays
     await failSearch(error, asked);
   } finally {
     if (controller === searching) busy(false);
@@ -183,13 +183,17 @@ async function search(asked) {
   return true;
 }
 
-async function answerTo(asked, fields, key, signal) {
+async function answerTo(asked, fields, signal) {
   if (state.asks(asked)) {
     return api.search({ ...fields, top: Math.min(asked.top, state.MOST) }, signal);
   }
-  const answer = { hits: [], stacks: [], total: 0, milliseconds: 0 };
+  const answer = { hits: [], stacks: [], total: 0 };
   if (!state.isBrowsing(asked)) return answer;
-  if (shown?.key === key && shown.hits.length < asked.top) Object.assign(answer, shown);
+  // "Show more" asks for what is not there yet.
+  const same = shown && JSON.stringify(state.asSearch(shown.asked)) === JSON.stringify(fields);
+  if (same && tried !== null && shown.hits.length < asked.top) {
+    Object.assign(answer, { hits: shown.hits, stacks: shown.stacks });
+  }
   do {
     const offset = answer.hits.length;
     const top = Math.min(asked.top - offset, state.MOST);
@@ -291,18 +295,26 @@ function busy(on) {
 function fail(error, actions = {}) {
   if (error instanceof api.TokenNeeded) return askForToken();
   if (error instanceof api.Unreachable) {
-    return messages.show(error.message, { "Try again": () => go({}, { replace: true }) });
+    return messages.show(error.message, { "Try again": tryAgain });
   }
   if (!(error instanceof api.Refused)) throw error;
   messages.show(error.message, actions);
 }
+
+function tryAgain() {
+  tried = null;
+  go({}, { replace: true });
+}
+
+/** Without filters: all photos stay, where nothing is looked for. */
+const clearFilters = () => go({ ...state.NO_FILTERS, order: read().order, top: state.FIRST });
 
 /** Says why a search failed, with the way out: its filters or its photos can be taken away. */
 async function failSearch(error, asked) {
   if (!(error instanceof api.Refused)) return fail(error);
   const actions = {};
   if (state.isFiltered(asked)) {
-    actions["Clear filters"] = () => go(state.NO_FILTERS);
+    actions["Clear filters"] = clearFilters;
     filters.open();
   }
   const gone = error.status === 404 ? await goneParts(asked) : [];
@@ -416,8 +428,7 @@ async function start() {
     return fail(error);
   }
   messages.clear();
-  // A drive that sleeps takes its time.
-  await Promise.race([lookForFolder(), new Promise((end) => setTimeout(end, 300))]);
+  lookForFolder(); // a drive that sleeps takes its time
   await apply();
   if (read().picture === null) at("query").focus();
 }
@@ -463,7 +474,7 @@ function listen() {
   at("look-again").addEventListener("click", lookAgain);
   at("more").addEventListener("click", more);
   at("nothing-action").addEventListener("click", () =>
-    go(shown.hits.length ? { cut: null } : state.NO_FILTERS),
+    shown.hits.length ? go({ cut: null }) : clearFilters(),
   );
   at("help-open").addEventListener("click", () => at("help").showModal());
   at("help-close").addEventListener("click", () => at("help").close());
@@ -485,7 +496,10 @@ function listen() {
     failed: thumbnailFailed,
   });
   viewer.listen({ step, like, closed });
-  filters.listen((changes, options) => go({ ...changes, top: state.FIRST }, options));
+  filters.listen({
+    filter: (changes, options) => go({ ...changes, top: state.FIRST }, options),
+    clear: clearFilters,
+  });
   controls.listen({
     cutting: () => showCut(controls.cut()),
     settle: () => go({ cut: controls.cut() }, { replace: true }),

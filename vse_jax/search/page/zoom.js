@@ -67,6 +67,8 @@ function press(event) {
 }
 
 function drag(event) {
+  // A mouse button may have been let go outside the stage.
+  if (event.pointerType === "mouse" && !event.buttons) pointers.delete(event.pointerId);
   const from = pointers.get(event.pointerId);
   if (!from) return;
   const to = [event.clientX, event.clientY];
@@ -96,7 +98,7 @@ export function listen(pixels) {
   stage.addEventListener("wheel", wheel, { passive: false });
   stage.addEventListener("pointerdown", press);
   stage.addEventListener("pointermove", drag);
-  for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+  for (const end of ["pointerup", "pointercancel"]) {
     stage.addEventListener(end, (event) => pointers.delete(event.pointerId));
   }
   stage.addEventListener("dblclick", (event) => {
