@@ -57,6 +57,10 @@ def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
     )
 
 
+def test_says_what_it_was_trained_on(model):
+    assert model.trained_on == "tiny"
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 9])
 def test_few_items_get_programs_of_few_rows(model, split, count):
     pictures = model.encode_images(split.pictures)

@@ -1,5 +1,6 @@
 """The page as people use it: dates, several files, errors, browsing, zoom, stacks."""
 
+import hashlib
 import json
 import re
 from urllib.parse import unquote
@@ -117,10 +118,32 @@ def test_of_several_files_the_bad_one_is_named_and_the_others_are_kept(page, tmp
     files = [picture(tmp_path, "red"), bad, picture(tmp_path, "blue")]
     page.locator("#file").set_input_files(files)
     expect(page.get_by_role("alert")).to_contain_text("“notes.txt”: not a readable")
-    expect(page.get_by_role("alert")).to_contain_text("the other 2 photos")
+    expect(page.get_by_role("alert")).to_contain_text("2 photos of 3")
     page.watch.forgive("status of 415")
     expect(page.locator(".chip")).to_contain_text(["my red.png", "my blue.png"])
     expect(tiles(page)).to_have_count(12)
+
+
+def test_a_file_that_cannot_be_read_is_named_too(page, tmp_path):
+    red, blue = picture(tmp_path, "red"), picture(tmp_path, "blue")
+    waiting = []
+
+    def hold(route):
+        waiting.append(route)
+        if len(waiting) > 1:
+            route.continue_()
+
+    page.route("**/api/upload", hold)
+    page.locator("#file").set_input_files([red, blue])
+    expect(page.locator("#main")).to_have_attribute("aria-busy", "true")
+    page.wait_for_timeout(200)
+    blue.unlink()
+    waiting[0].continue_()
+    expect(page.get_by_role("alert")).to_contain_text(
+        "“my blue.png”: could not be read"
+    )
+    page.watch.forgive("ERR_FILE_NOT_FOUND")
+    expect(page.locator(".chip")).to_contain_text(["my red.png"])
 
 
 def test_a_query_takes_so_many_photos_and_names_the_others(page, tmp_path):
@@ -164,6 +187,19 @@ def test_a_bookmark_whose_upload_is_gone_says_so_in_words(new_page, address, for
     page.get_by_role("button", name="Remove", exact=True).click()
     expect(tiles(page)).to_have_count(12)
     expect(page.locator(".chip")).to_have_count(0)
+    page.watch.forgive("status of 404")
+
+
+def test_a_bookmark_is_whole_again_with_its_file(new_page, address, tmp_path):
+    page = new_page()
+    file = picture(tmp_path, "purple")
+    id = hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+    page.goto(f"{address}#upload={id}/my purple.png")
+    expect(page.get_by_role("alert")).to_contain_text("no longer has “my purple.png”")
+    page.locator("#file").set_input_files(file)
+    expect(first(page)).to_have_attribute("alt", "purple.jpg")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator(".chip")).to_have_count(1)
     page.watch.forgive("status of 404")
 
 
@@ -551,6 +587,12 @@ def test_nearly_equal_photos_are_one_tile_that_opens(new_page, roll):
     expect(tiles(page).nth(places[0])).to_be_focused()
     page.keyboard.press("Tab")
     expect(pile).to_be_focused()
+    # Those that the cut-off hides do not count.
+    page.locator("#cut").press("End")
+    expect(tiles(page)).to_have_count(0)
+    expect(pile).to_be_hidden()
+    page.locator("#cut").press("Home")
+    expect(pile).to_have_text("+2 alike")
 
 
 # ---- Below a prefix ------------------------------------------------------------------

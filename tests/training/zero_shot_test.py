@@ -102,6 +102,7 @@ def test_pictures_are_prepared_as_the_processor_does(pictures, resample):
 
 def test_load_gives_the_published_model(folder, pictures, peer):
     model = vse_jax.load(folder)
+    assert model.trained_on is None  # its folder does not say
     assert model.dim == siglip.VISION["hidden_size"]
     processor = transformers.SiglipImageProcessorPil(
         size={"height": siglip.SIZE, "width": siglip.SIZE}, resample=2

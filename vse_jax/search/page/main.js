@@ -125,15 +125,17 @@ async function take(files) {
     try {
       sent.push({ id: (await api.upload(file)).upload, name: file.name || "your photo" });
     } catch (error) {
-      if (!(error instanceof api.Refused)) {
+      const reason = await whyNotSent(error);
+      if (reason === null) {
         stopped = error; // it would be the same for the next one
         break;
       }
-      refused.push(`“${file.name}”: ${error.message.replace(/^the upload: /, "")}`);
+      refused.push(`“${file.name}”: ${reason}`);
     }
   }
   busy(false);
   for (const { id } of sent) goneUploads.delete(id);
+  if (sent.length) tried = null; // a bookmark's photo may be here again
   const before = read().uploads;
   const fresh = sent.filter(
     ({ id }, place) => ![...before, ...sent.slice(0, place)].some((other) => other.id === id),
@@ -142,8 +144,17 @@ async function take(files) {
   if (sent.length) await go({ uploads, picture: null, top: state.FIRST });
   if (stopped) return fail(stopped);
   if (!refused.length) return;
-  const others = sent.length ? ` The query has the other ${photos(sent.length)}.` : "";
+  const others = sent.length ? ` ${photos(sent.length)} of ${files.length} now in the query.` : "";
   messages.show(`Not used: ${refused.join("; ")}.${others}`);
+}
+
+/** What is wrong with a file; null: with the server. */
+async function whyNotSent(error) {
+  if (error instanceof api.Refused) return error.message.replace(/^the upload: /, "");
+  if (!(error instanceof api.Unreachable)) return null;
+  // A folder that was dropped, or a file that is gone meanwhile, if the server does answer.
+  const answers = await api.status().then(() => true, () => false);
+  return answers ? "could not be read or sent" : null;
 }
 
 function submit(event) {
