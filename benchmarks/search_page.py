@@ -18,9 +18,10 @@ TURNS = 7
 
 def turn(browser: Browser, address: str, query: str) -> tuple[float, float, float]:
     """Seconds to the page, from Enter to the tiles, and to the first row's pictures."""
-    window = {"width": 1280, "height": 800}
-    # Playwright's waiting evaluates a text, which the page's policy forbids.
-    with browser.new_context(viewport=window, bypass_csp=True) as context:
+    with browser.new_context(
+        viewport={"width": 1280, "height": 800},
+        bypass_csp=True,  # of wait_for_function, which evaluates a text
+    ) as context:
         page = context.new_page()
         start = time.perf_counter()
         page.goto(address)
