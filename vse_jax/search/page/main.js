@@ -225,7 +225,8 @@ function showHits() {
   const browsing = state.isBrowsing(asked);
   for (const { id, path } of hits) paths.set(id, path);
   showParts(asked); // with names that were not known before
-  gallery.show(hits, stacks, { months: browsing && asked.order !== "name" });
+  const months = browsing && asked.order !== "name" && Boolean(status.first);
+  gallery.show(hits, stacks, { months });
   if (!browsing) controls.scale(hits, asked.cut);
   showCut(asked.cut);
   if (!browsing && !state.asks(asked)) return;
