@@ -316,6 +316,13 @@ def test_files_that_are_gone_are_one_sentence(new_page, roll):
     page.watch.forgive("status of 404")
 
 
+def test_a_sign_inside_words_says_how_to_subtract(page):
+    search(page, "red - blue")
+    expect(page.locator("#meant")).to_contain_text("'red' - 'blue'")
+    search(page, "red")
+    expect(page.locator("#meant")).to_have_text("")
+
+
 # ---- The first view ------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ const goneUploads = new Set(); // their ids
 
 let status = null; // the server's, of /api/status
 // What the page shows: the answer to `asked`; null: nothing yet.
-let shown = null; // {asked, hits, stacks, total, milliseconds}
+let shown = null; // {asked, hits, stacks, total, milliseconds, hint}
 let tried = null; // the last search that had an answer or an error, as JSON; null: try again
 let shownQuery = "";
 let searching = null; // an AbortController
@@ -228,6 +228,7 @@ function showHits() {
   const months = browsing && asked.order !== "name" && Boolean(status.first);
   gallery.show(hits, stacks, { months });
   if (!browsing) controls.scale(hits, asked.cut);
+  at("meant").textContent = shown.hint ?? "";
   showCut(asked.cut);
   if (!browsing && !state.asks(asked)) return;
   const best = hits.length && !browsing ? `, the best ${hits[0].path}` : "";
