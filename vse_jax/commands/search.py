@@ -98,7 +98,7 @@ def _find(
 
         query, uploads = _question(options, store, upload)
         choice = Choice(options.top, options.min_score, filters)
-        return searcher.search(Question(query, uploads=uploads), choice)
+        return searcher.search(Question(query, uploads=uploads), choice)["hits"]
 
 
 def _question(
