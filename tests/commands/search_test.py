@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -16,6 +18,7 @@ from vse_jax.base.config import save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.search import search
 from vse_jax.search import client
+from vse_jax.search.store import File, NewPicture, Store
 
 
 @pytest.fixture(scope="module", params=["alone", "through the server"])
@@ -265,3 +268,21 @@ def test_a_picture_in_a_query_may_lie_in_the_home_folder(
     monkeypatch.setenv("HOME", str(pictures))
     found = find(query=query, format="paths", top=len(names)).splitlines()
     assert sorted(found) == [str(pictures / name) for name in names]
+
+
+def test_many_hits_are_not_compared_with_each_other(model, tmp_path, capsys):
+    index, count = tmp_path / "index", 5000
+    facts = {"model": model.fingerprint, "name": model.name, "dim": model.dim}
+    Store.create(index, folder=tmp_path, **facts)
+    names = [f"{number}.png" for number in range(count)]
+    with Store.open(index, read_only=False) as store:
+        files = [NewPicture(File(n, 1, 1, n), 4, 3, None, None) for n in names]
+        store.add(files, np.ones((count, model.dim), np.float32))
+    config = common.base()
+    config.search.update(query="red", top=count, format="paths")
+    tracemalloc.start()
+    search(config, tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(capsys.readouterr().out.splitlines()) == count
+    assert most < 4 * count**2

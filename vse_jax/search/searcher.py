@@ -125,12 +125,14 @@ class Searcher:
 
     # ---- Search ----------------------------------------------------------------------
 
-    def search(self, question: Question, choice: Choice) -> dict[str, Any]:
+    def search(
+        self, question: Question, choice: Choice, *, stacked: bool = False
+    ) -> dict[str, Any]:
         """The pictures found.
 
         Returns:
-            hits, best first; stacks: lists of their ids that are nearly equal; total:
-            None.
+            hits, best first; total: None; if `stacked`, which compares each hit with
+            each other one, stacks: lists of their ids that are nearly equal.
 
         Raises:
             InputError: a question without words, or one that the grammar, an id or a
@@ -147,11 +149,10 @@ class Searcher:
                 min_score=choice.min_score,
             )
             described = [_described(hit.row, hit.score) for hit in hits]
-            return {
-                "hits": described,
-                "stacks": self._stacks(described, neighbours=False),
-                "total": None,
-            }
+            answer: dict[str, Any] = {"hits": described, "total": None}
+            if stacked:
+                answer["stacks"] = self._stacks(described, neighbours=False)
+            return answer
 
         return self._of_one_index(found)
 

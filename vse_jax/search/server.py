@@ -243,7 +243,8 @@ class Server:
     def _answer(self, body: SearchBody) -> dict[str, Any]:
         """The pictures that fit best or, in an `order`, all that pass the filters."""
         if body.order is None:
-            return self._searcher.search(body.question(), body.choice())
+            search = self._searcher.search
+            return search(body.question(), body.choice(), stacked=True)
         if body.question().is_empty():
             return self._searcher.browse(body.choice(), body.order, body.offset)
         raise InputError("order: only where nothing is looked for")
