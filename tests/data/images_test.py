@@ -1,6 +1,8 @@
 """Decoding, augmentation and preprocessing of pictures."""
 
+import errno
 import io
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -331,6 +333,21 @@ def test_a_jpeg_file_has_the_pixels_that_pillow_gives_it(tmp_path, options):
         path.write_bytes(cut)
         with pytest.raises(InputError, match=r"picture.jpg: not a readable picture"):
             load_image(path)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOMEM])
+def test_a_disk_that_fails_says_nothing_of_the_picture(tmp_path, monkeypatch, code):
+    """Nor does memory: the file may be whole."""
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(InputError) as error:
+        load_image(path)
+    assert str(error.value) == f"{path}: {os.strerror(code)}"
 
 
 def test_sixteen_bit_gray_keeps_its_range(tmp_path):

@@ -35,12 +35,12 @@ def refusal(error: BaseException | None) -> OSError | None:
     """
     while error is not None:
         text = str(error)
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
-            said = f" ({text.splitlines()[0][:200]})" if text else ""
-            return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM) + said)
         # EINVAL: a place in the file was asked for that its content makes impossible.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             return error
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+            said = f" ({text.splitlines()[0][:200]})" if text else ""
+            return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM) + said)
         if found := re.search(r"os_error_code='(\d+)'", text):
             code = int(found[1])
             files = re.findall(r'local file "([^"]+)"', text)

@@ -20,7 +20,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from vse_jax.base.errors import InputError
+from vse_jax.base.errors import InputError, refusal
 
 _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
@@ -124,6 +124,8 @@ def opened(
     except FileNotFoundError:
         raise InputError(f"{name}: no such picture") from None
     except Exception as error:  # broken files make Pillow's decoders raise many types
+        if refused := refusal(error):  # which says nothing of the picture
+            raise InputError(f"{name}: {refused.strerror}") from None
         reason = str(error).replace(repr(name), "it").replace(repr(source), "it")
         reason = " ".join(reason.split())
         raise InputError(f"{name}: not a readable picture ({reason})") from None
