@@ -129,6 +129,20 @@ def test_another_versions_checkpoint_is_named(tmp_path, change):
         checkpoints.reached()
 
 
+def test_a_best_model_of_an_earlier_version_is_used(tmp_path):
+    """It has no checksum; a run goes on with the version that began it, only."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(5, model(1.0), {"rsum": 300.0, "epoch": 1})
+    file = tmp_path / "checkpoints/best/5/data/metadata"
+    about = json.loads(file.read_text())
+    del about["checksum"]
+    file.write_text(json.dumps(about))
+    with Checkpoints(tmp_path) as checkpoints:
+        found, data = checkpoints.restore_best(model(0.0))
+    jax.tree.map(np.testing.assert_array_equal, found, model(1.0))
+    assert data == {"rsum": 300.0, "epoch": 1}
+
+
 def test_another_versions_optimizer_is_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_last(model(1.0), rest(5) | {"mu": jnp.zeros(3)}, Reached(5))

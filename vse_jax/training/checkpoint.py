@@ -149,9 +149,13 @@ class Checkpoints:
         if step is None:
             return None
         fields = self._about(self._last, step)
+        known = {"checksum"} | {field.name for field in dataclasses.fields(Reached)}
+        if fields.keys() != known:
+            raise InputError(
+                f"{_folder(self._last, step)}: written by another version of vse_jax; "
+                "finish the run with that version"
+            )
         del fields["checksum"]
-        if fields.keys() != {field.name for field in dataclasses.fields(Reached)}:
-            raise InputError(_of_another_version(_folder(self._last, step)))
         return Reached(**fields)
 
     def restate(self, reached: Reached) -> None:
@@ -176,10 +180,7 @@ class Checkpoints:
         """The item `data` of a checkpoint, with the checksum of its arrays."""
         folder = _folder(manager, step)
         with _explained(folder, ("model",)):
-            about = _read_about(folder)
-        if "checksum" not in about:
-            raise InputError(_of_another_version(folder))
-        return about
+            return _read_about(folder)
 
     def restore_last(self, model, optimizer):
         """(model, optimizer) of the last checkpoint.
@@ -220,7 +221,7 @@ class Checkpoints:
         step = self.best_step()
         assert step is not None
         about = self._about(self._best, step)
-        del about["checksum"]
+        about.pop("checksum", None)
         return about
 
     def _restore(
@@ -233,7 +234,11 @@ class Checkpoints:
             for name, tree in trees.items():
                 _check_fits(folder, stored[name].tree, tree)
             restored = dict(manager.restore(step, args=ocp.args.Composite(**args)))
-        if self._about(manager, step)["checksum"] != _checksum(restored):
+        # A best model that an earlier version saved has none, and is used as it is.
+        if self._about(manager, step).get("checksum") not in (
+            None,
+            _checksum(restored),
+        ):
             raise InputError(_damaged(folder, "its arrays are not those saved"))
         return restored
 
@@ -395,13 +400,6 @@ def _reason(folder: Path, cause: Exception, refused: OSError | None) -> str:
 
 def _damaged(folder: Path, reason: str) -> str:
     return f"{folder}: damaged checkpoint ({reason}); what to do: docs/files.md"
-
-
-def _of_another_version(folder: Path) -> str:
-    return (
-        f"{folder}: written by another version of vse_jax; finish the run with that "
-        "version"
-    )
 
 
 def _read_all(folder: Path, trees: tuple[str, ...]) -> None:
