@@ -15,7 +15,7 @@ from vse_jax.data import pipeline
 from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.layout import Split, read_split
 from vse_jax.data.pipeline import TrainData
-from vse_jax.data.regions import NpyRows
+from vse_jax.data.regions import NpyRegions
 
 BATCH = 16
 
@@ -233,7 +233,7 @@ class TestRaggedFeatures:
         config.image.max_regions, config.image.feature_dim = 7, 8
         split, tokens = load(config)
         config.image.kind = "region"
-        mapped = NpyRows(tmp_path / "regions.npy")
+        mapped = NpyRegions(tmp_path / "regions.npy", split.image_ids)
         regions_split = dataclasses.replace(split, pictures=None, regions=mapped)
         data = TrainData(config, regions_split, tokens)
 
