@@ -46,10 +46,10 @@ from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB
 from vse_jax.base.possible import value_problems
 from vse_jax.data.captions import CaptionTokens, caption_tokenizer
+from vse_jax.data.digests import vocabulary_digest
 from vse_jax.data.images import PictureBytes, load_image, preprocess
 from vse_jax.data.regions import finite_regions
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
-from vse_jax.data.vocabulary_files import vocabulary_content
 from vse_jax.devices import runtime
 from vse_jax.devices.mesh import on_one_device
 from vse_jax.evaluation.evaluator import Model as Arrays
@@ -218,8 +218,7 @@ class Model:
         """
         fields = vector_fields(self._config)
         digest = hashlib.sha256(repr(sorted(fields.items())).encode())
-        for name, content in sorted(vocabulary_content(self._config).items()):
-            digest.update(name.encode() + hashlib.sha256(content).digest())
+        digest.update(vocabulary_digest(self._config).encode())
         for path, leaf in jax.tree.leaves_with_path(self._arrays):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())

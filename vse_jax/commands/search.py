@@ -129,9 +129,7 @@ def _question(
         if options.query is not None
         else ""
     )
-    like = (
-        [] if options.like is None else [upload(Path(os.path.expanduser(options.like)))]
-    )
+    like = [] if options.like is None else [upload(Path(options.like))]
     return query, like
 
 
