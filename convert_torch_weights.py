@@ -16,7 +16,7 @@ import os
 from absl import app, flags
 
 from configs import common
-from vse_jax.base import command_line as cli
+from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError
 
 flags.DEFINE(cli.PathParser(), "checkpoint", None, "Released model_best.pth.")
@@ -55,12 +55,12 @@ def run(_) -> None:
 
     if task == "backbone":
         # Here and below: a wrong flag is found before jax is imported.
-        from vse_jax.convert.backbones import convert_backbone  # noqa: PLC0415
+        from vse_jax.checkpoints.torch.backbones import convert_backbone  # noqa: PLC0415
 
         convert_backbone(given["backbone"], given["kind"], given["output"])
         print(f"{given['output']}: {given['kind']} CNN, for config.image.weights")
         return
-    from vse_jax.convert.workdir import from_torch, to_torch  # noqa: PLC0415
+    from vse_jax.checkpoints.torch.workdir import from_torch, to_torch  # noqa: PLC0415
 
     workdir = given["workdir"]
     if task == "to-torch":
@@ -68,7 +68,7 @@ def run(_) -> None:
         print(f"{given['to-torch']}: for the official code")
         return
     if task == "hub":
-        from vse_jax.convert.hub import download  # noqa: PLC0415
+        from vse_jax.checkpoints.torch.hub import download  # noqa: PLC0415
 
         file = download(given["hub"])
     else:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from absl import app, flags
 
 from configs import common
-from vse_jax.base import command_line as cli
+from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
-from vse_jax.devices import preemption
-from vse_jax.training.model_folder import model_config
+from vse_jax.checkpoints.model_folder import model_config
+from vse_jax.distributed import preemption
 
 
 class Mode(NamedTuple):
@@ -51,13 +51,13 @@ MODES = {
         "plot": Mode("vse_jax.commands.plot", "plot"),
         "push": Mode("vse_jax.commands.push", "push", _PUSH, published=True),
         "export_model": Mode("vse_jax.commands.export_model", "export_model"),
-        "compile": Mode("vse_jax.commands.compile", "compile_run", _COMPILER, False),
+        "compile": Mode("vse_jax.planning.report", "compile_run", _COMPILER, False),
         "prepare": Mode("vse_jax.commands.prepare", "prepare", (), False),
         "export": Mode("vse_jax.commands.export", "export", (), False),
         "build_vocab": Mode("vse_jax.commands.build_vocab", "build_vocab", (), False),
-        "index": Mode("vse_jax.commands.index", "index"),
-        "search": Mode("vse_jax.commands.search", "search", devices=False),
-        "serve": Mode("vse_jax.commands.serve", "serve"),
+        "index": Mode("vse_search.commands.index", "index"),
+        "search": Mode("vse_search.commands.search", "search", devices=False),
+        "serve": Mode("vse_search.commands.serve", "serve"),
         "explain": Mode("vse_jax.commands.explain", "explain"),
     },
     "gpo_synthetic": {
@@ -103,7 +103,7 @@ def run(overrides: list[str]) -> None:
         return getattr(importlib.import_module(mode.module), mode.function)(*values)
     if given.mode == "train":
         preemption.listen()
-    from vse_jax.devices import runtime  # noqa: PLC0415 (loads jax: seconds)
+    from vse_jax.distributed import runtime  # noqa: PLC0415 (loads jax: seconds)
 
     if mode.keeps_memory:
         runtime.keep_freed_memory()

@@ -20,9 +20,9 @@ from benchmarks import report
 from benchmarks.others import Others
 from benchmarks.rows import PEAK, ROWS, Row
 from benchmarks.worker import Worker
-from vse_jax.base.command_line import errors_on_one_line
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
+from vse_jax.command_line import errors_on_one_line
 
 _ROWS = flags.DEFINE_list("rows", [], "Parts of the rows' names; none: all but demo.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", lower_bound=1)

@@ -26,16 +26,16 @@ from vse_jax.data.images import own_process
 from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.rows import Batch
-from vse_jax.devices import runtime
-from vse_jax.devices.compiling import Programs
-from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.distributed import runtime
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.evaluation.ranking import retrieval_metrics
-from vse_jax.models.blocks import keep_apart
 from vse_jax.models.build import build_image_tower, build_text_tower
 from vse_jax.models.pooling import make_pool
+from vse_jax.ops.blocks import keep_apart
+from vse_jax.optimizer import Schedule
 from vse_jax.training.metric_writer import read_metrics
-from vse_jax.training.optimizer import Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.state import initial_state
 from vse_jax.training.step import TrainStep

@@ -1,7 +1,7 @@
 """The grid, region and BERT towers in PyTorch, to compare numbers and speed with.
 
 Written after the paper (VSE∞, CVPR 2021) with the names of the official checkpoints, so
-that the tables of vse_jax/weights/keys.py give these modules the weights of ours.
+that the tables of vse_jax/checkpoints/torch/keys.py give them the weights of ours.
 """
 
 import torch

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.rows import ROWS, Row
-from vse_jax.base.command_line import errors_on_one_line
+from vse_jax.command_line import errors_on_one_line
 from vse_jax.figures import style
 
 FOLDER = Path(__file__).parent / "results"

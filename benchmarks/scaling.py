@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import inputs, our_rows, report
 from benchmarks.rows import Ready, repeated
-from vse_jax.base.command_line import errors_on_one_line
 from vse_jax.base.errors import check_choice
 from vse_jax.base.files import write_atomically
+from vse_jax.command_line import errors_on_one_line
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.figures import style
 

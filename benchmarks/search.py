@@ -27,12 +27,12 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import report
-from vse_jax.base.command_line import errors_on_one_line
 from vse_jax.base.errors import check_choice
 from vse_jax.base.files import write_atomically
-from vse_jax.search.engine import ALL, Filters
-from vse_jax.search.engines import make_engine
-from vse_jax.search.store import File, NewPicture, Store
+from vse_jax.command_line import errors_on_one_line
+from vse_search.engine import ALL, Filters
+from vse_search.engines import make_engine
+from vse_search.store import File, NewPicture, Store
 
 DIM, TOP, QUERIES, WARM = 1024, 10, 60, 10
 _CHUNK = 20_000

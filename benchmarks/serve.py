@@ -25,10 +25,10 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.soak import resident, soak
-from vse_jax.base.command_line import PathParser
-from vse_jax.base.config import load_config
+from vse_jax.command_line import PathParser
+from vse_jax.config import load_config
 from vse_jax.data.layout import read_split
-from vse_jax.search.store import Store
+from vse_search.store import Store
 
 _WORKDIR = flags.DEFINE(PathParser(), "workdir", "runs/demo", "A run with an index.")
 _REQUESTS = flags.DEFINE_integer("requests", 10_000, "Of the mixed ones.")

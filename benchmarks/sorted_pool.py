@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vse_jax.models import sorted_pool
+from vse_jax.ops import sorted_pool
 
 # Sets, set size, dimensions.
 SHAPES = ((128, 36, 1024), (128, 16, 512), (32, 256, 1024))

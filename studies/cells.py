@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from configs import openmoji_cells
 from studies import efficientnet_lite as lite
-from vse_jax.base.command_line import errors_on_one_line, set_up_logging
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
+from vse_jax.command_line import errors_on_one_line, set_up_logging
+from vse_jax.config import Config
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 
@@ -28,7 +28,7 @@ SPLITS = ("train", "dev", "test")
 _BATCH = 16
 
 
-def write_cells(config: ConfigDict) -> list[Path]:
+def write_cells(config: Config) -> list[Path]:
     """Writes the cells of every split's pictures that lacks them.
 
     Args:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from vse_jax.base.errors import InputError
-from vse_jax.weights import torch_file
+from vse_jax.checkpoints.torch import torch_file
 
 SIZE = 224  # px, of the pictures that it was trained on
 GRID, CHANNELS = 7, 1280  # of the cells

@@ -20,17 +20,16 @@ import numpy as np
 import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import save_config
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
+from vse_jax.config import Config, save_config
 from vse_jax.models.gpo import GPO, TEMPERATURE, position_encoding
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import interpolate
-from vse_jax.models.sorted_pool import sorted_pool
+from vse_jax.ops.sorted_pool import sorted_pool
 
 Table = dict[str, dict[str, dict[str, float]]]  # range → generator → pattern → RMSE
 
@@ -236,7 +235,7 @@ class TrainingState:
 
 
 def train_generator(
-    name: str, config: ConfigDict
+    name: str, config: Config
 ) -> tuple[nnx.GraphDef, Params, Float[np.ndarray, "steps patterns"]]:
     """Trains one of GENERATORS on every pattern.
 
@@ -370,7 +369,7 @@ def format_table(table: Table) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def run_study(config: ConfigDict, workdir: Path) -> Table:
+def run_study(config: Config, workdir: Path) -> Table:
     """Trains all generators on all patterns; prints and writes workdir/table6.json.
 
     Raises:

@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from vse_jax.base.config import ADDED, HOSTS_OWN, flat_fields, is_in
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import parse_object, read_lines, write_atomically
+from vse_jax.config import ADDED, HOSTS_OWN, Config, flat_fields, is_in
 
 # What decides nothing about a run's results.
 _FREE = (
@@ -60,7 +58,7 @@ class Ledger:
         InputError: the file is damaged, or of another recipe.
     """
 
-    def __init__(self, path: Path, recipe: ConfigDict):
+    def __init__(self, path: Path, recipe: Config):
         self.path = path
         # As JSON gives it back: tuples as lists.
         self._recipe = json.loads(json.dumps(_deciding(flat_fields(recipe))))

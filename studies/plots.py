@@ -7,18 +7,18 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from ml_collections import ConfigDict
 
 from studies.gpo_synthetic import PAPER, PATTERNS
 from studies.ledger import Result
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
+from vse_jax.config import Config
 from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
 
 Runs = Mapping[str, Sequence[Result]]  # variant → its runs, by seed
 
 
-def plot(config: ConfigDict, workdir: Path) -> None:
+def plot(config: Config, workdir: Path) -> None:
     """--mode=plot of the paper's synthetic study: draws the table6.json of `workdir`.
 
     Raises:

@@ -18,14 +18,14 @@ from pathlib import Path
 from studies import pooling_page
 from studies.ledger import Ledger, Result
 from studies.variants import VARIANTS, config_of, flags_of, in_order, recipe
-from vse_jax.base.command_line import errors_on_one_line, set_up_logging
-from vse_jax.base.config import check_same_run, load_config
 from vse_jax.base.errors import InputError
-from vse_jax.devices.preemption import EXIT_CODE, Preempted
+from vse_jax.checkpoints.best import load_best
+from vse_jax.command_line import errors_on_one_line, set_up_logging
+from vse_jax.config import check_same_run, load_config
+from vse_jax.distributed.preemption import EXIT_CODE, Preempted
 from vse_jax.figures.coefficients import learned_coefficients
 from vse_jax.models.build import merge_model
 from vse_jax.models.gpo import GPO
-from vse_jax.training.best import load_best
 from vse_jax.training.metric_writer import read_metrics
 
 FOLDER = Path("runs/pooling")

@@ -12,8 +12,8 @@ from pathlib import Path
 from studies.ledger import Ledger, Result
 from studies.plots import study_coefficients, study_curves, study_dots
 from studies.variants import POOLINGS, REASONS, VARIANTS, recipe
-from vse_jax.base.command_line import errors_on_one_line, set_up_logging
 from vse_jax.base.files import write_atomically
+from vse_jax.command_line import errors_on_one_line, set_up_logging
 
 LEDGER = Path("docs/pooling_study.jsonl")
 DOCUMENT = Path("docs/pooling_study.md")

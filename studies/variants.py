@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from configs import openmoji_cells
-from vse_jax.base.config import flat_fields
+from vse_jax.config import Config, flat_fields
 
 
 class Variant(NamedTuple):
@@ -65,12 +63,12 @@ REASONS = {
 VARIANTS = POOLINGS | REASONS
 
 
-def recipe() -> ConfigDict:
+def recipe() -> Config:
     """The config that all variants change."""
     return openmoji_cells.get_config()
 
 
-def config_of(name: str, seed: int) -> ConfigDict:
+def config_of(name: str, seed: int) -> Config:
     """The config of a variant's run."""
     config = recipe()
     config.update_from_flattened_dict({**VARIANTS[name].changes, "seed": seed})

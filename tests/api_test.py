@@ -15,17 +15,17 @@ import vse_jax
 from tests.helpers import steps, tiny
 from tests.helpers.runs import write_run
 from vse_jax import api
-from vse_jax.base.config import load_config, save_config, vector_fields
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.best import load_best
+from vse_jax.config import load_config, save_config, vector_fields
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 from vse_jax.data.vocabulary_files import keep_vocabulary
-from vse_jax.devices.compiling import Programs
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
-from vse_jax.search.indexing import check_model
-from vse_jax.search.store import Store
-from vse_jax.training.best import load_best
+from vse_search.indexing import check_model
+from vse_search.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from tests.helpers.programs import (
     start,
     wait_for,
 )
-from vse_jax.base.config import load_config, save_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.commands.prepare import prepare
 from vse_jax.commands.train import train
+from vse_jax.config import load_config, save_config
 from vse_jax.data.prepare import openmoji
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.training.metric_writer import read_metrics
@@ -95,7 +95,7 @@ import importlib, sys
 import cv2, numpy as np, PIL.Image
 from absl import app, flags
 import main
-from vse_jax.base import command_line as cli
+from vse_jax import command_line as cli
 
 def resident():  # bytes
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -11,7 +11,7 @@ import pytest
 
 import main
 from configs import common
-from vse_jax.base.config import flat_fields
+from vse_jax.config import flat_fields
 
 FILES = sorted(
     [*Path("vse_jax").rglob("*.py"), Path("main.py"), Path("convert_torch_weights.py")]

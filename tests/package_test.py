@@ -99,7 +99,7 @@ model = vse_jax.load(sys.argv[1])
 model.encode_captions(["a red bar"])
 model.encode_images([sys.argv[2]])
 check()
-import vse_jax.commands.train, vse_jax.commands.index, vse_jax.commands.serve
+import vse_jax.commands.train, vse_search.commands.index, vse_search.commands.serve
 check("environment")
 """
 

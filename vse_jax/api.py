@@ -31,35 +31,35 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32, UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.base import progress as bar
-from vse_jax.base.config import (
+from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.files import HUB
+from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.hub import fetch
+from vse_jax.checkpoints.model_folder import is_siglip, model_config
+from vse_jax.checkpoints.zero_shot import is_zero_shot
+from vse_jax.config import (
     HOSTS_OWN,
+    Config,
     change_paths,
     flat_fields,
     takes_regions,
     vector_fields,
 )
-from vse_jax.base.errors import InputError, check_choice
-from vse_jax.base.files import HUB
-from vse_jax.base.possible import value_problems
 from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.digests import vocabulary_digest
 from vse_jax.data.images import PictureBytes, load_image, preprocess
 from vse_jax.data.regions import finite_regions
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
-from vse_jax.devices import runtime
-from vse_jax.devices.mesh import on_one_device
+from vse_jax.distributed import runtime
+from vse_jax.distributed.mesh import on_one_device
 from vse_jax.evaluation.evaluator import Model as Arrays
 from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
-from vse_jax.training.best import load_best
-from vse_jax.training.model_folder import is_siglip, model_config
-from vse_jax.training.zero_shot import is_zero_shot
-from vse_jax.weights.hub import fetch
+from vse_jax.possible import value_problems
 
 Picture: TypeAlias = (
     str
@@ -146,7 +146,7 @@ def load(
         return model_of(config, folder, name)
 
 
-def _override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+def _override(config: Config, overrides: Mapping[str, Any]) -> None:
     known = flat_fields(config).keys() | HOSTS_OWN  # which shared configs are without
     for field, value in overrides.items():
         if field not in known:
@@ -160,7 +160,7 @@ def _override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         raise InputError("; ".join(problems.values()))
 
 
-def model_of(config: ConfigDict, workdir: Path, name: str | None = None) -> "Model":
+def model_of(config: Config, workdir: Path, name: str | None = None) -> "Model":
     """As `load`, with the config of a command line; `name`: None: the folder's.
 
     Raises:
@@ -187,7 +187,7 @@ class Model:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         graphdef: nnx.GraphDef,
         arrays: Arrays,
         mesh: Mesh,

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from configs import common
-from tests.commands.serve_test import started
 from tests.helpers import searching
-from vse_jax.base.config import save_config
+from tests.search.commands.serve_test import started
+from vse_jax.config import save_config
 
 PROGRAM = """
 from absl import app
-from vse_jax.base import command_line as cli
+from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError
 
 def run(_):

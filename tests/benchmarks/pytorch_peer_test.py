@@ -11,8 +11,8 @@ import torch
 from benchmarks import pytorch_peer, pytorch_training
 from configs import common
 from tests.helpers import golden_weights, steps, tiny
-from vse_jax.devices.mesh import batch_sharding, put_batch
-from vse_jax.weights import keys
+from vse_jax.checkpoints.torch import keys
+from vse_jax.distributed.mesh import batch_sharding, put_batch
 
 # Parameters without a true gradient (tests/training/trajectory_test.py): Adam makes
 # steps of their rounding noise.

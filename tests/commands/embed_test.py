@@ -6,12 +6,12 @@ from flax import nnx
 
 from tests.helpers import tiny
 from tests.helpers.runs import write_run
-from vse_jax.base.config import save_config
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.runs import Checkpoints
 from vse_jax.commands.embed import embed, embed_best
+from vse_jax.config import save_config
 from vse_jax.data.layout import read_split
 from vse_jax.models.build import build_model, split_model
-from vse_jax.training.checkpoint import Checkpoints
 
 
 def test_members_of_an_ensemble_see_the_same_images(tiny_root, tmp_path):

@@ -38,7 +38,7 @@ print(there.name)
 FETCH = """
 import sys
 from vse_jax.base.errors import InputError
-from vse_jax.weights.hub import fetch
+from vse_jax.checkpoints.hub import fetch
 try:
     print(fetch(sys.argv[1]))
 except InputError as error:
@@ -122,7 +122,7 @@ def test_a_changed_card_is_kept_and_another_written_anew(workdir, shared):
 
 
 def test_an_older_evaluation_is_not_the_models(workdir, tmp_path, caplog):
-    from vse_jax.sharing.folder import _evaluations
+    from vse_jax.checkpoints.sharing.folder import _evaluations
 
     file = tmp_path / "eval_test.json"
     file.write_text((workdir / "eval_test.json").read_text())

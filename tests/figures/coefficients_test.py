@@ -7,10 +7,10 @@ from tests.helpers import tiny
 from tests.helpers.pictures import assert_drawn
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.best import load_best
 from vse_jax.commands.plot import plot
 from vse_jax.figures.coefficients import learned_coefficients
 from vse_jax.models.build import merge_model
-from vse_jax.training.best import load_best
 
 
 def kept_run(workdir, kind="grid", **pools):

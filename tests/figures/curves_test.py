@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import load_image
 from vse_jax.figures.curves import curves_picture
-from vse_jax.training.optimizer import Schedule
+from vse_jax.optimizer import Schedule
 
 SCHEDULE = Schedule(
     steps_per_epoch=10,

@@ -5,7 +5,7 @@ import numpy as np
 
 from tests.helpers.steps import batch_of, set_up
 from vse_jax.base.trees import flatten
-from vse_jax.devices.mesh import batch_sharding, put_batch
+from vse_jax.distributed.mesh import batch_sharding, put_batch
 
 
 def one_step(config) -> set[str]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vse_jax.weights.keys import Table, from_torch, to_torch
+from vse_jax.checkpoints.torch.keys import Table, from_torch, to_torch
 
 M = TypeVar("M", bound=nnx.Module)
 FOLDER = Path(__file__).parents[1] / "golden"

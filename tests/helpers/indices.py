@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vse_jax.search.store import File, NewPicture, Store
+from vse_search.store import File, NewPicture, Store
 
 COUNT, DIM = 200, 16
 

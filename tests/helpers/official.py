@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.helpers.golden_weights import FOLDER
-from vse_jax.convert.released import CNN_PARTS
+from vse_jax.checkpoints.torch.released import CNN_PARTS
 
 # Every size of the released layouts that can shrink, so that they still fit together.
 SMALL = {

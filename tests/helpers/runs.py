@@ -4,9 +4,9 @@ from pathlib import Path
 
 from flax import nnx
 
-from vse_jax.base.config import save_config
+from vse_jax.checkpoints.runs import Checkpoints
+from vse_jax.config import save_config
 from vse_jax.models.build import build_model, split_model
-from vse_jax.training.checkpoint import Checkpoints
 
 
 def write_run(config, folder: Path, seed: int = 0) -> Path:

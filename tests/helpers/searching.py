@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.data.images import load_image
-from vse_jax.search.indexing import update
-from vse_jax.search.store import Store
+from vse_search.indexing import update
+from vse_search.store import Store
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -146,7 +146,7 @@ def options(**others) -> ConfigDict:
 
 
 def main(folder: str, port: str = "0", seconds: str = "0") -> None:
-    from vse_jax.commands.serve import serve_index
+    from vse_search.commands.serve import serve_index
 
     index = make_index(draw_pictures(Path(folder, "pictures")), Path(folder, "index"))
 

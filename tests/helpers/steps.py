@@ -4,10 +4,10 @@ import jax
 import numpy as np
 
 from tests.helpers import tiny
-from vse_jax.base.config import takes_regions
+from vse_jax.config import takes_regions
 from vse_jax.data.pipeline import eval_captions, eval_images
-from vse_jax.devices.mesh import make_mesh
-from vse_jax.training.optimizer import Schedule
+from vse_jax.distributed.mesh import make_mesh
+from vse_jax.optimizer import Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.state import initial_state
 from vse_jax.training.step import jit_step

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights, tiny
+from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_text_tower
 from vse_jax.models.vse import l2_normalise
-from vse_jax.weights import keys
 
 
 def tiny_config(layers=1):

@@ -10,9 +10,9 @@ from flax import nnx
 
 from benchmarks import pytorch_peer
 from tests.helpers.golden_weights import golden_module
+from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_image_tower, build_text_tower
 from vse_jax.models.vse import l2_normalise
-from vse_jax.weights import keys
 
 pytestmark = pytest.mark.slow
 

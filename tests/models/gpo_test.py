@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights
+from vse_jax.checkpoints.torch import keys
 from vse_jax.models.gpo import GPO, position_encoding
-from vse_jax.weights import keys
 
 
 @pytest.fixture(scope="module")

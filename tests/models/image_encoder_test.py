@@ -5,9 +5,9 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights, tiny
+from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_image_tower
 from vse_jax.models.vse import l2_normalise
-from vse_jax.weights import keys
 
 
 def region_encoder():

@@ -11,9 +11,9 @@ from tests.helpers import golden_weights, tiny
 from tests.helpers.steps import batch_of, set_up
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten
-from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.losses import batch_loss
 from vse_jax.models.build import build_loss
-from vse_jax.training.losses import batch_loss
 
 PAIRS, DIM = 48, 8
 LOSSES = ("triplet", "infonce", "sigmoid")

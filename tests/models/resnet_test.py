@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights
+from vse_jax.checkpoints.torch import keys
 from vse_jax.models.resnet import ResNet
-from vse_jax.weights import keys
 
 SIZES = {"groups": 1, "group_width": 64, "width": 64, "patch": 4}
 

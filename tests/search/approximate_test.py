@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.indices import COUNT, new, unit_vectors, write_index
-from vse_jax.search import approximate
-from vse_jax.search.approximate import ApproximateEngine
-from vse_jax.search.engine import Filters
-from vse_jax.search.exact import ExactEngine
-from vse_jax.search.store import Store
+from vse_search import approximate
+from vse_search.approximate import ApproximateEngine
+from vse_search.engine import Filters
+from vse_search.exact import ExactEngine
+from vse_search.store import Store
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.users import folder_of_everybody, ordinary_user
 from vse_jax.base.errors import InputError
-from vse_jax.search.client import announced, running
+from vse_search.client import announced, running
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

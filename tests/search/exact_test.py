@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.indices import COUNT, DIM, new, unit_vectors, write_index
-from vse_jax.search.engine import ALL, Filters
-from vse_jax.search.exact import ExactEngine, best
-from vse_jax.search.store import File, Store
+from vse_search.engine import ALL, Filters
+from vse_search.exact import ExactEngine, best
+from vse_search.store import File, Store
 
 
 @pytest.fixture

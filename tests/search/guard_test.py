@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.helpers.asgi import Asker
-from vse_jax.search.guard import Guard, cookie_of, is_local
+from vse_search.guard import Guard, cookie_of, is_local
 
 TOKEN = "correct horse"
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from tests.helpers.encoder import StandIn
 from vse_jax.data.images import own_process, preprocess
-from vse_jax.search.indexing import update
-from vse_jax.search.store import Store
+from vse_search.indexing import update
+from vse_search.store import Store
 
 
 class Small(StandIn):

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from tests.helpers.encoder import StandIn
-from vse_jax.search.indexing import update
-from vse_jax.search.store import Store
+from vse_search.indexing import update
+from vse_search.store import Store
 
 
 class Slow(StandIn):

@@ -18,10 +18,10 @@ from tests.helpers.encoder import StandIn
 from tests.helpers.users import folder_of_everybody, ordinary_user
 from tests.search.pictures_test import bomb
 from vse_jax.base.errors import InputError
-from vse_jax.search import indexing
-from vse_jax.search.engine import Filters
-from vse_jax.search.indexing import Report, update
-from vse_jax.search.store import Store
+from vse_search import indexing
+from vse_search.engine import Filters
+from vse_search.indexing import Report, update
+from vse_search.store import Store
 
 MODEL = StandIn()
 
@@ -219,8 +219,8 @@ def test_each_file_is_read_once(index, folder, tmp_path):
         import collections, sys
         from pathlib import Path
         from tests.helpers.encoder import StandIn
-        from vse_jax.search.indexing import update
-        from vse_jax.search.store import Store
+        from vse_search.indexing import update
+        from vse_search.store import Store
         opened = collections.Counter()
         def note(event, arguments):
             if event == "open" and "/n" in str(arguments[0]):

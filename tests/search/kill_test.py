@@ -9,7 +9,7 @@ import time
 
 from tests.helpers.encoder import StandIn
 from tests.search.indexing_test import check_vectors, draw
-from vse_jax.search.store import Store
+from vse_search.store import Store
 
 KILLS, BATCH, PICTURES = 20, 4, 400
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vse_jax.base.errors import InputError
-from vse_jax.search.pictures import MAX_PIXELS, memory_for, read_picture
+from vse_search.pictures import MAX_PIXELS, memory_for, read_picture
 
 AROUND = 100_000_000  # bytes for the index, batches and threads
 

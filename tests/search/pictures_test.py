@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import PictureBytes, load_image
-from vse_jax.search.pictures import Passed, read_picture, thumbnail, walk
+from vse_search.pictures import Passed, read_picture, thumbnail, walk
 
 GREEN = (30, 200, 60)
 

@@ -8,12 +8,12 @@ from qdrant_client import QdrantClient
 
 from tests.helpers.indices import COUNT, DIM, new, unit_vectors, write_index
 from vse_jax.base.errors import InputError
-from vse_jax.search import qdrant
-from vse_jax.search.engine import ALL, Filters
-from vse_jax.search.engines import make_engine
-from vse_jax.search.exact import ExactEngine
-from vse_jax.search.qdrant import QdrantEngine
-from vse_jax.search.store import File, Store
+from vse_search import qdrant
+from vse_search.engine import ALL, Filters
+from vse_search.engines import make_engine
+from vse_search.exact import ExactEngine
+from vse_search.qdrant import QdrantEngine
+from vse_search.store import File, Store
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_missing_package_is_named(store, monkeypatch, name, package):
     import sys
 
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"vse_jax.search.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"vse_search.{name}", raising=False)
     with pytest.raises(InputError) as error:
         make_engine(store, name, ":memory:")
     message = str(error.value)

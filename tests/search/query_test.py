@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
-from vse_jax.search.pictures import SUFFIXES
-from vse_jax.search.query import (
+from vse_search.pictures import SUFFIXES
+from vse_search.query import (
     MOST_LETTERS,
     MOST_PARTS,
     Part,

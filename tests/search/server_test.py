@@ -23,8 +23,8 @@ from tests.helpers.runs import write_run
 from tests.helpers.searching import ColourModel
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
-from vse_jax.search.opening import opened
-from vse_jax.search.server import Server
+from vse_search.opening import opened
+from vse_search.server import Server
 
 JSON = {"content-type": "application/json"}
 
@@ -821,7 +821,7 @@ def test_the_page_is_served_with_its_types(serve, tmp_path, monkeypatch):
     (tmp_path / "index.html").write_text("<!doctype html>")
     (tmp_path / "main.js").write_text("1")
     (tmp_path / "notes.txt").write_text("secret")
-    monkeypatch.setattr("vse_jax.search.server.PAGE", tmp_path)
+    monkeypatch.setattr("vse_search.server.PAGE", tmp_path)
     server = serve()
     reply = server.get("/")
     assert reply.headers["content-type"] == "text/html; charset=utf-8"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vse_jax.search.stacks import stacks
+from vse_search.stacks import stacks
 
 
 def fan(*degrees: float) -> np.ndarray:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vse_jax.search.workers import QueueFull, Workers
+from vse_search.workers import QueueFull, Workers
 
 
 @pytest.fixture

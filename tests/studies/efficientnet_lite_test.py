@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from studies import efficientnet_lite as lite
 from vse_jax.base.errors import InputError
-from vse_jax.weights import torch_file
+from vse_jax.checkpoints.torch import torch_file
 
 # Each block's stride, by its number: that and the shapes of its weights is all that the
 # peer takes from the architecture.

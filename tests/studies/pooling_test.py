@@ -7,9 +7,9 @@ import pytest
 from studies import pooling, pooling_page, variants
 from studies.ledger import Ledger
 from tests.helpers.runs import write_run
-from vse_jax.base.command_line import override
-from vse_jax.base.config import flat_fields, save_config
 from vse_jax.base.errors import InputError
+from vse_jax.command_line import override
+from vse_jax.config import flat_fields, save_config
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)

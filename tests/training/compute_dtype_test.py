@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.steps import batch_of, bigru, region_config
-from vse_jax.devices.mesh import make_mesh
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.distributed.mesh import make_mesh
+from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.step import train_step
 

@@ -9,7 +9,7 @@ from flax import nnx
 from tests.helpers import tiny
 from tests.helpers.steps import batch_of, region_config, set_up
 from vse_jax.base.trees import flatten
-from vse_jax.devices.mesh import batch_sharding, put_batch
+from vse_jax.distributed.mesh import batch_sharding, put_batch
 from vse_jax.models.build import abstract_model, build_model, merge_model
 
 

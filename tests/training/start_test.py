@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, Reached
 from vse_jax.data.digests import data_digests
 from vse_jax.data.layout import read_split
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.distributed.mesh import make_mesh
 from vse_jax.models.build import build_model, split_model
-from vse_jax.training.checkpoint import CONVERTED, Checkpoints, Reached
-from vse_jax.training.optimizer import Schedule
+from vse_jax.optimizer import Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.start import Splits, converted, reached_before
 from vse_jax.training.state import initial_state

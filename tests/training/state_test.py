@@ -6,9 +6,9 @@ import pytest
 
 from tests.helpers import tiny
 from vse_jax.base.errors import InputError
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.distributed.mesh import make_mesh
 from vse_jax.models.build import abstract_model
-from vse_jax.training.optimizer import Optimizer
+from vse_jax.optimizer import Optimizer
 from vse_jax.training.state import abstract_state, initial_state
 
 

@@ -14,9 +14,9 @@ from tests.helpers import tiny
 from tests.helpers.steps import batch_of, bigru, region_config, set_up
 from vse_jax.base.trees import flatten
 from vse_jax.data.rows import caption_shapes, image_shapes, size_of
-from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
-from vse_jax.devices.program import Program, read_program
-from vse_jax.training.optimizer import Schedule
+from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.optimizer import Schedule
+from vse_jax.planning.program import Program, read_program
 from vse_jax.training.plan import make_plan
 from vse_jax.training.step import jit_step, lower_step, train_step
 
@@ -24,7 +24,7 @@ from vse_jax.training.step import jit_step, lower_step, train_step
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
 def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatch):
     monkeypatch.setattr(
-        "vse_jax.devices.mesh._SHARD_FROM", 256
+        "vse_jax.distributed.mesh._SHARD_FROM", 256
     )  # shard toy kernels too
     config = tiny.get_config() if kind == "grid_bert" else bigru(region_config())
     # One step of plain descent with rate 1: the change of a parameter is its gradient.

@@ -9,9 +9,9 @@ import pytest
 from vse_jax.base.errors import InputError
 from vse_jax.data.layout import read_split
 from vse_jax.data.regions import NpyRows
-from vse_jax.devices import preemption
-from vse_jax.devices.compiling import Programs
-from vse_jax.devices.mesh import make_mesh
+from vse_jax.distributed import preemption
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.models.build import abstract_model, build_model, split_model
 from vse_jax.training.token_features import (

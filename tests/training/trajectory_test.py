@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 from tests.helpers import golden_weights
-from vse_jax.devices.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.checkpoints.torch import keys
+from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.build import build_model, split_model
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.training.plan import Plan
 from vse_jax.training.state import TrainState, abstract_state
 from vse_jax.training.step import jit_step
-from vse_jax.weights import keys
 
 # Parameters that the loss does not depend on: softmax ignores what all keys of a query
 # have in common, batch normalisation a constant before it. Their gradients are rounding

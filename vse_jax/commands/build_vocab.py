@@ -3,16 +3,15 @@
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
+from vse_jax.config import Config
 from vse_jax.data.layout import read_captions
 from vse_jax.data.records.buckets import root_path
 from vse_jax.data.vocabulary import count_words, vocabulary_folder
 
 
-def build_vocab(config: ConfigDict) -> None:
+def build_vocab(config: Config) -> None:
     """--mode=build_vocab: writes the vocabulary of the training captions.
 
     To config.text.vocab, or to where `find_vocabulary` looks first.

@@ -5,19 +5,18 @@ import os
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import change_paths, load_config, own_vocabulary
 from vse_jax.base.files import write_atomically
+from vse_jax.checkpoints.best import load_best
+from vse_jax.config import Config, change_paths, load_config, own_vocabulary
 from vse_jax.data.layout import Split, read_split
-from vse_jax.devices.agreement import on_first
-from vse_jax.devices.compiling import Programs
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.multihost import on_first
 from vse_jax.evaluation.evaluator import Embeddings, Evaluator
 from vse_jax.evaluation.ranking import check_finite, ensemble
-from vse_jax.training.best import load_best
 
 
-def embed(config: ConfigDict, workdir: Path) -> None:
+def embed(config: Config, workdir: Path) -> None:
     """Writes embeddings/<split>/{images.npy, captions.npy, image_ids.txt}.
 
     Of the best checkpoint in `workdir` and config.eval.split; float32 [N, D].
@@ -43,7 +42,7 @@ def embed(config: ConfigDict, workdir: Path) -> None:
 
 
 def embed_best(
-    config: ConfigDict,
+    config: Config,
     workdir: Path,
     split: Split,
     evaluator: Evaluator | None = None,
@@ -66,7 +65,7 @@ def embed_best(
 
 
 def _embed_with(
-    config: ConfigDict, workdir: Path, split: Split, evaluator: Evaluator | None
+    config: Config, workdir: Path, split: Split, evaluator: Evaluator | None
 ) -> Embeddings:
     """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
     graphdef, model, mesh = load_best(config, workdir)
@@ -78,7 +77,7 @@ def _embed_with(
     return found
 
 
-def _use_data_of(config: ConfigDict, member: ConfigDict, folder: Path) -> None:
+def _use_data_of(config: Config, member: Config, folder: Path) -> None:
     """Lets a member of an ensemble read the data, and use the devices, of `config`.
 
     A member keeps the vocabulary that lies in its folder.

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from vse_jax.base.files import write_atomically
 from vse_jax.commands.embed import embed_best
+from vse_jax.config import Config
 from vse_jax.data.layout import Split, read_split
-from vse_jax.devices.agreement import on_first
+from vse_jax.distributed.multihost import on_first
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
 from vse_jax.evaluation.evaluator import Embeddings, Evaluator
@@ -18,7 +17,7 @@ from vse_jax.figures.retrieval import retrieval_picture
 
 
 def evaluate(
-    config: ConfigDict,
+    config: Config,
     workdir: Path,
     evaluator: Evaluator | None = None,
     split: Split | None = None,
@@ -45,7 +44,7 @@ def evaluate(
     on_first(report)
 
 
-def split_metrics(config: ConfigDict, split: Split, embeddings: Embeddings) -> dict:
+def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
     """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
     images, captions = embeddings.images, embeddings.captions
     metrics = retrieval_metrics(images, captions, split.captions_per_image)

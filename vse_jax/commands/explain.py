@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
+from vse_jax.config import Config
 from vse_jax.data.images import load_image
 from vse_jax.figures.explanation import explanation_picture
-from vse_jax.search.query import parse
+from vse_search.query import parse
 
 
-def explain(config: ConfigDict, workdir: Path) -> None:
+def explain(config: Config, workdir: Path) -> None:
     """Draws W/explanation.png for config.search.query and config.search.like.
 
     Raises:

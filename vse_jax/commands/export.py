@@ -6,17 +6,15 @@ damaged or made from other data.
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import write_atomically
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.export import blank_index, is_good, write_array_record, write_tfds
 from vse_jax.data.layout import Split, claim_root, read_splits
 from vse_jax.data.records.index import FOLDERS, FORMATS, Index, list_names, read_index
 
 
-def export(config: ConfigDict) -> None:
+def export(config: Config) -> None:
     """Writes every split of config.data.root as records, below config.data.export_to.
 
     config.data.format says in which form; 'folder', the form that is read, writes both.
@@ -53,7 +51,7 @@ def export(config: ConfigDict) -> None:
             _print_summary(folder, split, "checked" if good else "written")
 
 
-def _split_names(config: ConfigDict) -> list[str]:
+def _split_names(config: Config) -> list[str]:
     precomp = Path(config.data.root) / "precomp"
     needed = ["_ids.txt", "_caps.txt"]
     if takes_regions(config.image):
@@ -68,7 +66,7 @@ def _split_names(config: ConfigDict) -> list[str]:
     return names
 
 
-def _claim_target(config: ConfigDict, splits: list[Split]) -> Path:
+def _claim_target(config: Config, splits: list[Split]) -> Path:
     """The folder to export to, with the splits' lists in it."""
     root, target = Path(config.data.root), Path(config.data.root)
     if config.data.export_to is not None:

@@ -4,18 +4,18 @@ import json
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from vse_jax.base.files import whole_folder, write_atomically
+from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.shared import write_arrays
+from vse_jax.checkpoints.sharing import preprocessing
+from vse_jax.checkpoints.sharing.programs import PLATFORMS, export_towers
+from vse_jax.config import Config
 from vse_jax.data.captions import caption_tokenizer
-from vse_jax.devices.mesh import on_one_device
-from vse_jax.sharing import preprocessing
-from vse_jax.sharing.programs import PLATFORMS, export_towers
-from vse_jax.training.best import load_best
-from vse_jax.weights.shared import write_arrays
+from vse_jax.distributed.mesh import on_one_device
 
 
-def export_model(config: ConfigDict, workdir: Path) -> None:
+def export_model(config: Config, workdir: Path) -> None:
     """Writes W/exported/: both towers as StableHLO, and what prepares their inputs.
 
     Its README.txt says what the files are, and has a program that reads them.

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from vse_jax.checkpoints.best import load_best
+from vse_jax.config import Config
 from vse_jax.figures.coefficients import coefficients_picture, learned_coefficients
 from vse_jax.models.build import merge_model
-from vse_jax.training.best import load_best
 
 
-def plot(config: ConfigDict, workdir: Path) -> None:
+def plot(config: Config, workdir: Path) -> None:
     """Draws coefficients.{png,svg} of the best checkpoint in `workdir`.
 
     Raises:

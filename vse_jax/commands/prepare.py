@@ -1,12 +1,11 @@
 """--mode=prepare: makes the data root that a config trains on."""
 
-from ml_collections import ConfigDict
-
 from vse_jax.base.errors import InputError
+from vse_jax.config import Config
 from vse_jax.data.prepare import openmoji, own_pictures
 
 
-def prepare(config: ConfigDict) -> None:
+def prepare(config: Config) -> None:
     """Writes config.data.root from config.data.source or the embedded pictures.
 
     Raises:

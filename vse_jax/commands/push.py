@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.devices.mesh import on_one_device
-from vse_jax.sharing.folder import CARD, write_shared
-from vse_jax.training.best import load_best
-from vse_jax.weights.hub import check_repository, publish
+from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.hub import check_repository, publish
+from vse_jax.checkpoints.sharing.folder import CARD, write_shared
+from vse_jax.config import Config
+from vse_jax.distributed.mesh import on_one_device
 
 
 def push(
-    config: ConfigDict, workdir: Path, repository: str | None, published: ConfigDict
+    config: Config, workdir: Path, repository: str | None, published: Config
 ) -> None:
     """Writes W/share/ and, where a repository is named, uploads it.
 

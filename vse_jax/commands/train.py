@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import change_paths, save_config
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.model_folder import check_trainable
+from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
+from vse_jax.checkpoints.zero_shot import settle_siglip
 from vse_jax.commands.evaluate import evaluate
+from vse_jax.config import Config, change_paths, save_config
 from vse_jax.data.captions import caption_tokenizer
 from vse_jax.data.layout import read_splits
 from vse_jax.data.vocabulary_files import (
@@ -15,14 +17,12 @@ from vse_jax.data.vocabulary_files import (
     settle_vocab_size,
     settle_vocabulary,
 )
-from vse_jax.devices.agreement import on_first
-from vse_jax.devices.compiling import Programs
-from vse_jax.devices.mesh import check_training_batch, make_mesh
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.mesh import check_training_batch, make_mesh
+from vse_jax.distributed.multihost import on_first
 from vse_jax.figures.curves import curves_picture
-from vse_jax.training.checkpoint import Checkpoints, has_checkpoint
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
-from vse_jax.training.model_folder import check_trainable
 from vse_jax.training.plan import make_plan
 from vse_jax.training.start import (
     Splits,
@@ -32,10 +32,9 @@ from vse_jax.training.start import (
     start,
     train_schedule,
 )
-from vse_jax.training.zero_shot import settle_siglip
 
 
-def train(config: ConfigDict, workdir: Path, accept_new_data: bool = False) -> None:
+def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
     """Trains in `workdir`, or goes on where it stopped, then tests the best epoch.
 
     Args:

@@ -13,12 +13,12 @@ import numpy as np
 import tokenizers
 from absl import logging
 from jaxtyping import Int, Int32
-from ml_collections import ConfigDict
 from tokenizers import models, normalizers
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath
 from vse_jax.base.progress import progress
+from vse_jax.config import Config
 from vse_jax.data.bert_tokenizer import BertTokenizer, read_word_pieces
 from vse_jax.data.vocabulary import MASK, read_vocabulary, split_words
 from vse_jax.data.vocabulary_files import bert_tokenizer, find_vocab
@@ -75,7 +75,7 @@ class Tokenizer(Protocol):
         ...
 
 
-def caption_tokenizer(config: ConfigDict) -> Tokenizer:
+def caption_tokenizer(config: Config) -> Tokenizer:
     """What the config's text tower wants captions to be tokenised with.
 
     Longer captions than `longest_caption` are cut.
@@ -112,14 +112,14 @@ def caption_tokenizer(config: ConfigDict) -> Tokenizer:
     return tokenizer
 
 
-def longest_caption(config: ConfigDict) -> int:
+def longest_caption(config: Config) -> int:
     """The tokens that a caption keeps: data.max_tokens, or all of the positions."""
     if config.text.kind in ("bert", "siglip"):
         return min(config.data.max_tokens, config.text.max_positions)
     return config.data.max_tokens
 
 
-def padded_lengths(config: ConfigDict) -> tuple[int, ...]:
+def padded_lengths(config: Config) -> tuple[int, ...]:
     """The lengths that batches of captions are padded to: a program each.
 
     Those of config.data.token_buckets that are needed, the longest caption's last.

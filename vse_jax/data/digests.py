@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.images import PictureBytes
 from vse_jax.data.layout import Split
 from vse_jax.data.vocabulary_files import vocabulary_content
@@ -35,7 +34,7 @@ _NAMES = {
 Digests = dict[str, Any]  # JSON-able
 
 
-def data_digests(config: ConfigDict, splits: Iterable[Split]) -> Digests:
+def data_digests(config: Config, splits: Iterable[Split]) -> Digests:
     """{"splits": {name: numbers and digests}, "vocabulary": digest}.
 
     Raises:
@@ -47,7 +46,7 @@ def data_digests(config: ConfigDict, splits: Iterable[Split]) -> Digests:
     }
 
 
-def vocabulary_digest(config: ConfigDict) -> str:
+def vocabulary_digest(config: Config) -> str:
     """Of the files that a model's folder keeps of its vocabulary.
 
     Raises:
@@ -82,7 +81,7 @@ def changes(before: Digests, now: Digests) -> list[str]:
     return found
 
 
-def _of_split(config: ConfigDict, split: Split) -> dict[str, Any]:
+def _of_split(config: Config, split: Split) -> dict[str, Any]:
     files = shape = None
     if split.regions is not None:
         shape = list(split.regions.shape[1:])
@@ -102,7 +101,7 @@ def _of_split(config: ConfigDict, split: Split) -> dict[str, Any]:
     }
 
 
-def _content(config: ConfigDict, split: Split, image: int) -> bytes:
+def _content(config: Config, split: Split, image: int) -> bytes:
     if takes_regions(config.image):
         assert split.regions is not None
         return split.regions[image].astype("<f4").tobytes()

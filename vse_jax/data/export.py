@@ -14,12 +14,11 @@ from pathlib import Path
 
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import file_sha256, write_atomically
 from vse_jax.base.progress import progress
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.layout import Split
 from vse_jax.data.records.array_record import encode_record
 from vse_jax.data.records.index import (
@@ -37,7 +36,7 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_SIZE = 256 * 10**6  # bytes of pictures or features in a shard, at most
 
 
-def blank_index(config: ConfigDict, split: Split, target: Path) -> Index:
+def blank_index(config: Config, split: Split, target: Path) -> Index:
     """The index of an export that is to be written: without files."""
     regions = split.regions
     return Index(

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from absl import logging
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomically
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.records.buckets import root_path
 from vse_jax.data.records.index import FORMATS, list_names
 from vse_jax.data.records.reader import RecordPictures, RecordRegions, open_records
@@ -53,12 +52,12 @@ def image_folder(name: str) -> str:
     return "flickr30k-images" if name == "f30k" else "images"
 
 
-def read_split(config: ConfigDict, split: str) -> Split:
+def read_split(config: Config, split: str) -> Split:
     """Reads and checks a split of config.data.root; see `read_splits`."""
     return read_splits(config, [split])[0]
 
 
-def read_splits(config: ConfigDict, names: Sequence[str]) -> list[Split]:
+def read_splits(config: Config, names: Sequence[str]) -> list[Split]:
     """Reads and checks splits of config.data.root, which config.data.format tells.
 
     With config.data.equal_captions their number of captions per image is compared, also
@@ -102,7 +101,7 @@ def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
 
 
 def _open_split(
-    config: ConfigDict,
+    config: Config,
     root: AnyPath,
     split: str,
     image_ids: list[str],
@@ -163,7 +162,7 @@ def _read_lists(root: AnyPath, split: str) -> tuple[list[str], list[str], int]:
 
 
 def _pictures(
-    config: ConfigDict, root: Path, split: str, image_ids: list[str]
+    config: Config, root: Path, split: str, image_ids: list[str]
 ) -> list[Path] | None:
     mapping_file = root / "id_mapping.json"
     for_thumbnails = takes_regions(config.image)

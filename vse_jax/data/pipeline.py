@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.possible import LOSSES
+from vse_jax.config import Config
 from vse_jax.data.captions import CaptionTokens
 from vse_jax.data.images import own_process
 from vse_jax.data.layout import Split
@@ -33,6 +32,7 @@ from vse_jax.data.rows import (
     pair_shapes,
     size_of,
 )
+from vse_jax.possible import LOSSES
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps
@@ -42,7 +42,7 @@ _Made = tuple[Batch, tuple[str, ...]]
 
 
 def training_order(
-    config: ConfigDict, split: Split, first: tuple[int, int] = (0, 0)
+    config: Config, split: Split, first: tuple[int, int] = (0, 0)
 ) -> Order:
     """The order in which a split is trained on.
 
@@ -82,7 +82,7 @@ class TrainData:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         split: Split,
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None = None,
@@ -198,7 +198,7 @@ class EvalBatches:
     the last batch up; every process gets the same number of batches.
     """
 
-    config: ConfigDict
+    config: Config
     order: np.ndarray  # [batches, batch]
     make: "_EvalImages | _EvalCaptions"
     process_count: int
@@ -227,7 +227,7 @@ class EvalBatches:
 
 
 def eval_images(
-    config: ConfigDict, split: Split, batch_size: int, process_count: int = 1
+    config: Config, split: Split, batch_size: int, process_count: int = 1
 ) -> EvalBatches:
     """The split's images in batches, in their order."""
     order = _padded(np.arange(len(split.image_ids)), batch_size)
@@ -236,7 +236,7 @@ def eval_images(
 
 
 def eval_captions(
-    config: ConfigDict,
+    config: Config,
     tokens: CaptionTokens,
     batch_size: int,
     token_features: NpyRows | np.ndarray | None = None,
@@ -315,7 +315,7 @@ class _EvalCaptions:
 
 @contextlib.contextmanager
 def _stream(
-    config: ConfigDict,
+    config: Config,
     make: Callable[[int], _Made],
     steps: range,
     batch_bytes: int,
@@ -365,7 +365,7 @@ def _report_once(message: str) -> None:
     logging.warning("skipped: %s", message)
 
 
-def _workers(config: ConfigDict) -> tuple[str, int]:
+def _workers(config: Config) -> tuple[str, int]:
     """(threads or processes, how many) for config.data.workers and num_workers.
 
     'auto' is threads: decoding and resizing release the interpreter lock, while handing

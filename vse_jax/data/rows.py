@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.captions import (
     CaptionTokens,
     augment_words,
@@ -35,7 +34,7 @@ Room = tuple[int, int | None]
 Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
 
-def image_shapes(image: ConfigDict, count: int) -> Shapes:
+def image_shapes(image: Config, count: int) -> Shapes:
     """Of the image part of a batch, from config.image."""
     if not takes_regions(image):
         return {"images": ((count, image.size, image.size, 3), np.float32)}
@@ -45,7 +44,7 @@ def image_shapes(image: ConfigDict, count: int) -> Shapes:
     }
 
 
-def pair_shapes(image: ConfigDict, count: int) -> Shapes:
+def pair_shapes(image: Config, count: int) -> Shapes:
     """Of a training batch, but for its captions."""
     return image_shapes(image, count) | {"image_ids": ((count,), np.int32)}
 
@@ -71,7 +70,7 @@ def caption_shapes(
     return shapes
 
 
-def packs(config: ConfigDict, devices: int) -> bool:
+def packs(config: Config, devices: int) -> bool:
     """Whether batches carry the places of their tokens, for BERT to skip padding.
 
     On one device: elsewhere the tokens of a batch would have to change devices, and
@@ -125,7 +124,7 @@ def empty_batch(shapes: Shapes) -> Batch:
 class ImageRows:
     """Reads the image part of a batch, a row at a time, in the workers."""
 
-    def __init__(self, config: ConfigDict, split: Split):
+    def __init__(self, config: Config, split: Split):
         self.image = config.image
         self.skip = config.data.on_bad_image == "skip"
         self.pictures: list[str] | RecordPictures = []
@@ -166,7 +165,7 @@ class CaptionRows:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None,
         *,

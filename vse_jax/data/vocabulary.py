@@ -17,11 +17,11 @@ from importlib import metadata
 from pathlib import Path
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_bytes, write_atomically
 from vse_jax.base.progress import progress
+from vse_jax.config import Config
 from vse_jax.data.records.buckets import root_path
 
 _KEPT_FROM = 20_000  # captions, from which on their words are kept
@@ -88,7 +88,7 @@ def _sentence_splitter() -> Callable[[str], list[str]]:
     return functools.partial(re.split, r"(?<=[.?!])\s+")
 
 
-def find_vocabulary(config: ConfigDict) -> AnyPath:
+def find_vocabulary(config: Config) -> AnyPath:
     """The word vocabulary file of a config.
 
     config.text.vocab, else <config.data.root>/../vocab/<name>_precomp_vocab.json or
@@ -109,7 +109,7 @@ def find_vocabulary(config: ConfigDict) -> AnyPath:
     )
 
 
-def vocabulary_folder(config: ConfigDict) -> AnyPath:
+def vocabulary_folder(config: Config) -> AnyPath:
     """The folder vocab/ next to the data root: there the published files are."""
     return root_path(config.data.root).parent / "vocab"
 

@@ -11,9 +11,6 @@ run's folder, and whatever loads the run then reads that one (base/config.py).
 import contextlib
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from vse_jax.base.config import own_vocabulary, vocabulary_names
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import (
     AnyPath,
@@ -22,6 +19,7 @@ from vse_jax.base.files import (
     resolve_folder,
     write_atomically,
 )
+from vse_jax.config import Config, own_vocabulary, vocabulary_names
 from vse_jax.data.bert_tokenizer import (
     ABOUT,
     TOKENIZER,
@@ -34,7 +32,7 @@ from vse_jax.data.records.buckets import root_path
 from vse_jax.data.vocabulary import find_vocabulary, read_vocabulary
 
 
-def vocabulary_content(config: ConfigDict) -> dict[str, bytes]:
+def vocabulary_content(config: Config) -> dict[str, bytes]:
     """The files that a model's folder needs of its vocabulary: name → content.
 
     Raises:
@@ -51,7 +49,7 @@ def vocabulary_content(config: ConfigDict) -> dict[str, bytes]:
     return files
 
 
-def keep_vocabulary(config: ConfigDict, folder: Path) -> None:
+def keep_vocabulary(config: Config, folder: Path) -> None:
     """Writes the copy of a model's vocabulary into its folder.
 
     Raises:
@@ -64,7 +62,7 @@ def keep_vocabulary(config: ConfigDict, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)  # of a start with other weights
 
 
-def settle_vocabulary(config: ConfigDict, folder: Path) -> None:
+def settle_vocabulary(config: Config, folder: Path) -> None:
     """Lets a config read the copy in a model's folder, where there is one.
 
     Raises:
@@ -98,7 +96,7 @@ def _same(kind: str, named: Path, own: Path) -> bool:
     return _read_bert(named).equals(_read_bert(own))
 
 
-def settle_vocab_size(config: ConfigDict) -> None:
+def settle_vocab_size(config: Config) -> None:
     """Puts the vocabulary's size where config.text.vocab_size is 0 (BiGRU models).
 
     Raises:
@@ -108,7 +106,7 @@ def settle_vocab_size(config: ConfigDict) -> None:
         config.text.vocab_size = len(read_vocabulary(find_vocab(config)))
 
 
-def bert_tokenizer(config: ConfigDict) -> BertTokenizer:
+def bert_tokenizer(config: Config) -> BertTokenizer:
     """The tokenizer of a config's BERT, from the file that `find_vocab` finds.
 
     Raises:
@@ -126,7 +124,7 @@ def _read_bert(file: AnyPath) -> BertTokenizer:
     return (read_bert_tokenizer if file.name == TOKENIZER else read_word_pieces)(file)
 
 
-def find_vocab(config: ConfigDict) -> AnyPath:
+def find_vocab(config: Config) -> AnyPath:
     """The vocabulary file of a config; a BiGRU's is `find_vocabulary`'s.
 
     For SigLIP config.text.vocab, or tokenizer.json in the folder config.text.weights.

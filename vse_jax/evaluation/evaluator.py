@@ -12,20 +12,18 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.stages import Lowered
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.captions import CaptionTokens, caption_tokenizer
 from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Shapes, described, shapes_of
-from vse_jax.devices import preemption
-from vse_jax.devices.agreement import check_same, on_first
-from vse_jax.devices.compiling import Programs
-from vse_jax.devices.mesh import (
+from vse_jax.distributed import preemption
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
     fsdp_sharding,
@@ -35,10 +33,11 @@ from vse_jax.devices.mesh import (
     state_sharding,
     with_sharding,
 )
+from vse_jax.distributed.multihost import check_same, on_first
 from vse_jax.evaluation.ranking import retrieval_metrics
-from vse_jax.models.blocks import gathered_in_use, keep_apart
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
+from vse_jax.ops.blocks import gathered_in_use, keep_apart
 
 Model = dict[str, Any]  # {"params", "batch_stats"}
 
@@ -67,7 +66,7 @@ class Evaluator:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         graphdef: nnx.GraphDef,
         abstract: Model,
         mesh: Mesh,
@@ -201,7 +200,7 @@ class Evaluator:
             yield fetch(before)
 
 
-def batch_sizes(config: ConfigDict, devices: int) -> tuple[int, int]:
+def batch_sizes(config: Config, devices: int) -> tuple[int, int]:
     """Images and captions of a batch: config.eval.batch_size, or what memory asks for.
 
     By themselves about 128, fewer where a CNN sees large pictures; a multiple of the

@@ -9,11 +9,11 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
+from vse_jax.config import Config
 from vse_jax.data.rows import image_shapes
-from vse_jax.devices.mesh import abstract_batch
+from vse_jax.distributed.mesh import abstract_batch
 from vse_jax.figures.style import GREY, INK, save, tidy
 from vse_jax.models.gpo import GPO
 from vse_jax.models.set_encoder import SetEncoder
@@ -25,7 +25,7 @@ _SET_SIZES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a tower's largest set
 Coefficients = dict[int, Float[np.ndarray, " ranks"]]
 
 
-def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients | str]:
+def learned_coefficients(config: Config, vse: VSE) -> dict[str, Coefficients | str]:
     """The coefficients of both towers of a model, for several set sizes.
 
     A tower without GPO gives the name of its aggregator instead.
@@ -49,7 +49,7 @@ def learned_coefficients(config: ConfigDict, vse: VSE) -> dict[str, Coefficients
     return towers
 
 
-def _largest_set(config: ConfigDict, tower: str, encoder: SetEncoder) -> int:
+def _largest_set(config: Config, tower: str, encoder: SetEncoder) -> int:
     if tower == "text":
         return min(config.data.max_tokens, 64)  # few captions are longer
     batch = abstract_batch(image_shapes(config.image, 1))

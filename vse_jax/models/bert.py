@@ -6,9 +6,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models.blocks import run_block
-from vse_jax.models.packing import unpack
 from vse_jax.models.transformer import Attention, dense, embedding, layer_norm
+from vse_jax.ops.blocks import run_block
+from vse_jax.ops.packing import unpack
 
 _NORM_EPSILON = 1e-12
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first

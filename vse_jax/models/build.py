@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from vse_jax.base.registry import Registry
+from vse_jax.config import Config
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.image_encoder import (
@@ -33,7 +33,7 @@ from vse_jax.models.vit import ViT
 from vse_jax.models.vse import VSE
 
 
-def build_model(config: ConfigDict, *, rngs: nnx.Rngs) -> VSE:
+def build_model(config: Config, *, rngs: nnx.Rngs) -> VSE:
     """The config's model; stream `params` of `rngs` gives the start values."""
     return VSE(
         image=build_image_tower(config, rngs=rngs),
@@ -44,21 +44,21 @@ def build_model(config: ConfigDict, *, rngs: nnx.Rngs) -> VSE:
     )
 
 
-def build_image_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
+def build_image_tower(config: Config, *, rngs: nnx.Rngs) -> nnx.Module:
     """The tower that config.image.kind names (paper, section 3.1)."""
     return IMAGE_TOWERS.make(
         "config.image.kind", config.image.kind, config=config, rngs=rngs
     )
 
 
-def build_text_tower(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
+def build_text_tower(config: Config, *, rngs: nnx.Rngs) -> nnx.Module:
     """The tower that config.text.kind names (paper, section 3.1)."""
     return TEXT_TOWERS.make(
         "config.text.kind", config.text.kind, config=config, rngs=rngs
     )
 
 
-def build_loss(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
+def build_loss(config: Config, *, rngs: nnx.Rngs) -> nnx.Module:
     """The loss that config.loss.name names."""
     return LOSSES.make(
         "config.loss.name",
@@ -73,7 +73,7 @@ def build_loss(config: ConfigDict, *, rngs: nnx.Rngs) -> nnx.Module:
 # with: a run from a seed depends on it.
 
 
-def _grid_tower(config: ConfigDict, rngs: nnx.Rngs) -> GridEncoder:
+def _grid_tower(config: Config, rngs: nnx.Rngs) -> GridEncoder:
     dtype, cnn = np.dtype(config.compute_dtype), config.image.backbone
     backbone = ResNet(
         block=cnn.block,
@@ -93,7 +93,7 @@ def _grid_tower(config: ConfigDict, rngs: nnx.Rngs) -> GridEncoder:
     return GridEncoder(backbone, fc, pool, drop=config.image.drop)
 
 
-def _region_tower(config: ConfigDict, rngs: nnx.Rngs) -> RegionEncoder:
+def _region_tower(config: Config, rngs: nnx.Rngs) -> RegionEncoder:
     dtype = np.dtype(config.compute_dtype)
     features, embed = config.image.feature_dim, config.embed_dim
     fc = xavier_linear(features, embed, dtype=dtype, rngs=rngs)
@@ -101,7 +101,7 @@ def _region_tower(config: ConfigDict, rngs: nnx.Rngs) -> RegionEncoder:
     return RegionEncoder(fc, mlp, _pool(config, "image", embed, rngs))
 
 
-def _vit_tower(config: ConfigDict, rngs: nnx.Rngs) -> ViTEncoder:
+def _vit_tower(config: Config, rngs: nnx.Rngs) -> ViTEncoder:
     dtype, image, sizes = np.dtype(config.compute_dtype), config.image, config.image.vit
     vit = ViT(
         grid=image.size // sizes.patch,
@@ -123,7 +123,7 @@ def _vit_tower(config: ConfigDict, rngs: nnx.Rngs) -> ViTEncoder:
     return ViTEncoder(vit, fc, pool, drop=image.drop)
 
 
-def _siglip_tower(config: ConfigDict, rngs: nnx.Rngs) -> SiglipEncoder:
+def _siglip_tower(config: Config, rngs: nnx.Rngs) -> SiglipEncoder:
     dtype, text = np.dtype(config.compute_dtype), config.text
     siglip = SiglipText(
         vocab_size=text.vocab_size,
@@ -142,7 +142,7 @@ def _siglip_tower(config: ConfigDict, rngs: nnx.Rngs) -> SiglipEncoder:
     return SiglipEncoder(siglip, to_embedding, pool, padded=text.pool == "last")
 
 
-def _bert_tower(config: ConfigDict, rngs: nnx.Rngs) -> BertEncoder:
+def _bert_tower(config: Config, rngs: nnx.Rngs) -> BertEncoder:
     dtype, text = np.dtype(config.compute_dtype), config.text
     bert = Bert(
         vocab_size=text.vocab_size,
@@ -162,7 +162,7 @@ def _bert_tower(config: ConfigDict, rngs: nnx.Rngs) -> BertEncoder:
     )
 
 
-def _bigru_tower(config: ConfigDict, rngs: nnx.Rngs) -> BiGRUEncoder:
+def _bigru_tower(config: Config, rngs: nnx.Rngs) -> BiGRUEncoder:
     dtype, text = np.dtype(config.compute_dtype), config.text
     embed = nnx.Embed(
         text.vocab_size,
@@ -180,7 +180,7 @@ def _bigru_tower(config: ConfigDict, rngs: nnx.Rngs) -> BiGRUEncoder:
 
 
 def _pool(
-    config: ConfigDict, tower: str, features: int, rngs: nnx.Rngs, **sizes: int
+    config: Config, tower: str, features: int, rngs: nnx.Rngs, **sizes: int
 ) -> nnx.Module:
     return make_pool(
         config[tower].pool,
@@ -223,7 +223,7 @@ def merge_model(graphdef: nnx.GraphDef, model: dict[str, Any]) -> VSE:
     return nnx.merge(graphdef, model["params"], model["batch_stats"])
 
 
-def abstract_model(config: ConfigDict) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def abstract_model(config: Config) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """As `split_model` of the config's model, with shapes instead of arrays."""
 
     def build():

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
-from vse_jax.models.sorted_pool import sorted_pool
+from vse_jax.ops.sorted_pool import sorted_pool
 
 TEMPERATURE = 0.1  # of the softmax over the ranks
 _MASKED_SCORE = -1e4

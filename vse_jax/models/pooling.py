@@ -18,8 +18,8 @@ from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
 from vse_jax.models.initializers import normal
 from vse_jax.models.layers import linear
-from vse_jax.models.sorted_pool import sorted_pool
 from vse_jax.models.transformer import Attention, Perceptron, layer_norm
+from vse_jax.ops.sorted_pool import sorted_pool
 
 Members = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # vectors, which are real
 

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.models.blocks import run_block
-from vse_jax.models.conv import Conv
+from vse_jax.ops.blocks import run_block
+from vse_jax.ops.conv import Conv
 
 # Start value of the last normalisation's scale in each residual branch. Small, so that
 # a block begins close to the identity and depth does not blow up the activations of a

@@ -5,8 +5,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models.blocks import run_block
 from vse_jax.models.transformer import Layer, embedding, layer_norm
+from vse_jax.ops.blocks import run_block
 
 
 class SiglipText(nnx.Module):

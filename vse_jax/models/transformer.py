@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.initializers import constant, normal
-from vse_jax.models.packing import pack, unpack
+from vse_jax.ops.packing import pack, unpack
 
 _NORM_EPSILON = 1e-6  # SigLIP's; BERT's is its own
 _INIT = normal(0.02)

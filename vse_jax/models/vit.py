@@ -5,10 +5,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vse_jax.models.blocks import run_block
-from vse_jax.models.conv import Conv
 from vse_jax.models.initializers import constant, normal
 from vse_jax.models.transformer import Layer, layer_norm
+from vse_jax.ops.blocks import run_block
+from vse_jax.ops.conv import Conv
 
 
 class ViT(nnx.Module):

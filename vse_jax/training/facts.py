@@ -13,7 +13,7 @@ from absl import logging
 from vse_jax import __version__
 from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
-from vse_jax.devices.runtime import matmul_precision, memory_of
+from vse_jax.distributed.runtime import matmul_precision, memory_of
 from vse_jax.training.plan import Plan
 from vse_jax.training.start import Splits
 

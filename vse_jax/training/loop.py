@@ -11,13 +11,13 @@ import jax
 from absl import logging
 
 from vse_jax.base.progress import progress
+from vse_jax.checkpoints.runs import Checkpoints, Reached
 from vse_jax.data.layout import Split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.regions import NpyRows
-from vse_jax.devices import preemption
-from vse_jax.devices.mesh import batch_sharding, put_batch
+from vse_jax.distributed import preemption
+from vse_jax.distributed.mesh import batch_sharding, put_batch
 from vse_jax.evaluation.evaluator import Evaluator
-from vse_jax.training.checkpoint import Checkpoints, Reached
 from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
 from vse_jax.training.recorder import Recorder

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from vse_jax.config import Config
 from vse_jax.models.build import abstract_model
-from vse_jax.training.optimizer import Optimizer, Schedule
+from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.training.state import TrainState, abstract_state
 
 
@@ -18,7 +18,7 @@ class Plan:
     graphdef: of the model. abstract: shapes and shardings of the run's state.
     """
 
-    config: ConfigDict
+    config: Config
     mesh: Mesh
     graphdef: nnx.GraphDef
     optimizer: Optimizer
@@ -32,7 +32,7 @@ class Plan:
         return min(steps, self.config.max_steps or steps)
 
 
-def make_plan(config: ConfigDict, mesh: Mesh, schedule: Schedule) -> Plan:
+def make_plan(config: Config, mesh: Mesh, schedule: Schedule) -> Plan:
     """The plan of a run of the config.
 
     Raises:

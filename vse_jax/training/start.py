@@ -10,23 +10,22 @@ from typing import NamedTuple
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import EVALUATION_FREE, check_same_run
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, Reached
+from vse_jax.config import EVALUATION_FREE, Config, check_same_run
 from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.layout import Split
 from vse_jax.data.order import Order
 from vse_jax.data.pipeline import TrainData, training_order
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import packs
-from vse_jax.devices.agreement import check_same, on_first
-from vse_jax.devices.compiling import Programs
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.multihost import check_same, on_first
 from vse_jax.evaluation.evaluator import Evaluator, batch_sizes
-from vse_jax.training.checkpoint import CONVERTED, Checkpoints, Reached
+from vse_jax.optimizer import Schedule
 from vse_jax.training.loop import Run, save, save_best, validate
 from vse_jax.training.metric_writer import MetricWriter
-from vse_jax.training.optimizer import Schedule
 from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
 from vse_jax.training.recorder import Recorder
@@ -41,7 +40,7 @@ class Splits(NamedTuple):
     test: Split
 
 
-def check_workdir(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> None:
+def check_workdir(config: Config, workdir: Path, checkpoints: Checkpoints) -> None:
     """Raises InputError unless `workdir` is new, or holds this run or its weights."""
     steps = {"last": checkpoints.last_step(), "best": checkpoints.best_step()}
     check_same("workdir", steps)
@@ -55,7 +54,7 @@ def check_workdir(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -
 
 
 def reached_before(
-    config: ConfigDict, splits: Splits, checkpoints: Checkpoints, accept_new_data: bool
+    config: Config, splits: Splits, checkpoints: Checkpoints, accept_new_data: bool
 ) -> tuple[Reached, bool]:
     """(where the run stands, with the digests of its data; whether they are new).
 
@@ -104,7 +103,7 @@ def reached_before(
     return reached, True
 
 
-def train_schedule(config: ConfigDict, split: Split, reached: Reached) -> Schedule:
+def train_schedule(config: Config, split: Split, reached: Reached) -> Schedule:
     """The schedule of training on a split.
 
     Raises:

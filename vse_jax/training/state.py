@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from absl import logging
 from flax import nnx, struct
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vse_jax.base.files import resolve_folder
-from vse_jax.devices.mesh import (
+from vse_jax.checkpoints import pretrained, siglip
+from vse_jax.config import Config
+from vse_jax.distributed.mesh import (
     put_sharded,
     state_sharding,
     update_sharding,
     with_sharding,
 )
 from vse_jax.models.build import build_model, split_model
-from vse_jax.training.optimizer import Optimizer
-from vse_jax.weights import pretrained, siglip
+from vse_jax.optimizer import Optimizer
 
 
 @struct.dataclass
@@ -64,7 +64,7 @@ def abstract_state(
 
 
 def initial_state(
-    config: ConfigDict, optimizer: Optimizer, abstract: TrainState
+    config: Config, optimizer: Optimizer, abstract: TrainState
 ) -> TrainState:
     """The state before the first step, placed as `abstract` is.
 
@@ -84,7 +84,7 @@ def initial_state(
     return load_pretrained(config, state)
 
 
-def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
+def load_pretrained(config: Config, state: TrainState) -> TrainState:
     """Replaces the towers' weights that `config.{text,image}.weights` name."""
     params, stats = state.params, state.batch_stats
     if config.text.kind == "bert" and config.text.weights is not None:
@@ -113,7 +113,7 @@ def load_pretrained(config: ConfigDict, state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=params, batch_stats=stats)
 
 
-def _load_siglip(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
+def _load_siglip(config: Config, params: dict[str, Any]) -> dict[str, Any]:
     """Replaces what the SigLIP folders of the config hold.
 
     A tower's own pooling comes with it; temperature and bias where both do.

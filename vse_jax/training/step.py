@@ -10,8 +10,8 @@ from jax.stages import Lowered
 
 from vse_jax.base.trees import merge
 from vse_jax.data.rows import Shapes, described, shapes_of
-from vse_jax.devices.compiling import Programs
-from vse_jax.devices.mesh import (
+from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
     fsdp_sharding,
@@ -19,10 +19,10 @@ from vse_jax.devices.mesh import (
     replicated,
     sharded_for_update,
 )
-from vse_jax.models.blocks import gathered_in_use, keep_apart
+from vse_jax.losses import batch_loss
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
-from vse_jax.training.losses import batch_loss
+from vse_jax.ops.blocks import gathered_in_use, keep_apart
 from vse_jax.training.microbatches import loss_and_gradients
 from vse_jax.training.plan import Plan
 from vse_jax.training.state import TrainState

@@ -21,7 +21,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_file
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
-from vse_jax.devices.runtime import matmul_precision
+from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.evaluation.evaluator import Evaluator
 
 # Bytes in the shared folder; beyond, what was not used for longest is deleted.

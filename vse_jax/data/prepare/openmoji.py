@@ -13,18 +13,18 @@ from importlib import resources
 from pathlib import Path
 
 import resvg_py
-from ml_collections import ConfigDict
 from PIL import Image
 
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
+from vse_jax.config import Config
 from vse_jax.data import layout
 
 _CAPTIONS = Path(__file__).with_name("openmoji_captions.csv")
 _CAPTIONS_PER_IMAGE = 5
 
 
-def prepare(config: ConfigDict) -> None:
+def prepare(config: Config) -> None:
     """Renders the pictures and writes the lists of the data root config.data.root.
 
     What is already there is kept, so that an interrupted run can be resumed.

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_file
 from vse_jax.base.progress import progress
+from vse_jax.config import Config
 from vse_jax.data import layout
 from vse_jax.data.images import load_image
 from vse_jax.data.prepare.caption_table import SPLITS, read_caption_table
@@ -34,7 +34,7 @@ class _Picture:
     captions: list[str] = field(default_factory=list)
 
 
-def prepare(config: ConfigDict) -> None:
+def prepare(config: Config) -> None:
     """Makes config.data.root from config.data.source.
 
     Pictures are hard links where the file system allows it, else copies; every one is

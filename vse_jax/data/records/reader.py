@@ -17,11 +17,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
-from ml_collections import ConfigDict
 
-from vse_jax.base.config import takes_regions
 from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import AnyPath
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.images import PictureBytes
 from vse_jax.data.records.array_record import ArrayRecordExamples
 from vse_jax.data.records.buckets import local_copy
@@ -119,7 +118,7 @@ def _name(records: Records, index: int, record: dict) -> str:
 
 
 def open_records(
-    config: ConfigDict, root: AnyPath, split: str, images: int
+    config: Config, root: AnyPath, split: str, images: int
 ) -> tuple[RecordPictures | None, RecordRegions | None]:
     """Opens a split of config.data.format: its pictures or its region features.
 

@@ -1,0 +1,338 @@
+"""Saving and restoring (kill, resume and full disks: main_test.py)."""
+
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, Reached
+
+
+def model(value: float, size: int = 1000):
+    # Twelve layers: restored without care, "10" would come before "2".
+    layers = {i: {"w": jnp.full((size,), value + i)} for i in range(12)}
+    return {"params": {"layers": layers}, "batch_stats": {}}
+
+
+def abstract(tree):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+
+
+def rest(step: int):
+    return {"step": jnp.int32(step), "rng": jax.random.key(step)}
+
+
+def test_last_and_best_come_back(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.last_step() is None
+        checkpoints.save_best(5, model(1.0), {"rsum": 100.5})
+        checkpoints.save_last(model(1.0), rest(5), Reached(5, 5, 100.5, 5))
+        checkpoints.save_last(model(2.0), rest(10), Reached(10, 5, 100.5, 5))
+
+    target = abstract(model(0.0)), abstract(rest(0))
+    with Checkpoints(tmp_path) as again:
+        assert (again.last_step(), again.best_step()) == (10, 5)
+        reached = again.reached()
+        last, optimizer = again.restore_last(*target)
+        best, best_data = again.restore_best(target[0])
+    jax.tree.map(np.testing.assert_array_equal, last, model(2.0))
+    jax.tree.map(np.testing.assert_array_equal, best, model(1.0))
+    assert (reached, best_data) == (Reached(10, 5, 100.5, 5), {"rsum": 100.5})
+    assert int(optimizer["step"]) == 10
+    assert optimizer["rng"] == jax.random.key(10)
+
+
+def test_another_models_checkpoint_is_refused_in_one_line(tmp_path):
+    named = r"layers/0/w \(\(1000,\) float32 there, \(7,\) float32 here\)"
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(1, model(1.0), {"rsum": 1.0})
+        checkpoints.wait()
+        with pytest.raises(InputError, match=named) as error:
+            checkpoints.restore_best(abstract(model(0.0, size=7)))
+    assert "\n" not in str(error.value)
+
+
+def test_no_checkpoint_yet(tmp_path):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match="best: no checkpoint; train first"),
+    ):
+        checkpoints.restore_best(abstract(model(0.0)))
+
+
+def test_a_save_that_orbax_skips_is_an_error(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(30, model(1.0), {"rsum": 1.0})
+        checkpoints.wait()
+        with pytest.raises(InputError, match="step 10 was not saved, because step 30"):
+            checkpoints.save_best(10, model(2.0), {"rsum": 99.0})
+
+
+def test_best_without_last_is_refused_unless_it_was_converted(tmp_path):
+    with Checkpoints(tmp_path / "converted") as checkpoints:
+        checkpoints.check_start()
+        checkpoints.save_best(CONVERTED, model(1.0), {"rsum": 1.0, "epoch": 3})
+        checkpoints.wait()
+        checkpoints.check_start()
+    with Checkpoints(tmp_path / "trained") as checkpoints:
+        checkpoints.save_best(30, model(1.0), {"rsum": 1.0, "epoch": 3})
+        checkpoints.wait()
+        with pytest.raises(InputError, match=r"best/30 .* remove .* to start again"):
+            checkpoints.check_start()
+
+
+def test_best_is_the_one_that_last_names(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not checkpoints.best_is_missing(Reached(step=7))  # not validated yet
+        assert checkpoints.best_is_missing(Reached(30, 30, 5.0, 30))
+        checkpoints.save_best(30, model(1.0), {"rsum": 1.0})
+        checkpoints.wait()
+        assert not checkpoints.best_is_missing(Reached(30, 30, 5.0, 30))
+        assert not checkpoints.best_is_missing(Reached(45, 45, 5.0, 30))
+        # Stopped in a validation and again after it: found, but `last` is older.
+        assert not checkpoints.best_is_missing(Reached(30, 15, 4.0, 15))
+        assert checkpoints.best_is_missing(Reached(45, 45, 6.0, 45))
+        with pytest.raises(InputError, match="15 was the best, but best/ holds 30"):
+            checkpoints.best_is_missing(Reached(45, 45, 5.0, 15))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("data"),
+        lambda about: about.pop("checksum"),
+        lambda about: about.update(from_the_future=1),
+    ],
+)
+def test_another_versions_checkpoint_is_named(tmp_path, change):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_last(model(1.0), rest(5), Reached(5))
+    file = tmp_path / "checkpoints/last/5/data/metadata"
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(
+            InputError, match="last/5: written by another version of vse_jax"
+        ),
+    ):
+        checkpoints.reached()
+
+
+def test_a_best_model_of_an_earlier_version_is_used(tmp_path):
+    """It has no checksum; a run goes on with the version that began it, only."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(5, model(1.0), {"rsum": 300.0, "epoch": 1})
+    file = tmp_path / "checkpoints/best/5/data/metadata"
+    about = json.loads(file.read_text())
+    del about["checksum"]
+    file.write_text(json.dumps(about))
+    with Checkpoints(tmp_path) as checkpoints:
+        found, data = checkpoints.restore_best(model(0.0))
+    jax.tree.map(np.testing.assert_array_equal, found, model(1.0))
+    assert data == {"rsum": 300.0, "epoch": 1}
+
+
+def test_another_versions_optimizer_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_last(model(1.0), rest(5) | {"mu": jnp.zeros(3)}, Reached(5))
+        checkpoints.wait()
+        for target in (rest(0), rest(0) | {"mu": jnp.zeros(3, jnp.int32)}):
+            with pytest.raises(
+                InputError,
+                match=r"of another version of vse_jax: mu \(\(3,\) float32 th",
+            ):
+                checkpoints.restore_last(abstract(model(0.0)), abstract(target))
+
+
+def restored(folder):
+    """The values of `saved`, as an evaluation and a restart read them."""
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        reached = checkpoints.reached()
+        last, optimizer = checkpoints.restore_last(
+            abstract(model(0.0)), abstract(rest(0))
+        )
+        best, data = checkpoints.restore_best(abstract(model(0.0)))
+    step, key = optimizer["step"], jax.random.key_data(optimizer["rng"])
+    return jax.device_get((reached, last, step, key, best, data))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_last(model(1.0), rest(5), Reached(5, 5, 1.0, 5))
+        checkpoints.save_best(5, model(1.0), {"rsum": 1.0, "epoch": 1})
+    return folder
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def one_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.fixture
+def tasks_left():
+    """Of a restore that fails Orbax leaves tasks that nobody waits for."""
+    yield
+    gc.collect()  # they complain now, and not in the next test
+
+
+def orbax_leaves_tasks(test):
+    ignored = "ignore::pytest.PytestUnraisableExceptionWarning"
+    test = pytest.mark.usefixtures("tasks_left")(test)
+    return pytest.mark.filterwarnings(ignored)(test)
+
+
+@orbax_leaves_tasks
+@pytest.mark.parametrize(
+    "damage", [half, one_bit, lambda content: b"", lambda content: None]
+)
+def test_any_damaged_file_is_named_or_does_no_harm(saved, tmp_path, damage):
+    """Of every file of a checkpoint: cut, with another bit, emptied, gone."""
+    expected, lines = restored(saved), []
+    shutil.copytree(saved, tmp_path / "run")
+    for file in filter(Path.is_file, saved.rglob("*")):
+        name = file.relative_to(saved)
+        copy = tmp_path / "run" / name
+        content = damage(file.read_bytes())
+        copy.unlink() if content is None else copy.write_bytes(content)
+        try:
+            found = restored(tmp_path / "run")
+        except InputError as error:
+            lines.append((tmp_path.joinpath("run", *name.parts[:3]), str(error)))
+        else:
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+        copy.write_bytes(file.read_bytes())
+    assert len(lines) > 8
+    for folder, line in lines:
+        if "another version of vse_jax" in line:  # a bit makes another name of a name
+            assert damage is one_bit
+            continue
+        assert line.startswith(f"{folder}: damaged checkpoint (")
+        assert line.endswith("); what to do: docs/files.md")
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes."
+            ),
+            "/best/5: Cannot allocate memory (RESOURCE_EXHAUSTED: Out of memory while "
+            "trying to allocate 64 bytes.); the checkpoint stays as it is: end what "
+            "else uses it, or use more devices (config.mesh), and run the same command",
+        ),
+        (
+            MemoryError(),
+            "/best/5: Cannot allocate memory; the checkpoint stays as it is",
+        ),
+        (
+            PermissionError(13, "Permission denied", "/disk/file"),
+            "/disk/file: Permission denied; the checkpoint stays as it is: let this "
+            "user read it, and run the same command again",
+        ),
+        (
+            ValueError(
+                'UNKNOWN: Error reading local file "/disk/file": Error reading [source '
+                "locations='x.cc:1']: Input/output error [os_error_code='5']"
+            ),
+            "/disk/file: Input/output error; the checkpoint stays as it is: see to the "
+            "disk or the system, and run the same command again",
+        ),
+        (
+            OSError(116, "Stale file handle"),
+            "/best/5: Stale file handle; the checkpoint stays as it is: see to the",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_no_damage(saved, monkeypatch, error, line):
+    def fail(*_, **__):
+        raise RuntimeError("what Orbax says of it") from error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    with (
+        Checkpoints(saved, read_only=True) as checkpoints,
+        pytest.raises(InputError) as found,
+    ):
+        checkpoints.restore_best(abstract(model(0.0)))
+    assert line in str(found.value)
+    assert "damaged" not in str(found.value)
+
+
+def test_a_bug_is_no_damage(saved, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError("params")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    with (
+        Checkpoints(saved, read_only=True) as checkpoints,
+        pytest.raises(KeyError, match="params"),
+    ):
+        checkpoints.restore_best(abstract(model(0.0)))
+
+
+@orbax_leaves_tasks
+@pytest.mark.parametrize("name", ["data/metadata", "model/_METADATA", "manifest.ocdbt"])
+def test_a_file_that_cannot_be_opened_is_named(saved, tmp_path, name):
+    """Whoever meets it first, Orbax, Tensorstore or we: here a link to itself."""
+    shutil.copytree(saved, tmp_path / "run")
+    (file,) = (tmp_path / "run/checkpoints/best/5").glob(
+        name if "/" in name else f"model/{name}"
+    )
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(InputError) as error:
+        restored(tmp_path / "run")
+    assert str(error.value).startswith(
+        f"{file}: Too many levels of symbolic links; the "
+    )
+
+
+def test_a_best_that_a_run_replaces_meanwhile(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    with Checkpoints(tmp_path / "run", read_only=True) as reader:
+        with Checkpoints(tmp_path / "run") as writer:
+            writer.save_best(7, model(2.0), {"rsum": 2.0, "epoch": 2})
+        assert not (tmp_path / "run/checkpoints/best/5").exists()
+        best, data = reader.restore_best(abstract(model(0.0)))
+    assert data == {"rsum": 2.0, "epoch": 2}
+    jax.tree.map(np.testing.assert_array_equal, best, model(2.0))
+
+
+def test_a_bug_is_no_full_disk(tmp_path):
+    """Only what the system says of a file is called a failed save."""
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(AttributeError, match="object"),
+    ):
+        checkpoints.save_best(1, {"params": object()}, {"rsum": 1.0})
+
+
+def test_a_failed_last_save_still_ends_orbax(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    closed = []
+    monkeypatch.setattr(
+        ocp.CheckpointManager, "close", lambda self: closed.append(self)
+    )
+    with pytest.raises(InputError, match="No space left"), Checkpoints(tmp_path):
+        monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
+    assert len(closed) == 2

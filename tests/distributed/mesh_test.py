@@ -1,0 +1,89 @@
+"""The mesh and the rule that places parameters on it."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs import common
+from vse_jax.base.errors import InputError
+from vse_jax.distributed.mesh import (
+    check_training_batch,
+    make_mesh,
+    state_sharding,
+    update_sharding,
+)
+
+
+def config(batch_size=128, **mesh):
+    c = common.base()
+    c.batch_size = batch_size
+    c.mesh.update(mesh)
+    return c
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(make_mesh(config(fsdp=2)).shape) == {"data": 4, "fsdp": 2}
+    assert dict(make_mesh(config(data=1, fsdp=-1)).shape) == {"data": 1, "fsdp": 8}
+
+
+@pytest.mark.parametrize("mesh", [{"data": 3}, {"data": 4, "fsdp": 4}, {"data": 0}])
+def test_a_mesh_that_does_not_multiply_to_the_devices(mesh):
+    with pytest.raises(InputError, match=r"config\.mesh: .* the 8 devices"):
+        make_mesh(config(**mesh))
+
+
+def test_a_batch_that_does_not_divide_by_the_devices():
+    c = config(batch_size=100)
+    mesh = make_mesh(c)  # evaluation does not mind
+    with pytest.raises(InputError, match=r"config\.batch_size: 100 .* 8 devices"):
+        check_training_batch(c, mesh)
+
+
+def test_microbatches_that_do_not_divide_the_batch():
+    c = config()
+    c.microbatches = 3
+    with pytest.raises(
+        InputError, match=r"microbatches: a batch of 128 .* 3 .* × 8 dev"
+    ):
+        check_training_batch(c, make_mesh(c))
+
+
+@pytest.mark.parametrize("loss", ["triplet", "infonce", "sigmoid"])
+def test_a_batch_of_one_has_no_negatives(loss):
+    c = config(batch_size=1, data=1)
+    c.loss.name = loss
+    mesh = make_mesh(c, jax.devices()[:1])
+    with pytest.raises(
+        InputError, match=r"config\.batch_size: 1 leaves a pair without"
+    ):
+        check_training_batch(c, mesh)
+    c.loss.name = "own:Loss"  # may not need any
+    check_training_batch(c, mesh)
+    c.loss.name, c.batch_size = loss, 2
+    check_training_batch(c, mesh)
+
+
+def test_the_largest_dimension_that_divides_is_split():
+    tree = {
+        "kernel": jax.ShapeDtypeStruct((768, 3072), "float32"),
+        "odd": jax.ShapeDtypeStruct((70001, 2), "float32"),
+        "small": jax.ShapeDtypeStruct((64, 64), "float32"),
+    }
+    mesh = make_mesh(config(fsdp=2))
+
+    def specs(shardings):
+        return {name: s.spec for name, s in shardings.items()}
+
+    cut = P(None, "fsdp")
+    assert specs(state_sharding(mesh, tree)) == {
+        "kernel": cut,
+        "odd": cut,
+        "small": P(),
+    }
+    # Gradients and moments: over all eight devices, or those that divide.
+    whole = P(None, ("data", "fsdp"))
+    assert specs(update_sharding(mesh, tree)) == {
+        "kernel": whole,
+        "odd": cut,
+        "small": P(),
+    }

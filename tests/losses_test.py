@@ -1,0 +1,129 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from tests.helpers import golden_weights
+from vse_jax.distributed.mesh import batch_sharding, make_mesh
+from vse_jax.losses import batch_loss
+from vse_jax.models.losses import TripletLoss
+
+
+def hinge_loss(images, captions, margin, hardest, mesh=None, **block):
+    """The triplet loss in an epoch of all, or of the hardest, negatives."""
+    loss = TripletLoss(margin, warmup_epochs=1)
+    epoch = jnp.asarray(hardest).astype(jnp.int32)
+    return batch_loss(loss, images, captions, epoch, None, mesh, **block)
+
+
+@pytest.mark.parametrize("case", ["b6", "b33"])
+@pytest.mark.parametrize("negatives", ["sum", "max"])
+def test_loss_and_gradients_equal_the_official_ones(case, negatives):
+    golden = golden_weights.load("loss", f"{case}.")
+    images, captions = jnp.asarray(golden["images"]), jnp.asarray(golden["captions"])
+    loss, gradients = jax.value_and_grad(hinge_loss, argnums=(0, 1))(
+        images, captions, float(golden["margin"]), negatives == "max"
+    )
+    np.testing.assert_allclose(loss, golden[f"{negatives}.loss"], rtol=1e-6)
+    for name, gradient in zip(("images", "captions"), gradients, strict=True):
+        expected = golden[f"{negatives}.grad_{name}"]
+        assert golden_weights.relative_error(gradient, expected) < 1e-4
+
+
+def test_a_case_by_hand():
+    # Similarities: pairs 1 and 0.8 on the diagonal, 0.9 and 0.6 elsewhere.
+    images = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    captions = jnp.array([[1.0, 0.6], [0.9, 0.8]])
+    # Image 0: .2+.9−1; image 1: .2+.6−.8 = 0; caption 0: 0; caption 1: .2+.9−.8.
+    for hardest in (True, False):  # equal, as there is one negative each
+        assert hinge_loss(images, captions, 0.2, hardest) == pytest.approx(0.4)
+
+
+def test_the_switch_may_be_traced():
+    golden = golden_weights.load("loss", "b6.")
+    images, captions = jnp.asarray(golden["images"]), jnp.asarray(golden["captions"])
+    loss = jax.jit(lambda hardest: hinge_loss(images, captions, 0.2, hardest))
+    np.testing.assert_allclose(loss(True), golden["max.loss"], rtol=1e-6)
+    np.testing.assert_allclose(loss(False), golden["sum.loss"], rtol=1e-6)
+
+
+def test_equal_negatives_share_the_gradient_and_keep_it_finite():
+    images = jnp.ones((4, 3))
+    gradient = jax.grad(hinge_loss)(images, jnp.ones((4, 3)), 0.2, True)
+    assert np.isfinite(gradient).all()
+
+
+def loss_on(mesh, hardest, block=2**24):
+    """hinge_loss and its gradients over the mesh, jitted."""
+    rows = None if mesh is None else (batch_sharding(mesh),) * 2
+
+    def loss(images, captions):
+        return hinge_loss(images, captions, 0.2, hardest, mesh, block=block)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), in_shardings=rows)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    config = common.base()
+    config.mesh.fsdp = 2
+    return make_mesh(config)
+
+
+@pytest.mark.parametrize("hardest", [True, False])
+@pytest.mark.parametrize("spread", [True, False])
+def test_blocks_and_devices_do_not_change_loss_or_gradients(mesh, spread, hardest):
+    rng = np.random.default_rng(0)
+    images, captions = rng.normal(size=(2, 48, 8)).astype(np.float32)
+    captions[7] = captions[40]  # equally hard negatives on two devices
+    loss, gradients = loss_on(None, hardest)(images, captions)
+    # Blocks of two rows, the last one of a device included.
+    on = loss_on(mesh if spread else None, hardest, block=2 * 48)
+    blockwise, blockwise_gradients = on(images, captions)
+    np.testing.assert_allclose(blockwise, loss, rtol=1e-6)
+    for ours, expected in zip(blockwise_gradients, gradients, strict=True):
+        assert golden_weights.relative_error(ours, expected) < 1e-6
+
+
+@pytest.mark.parametrize("hardest", [True, False])
+def test_a_prime_number_of_pairs_a_device_has_whole_blocks(mesh, hardest):
+    """13 pairs on each of eight devices, five rows at a time: 5, 5 and the last 3."""
+    rng = np.random.default_rng(1)
+    images, captions = rng.normal(size=(2, 8 * 13, 8)).astype(np.float32)
+    on = loss_on(mesh, hardest, block=5 * len(images))
+    loss, gradients = on(images, captions)
+
+    def directly(images, captions):
+        similarity = images @ captions.T
+        pairs = jnp.diag(similarity)
+        others = 1 - jnp.eye(len(images))
+        best = jnp.max if hardest else jnp.sum
+        costs = [
+            best(others * jax.nn.relu(0.2 + similarity - right), axis=axis)
+            for axis, right in ((1, pairs[:, None]), (0, pairs))
+        ]
+        return jnp.sum(jnp.stack(costs))
+
+    expected = jax.value_and_grad(directly, argnums=(0, 1))(images, captions)
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+    for ours, wanted in zip(gradients, expected[1], strict=True):
+        assert golden_weights.relative_error(ours, wanted) < 1e-6
+
+    # Both directions, forward and backward; a block has 5 of the 104 rows.
+    program = str(jax.make_jaxpr(on)(images, captions))
+    assert re.findall(r"\blength=(\d+)", program) == ["3"] * 4
+    assert "f32[5,104]" in program
+
+
+def test_no_device_holds_a_similarity_matrix_of_65536_pairs(mesh):
+    """Compiled, not run; only the gathered embeddings are as long as the batch."""
+    pairs, dim = 65536, 64
+    embeddings = jax.ShapeDtypeStruct((pairs, dim), np.float32)
+    compiled = loss_on(mesh, hardest=True).lower(embeddings, embeddings).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * pairs**2 / 8 / 4  # a quarter of one device's share
+    assert f"{pairs},{pairs}" not in compiled.as_text()
+    assert f"{pairs // 8},{pairs}" not in compiled.as_text()

@@ -1,0 +1,182 @@
+"""--mode=compile: what it says of a config, and what it proposes."""
+
+import functools
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import tiny
+from tests.helpers.programs import run
+from vse_jax.base.errors import InputError
+from vse_jax.planning import report as compile_module
+from vse_jax.planning.report import compile_run
+from vse_jax.planning.topology import Topology
+
+
+def test_every_program_of_a_run_for_devices_that_are_not_here(environment, tmp_path):
+    """Without data, too: then captions are taken to be as long as COCO's."""
+    args = ["--config=tests/helpers/tiny.py:/absent", f"--workdir={tmp_path}"]
+    args += ["--mode=compile", "--topology=cpu:4", "--all"]
+    args += ["--config.optimizer.rules=(('^image/',1.0,1),('.*',1.0,0))"]
+    out, err = run(args, environment)
+    assert "captions of up to 16 tokens, as COCO's" in err
+    found = json.loads((tmp_path / "compile_cpu_4.json").read_text())
+    assert (found["fits"], found["devices"]) == (True, 4)
+    names = [program["name"] for program in found["programs"]]
+    assert names == [
+        "train_step, 16 tokens, 1 of 2 groups",
+        "train_step, 16 tokens, 2 of 2 groups",
+        "encode_images",
+        "encode_captions, 16 tokens",
+    ]
+    for program in found["programs"]:
+        assert program["name"] in out
+        assert program["peak_bytes"] >= program["arguments_bytes"] > 0
+    frozen, whole = found["programs"][:2]
+    assert frozen["flops"] < 0.8 * whole["flops"]  # no gradients in the CNN
+    # The text tower's gradients and nothing of the frozen CNN's are summed by all.
+    assert 0 < frozen["sent_bytes"]["all-reduce"] < whole["sent_bytes"]["all-reduce"]
+
+
+@pytest.fixture(scope="module")
+def step_on_a_tpu(environment, tmp_path_factory):
+    """step(name, fsdp): what the TPU's compiler makes of a config, one layer deep."""
+    # It then looks less hard for the fastest products; what is sent is the same.
+    quick = {**environment, "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-0.5"}
+
+    @functools.cache
+    def step(name, fsdp):
+        workdir = tmp_path_factory.mktemp(name)
+        args = [f"--config=configs/{name}.py", f"--workdir={workdir}"]
+        args += ["--mode=compile", "--topology=v5e:2x4", f"--config.mesh.fsdp={fsdp}"]
+        args += ["--config.text.layers=1", "--config.data.root=/absent"]
+        args += ["--config.image.backbone.layers=(1,1,1,1)"]
+        # Sizes that no parameter has: rows of the batch, and of a device.
+        args += ["--config.batch_size=136", "--config.eval.batch_size=136"]
+        run(args, quick)
+        found = json.loads((workdir / "compile_v5e_2_4.json").read_text())
+        assert found["fits"]
+        return found["programs"][0]
+
+    return step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [4, 8])
+@pytest.mark.parametrize("name", ["coco_region", "coco_grid"])
+def test_fsdp_on_a_tpu_sends_no_activations(name, fsdp, step_on_a_tpu):
+    whole, cut = step_on_a_tpu(name, 1), step_on_a_tpu(name, fsdp)
+    assert 0 < cut["estimate"]["utilisation"] < 1
+    shapes = {c["shape"] for c in cut["collectives"]}
+    of_rows = {shape for shape in shapes if re.search(r"\b(136|17)\b", shape)}
+    # The loss's own: the embeddings of all rows, 8 × 17 or 136, or of a device's.
+    assert of_rows <= {"f32[136,1024]", "f32[8,17,1024]", "f32[17,1024]"}
+    assert cut["sent_bytes"]["all-gather"] > 0
+    word_embeddings = 4 * 30_522 * 768  # the largest parameter
+    assert cut["temporaries_bytes"] <= whole["temporaries_bytes"] + word_embeddings
+    assert cut["flops"] == pytest.approx(whole["flops"], rel=0.05)
+
+
+def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
+    place, room = Topology("cpu:1", jax.devices()[:1], 10**12), (16, 40)
+    tiny_config.text.kind = "bert"
+
+    def arrays():
+        _, lower = next(compile_module._programs(tiny_config, place, room, False))
+        return lower.args[2]
+
+    assert arrays()["token_places"] == ((40,), np.int32)
+    tiny_config.microbatches = 2
+    assert "token_places" not in arrays()
+
+
+@pytest.mark.parametrize(
+    ("said", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.", 16.5),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(23.40G) exceeds available HBM (15.75G).",
+            23.4,
+        ),
+        ("Attempting to reserve 1.00G at the bottom of memory.", None),
+    ],
+)
+def test_a_compilers_refusal_says_what_is_needed(said, needed):
+    found = compile_module._exhausted(ValueError(f"RESOURCE_EXHAUSTED: {said}"))
+    assert found == (needed and needed * 2**30)
+
+
+@pytest.fixture
+def on_devices_of(monkeypatch):
+    """compile_run of programs whose memory follows formulas, on devices of `memory`."""
+
+    def programs(config, place, tokens, every):
+        yield "train_step, 16 tokens", config
+        yield "encode_images", config
+
+    def compiled(name, config, place):
+        state = 800 // config.mesh.fsdp
+        activations = 400 // config.microbatches // (2 if config.remat else 1)
+        needed = 10**6 * (state + activations)
+        if name == "encode_images":
+            needed = 10**7 * config.eval.batch_size
+        return {"name": name, "fits": needed <= place.memory, "peak_bytes": needed}
+
+    def run_on(config, workdir, memory):
+        place = Topology("cpu:2", jax.devices()[:2], memory)
+        monkeypatch.setattr(compile_module, "find", lambda name: place)
+        compile_run(config, workdir, "cpu:2", False)
+
+    monkeypatch.setattr(compile_module, "_programs", programs)
+    monkeypatch.setattr(compile_module, "_compiled", compiled)
+    monkeypatch.setattr(compile_module, "configure", lambda config: None)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    return run_on
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "advice"),
+    [
+        (900, "--config.mesh.data=1 --config.mesh.fsdp=2 needs 0.80 GB"),
+        (
+            700,
+            "--config.mesh.fsdp=2 --config.remat=True needs 0.60 GB",
+        ),
+        (500, "--config.remat=True --config.microbatches=2 needs 0.50 GB"),
+        (
+            300,
+            "no setting of fsdp, remat and microbatches fits, the least needs",
+        ),
+    ],
+)
+def test_what_does_not_fit_comes_with_what_would(
+    megabytes, advice, on_devices_of, tmp_path
+):
+    config = tiny.get_config("/absent")
+    with pytest.raises(InputError) as error:
+        on_devices_of(config, tmp_path, megabytes * 10**6)
+    line = str(error.value)
+    assert line.startswith("train_step, 16 tokens needs 1.20 GB of a device's 0.")
+    assert advice in line
+    assert not json.loads((tmp_path / "compile_cpu_2.json").read_text())["fits"]
+
+
+def test_an_encoder_that_does_not_fit_comes_with_a_smaller_batch(
+    on_devices_of, tmp_path
+):
+    config = tiny.get_config("/absent")
+    config.eval.batch_size = 256
+    with pytest.raises(InputError) as error:
+        on_devices_of(config, tmp_path, 1200 * 10**6)
+    expected = "encode_images needs 2.56 GB of a device's 1.20 GB; "
+    expected += "--config.eval.batch_size=64 needs 0.64 GB"
+    assert str(error.value) == expected
+
+
+def test_a_run_that_fits_ends_well(on_devices_of, tmp_path):
+    on_devices_of(tiny.get_config("/absent"), tmp_path, 1200 * 10**6)
+    assert json.loads((tmp_path / "compile_cpu_2.json").read_text())["fits"]

@@ -1,0 +1,133 @@
+"""Models on the Hugging Face Hub: fetched into its cache, and published.
+
+Who one is, the Hub's library knows: `hf auth login`, or HF_TOKEN in the environment.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import HUB, check_inside
+from vse_jax.config import MODEL_FILE, SHARED_FILES, WEIGHT_PARTS
+
+_PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
+_ADDRESS = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def fetch(address: str) -> Path:
+    """The folder of a model, downloaded unless the Hub's cache has it.
+
+    Only `SHARED_FILES` and `WEIGHT_PARTS` are asked for. Without a connection, what the
+    cache holds of the model is taken.
+
+    Args:
+        address: hf://USER/NAME, or hf://USER/NAME@REVISION (a branch, tag or commit).
+
+    Raises:
+        InputError: a malformed address, no such repository or revision, no permission,
+            or no connection.
+    """
+    found = _ADDRESS.fullmatch(address.removeprefix(HUB))
+    if not found:
+        raise InputError(f"{address}: write hf://USER/NAME or hf://USER/NAME@REVISION")
+    repository, revision = found.groups()
+    import huggingface_hub  # noqa: PLC0415 (half a second, for few)
+
+    with hub_errors(address):
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=[*SHARED_FILES, WEIGHT_PARTS],
+            )
+        )
+    check_inside(folder, [*SHARED_FILES, *(f.name for f in folder.glob(WEIGHT_PARTS))])
+    for name in ("config.json", MODEL_FILE):
+        several = name == MODEL_FILE and (folder / f"{name}.index.json").is_file()
+        if not several and not (folder / name).is_file():
+            raise InputError(f"{address}: holds no {name}: not a model for vse_jax")
+    return folder
+
+
+def check_repository(name: str) -> None:
+    """Raises InputError unless a name has the form USER/NAME."""
+    found = _ADDRESS.fullmatch(name)
+    if not found or found[2]:
+        raise InputError(f"--repo={name}: write USER/NAME")
+
+
+def publish(folder: Path, repository: str, *, private: bool, message: str) -> str:
+    """Uploads the files of a folder as one commit; makes the repository if need be.
+
+    Args:
+        folder: what to upload.
+        repository: USER/NAME.
+        private: who may see a repository that is made.
+        message: of the commit.
+
+    Returns:
+        The repository's address in a browser.
+
+    Raises:
+        InputError: not logged in, no permission, or no connection.
+    """
+    import huggingface_hub  # noqa: PLC0415 (half a second, for few)
+
+    api = huggingface_hub.HfApi()
+    with hub_errors(f"--repo={repository}"):
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message
+        )
+    return str(url)
+
+
+@contextlib.contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Whatever goes wrong with the Hub, as one line that says what to do.
+
+    Args:
+        what: was asked for: how the line begins.
+    """
+    from huggingface_hub import errors  # noqa: PLC0415 (half a second, for few)
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the Hub's, the HTTP library's and the disk's own
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", None)
+        hint = _HINTS.get(status, "") if status else ""
+        if isinstance(error, errors.GatedRepoError):
+            hint = f"its owner has to let you in: ask on its page, and {_LOGIN}"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            hint = "there is no such revision"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            hint = f"there is no such repository, or it is private: {_LOGIN}"
+        elif isinstance(error, errors.LocalTokenNotFoundError):
+            hint = _LOGIN
+        elif status is None and _is_network(error):
+            hint = "the Hub cannot be reached; check the connection"
+        raise InputError(f"{what}: {hint or 'failed'} ({reason})") from error
+
+
+_HINTS = {
+    401: f"not logged in: {_LOGIN}",
+    403: "no permission: your token has to be one that may write there",
+    429: "too many requests; try again later",
+}
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether no answer came at all; the Hub's library wraps what the sockets say."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"TransportError", "ConnectionError", "TimeoutError"}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

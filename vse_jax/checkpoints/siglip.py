@@ -1,0 +1,208 @@
+"""SigLIP and SigLIP2 of fixed resolution, as Hugging Face folders hold them.
+
+config.json, the weights, tokenizer.json and processor_config.json (of today's
+transformers) or preprocessor_config.json are read; sentencepiece is not needed.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import read_object
+from vse_jax.base.trees import flatten
+from vse_jax.checkpoints.pretrained import read_folder
+from vse_jax.checkpoints.torch import keys
+
+# Our fields: the names in config.json, with what a field that is absent means there.
+_VISION: dict[str, tuple[str, Any]] = {
+    "image.size": ("image_size", 224),
+    "image.vit.patch": ("patch_size", 16),
+    "image.vit.hidden": ("hidden_size", 768),
+    "image.vit.layers": ("num_hidden_layers", 12),
+    "image.vit.heads": ("num_attention_heads", 12),
+    "image.vit.ffn": ("intermediate_size", 3072),
+}
+_TEXT: dict[str, tuple[str, Any]] = {
+    "text.vocab_size": ("vocab_size", 32000),
+    "text.hidden": ("hidden_size", 768),
+    "text.layers": ("num_hidden_layers", 12),
+    "text.heads": ("num_attention_heads", 12),
+    "text.ffn": ("intermediate_size", 3072),
+    "text.max_positions": ("max_position_embeddings", 64),
+}
+# What models/vit.py and models/siglip.py build; absent: the same.
+_KIND = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_VISION_KIND = _KIND | {"num_channels": 3, "vision_use_head": True}
+# What data/images.py does with pixels = 'siglip'; absent: the same.
+_PIXELS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+# The model as it was published: what a folder's files do not say.
+ZERO_SHOT: dict[str, Any] = {
+    "image.kind": "vit",
+    "image.pool": "map",
+    "text.kind": "siglip",
+    "text.pool": "last",
+    "loss.name": "sigmoid",
+}
+
+# Our parts: their tensors.
+_PARTS = {
+    "image/vit": r"vision_model\.(embeddings|encoder|post_layernorm)\..*",
+    "image/gpool": r"vision_model\.head\..*",
+    "text/siglip": r"text_model\.(embeddings|encoder|final_layer_norm)\..*",
+    "text/linear": r"text_model\.head\..*",
+    "loss": r"logit_(scale|bias)",
+}
+_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+_PROBE = "vision_model.head.probe"
+_PROJECTION = "vision_model.head.attention.in_proj_"
+
+
+def siglip_sizes(folder: Path) -> dict[str, Any]:
+    """The config's fields that a folder's config.json decides, {"image.size": …}.
+
+    Raises:
+        InputError: it is missing, broken, or not that of a plain SigLIP; all that is
+            different is named.
+    """
+    file = folder / "config.json"
+    config = read_object(file)
+    if config.get("model_type") != "siglip":
+        raise InputError(
+            f"{file}: model_type is {config.get('model_type')!r}, not 'siglip' (which "
+            "SigLIP2 of fixed resolution has, too)"
+        )
+    parts = {name: config.get(f"{name}_config") or {} for name in ("vision", "text")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise InputError(f"{file}: {name}_config is {part!r}, not an object")
+    wrong = _differences(parts["vision"], _VISION_KIND, "vision_config.")
+    wrong += _differences(parts["text"], _KIND, "text_config.")
+    if wrong:
+        raise InputError(f"{file}: {'; '.join(wrong)}")
+    fields = {f: parts["vision"].get(*name) for f, name in _VISION.items()}
+    fields |= {f: parts["text"].get(*name) for f, name in _TEXT.items()}
+    projection = parts["text"].get("projection_size")
+    fields["embed_dim"] = projection or fields["text.hidden"]
+    if fields["embed_dim"] != fields["image.vit.hidden"]:
+        raise InputError(
+            f"{file}: vision_config.hidden_size is {fields['image.vit.hidden']}, but "
+            f"text_config.projection_size is {fields['embed_dim']}"
+        )
+    return fields
+
+
+def siglip_pixels(folder: Path) -> dict[str, Any]:
+    """The fields that processor_config.json or preprocessor_config.json decides.
+
+    Raises:
+        InputError: it prepares pictures in a way that this package does not.
+    """
+    file = folder / "processor_config.json"
+    config = read_object(file).get("image_processor") if file.is_file() else None
+    if config is None:  # as before transformers 5
+        file = folder / "preprocessor_config.json"
+        config = read_object(file)
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: image_processor is {config!r}, not an object")
+    wrong = _differences(config, _PIXELS, "")
+    resample = config.get("resample", 3)
+    if resample not in _RESAMPLE:
+        wrong.append(f"resample is {resample!r}, not 2 (bilinear) or 3 (bicubic)")
+    if wrong:
+        raise InputError(f"{file}: {'; '.join(wrong)}")
+    return {"image.pixels": "siglip", "image.resample": _RESAMPLE[resample]}
+
+
+def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a VSE with SigLIP's towers, or of some of its parts.
+
+    Position embeddings are resized where the template's pictures have another size.
+
+    Args:
+        folder: holds the weights, as `pretrained.read_folder` reads them.
+        template: nested dict of (abstract) parameters: image/vit, image/gpool (the MAP
+            head), text/siglip, text/linear (the head), loss (temperature and bias).
+
+    Raises:
+        InputError: the file cannot be read or does not fit the template.
+    """
+    source, stored = read_folder(folder)
+    _, _, stored = keys.unwrapped(stored, [keys.SIGLIP], source)
+    tensors = _our_layout(stored)
+    shapes = {path: leaf.shape for path, leaf in flatten(template).items()}
+    unused = [
+        pattern
+        for part, pattern in _PARTS.items()
+        if not any(path.startswith(f"{part}/") for path in shapes)
+    ]
+    places = shapes.get("image/vit/positions")
+    if places and _POSITIONS in tensors:
+        tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], places[0])
+    table = keys.SIGLIP + keys.Table((), tuple(unused))
+    return keys.from_torch(tensors, table, template, source)
+
+
+def resize_positions(
+    positions: Float[np.ndarray, "n h"], count: int
+) -> Float[np.ndarray, "{count} h"]:
+    """Position embeddings of another square grid, bilinear.
+
+    With the filter as wide as a shrunk cell (antialiased), as big_vision resizes them.
+    What is no square stays as it is.
+    """
+    old, new = math.isqrt(len(positions)), math.isqrt(count)
+    if old == new or old * old != len(positions) or new * new != count:
+        return positions
+    stretch = old / new
+    centres = (np.arange(new) + 0.5) * stretch - 0.5
+    apart = np.abs(centres[:, None] - np.arange(old)) / max(stretch, 1)
+    weights = np.maximum(1 - apart, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    grid = positions.astype(np.float32).reshape(old, old, -1)
+    grid = np.einsum("yi,xj,ijh->yxh", weights, weights, grid, optimize=True)
+    return grid.reshape(count, -1).astype(np.float32)
+
+
+def _our_layout(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The MAP head's projections one by one; its probe and the scalars without 1s."""
+    found = {}
+    for key, tensor in tensors.items():
+        if key.startswith(_PROJECTION) and len(tensor) % 3 == 0:
+            end = key.removeprefix(_PROJECTION)
+            start = _PROJECTION.removesuffix("in_proj_")
+            for name, part in zip("qkv", np.split(tensor, 3), strict=True):
+                found[f"{start}{name}_proj.{end}"] = part
+        elif key.startswith("logit_") and tensor.size == 1:
+            found[key] = tensor.reshape(())
+        elif key == _PROBE and tensor.shape[:2] == (1, 1):
+            found[key] = tensor[0, 0]
+        else:
+            found[key] = tensor
+    return found
+
+
+def _differences(
+    config: dict[str, Any], expected: dict[str, Any], name: str
+) -> list[str]:
+    found = []
+    for field, value in expected.items():
+        there = config.get(field, value)
+        same = there == value
+        if isinstance(value, float) and isinstance(there, float):
+            same = math.isclose(there, value, rel_tol=1e-6)
+        if not same:
+            found.append(f"{name}{field} is {there!r}, not {value!r}")
+    return found

@@ -1,0 +1,100 @@
+"""The published CNNs: their shapes, and their weights as a folder of our own format."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_folder
+from vse_jax.checkpoints.torch import keys, torch_file
+from vse_jax.models.resnet import ResNet
+
+
+class Kind(NamedTuple):
+    """A value of the official --backbone_source, in fields of config.image."""
+
+    block: str
+    layers: tuple[int, ...]
+    pixels: str
+    groups: int = 1
+    group_width: int = 64
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of config.image.backbone that this CNN needs."""
+        return {
+            "block": self.block,
+            "layers": self.layers,
+            "groups": self.groups,
+            "group_width": self.group_width,
+        }
+
+
+KINDS = {
+    # ResNet-101 of the BUTD detector, from Caffe.
+    "detector": Kind("v1", (3, 4, 23, 3), "detector"),
+    # Torchvision's weights, run with the stride where Caffe has it.
+    "imagenet": Kind("v1", (3, 4, 23, 3), "imagenet"),
+    "imagenet_res50": Kind("v1", (3, 4, 6, 3), "imagenet"),
+    "imagenet_res152": Kind("v1", (3, 8, 36, 3), "imagenet"),
+    # ResNeXt-101 32×8d; wsl: pretrained on hashtags of Instagram pictures.
+    "imagenet_resnext": Kind("torchvision", (3, 4, 23, 3), "imagenet", 32, 8),
+    "wsl": Kind("torchvision", (3, 4, 23, 3), "imagenet", 32, 8),
+}
+
+
+def convert_backbone(file: Path, kind: str, output: Path) -> None:
+    """Writes a pretrained CNN as a folder that config.image.weights can name.
+
+    Args:
+        file: of torch.save: {'base': state dict, 'top': state dict} (the official
+            detector backbone) or torchvision's names (ImageNet, WSL).
+        kind: one of `KINDS`.
+        output: new folder, gets backbone.safetensors and backbone.json.
+
+    Raises:
+        InputError: an unknown kind, an unreadable file, or one of another CNN.
+    """
+    if kind not in KINDS:
+        raise InputError(f"--kind: {kind!r} is none of {', '.join(KINDS)}")
+    with whole_folder(output) as folder:
+        stored = torch_file.read_tensors(file, "base", "top")
+        if {"base", "top"} <= stored.keys():
+            parts = {part: stored[part] for part in ("base", "top")}
+            if not all(isinstance(tensors, dict) for tensors in parts.values()):
+                raise InputError(f"{file}: 'base' and 'top' hold no state dicts")
+            stored = {
+                f"{part}.{key}": tensor
+                for part, tensors in parts.items()
+                for key, tensor in tensors.items()
+            }
+        table, _, stored = keys.unwrapped(stored, keys.BACKBONES, str(file))
+        tensors = torch_file.arrays(stored, str(file))
+        cnn = nnx.eval_shape(lambda: build(KINDS[kind]))
+        template = nnx.to_pure_dict(nnx.state(cnn))
+        keys.from_torch(tensors, table, template, str(file))  # only to check it
+        kept = {
+            key: np.asarray(tensor, order="C")
+            for key, tensor in tensors.items()
+            if not table.drops(key)
+        }
+        safetensors.numpy.save_file(kept, folder / "backbone.safetensors")
+        about = {"kind": kind, "source": file.name, "pixels": KINDS[kind].pixels}
+        text = json.dumps(about | {"backbone": KINDS[kind].fields()}, indent=1)
+        (folder / "backbone.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def build(kind: Kind) -> ResNet:
+    """Returns the kind's CNN with random weights."""
+    return ResNet(
+        **kind.fields(),
+        stem="conv7",
+        patch=1,
+        width=64,
+        frozen_norm=True,
+        dtype=np.dtype(np.float32),
+        rngs=nnx.Rngs(0),
+    )

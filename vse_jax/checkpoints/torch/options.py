@@ -1,0 +1,296 @@
+"""The official program's options (an argparse.Namespace) ⇄ our config."""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.torch.backbones import KINDS
+from vse_jax.config import Config, Fields, flat_fields
+
+HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
+
+_DATA_SUFFIX = "_precomp"  # data_name is coco_precomp or f30k_precomp
+_SCALE_1 = 256  # px; image side at input_scale_factor 1
+_OPTIMIZERS = {"adam": "adamw", "sgd": "sgd"}
+
+
+class _Option(NamedTuple):
+    """The field that says what an option says, and how to say it there and back.
+
+    `to_field` raises ValueError for a value that the field cannot have.
+    """
+
+    field: str
+    to_field: Callable[[Any], Any] = lambda value: value
+    to_option: Callable[[Any], Any] = lambda value: value
+
+
+def _one_of(table: Mapping[str, Any]) -> Callable[[str], Any]:
+    def look_up(name: str) -> Any:
+        if name not in table:
+            raise ValueError(f"none of {', '.join(table)}")
+        return table[name]
+
+    return look_up
+
+
+# An option that is absent has the value of the published recipe's field.
+_OPTIONS = {
+    "num_epochs": _Option("num_epochs"),
+    "batch_size": _Option("batch_size"),
+    "learning_rate": _Option("optimizer.learning_rate"),
+    "lr_update": _Option("optimizer.lr_update"),
+    "grad_clip": _Option("optimizer.clip"),
+    "margin": _Option("loss.margin"),
+    "vse_mean_warmup_epochs": _Option("loss.vse_mean_warmup_epochs"),
+    "no_imgnorm": _Option("image.normalise", operator.not_, operator.not_),
+    "no_txtnorm": _Option("text.normalise", operator.not_, operator.not_),
+    "data_name": _Option(
+        "data.name",
+        lambda name: name.removesuffix(_DATA_SUFFIX),
+        lambda name: name + _DATA_SUFFIX,
+    ),
+    "optim": _Option(
+        "optimizer.name",
+        _one_of(_OPTIMIZERS),
+        {field: option for option, field in _OPTIMIZERS.items()}.get,
+    ),
+}
+_GRID_OPTIONS = {
+    "input_scale_factor": _Option(
+        "image.size",
+        lambda scale: int(_SCALE_1 * scale),
+        lambda pixels: pixels / _SCALE_1,
+    ),
+}
+# Written only: on the way here, the tensors' shapes say it.
+_SIZES = {"embed_size": _Option("embed_dim")}
+_BIGRU_SIZES = {
+    "word_dim": _Option("text.word_dim"),
+    "num_layers": _Option("text.layers"),
+}
+
+
+@runtime_checkable
+class Recipes(Protocol):
+    """The published recipes: the module configs/common.py.
+
+    The converter's command line passes it in; the package itself does not depend on the
+    configs.
+    """
+
+    def base(self) -> Config: ...
+
+    def grid_rules(
+        self, embedding_warmup: int, backbone_warmup: int, backbone: float
+    ) -> tuple: ...
+
+    def region_rules(self) -> tuple: ...
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The options that a checkpoint came with."""
+
+    options: Mapping[str, Any]
+    source: str  # the file's name, for the errors
+
+    def get(self, name: str, default: Any, to_field=lambda value: value) -> Any:
+        """The option, in the field's terms.
+
+        Raises:
+            InputError: not of the default's type, or a value that `to_field` refuses.
+        """
+        value = self.options.get(name, default)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        try:
+            if type(value) is not type(default):
+                raise ValueError(f"not {type(default).__name__}")
+            return to_field(value)
+        except ValueError as error:
+            what = f"{self.source}: option {name} is {value!r}"
+            raise InputError(f"{what}, {error}") from None
+
+    def fields(self, table: Mapping[str, _Option], published: Fields) -> dict[str, Any]:
+        """The table's fields, each from its option."""
+        return {
+            option.field: self.get(
+                name, option.to_option(published[option.field]), option.to_field
+            )
+            for name, option in table.items()
+        }
+
+
+def config_of(
+    options: Mapping[str, Any],
+    sizes: Fields,
+    source: str,
+    recipes: Recipes,
+) -> Config:
+    """Returns the config of a released model.
+
+    An option that is absent leaves the published recipe's value. `max_violation` is
+    not read: the program sets it while it trains, so that a saved one says nothing.
+    Paths of the author's machine are left out, too.
+
+    Args:
+        options: name → value.
+        sizes: config fields (dotted) that the tensors decide, image.kind among them.
+        source: the file's name, for the errors.
+        recipes: gives the values that the options do not.
+
+    Raises:
+        InputError: an option of the wrong type or of an unknown value.
+    """
+    given = _Given(options, source)
+    config = recipes.base()
+    published = flat_fields(config)
+    fields = {**sizes, **given.fields(_OPTIONS, published)}
+    data = fields["data.name"]
+    fields["data.root"] = f"data/{data}"
+    fields["data.dev_captions"] = 5000  # as the program validates
+    fields["eval.split"] = "testall" if data == "coco" else "test"
+    if fields["image.kind"] == "region":
+        fields |= _region_fields(fields, recipes)
+    else:
+        fields |= given.fields(_GRID_OPTIONS, published)
+        fields |= _grid_fields(given, fields, recipes)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def _region_fields(fields: Fields, recipes: Recipes) -> dict[str, Any]:
+    """What the program does with region features without asking an option."""
+    more = {"loss.ramp_epoch": -1, "optimizer.rules": recipes.region_rules()}
+    if fields["optimizer.name"] == "sgd":
+        more["optimizer.weight_decay"] = 0.0
+    elif fields["text.kind"] == "bigru":
+        more["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
+    return more
+
+
+def _grid_fields(given: _Given, fields: Fields, recipes: Recipes) -> dict[str, Any]:
+    """The CNN and how it is trained."""
+    # Without the option only the groups tell ResNet from ResNeXt.
+    grouped = fields["image.backbone.groups"] > 1
+    kind = given.get(
+        "backbone_source", "wsl" if grouped else "detector", _one_of(KINDS)
+    )
+    warmup = given.get("embedding_warmup_epochs", 1)
+    more = {
+        "image.backbone.block": kind.block,
+        "image.pixels": kind.pixels,
+        "loss.ramp_epoch": warmup,
+        "optimizer.rules": recipes.grid_rules(
+            embedding_warmup=warmup,
+            backbone_warmup=given.get("backbone_warmup_epochs", 0),
+            backbone=given.get("backbone_lr_factor", 0.01),
+        ),
+    }
+    if fields["optimizer.name"] == "sgd":
+        more["optimizer.nesterov"] = True
+        more["optimizer.weight_decay_on"] = "^image/backbone/"
+    return more
+
+
+def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options with which the official program rebuilds the config's model.
+
+    Args:
+        config: of the model.
+        released: options that it was converted from, which stay where the config does
+            not say otherwise; empty for a model that was trained here.
+
+    Raises:
+        InputError: a model that the official program has no options for.
+    """
+    _check_official(config)
+    grid, bigru = config.image.kind == "grid", config.text.kind == "bigru"
+    table = _OPTIONS | _SIZES
+    table |= _GRID_OPTIONS if grid else {}
+    table |= _BIGRU_SIZES if bigru else {}
+    fields = flat_fields(config)
+    options = {
+        name: option.to_option(fields[option.field]) for name, option in table.items()
+    }
+    # What the program reads before anything else, and a model trained here never had.
+    defaults = {
+        "data_path": config.data.root,
+        "img_dim": config.image.feature_dim,
+        "max_violation": True,
+        "precomp_enc_type": "backbone" if grid else "basic",
+        "backbone_source": "detector",
+        "backbone_path": "",
+    }
+    if bigru:
+        defaults["vocab_path"] = str(Path(config.data.root).parent / "vocab")
+        defaults["vocab_size"] = config.text.vocab_size
+    if grid:
+        options["backbone_source"] = _backbone_source(
+            config, released.get("backbone_source")
+        )
+        options |= _warmup_options(config.optimizer.rules)
+    return defaults | dict(released) | options
+
+
+def _warmup_options(rules: tuple) -> dict[str, Any]:
+    """The options that give the CNN these rules; none where it has others."""
+    by_pattern = {pattern: rest for pattern, *rest in rules}
+    layer4 = by_pattern.get("^image/backbone/layer4/")
+    layer3 = by_pattern.get("^image/backbone/layer3/")
+    if not (layer4 and layer3):
+        return {}
+    (factor, opens), (_, next_opens) = layer4, layer3
+    return {
+        "backbone_lr_factor": factor,
+        "embedding_warmup_epochs": opens,
+        "backbone_warmup_epochs": next_opens - opens,
+    }
+
+
+def _check_official(config: Config) -> None:
+    """Raises InputError for what the official program cannot build."""
+    needed = {
+        "image.pool": "gpo",
+        "text.pool": "gpo",
+        "text.kind": ("bert", "bigru"),
+        "optimizer.name": tuple(_OPTIMIZERS.values()),
+    }
+    if config.image.kind == "grid":
+        needed |= {
+            "image.backbone.stem": "conv7",
+            "image.backbone.block": ("v1", "torchvision"),
+            "image.backbone.batch_norm": "frozen",
+        }
+    if config.text.kind == "bert":
+        needed["text.heads"] = max(config.text.hidden // HEAD_SIZE, 1)
+    fields = flat_fields(config)
+    for field, values in needed.items():
+        if fields[field] not in (values if isinstance(values, tuple) else (values,)):
+            raise InputError(
+                f"config.{field}: the official program has no {fields[field]!r}"
+            )
+
+
+def _backbone_source(config: Config, released: str | None) -> str:
+    """The kind of the config's CNN; several may fit, then the released one if it does.
+
+    The number of blocks does not count: a smaller model is still of its kind.
+    """
+    cnn = config.image.backbone
+    fitting = [
+        name
+        for name, kind in KINDS.items()
+        if (kind.block, kind.pixels) == (cnn.block, config.image.pixels)
+    ]
+    if not fitting:
+        raise InputError(
+            f"config.image: the official program has no {cnn.block} blocks with "
+            f"{config.image.pixels} pixels"
+        )
+    exact = [name for name in fitting if KINDS[name].layers == tuple(cnn.layers)]
+    return released if released in fitting else (exact or fitting)[0]

@@ -1,0 +1,256 @@
+"""What the command-line programs share: configs, flags, logging, errors as one line."""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from logging import CRITICAL, WARNING, Formatter, getLogger
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import HUB, printable
+from vse_jax.config import change_paths, flat_fields, load_config, plain
+from vse_jax.possible import config_problems
+
+_OVERRIDE = "--config."
+_PACKAGE = Path(__file__).parents[1]
+
+
+class PathParser(flags.ArgumentParser):
+    """Of a flag whose value is a path."""
+
+    def parse(self, argument: str) -> Path | None:
+        if argument and argument.startswith(HUB):
+            name, _, revision = argument.removeprefix(HUB).partition("@")
+            name += f" --revision {revision}" if revision else ""
+            raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
+        return Path(os.path.expanduser(argument)) if argument else None
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses absl flags; for absl.app.run(…, flags_parser=parse).
+
+    Returns:
+        The program's name and the arguments --config.FIELD=VALUE, which it leaves.
+    """
+    arguments: list[str] = []
+    overrides: list[str] = []
+    for argument in argv:
+        is_override = argument.lstrip("-").startswith("config.")
+        (overrides if is_override else arguments).append(argument)
+    with errors_on_one_line():
+        try:
+            rest = flags.FLAGS(arguments)[1:]
+        except flags.Error as error:
+            raise InputError(plain(error)) from None
+        if rest:
+            raise InputError(f"{rest[0]}: no such argument")
+    return [argv[0], *(_OVERRIDE + argument.lstrip("-")[7:] for argument in overrides)]
+
+
+def program(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """`run` as what absl.app.run calls, with the arguments that `parse` left."""
+
+    def main(argv: list[str]) -> None:
+        for stream in (sys.stdout, sys.stderr):  # their encoding may be Latin-1
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        set_up_logging()
+        with errors_on_one_line():
+            run(argv[1:])
+
+    return main
+
+
+def full_config(
+    name: str | None,
+    workdir: Path | None,
+    overrides: Sequence[str],
+    base: Callable[[], ConfigDict],
+    home: Path,
+    saved: Callable[..., ConfigDict],
+    *,
+    trust_code: bool,
+) -> ConfigDict:
+    """The config that a command line names, complete and possible.
+
+    Args:
+        name: of --config; None: the one of the model in `workdir`.
+        workdir: of --workdir.
+        overrides: --config.FIELD=VALUE.
+        base, home: as for `read_config`.
+        saved: gives the config of the model in a folder, from one with every field and
+            `trust_code`.
+        trust_code: a shared model's own classes may be imported.
+
+    Raises:
+        InputError: no config, or wrong fields; names all of them.
+    """
+    if name is not None:
+        config = read_config(name, base, home, trust_code=trust_code)
+    elif workdir:
+        config = saved(workdir, base(), trust_code=trust_code)
+    else:
+        raise InputError("--config: name a config file, or the --workdir of a run")
+    problems = [*override(config, overrides), *config_problems(config)]
+    if problems:
+        raise InputError("; ".join(problems))
+    change_paths(config, os.path.expanduser)
+    return config
+
+
+def read_config(
+    name: str, base: Callable[[], ConfigDict], home: Path, *, trust_code: bool
+) -> ConfigDict:
+    """The config of a file: FILE.py, FILE.py:VARIANT, or a run's FILE.json.
+
+    Args:
+        name: path, looked for below the current folder and then below `home`; `~` is
+            the user's folder. A Python file defines get_config(), or
+            get_config(variant).
+        base: makes the config with every field (configs/common.py).
+        home: the project's folder.
+        trust_code: a JSON file of a shared model may name classes to import.
+
+    Raises:
+        InputError: no such file, or an error in it (names its line).
+    """
+    file, _, variant = (name := os.path.expanduser(name)).partition(":")
+    if Path(name).is_file():  # a run's folder may have a time in its name
+        file, variant = name, ""
+    path = next((p for p in (Path(file), home / file) if p.is_file()), None)
+    if path is None:
+        raise InputError(f"--config={name}: no such file {file}")
+    if path.suffix == ".json":
+        return load_config(path, base(), trust_code=trust_code)
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config={name}: neither a .py nor a .json file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([variant] if variant else []))
+    except InputError:
+        raise
+    except Exception as error:  # the file is the user's: anything may go wrong in it
+        raise InputError(f"{path}{_line_in(path, error)}: {_kind(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() returns no ConfigDict")
+    return config
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """', line N' of the deepest place in `path` that an error came through."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    file = path.resolve()
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg}"
+    return f"{type(error).__name__}: {plain(error)}"
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+    """Sets fields of `config` by arguments of the form --config.FIELD=VALUE.
+
+    Returns:
+        A text for each unknown field and each value of the wrong type.
+    """
+    wrong = []
+    for argument in arguments:
+        field, equals, _ = argument.removeprefix(_OVERRIDE).partition("=")
+        known = flat_fields(config)
+        if field not in known:
+            close = difflib.get_close_matches(field, known, 1, cutoff=0.85)
+            hint = f"; did you mean {_OVERRIDE}{close[0]}?" if close else ""
+            wrong.append(f"{argument}: no such config field{hint}")
+        elif not equals:
+            wrong.append(f"{argument}: no value; write {argument}=VALUE")
+        else:
+            # The library parses values by the field's type; a set of flags of its own
+            # for each argument, so that every wrong one is found.
+            parser = flags.FlagValues()
+            line = ["main.py", argument]
+            config_flags.DEFINE_config_dict(
+                "config", config, flag_values=parser, sys_argv=line
+            )
+            try:
+                parser(line)
+            except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+                reason = plain(error).removeprefix(f"flag {argument}: ")
+                wrong.append(f"{argument}: {reason}")
+    return wrong
+
+
+def set_up_logging() -> None:
+    """One short line a message; other packages' chatter only from warnings on.
+
+    A save that fails is reported by training/checkpoint.py: Orbax's own records of it,
+    its tasks that nobody waits for any more, and what its closed event loop throws
+    would only bury that line. --verbosity=1 shows them all.
+    """
+
+    def wanted(record) -> bool:
+        file = Path(record.pathname)
+        if file.is_relative_to(_PACKAGE):
+            return True
+        orbax = getattr(sys.modules.get("orbax"), "__path__", ())
+        return record.levelno >= WARNING and not any(map(file.is_relative_to, orbax))
+
+    def unraisable(problem, show=sys.unraisablehook) -> None:
+        if "Event loop is closed" not in str(problem.exc_value):
+            show(problem)
+
+    # Read when jax is loaded; what XLA's warnings say is for its developers.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    handler = logging.get_absl_handler()
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    if verbose():
+        return
+    handler.addFilter(wanted)
+    sys.unraisablehook = unraisable
+    getLogger("asyncio").setLevel(CRITICAL)
+
+
+def verbose() -> bool:
+    """Whether --verbosity=1 (or more) asks for tracebacks and all records."""
+    return flags.FLAGS.is_parsed() and flags.FLAGS.verbosity >= 1
+
+
+@contextlib.contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """Ends the program with code 1 and one line on stderr at an `InputError`.
+
+    So does what the operating system says of a file: no space, no permission, … Before
+    it comes the traceback, with --verbosity=1.
+    """
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
+        line = str(error)
+        if isinstance(error, OSError):
+            line = f"{error.filename}: {error.strerror}"
+        logging.flush()
+        if verbose():
+            traceback.print_exc()
+        print(f"error: {printable(' '.join(line.split()))}", file=sys.stderr)
+        sys.exit(1)

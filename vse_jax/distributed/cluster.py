@@ -1,0 +1,186 @@
+"""Several processes: they find each other and end together.
+
+A computation over all devices waits for every process, so one that is missing or dies
+would leave the others waiting: each of these ends in one line on stderr. Where JAX's
+own service aborts a process, JAX's message stands instead.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import jax
+from absl import logging
+
+from vse_jax.base import progress
+from vse_jax.base.errors import InputError
+from vse_jax.distributed import preemption
+
+_CONNECT_S = 300  # until every process has come
+_SILENCE_S = 100  # without a sign of life, after which a process counts as dead
+_LEAVE_S = 3  # that process 0 waits for others that fail as well
+_LOST = (
+    "error: another process of this run has ended or hangs; run the same command again "
+    "on all: training goes on from the last checkpoint"
+)
+
+
+def connect(
+    coordinator: str | None, process_id: int | None, num_processes: int | None
+) -> None:
+    """Joins the processes of this run; call it before jax touches a device.
+
+    With the three arguments by them; without, where a cluster started several processes
+    (SLURM, TPU, Kubernetes, Open MPI); alone otherwise, or when `num_processes` is 1.
+    VSE_JAX_TIMEOUT (seconds) replaces the times to wait: 300 for the others to come,
+    100 for a sign of life from one that hangs.
+
+    Raises:
+        InputError: arguments that do not fit, or the others cannot be reached.
+    """
+    given = (coordinator, process_id, num_processes)
+    if num_processes == 1 or (given == (None, None, None) and not started_by_cluster()):
+        return
+    if given != (None, None, None):
+        _check_arguments(*given)
+    seconds = _timeout()
+    wait = seconds or _CONNECT_S
+    where = coordinator or "cluster"
+    late = f"{where}: the {num_processes or ''} processes of this run did not all come "
+    # Where nothing checks for SIGTERM it has to end the process, as it does by itself.
+    jax.config.update("jax_enable_preemption_service", preemption.is_listening())
+    # JAX aborts the process when its time is over, so ours is over earlier.
+    with _deadline(wait, f"error: {late}together within {wait} s"):
+        try:
+            jax.distributed.initialize(
+                coordinator_address=coordinator,
+                num_processes=num_processes,
+                process_id=process_id,
+                cluster_detection_method="deactivate" if coordinator else None,
+                initialization_timeout=wait + 60,
+                heartbeat_timeout_seconds=seconds or _SILENCE_S,
+            )
+        except (RuntimeError, ValueError) as error:  # no such host, port in use, …
+            raise InputError(f"{where}: {' '.join(str(error).split())}") from error
+    if jax.process_index() > 0:  # process 0 speaks for all
+        logging.set_verbosity(logging.WARNING)
+        progress.hide()
+
+
+def started_by_cluster() -> bool:
+    """Whether a cluster started this process as one of several, or as a TPU's.
+
+    JAX finds out who the others are; this only says whether to ask it. (A single TPU
+    host may be asked as well: it is then a run of one process.)
+    """
+    environment = os.environ
+    if "SLURM_STEP_NODELIST" in environment:  # a task of srun
+        return int(environment.get("SLURM_NTASKS", "1")) > 1
+    if "OMPI_COMM_WORLD_SIZE" in environment:
+        return int(environment["OMPI_COMM_WORLD_SIZE"]) > 1
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        # A pod without an index is on its own and may not ask the cluster.
+        indexed = "JOB_COMPLETION_INDEX" in environment
+        return indexed and importlib.util.find_spec("kubernetes") is not None
+    on_tpu = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
+    return on_tpu and importlib.util.find_spec("libtpu") is not None
+
+
+def _timeout() -> int:
+    """Seconds of VSE_JAX_TIMEOUT; 0 where it is not set."""
+    given = os.environ.get("VSE_JAX_TIMEOUT") or "0"
+    if not given.isdecimal():
+        raise InputError(f"VSE_JAX_TIMEOUT={given}: not a number of seconds")
+    return int(given)
+
+
+def _check_arguments(coordinator, process_id, num_processes) -> None:
+    if None in (coordinator, process_id, num_processes):
+        raise InputError(
+            "--coordinator, --process_id, --num_processes: give all three, or none "
+            "where SLURM, Kubernetes or a TPU pod starts the processes"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(f"--coordinator={coordinator}: not HOST:PORT")
+    if not 0 <= process_id < num_processes:
+        raise InputError(f"--process_id={process_id}: not in 0 … {num_processes - 1}")
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, line: str) -> Iterator[None]:
+    """Ends the process with `line` and code 1 unless the block is done in time."""
+
+    def give_up() -> None:
+        _print_error(line)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _print_error(line: str) -> None:
+    with contextlib.suppress(OSError):
+        logging.flush()
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def ends_together() -> Iterator[None]:
+    """Ends a failed process at once, so that the others can notice.
+
+    A normal end waits for all processes; after a failure they would never come.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, SystemExit) and error.code != 1:
+            raise  # preempted: all processes leave
+        if is_loss(error):
+            _print_error(_LOST)
+        elif not isinstance(error, SystemExit):  # which has printed its line
+            traceback.print_exc()
+        if jax.process_index() == 0:
+            # The others may be failing as well: process 0 runs JAX's service, and as
+            # soon as that is gone JAX aborts them, before they have said why.
+            time.sleep(_LEAVE_S)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Whether this, or what led to it, was raised because another process is gone.
+
+    JAX has no type of its own for that: the transports say it in words.
+    """
+    signs = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination")
+    while error is not None and jax.process_count() > 1:
+        text = str(error).lower()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(
+            sign in text for sign in signs
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_alone(what: str) -> None:
+    """Raises InputError if `what`, which is work for one process, was given several."""
+    if jax.process_count() > 1:
+        raise InputError(
+            f"{what} is for one process, not {jax.process_count()}; --num_processes=1 "
+            "where a cluster starts several"
+        )

@@ -1,0 +1,168 @@
+"""The device mesh (data, fsdp) and where every array lives on it."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vse_jax.base.errors import InputError
+from vse_jax.config import Config
+from vse_jax.possible import LOSSES
+
+AXES = ("data", "fsdp")
+_SHARD_FROM = 2**16  # elements; smaller leaves are replicated: not worth a collective
+
+
+def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh of `devices` (default: all) by `config.mesh`; -1: all that are left.
+
+    Raises:
+        InputError: the axes do not multiply to the number of devices.
+    """
+    devices = devices or jax.devices()
+    count = len(devices)
+    shape = {axis: config.mesh[axis] for axis in AXES}
+    free = [axis for axis in AXES if shape[axis] == -1]
+    used = int(np.prod([n for n in shape.values() if n != -1]))
+    if len(free) == 1 and used > 0 and count % used == 0:
+        shape[free[0]] = count // used
+    if np.prod(list(shape.values())) != count or min(shape.values()) < 1:
+        raise InputError(
+            f"config.mesh: data={config.mesh.data} × fsdp={config.mesh.fsdp} does not "
+            f"multiply to the {count} devices"
+        )
+    # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
+    return jax.make_mesh(
+        tuple(shape.values()),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices,
+    )
+
+
+def on_one_device(config: Config) -> tuple[Config, Mesh]:
+    """A copy of the config for the first device alone, and its mesh."""
+    config = config.copy_and_resolve_references()
+    config.mesh.update(data=1, fsdp=1)
+    return config, make_mesh(config, jax.devices()[:1])
+
+
+def check_training_batch(config: Config, mesh: Mesh) -> None:
+    """Raises InputError unless every device gets an equal share of each microbatch.
+
+    And unless a pair has negatives: they are the batch's other pairs, on whatever
+    device and in whatever microbatch. A loss of your own may need none.
+    """
+    if config.batch_size == 1 and config.loss.name in LOSSES:
+        raise InputError(
+            "config.batch_size: 1 leaves a pair without negatives, with which the loss "
+            f"{config.loss.name!r} compares it; give at least 2"
+        )
+    if config.batch_size % mesh.size:
+        raise InputError(
+            f"config.batch_size: {config.batch_size} does not divide by the "
+            f"{mesh.size} devices"
+        )
+    if config.batch_size % (mesh.size * config.microbatches):
+        raise InputError(
+            f"config.microbatches: a batch of {config.batch_size} does not divide by "
+            f"{config.microbatches} microbatches × {mesh.size} devices"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def gathered_sharding(mesh: Mesh) -> NamedSharding | None:
+    """Of a parameter that a computation uses; None: one device needs none."""
+    return replicated(mesh) if mesh.size > 1 else None
+
+
+def fsdp_sharding(mesh: Mesh) -> Callable | None:
+    """`state_sharding` of parameters; None: every device has all of each."""
+    return functools.partial(state_sharding, mesh) if mesh.shape["fsdp"] > 1 else None
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension over all devices: fsdp splits the batch as well."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def state_sharding(mesh: Mesh, tree):
+    """Sharding of parameters: the largest dimension that fsdp divides is split.
+
+    A rule by shape needs no annotation in the models.
+    """
+    return jax.tree.map(lambda leaf: _split(mesh, leaf, ("fsdp",)), tree)
+
+
+def update_sharding(mesh: Mesh, tree):
+    """Sharding of gradients and the optimizer's moments: over all devices.
+
+    Each device updates its shard of a parameter only, also where every device holds all
+    of it (Xu et al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
+    Data-Parallel Training"; ZeRO's stage 1).
+    """
+    return jax.tree.map(lambda leaf: _split(mesh, leaf, AXES, ("fsdp",)), tree)
+
+
+def _split(mesh: Mesh, leaf, *choices: tuple[str, ...]) -> NamedSharding:
+    """Over the first of these sets of axes that divides one of its dimensions."""
+    for axes in choices:
+        n = math.prod(mesh.shape[axis] for axis in axes)
+        if n > 1 and leaf.size >= _SHARD_FROM:
+            for dimension in np.argsort(leaf.shape, kind="stable")[::-1]:
+                if leaf.shape[dimension] % n == 0:
+                    return NamedSharding(mesh, P(*[None] * int(dimension), axes))
+    return replicated(mesh)
+
+
+def with_sharding(abstract, shardings):
+    """Shapes of a tree, each with its sharding."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        shardings,
+    )
+
+
+def sharded_for_update(mesh: Mesh, tree):
+    """Each device's shard of parameters or gradients, as `update_sharding` says.
+
+    A gradient is complete before (see `gathered_in_use` in models/blocks.py), or the
+    sharding would spread into the loops that sum it up; TPU's compiler makes one
+    reduce-scatter of the sum and this.
+    """
+    if mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, update_sharding(mesh, tree))
+
+
+def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
+    """This process's share of a batch → global arrays."""
+    with jax.transfer_guard("allow"):  # of several devices JAX calls it implicit
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
+
+
+def put_sharded(tree, like):
+    """Arrays that every process has all of → global arrays, sharded as `like` is."""
+    return jax.tree.map(
+        lambda x, y: jax.make_array_from_callback(x.shape, y.sharding, x.__getitem__),
+        tree,
+        like,
+    )
+
+
+def abstract_batch(
+    shapes: dict[str, tuple[tuple[int, ...], type]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Stands for a global batch when a program is traced: {array: (shape, dtype)}."""
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}

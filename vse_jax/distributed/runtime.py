@@ -1,0 +1,120 @@
+"""What every computation needs before it starts, and how it ends."""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from vse_jax.base.lock import only_writer
+from vse_jax.command_line import errors_on_one_line
+from vse_jax.config import Config, shared_fields
+from vse_jax.distributed import cluster, preemption
+from vse_jax.distributed.multihost import check_same, on_first
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+Connection = tuple[str | None, int | None, int | None]  # arguments of cluster.connect
+
+
+@contextlib.contextmanager
+def started(
+    config: Config,
+    mode: str,
+    connection: Connection,
+    alone: bool,
+    written: Path | None = None,
+) -> Iterator[None]:
+    """Joins the processes of the run and sets JAX up for the block.
+
+    Args:
+        config, mode: of the run; compared between its processes.
+        connection: coordinator, process_id, num_processes, or three times None.
+        alone: the mode is work for one process.
+        written: folder that no other run may write to until the block ends.
+
+    Raises:
+        SystemExit: the block failed, the processes do not fit, or another run writes to
+            the folder; one line says how.
+    """
+    with (
+        cluster.ends_together(),
+        errors_on_one_line(),
+        contextlib.ExitStack() as stack,
+    ):
+        cluster.connect(*connection)
+        several = jax.distributed.is_initialized()
+
+        def lock() -> None:
+            if written is not None:
+                stack.enter_context(
+                    only_writer(written / "lock", "trains in this folder")
+                )
+
+        if not several:
+            lock()  # before it takes devices, which another run may have
+        preemption.connected()
+        configure(config)
+        if alone:
+            cluster.check_alone(f"--mode={mode} of config.task={config.task}")
+        check_same("config", {"mode": mode} | shared_fields(config))
+        if several:
+            on_first(lock)
+        yield
+
+
+def matmul_precision(config: Config, platform: str) -> str:
+    """JAX's name of config.matmul_precision on devices of a platform.
+
+    'auto' is float32 on CPUs, where nothing else is faster, and 'high' elsewhere: TF32
+    on NVIDIA's GPUs, three bfloat16 products on TPUs (one costs accuracy, six are
+    float32 and twice the time).
+    """
+    if config.matmul_precision != "auto":
+        return config.matmul_precision
+    return "highest" if platform == "cpu" else "high"
+
+
+def configure(config: Config) -> None:
+    """Sets matmul precision and the persistent compilation cache.
+
+    The cache is where JAX_COMPILATION_CACHE_DIR says, or in ~/.cache/vse_jax/compiled.
+    One that cannot be written only costs time: JAX then warns and compiles. Several
+    processes on CPUs go without: process 0 alone would find its programs there, and
+    gloo gives up on the others, which compile theirs, after 30 seconds.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+    precision = matmul_precision(config, jax.default_backend())
+    jax.config.update("jax_default_matmul_precision", precision)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path.home() / ".cache" / "vse_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def keep_freed_memory() -> None:
+    """Freed memory stays with this process, for its next computation; with glibc only.
+
+    By itself malloc asks the system for each large block and hands it back. XLA's CPU
+    programs need such blocks at every call, whose pages, cleared and mapped one by one,
+    took a seventh of a training step. There is one arena for all threads, since others
+    hold no large blocks; threads that allocated before this call keep theirs. So call
+    it before JAX has threads, and not in a process that lives on after large blocks.
+    """
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    )
+    if mallopt is not None:
+        for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
+            mallopt(option, value)
+
+
+def memory_of(device: jax.Device) -> int:
+    """Bytes of a device's memory; of a CPU's, the host's."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
