@@ -16,6 +16,7 @@ from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.checkpoints.model_folder import model_config
 from vse_jax.distributed import preemption
+from vse_jax.ops import memory
 
 
 class Mode(NamedTuple):
@@ -25,7 +26,7 @@ class Mode(NamedTuple):
     devices: bool = True  # it computes on those at hand
     processes: bool = False  # several may share the work
     published: bool = False  # it gets the published recipe, too
-    keeps_memory: bool = False  # batch after batch to its end: runtime.py says why
+    keeps_memory: bool = False  # batch after batch to its end: ops/memory.py says why
     writes: bool = False  # nobody else may write to its folder meanwhile
 
 
@@ -76,7 +77,7 @@ flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 flags.DEFINE_string("topology", None, "compile: v5e:2x4, cpu:8, …; else what is here.")
-flags.DEFINE_bool("all", False, "compile: every program, not the dearest alone.")
+flags.DEFINE_bool("all", False, "compile: all programs, not only the most expensive.")
 flags.DEFINE_string("repo", None, "push: USER/NAME on the Hub; none: W/share/ only.")
 flags.DEFINE_bool("trust_code", False, "A shared model's own classes are imported.")
 
@@ -103,10 +104,10 @@ def run(overrides: list[str]) -> None:
         return getattr(importlib.import_module(mode.module), mode.function)(*values)
     if given.mode == "train":
         preemption.listen()
+    if mode.keeps_memory:
+        memory.disable_malloc_trim()
     from vse_jax.distributed import runtime  # noqa: PLC0415 (loads jax: seconds)
 
-    if mode.keeps_memory:
-        runtime.keep_freed_memory()
     connection = (given.coordinator, given.process_id, given.num_processes)
     written = given.workdir if mode.writes else None
     with runtime.started(config, given.mode, connection, not mode.processes, written):

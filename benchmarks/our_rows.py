@@ -27,13 +27,14 @@ from vse_jax.data.layout import read_split
 from vse_jax.data.pipeline import TrainData
 from vse_jax.data.rows import Batch
 from vse_jax.distributed import runtime
-from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.models.build import build_image_tower, build_text_tower
 from vse_jax.models.pooling import make_pool
 from vse_jax.ops.blocks import keep_apart
+from vse_jax.ops.memory import disable_malloc_trim
 from vse_jax.optimizer import Schedule
 from vse_jax.training.metric_writer import read_metrics
 from vse_jax.training.plan import make_plan
@@ -131,7 +132,7 @@ def training_step(config: ConfigDict, batch: Batch) -> Callable[[], float]:
     state = initial_state(config, plan.optimizer, plan.abstract)
     state = dataclasses.replace(state, step=state.step + _OPEN * _EPOCH)
     groups = plan.optimizer.open_groups(_OPEN)
-    step = TrainStep(plan, Programs())
+    step = TrainStep(plan, CompileCache())
 
     def run() -> float:
         nonlocal state
@@ -180,7 +181,7 @@ def encode() -> Ready:
     )
     state = initial_state(config, plan.optimizer, plan.abstract)
     evaluator = Evaluator(
-        config, plan.graphdef, plan.abstract.model, plan.mesh, Programs()
+        config, plan.graphdef, plan.abstract.model, plan.mesh, CompileCache()
     )
 
     def run():
@@ -247,7 +248,7 @@ def prepare() -> None:
     """What main.py sets before a run of the recipes."""
     hide()
     own_process()
-    runtime.keep_freed_memory()
+    disable_malloc_trim()
     runtime.configure(inputs.grid_config())
 
 

@@ -21,7 +21,7 @@ from vse_jax.config import load_config, save_config, vector_fields
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import read_split
 from vse_jax.data.vocabulary_files import keep_vocabulary
-from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_search.indexing import check_model
@@ -48,7 +48,7 @@ def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
     tiny_config.mesh.data = 1
     mesh = make_mesh(tiny_config, jax.devices()[:1])
     graphdef, arrays, mesh = load_best(tiny_config, run, mesh)
-    with Programs() as programs:
+    with CompileCache() as programs:
         evaluator = Evaluator(tiny_config, graphdef, arrays, mesh, programs)
         expected = evaluator.embed(arrays, split)
     np.testing.assert_array_equal(model.encode_images(split.pictures), expected.images)

@@ -7,7 +7,7 @@ import pytest
 
 from vse_jax.base.errors import InputError
 from vse_jax.distributed import multihost
-from vse_jax.distributed.multihost import check_same, on_first
+from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def other(monkeypatch):
 
 
 def test_equal_facts_pass(other):
-    check_same("config", {"seed": 0})
+    assert_equal_across_hosts("config", {"seed": 0})
 
 
 def test_all_differences_are_named(other):
     other["text"] = json.dumps({"seed": 1, "mode": "eval"})
     with pytest.raises(InputError) as error:
-        check_same("config", {"seed": 0, "mode": "train", "rest": 7})
+        assert_equal_across_hosts("config", {"seed": 0, "mode": "train", "rest": 7})
     assert str(error.value) == (
         "config differs between the processes: mode ('eval' in process 1, 'train' in "
         "process 0), rest (None in process 1, 7 in process 0), seed (1 in process 1, 0 "
@@ -37,7 +37,7 @@ def test_all_differences_are_named(other):
 
 
 def test_process_0_works_for_all(other):
-    assert on_first(lambda: {"rsum": 1.5}) == {"rsum": 1.5}
+    assert on_process_zero(lambda: {"rsum": 1.5}) == {"rsum": 1.5}
 
 
 def test_a_failure_of_process_0_is_its_own_and_everybodys(other, monkeypatch):
@@ -45,20 +45,20 @@ def test_a_failure_of_process_0_is_its_own_and_everybodys(other, monkeypatch):
         raise InputError("runs/x: No space left on device")
 
     with pytest.raises(InputError, match=r"^runs/x: No space"):
-        on_first(fail)
+        on_process_zero(fail)
     # Process 1 does no work, and learns what became of it.
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     said = json.dumps({"error": "runs/x: No space left on device"})
     monkeypatch.setattr(multihost, "_gather", lambda text: [said, text])
     with pytest.raises(InputError, match=r"^process 0: runs/x: No space"):
-        on_first(fail)
+        on_process_zero(fail)
 
 
 def test_a_bug_of_process_0_keeps_its_type(other):
     with pytest.raises(ZeroDivisionError):
-        on_first(lambda: 1 / 0)
+        on_process_zero(lambda: 1 / 0)
 
 
 def test_alone_nothing_is_asked():
-    check_same("config", {"anything": object()})
-    assert on_first(lambda: object) is object
+    assert_equal_across_hosts("config", {"anything": object()})
+    assert on_process_zero(lambda: object) is object

@@ -1,12 +1,8 @@
 """What is set before the first computation."""
 
-import platform
-import resource
-
 import jax
 import pytest
 
-from vse_jax.distributed import runtime
 from vse_jax.distributed.runtime import configure, matmul_precision
 
 
@@ -42,16 +38,3 @@ def test_what_the_user_has_set_stays(tiny_config, settings, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     configure(tiny_config)
     assert settings == {"jax_default_matmul_precision": "highest"}
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
-def test_freed_memory_is_used_again():
-    runtime.keep_freed_memory()
-
-    def faults():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        bytearray(2**27)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    faults()
-    assert faults() < 100

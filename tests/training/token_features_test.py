@@ -10,7 +10,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.data.layout import read_split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
-from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.evaluator import Evaluator
 from vse_jax.models.build import abstract_model, build_model, split_model
@@ -28,7 +28,7 @@ def parts(tiny_config):
     graphdef, abstract = abstract_model(tiny_config)
     mesh = make_mesh(tiny_config, jax.devices()[:1])
     _, model = split_model(build_model(tiny_config, rngs=nnx.Rngs(0)))
-    evaluator = Evaluator(tiny_config, graphdef, abstract, mesh, Programs())
+    evaluator = Evaluator(tiny_config, graphdef, abstract, mesh, CompileCache())
     return evaluator, model, read_split(tiny_config, "test")
 
 
@@ -72,7 +72,7 @@ def test_other_heads_have_features_of_their_own(parts, tiny_config, tmp_path):
     tiny_config.text.heads = 4
     graphdef, abstract = abstract_model(tiny_config)
     mesh = make_mesh(tiny_config, jax.devices()[:1])
-    other = Evaluator(tiny_config, graphdef, abstract, mesh, Programs())
+    other = Evaluator(tiny_config, graphdef, abstract, mesh, CompileCache())
     second = cached_token_features(other, model, split, tmp_path)
     assert not np.array_equal(first[0:9], second[0:9])
 

@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
-from vse_jax.distributed.cluster import is_loss
+from vse_jax.distributed.cluster import is_peer_failure
 
 _ABOUT = "metadata"  # the JSON file of the item `data`
 CONVERTED = 0  # step of `best` in a folder that convert_torch_weights.py made
@@ -367,7 +367,7 @@ def _explained(folder: Path, trees: tuple[str, ...]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if is_loss(error):
+        if is_peer_failure(error):
             raise
         cause: Exception = error
         refused = refusal(error)

@@ -10,8 +10,8 @@ from vse_jax.base.files import write_atomically
 from vse_jax.checkpoints.best import load_best
 from vse_jax.config import Config, change_paths, load_config, own_vocabulary
 from vse_jax.data.layout import Split, read_split
-from vse_jax.distributed.compile_cache import Programs
-from vse_jax.distributed.multihost import on_first
+from vse_jax.distributed.compile_cache import CompileCache
+from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.evaluator import Embeddings, Evaluator
 from vse_jax.evaluation.ranking import check_finite, ensemble
 
@@ -38,7 +38,7 @@ def embed(config: Config, workdir: Path) -> None:
             f"captions {embeddings.captions.shape}"
         )
 
-    on_first(write)
+    on_process_zero(write)
 
 
 def embed_best(
@@ -69,7 +69,7 @@ def _embed_with(
 ) -> Embeddings:
     """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
     graphdef, model, mesh = load_best(config, workdir)
-    with Programs() as programs:
+    with CompileCache() as programs:
         evaluator = evaluator or Evaluator(config, graphdef, model, mesh, programs)
         found = evaluator.embed(model, split)
     check_finite(f"{workdir}, images of {split.name!r}", found.images)

@@ -7,7 +7,7 @@ from vse_jax.base.files import write_atomically
 from vse_jax.commands.embed import embed_best
 from vse_jax.config import Config
 from vse_jax.data.layout import Split, read_split
-from vse_jax.distributed.multihost import on_first
+from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
 from vse_jax.evaluation.evaluator import Embeddings, Evaluator
@@ -41,7 +41,7 @@ def evaluate(
         )
         print(format_table(metrics, f"{config.data.name} {split.name}"))
 
-    on_first(report)
+    on_process_zero(report)
 
 
 def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:

@@ -17,9 +17,9 @@ from vse_jax.data.vocabulary_files import (
     settle_vocab_size,
     settle_vocabulary,
 )
-from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import check_training_batch, make_mesh
-from vse_jax.distributed.multihost import on_first
+from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.figures.curves import curves_picture
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
@@ -62,7 +62,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}") from error
-    with Checkpoints(workdir) as checkpoints, Programs() as programs:
+    with Checkpoints(workdir) as checkpoints, CompileCache() as programs:
         check_workdir(config, workdir, checkpoints)
         reached, new_data = reached_before(config, splits, checkpoints, accept_new_data)
         schedule = train_schedule(config, splits.train, reached)
@@ -80,6 +80,6 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         finally:
             run.recorder.close()
             run.profiler.close()
-        on_first(lambda: curves_picture(workdir, plan.schedule))
+        on_process_zero(lambda: curves_picture(workdir, plan.schedule))
         checkpoints.wait()  # the best model is read from the disk
         evaluate(config, workdir, run.evaluator, splits.test)

@@ -148,7 +148,7 @@ def ends_together() -> Iterator[None]:
             raise
         if isinstance(error, SystemExit) and error.code != 1:
             raise  # preempted: all processes leave
-        if is_loss(error):
+        if is_peer_failure(error):
             _print_error(_LOST)
         elif not isinstance(error, SystemExit):  # which has printed its line
             traceback.print_exc()
@@ -161,7 +161,7 @@ def ends_together() -> Iterator[None]:
         os._exit(1)
 
 
-def is_loss(error: BaseException | None) -> bool:
+def is_peer_failure(error: BaseException | None) -> bool:
     """Whether this, or what led to it, was raised because another process is gone.
 
     JAX has no type of its own for that: the transports say it in words.

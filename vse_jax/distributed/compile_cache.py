@@ -11,13 +11,13 @@ from jax.stages import Compiled, Lowered
 _THREADS = 4
 
 
-class Programs:
+class CompileCache:
     """Compiled programs by key; each is made once, in a thread.
 
     XLA compiles them side by side. They are traced one after the other, since threads
     share the interpreter: the first one is ready sooner.
 
-    with Programs() as programs:
+    with CompileCache() as programs:
         programs.start("encode_images", key, lower)
         ...
         programs.get("encode_images", key, lower)(arguments)
@@ -28,7 +28,7 @@ class Programs:
         self._made: dict[Hashable, Future[Compiled]] = {}
         self._tracing = threading.Lock()
 
-    def __enter__(self) -> "Programs":
+    def __enter__(self) -> "CompileCache":
         return self
 
     def __exit__(self, *_) -> None:

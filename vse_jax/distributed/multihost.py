@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from vse_jax.base.errors import InputError
 
 
-def check_same(what: str, facts: Mapping[str, object]) -> None:
+def assert_equal_across_hosts(what: str, facts: Mapping[str, object]) -> None:
     """Raises InputError on every process unless all have the same JSON-able `facts`."""
     if jax.process_count() == 1:
         return
@@ -29,7 +29,7 @@ def check_same(what: str, facts: Mapping[str, object]) -> None:
         )
 
 
-def on_first(work: Callable[[], Any]) -> Any:
+def on_process_zero(work: Callable[[], Any]) -> Any:
     """Does `work` in process 0 alone; all processes get its JSON-able result.
 
     Ranking and drawing are such work: one computer does it as well as many, and all

@@ -1,7 +1,6 @@
 """What every computation needs before it starts, and how it ends."""
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,7 @@ from vse_jax.base.lock import only_writer
 from vse_jax.command_line import errors_on_one_line
 from vse_jax.config import Config, shared_fields
 from vse_jax.distributed import cluster, preemption
-from vse_jax.distributed.multihost import check_same, on_first
-
-# Of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 
 Connection = tuple[str | None, int | None, int | None]  # arguments of cluster.connect
 
@@ -60,9 +56,9 @@ def started(
         configure(config)
         if alone:
             cluster.check_alone(f"--mode={mode} of config.task={config.task}")
-        check_same("config", {"mode": mode} | shared_fields(config))
+        assert_equal_across_hosts("config", {"mode": mode} | shared_fields(config))
         if several:
-            on_first(lock)
+            on_process_zero(lock)
         yield
 
 
@@ -95,23 +91,6 @@ def configure(config: Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def keep_freed_memory() -> None:
-    """Freed memory stays with this process, for its next computation; with glibc only.
-
-    By itself malloc asks the system for each large block and hands it back. XLA's CPU
-    programs need such blocks at every call, whose pages, cleared and mapped one by one,
-    took a seventh of a training step. There is one arena for all threads, since others
-    hold no large blocks; threads that allocated before this call keep theirs. So call
-    it before JAX has threads, and not in a process that lives on after large blocks.
-    """
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    )
-    if mallopt is not None:
-        for option, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
-            mallopt(option, value)
 
 
 def memory_of(device: jax.Device) -> int:

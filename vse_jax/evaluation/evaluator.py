@@ -22,7 +22,7 @@ from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import Shapes, described, shapes_of
 from vse_jax.distributed import preemption
-from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
@@ -33,7 +33,7 @@ from vse_jax.distributed.mesh import (
     state_sharding,
     with_sharding,
 )
-from vse_jax.distributed.multihost import check_same, on_first
+from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 from vse_jax.evaluation.ranking import retrieval_metrics
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
@@ -70,7 +70,7 @@ class Evaluator:
         graphdef: nnx.GraphDef,
         abstract: Model,
         mesh: Mesh,
-        programs: Programs,
+        programs: CompileCache,
     ):
         self.config = config
         self._mesh = mesh
@@ -91,7 +91,7 @@ class Evaluator:
             self._programs.start(*self._program(name, shapes))
 
     def _program(self, name: str, shapes: Shapes):
-        """What `Programs` wants to know: (its name, key, how to lower it)."""
+        """What `CompileCache` wants to know: (its name, key, how to lower it)."""
         key = (name, frozenset(shapes.items()))
         tower, model = self._towers[name], self._abstract
         lower = functools.partial(lower_tower, tower, self._mesh, model, shapes)
@@ -148,7 +148,7 @@ class Evaluator:
         found = self.embed(model, split, features)
         # Ranked once: another processor may decide a near tie otherwise, and processes
         # that disagree would not save together.
-        return on_first(
+        return on_process_zero(
             lambda: retrieval_metrics(
                 found.images, found.captions, split.captions_per_image
             )
@@ -278,4 +278,4 @@ def _check_same_split(split: Split, tokens: CaptionTokens) -> None:
         f"{split.name} {name}": hashlib.sha256(content).hexdigest()[:12]
         for name, content in contents.items()
     }
-    check_same("data", facts)
+    assert_equal_across_hosts("data", facts)

@@ -20,8 +20,8 @@ from vse_jax.data.order import Order
 from vse_jax.data.pipeline import TrainData, training_order
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import packs
-from vse_jax.distributed.compile_cache import Programs
-from vse_jax.distributed.multihost import check_same, on_first
+from vse_jax.distributed.compile_cache import CompileCache
+from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 from vse_jax.evaluation.evaluator import Evaluator, batch_sizes
 from vse_jax.optimizer import Schedule
 from vse_jax.training.loop import Run, save, save_best, validate
@@ -43,7 +43,7 @@ class Splits(NamedTuple):
 def check_workdir(config: Config, workdir: Path, checkpoints: Checkpoints) -> None:
     """Raises InputError unless `workdir` is new, or holds this run or its weights."""
     steps = {"last": checkpoints.last_step(), "best": checkpoints.best_step()}
-    check_same("workdir", steps)
+    assert_equal_across_hosts("workdir", steps)
     checkpoints.check_start()
     saved = workdir / "config.json"
     if steps["last"] is not None and saved.exists():
@@ -66,7 +66,7 @@ def reached_before(
             accepted; or it is damaged, or of another version.
     """
     # Process 0 decides for all: each may read a copy of the data of its own.
-    data = on_first(lambda: data_digests(config, splits))
+    data = on_process_zero(lambda: data_digests(config, splits))
     before = checkpoints.reached()
     if before is None:
         return Reached(data=data), False
@@ -122,7 +122,7 @@ def start(
     splits: Splits,
     workdir: Path,
     checkpoints: Checkpoints,
-    programs: Programs,
+    programs: CompileCache,
     reached: Reached,
 ) -> tuple[Run, TrainState]:
     """The parts of the run, and the state that it goes on from.
@@ -218,7 +218,7 @@ def _score_best_again(run: Run, reached: Reached) -> None:
         )
         run.recorder.write_rescored(reached.step, run.dev.name, metrics["rsum"])
         reached.best_rsum, reached.best_step = metrics["rsum"], best
-    on_first(lambda: run.checkpoints.restate(reached))
+    on_process_zero(lambda: run.checkpoints.restate(reached))
 
 
 def _token_features(

@@ -10,7 +10,7 @@ from jax.stages import Lowered
 
 from vse_jax.base.trees import merge
 from vse_jax.data.rows import Shapes, described, shapes_of
-from vse_jax.distributed.compile_cache import Programs
+from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
@@ -113,7 +113,7 @@ class TrainStep:
         programs: compiles them.
     """
 
-    def __init__(self, plan: Plan, programs: Programs):
+    def __init__(self, plan: Plan, programs: CompileCache):
         self._jitted = jit_step(plan)
         self._plan = plan
         self._programs = programs
@@ -130,7 +130,7 @@ class TrainStep:
         return program(state, batch)
 
     def _program(self, shapes: Shapes, groups: tuple[str, ...]):
-        """What `Programs` wants to know: (its name, key, how to lower it)."""
+        """What `CompileCache` wants to know: (its name, key, how to lower it)."""
         lower = functools.partial(lower_step, self._jitted, self._plan, shapes, groups)
         key = ("train_step", groups, frozenset(shapes.items()))
         return f"train_step, {described(shapes)}", key, lower
