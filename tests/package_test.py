@@ -1,12 +1,15 @@
 """The package that `pip install .` gives, outside the checkout."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.helpers import tiny
 from tests.helpers.runs import write_run
@@ -27,9 +30,10 @@ print(vse_jax.__file__)
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    tracked = ["git", "ls-files", "-z", "vse_jax", "pyproject.toml", "README.md"]
+    tracked = ["git", "ls-files", "-z", "vse_jax", "vse_search"]
     names = subprocess.run(tracked, capture_output=True, check=True, text=True).stdout
-    for name in [*names.split("\0")[:-1], "LICENSE"]:  # a copy: builds leave folders
+    top = ["pyproject.toml", "README.md", "LICENSE"]
+    for name in [*names.split("\0")[:-1], *top]:  # a copy: builds leave folders
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "source" / name).write_bytes((HERE / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel"]
@@ -42,7 +46,26 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"vse_jax/py.typed", "vse_jax/api.py"} <= set(names)
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"vse_jax"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "vse_jax",
+        "vse_search",
+    }
+    assert "vse_search/page/index.html" in names
+
+
+@pytest.mark.parametrize(
+    ("lock", "extra"), [("", None), ("-search", "search"), ("-dev", "dev")]
+)
+def test_a_lock_holds_what_the_project_asks_for(lock, extra):
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = project["dependencies"] + (extras[extra] if extra else extras["data"])
+    text = Path(f"requirements{lock}.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, flags=re.M))
+    for requirement in map(Requirement, asked):
+        if requirement.name != "vse_jax":
+            name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+            assert locked[name] in requirement.specifier, requirement
 
 
 def test_a_wheel_embeds_outside_the_checkout(wheel, tiny_root, environment, tmp_path):

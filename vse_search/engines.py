@@ -21,8 +21,7 @@ def make_engine(store: Store, name: str, url: str | None = None) -> Engine:
         module: Any = importlib.import_module(f"vse_search.{name}")
     except ImportError as error:
         raise InputError(
-            f"config.search.engine: {name!r} needs {error.name}: "
-            "pip install -r requirements-search.txt"
+            f"config.search.engine: {name!r} needs {error.name}: make setup-search"
         ) from None
     if name == "approximate":
         return module.ApproximateEngine(store)

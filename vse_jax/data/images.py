@@ -142,9 +142,7 @@ def _open(
     try:
         import pillow_heif  # noqa: PLC0415 (optional, and rarely needed)
     except ImportError:
-        raise ValueError(
-            "HEIC needs pillow-heif: pip install -r requirements-search.txt"
-        ) from None
+        raise ValueError("HEIC needs pillow-heif: make setup-search") from None
     pillow_heif.register_heif_opener()
     return Image.open(source, formats=("HEIF",))
 

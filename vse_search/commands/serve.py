@@ -42,8 +42,7 @@ def serve_index(options: Config, index: Path, load: Callable[[], Encoder]) -> No
         from vse_search import guard, listening, server  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--mode=serve: no package {error.name!r}; "
-            "pip install -r requirements-search.txt"
+            f"--mode=serve: no package {error.name!r}; make setup-search"
         ) from None
     host, token = options.host.strip("[]"), options.token
     if not guard.is_local(host) and not token:

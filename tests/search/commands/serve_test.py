@@ -237,5 +237,5 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "vse_search.listening", raising=False)
     monkeypatch.delattr("vse_search.listening", raising=False)
-    with pytest.raises(InputError, match=r"uvicorn.*requirements-search\.txt"):
+    with pytest.raises(InputError, match=r"uvicorn.*make setup-search"):
         serve_index(searching.options(), tmp_path, not_loaded)
