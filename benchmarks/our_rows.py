@@ -29,8 +29,8 @@ from vse_jax.data.rows import Batch
 from vse_jax.distributed import runtime
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
-from vse_jax.evaluation.evaluator import Evaluator
-from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.encode import Embedder
+from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.models.build import build_image_tower, build_text_tower
 from vse_jax.models.pooling import make_pool
 from vse_jax.ops.blocks import keep_apart
@@ -171,7 +171,7 @@ def metrics() -> Ready:
 
 
 def encode() -> Ready:
-    """`Evaluator.embed` over picture files, each read and encoded once."""
+    """`Embedder.embed` over picture files, each read and encoded once."""
     config = inputs.grid_config()
     config.eval.batch_size = rows.ENCODED
     root = _photographs(config, rows.ENCODED)
@@ -180,13 +180,13 @@ def encode() -> Ready:
         config, make_mesh(config), Schedule.from_config(config, _EPOCH, _EPOCH)
     )
     state = initial_state(config, plan.optimizer, plan.abstract)
-    evaluator = Evaluator(
+    embedder = Embedder(
         config, plan.graphdef, plan.abstract.model, plan.mesh, CompileCache()
     )
 
     def run():
         assert root.name  # its files are there as long as this function
-        evaluator.embed(state.model, split)
+        embedder.embed(state.model, split)
 
     run()
     return Ready(repeated(run))

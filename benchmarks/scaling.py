@@ -22,7 +22,7 @@ from benchmarks.rows import Ready, repeated
 from vse_jax.base.errors import check_choice
 from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line
-from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.figures import style
 
 _BATCH, _REGIONS, _TOKENS = 16, 36, 16  # of a step, where they are not what grows

@@ -23,7 +23,7 @@ from vse_jax.data.layout import read_split
 from vse_jax.data.vocabulary_files import keep_vocabulary
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import make_mesh
-from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.evaluation.encode import Embedder
 from vse_search.indexing import check_model
 from vse_search.store import Store
 
@@ -49,8 +49,8 @@ def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
     mesh = make_mesh(tiny_config, jax.devices()[:1])
     graphdef, arrays, mesh = load_best(tiny_config, run, mesh)
     with CompileCache() as programs:
-        evaluator = Evaluator(tiny_config, graphdef, arrays, mesh, programs)
-        expected = evaluator.embed(arrays, split)
+        embedder = Embedder(tiny_config, graphdef, arrays, mesh, programs)
+        expected = embedder.embed(arrays, split)
     np.testing.assert_array_equal(model.encode_images(split.pictures), expected.images)
     np.testing.assert_array_equal(
         model.encode_captions(split.captions), expected.captions
@@ -268,12 +268,14 @@ class TestExplain:
         model = vse_jax.load(write_run(tiny_config, tmp_path / "run"))
         vector = np.ones(model.dim, np.float32)
         with pytest.raises(InputError, match=rf"image\.pool: '{pool}' is no sum"):
-            model.split_image(split.pictures[0], vector)
+            model.image_attributions(split.pictures[0], vector)
         with pytest.raises(InputError, match=rf"text\.pool: '{pool}' is no sum"):
-            model.split_caption("a red bar", vector)
+            model.caption_attributions("a red bar", vector)
 
     def test_words_are_whole_and_in_order(self, model):
-        found = model.split_caption("A red BAR, café.", np.ones(model.dim, np.float32))
+        found = model.caption_attributions(
+            "A red BAR, café.", np.ones(model.dim, np.float32)
+        )
         words = [word for word, _ in found]
         assert words == ["[CLS]", "a", "red", "bar", ",", "cafe", ".", "[SEP]"]
 
@@ -291,7 +293,7 @@ class TestRegions:
         sets = [rng.random((n, c.feature_dim), np.float32) for n in (1, c.max_regions)]
         both = model.encode_images(sets)
         np.testing.assert_allclose(both[0], model.encode_images(sets[:1])[0], atol=1e-6)
-        parts = model.split_image(sets[1], both[1])
+        parts = model.image_attributions(sets[1], both[1])
         assert parts.shape == (c.max_regions,)
         assert abs(parts.sum() - 1) < 1e-5
 

@@ -30,7 +30,7 @@ from vse_jax.commands.prepare import prepare
 from vse_jax.commands.train import train
 from vse_jax.config import load_config, save_config
 from vse_jax.data.prepare import openmoji
-from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.training.metric_writer import read_metrics
 
 

@@ -144,7 +144,7 @@ def test_python(home, tmp_path, monkeypatch):
     expected = model.encode_images([picture])
     for named in ("~/my pictures/red.png", Path("~/my pictures/red.png")):
         np.testing.assert_array_equal(model.encode_images([named]), expected)
-        model.split_image(named, expected[0])
+        model.image_attributions(named, expected[0])
         model.explain(named, "a red bar")
     monkeypatch.chdir(home)
     again = vse_jax.load("run", {"text.vocab": "data/vocab/vocab.txt"})

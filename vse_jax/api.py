@@ -55,8 +55,8 @@ from vse_jax.data.regions import finite_regions
 from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
 from vse_jax.distributed import runtime
 from vse_jax.distributed.mesh import on_one_device
-from vse_jax.evaluation.evaluator import Model as Arrays
-from vse_jax.evaluation.evaluator import batch_sizes, jit_towers
+from vse_jax.evaluation.encode import Model as Arrays
+from vse_jax.evaluation.encode import batch_sizes, jit_towers
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.possible import value_problems
@@ -201,7 +201,7 @@ class Model:
         self._arrays = arrays
         self._tokenizer = caption_tokenizer(config)
         self._towers = jit_towers(graphdef, arrays, mesh)
-        self._towers |= _jit_splits(graphdef)
+        self._towers |= _jit_attributions(graphdef)
         platform = mesh.devices.flat[0].platform
         self._precision = runtime.matmul_precision(config, platform)
         self._full = dict(
@@ -279,7 +279,7 @@ class Model:
         """Splits the similarity of a picture and a caption, exactly.
 
         Raises:
-            InputError: as `split_image` and `split_caption`.
+            InputError: as `image_attributions` and `caption_attributions`.
         """
         image, words = (
             self.encode_images([picture])[0],
@@ -287,11 +287,11 @@ class Model:
         )
         return Explanation(
             float(image @ words),
-            self.split_image(picture, words),
-            self.split_caption(caption, image),
+            self.image_attributions(picture, words),
+            self.caption_attributions(caption, image),
         )
 
-    def split_image(
+    def image_attributions(
         self, picture: Picture, vector: Float[np.ndarray, " d"]
     ) -> Float32[np.ndarray, "rows columns"] | Float32[np.ndarray, " regions"]:
         """Each cell's part of the picture's similarity to a vector, or each region's.
@@ -304,13 +304,13 @@ class Model:
         """
         batch = empty_batch(image_shapes(self._config.image, 1))
         self._read_image([picture], batch, 0, 0)
-        (parts,) = self._split("image", batch, vector)
+        (parts,) = self._attributions("image", batch, vector)
         if self.takes_regions:
             return parts[: int(batch["region_lengths"][0])]
         side = math.isqrt(len(parts))  # the pictures are square, and so is the grid
         return parts.reshape(side, side)
 
-    def split_caption(
+    def caption_attributions(
         self, caption: str, vector: Float[np.ndarray, " d"]
     ) -> list[tuple[str, float]]:
         """Each word's part of the caption's similarity to a vector.
@@ -324,7 +324,7 @@ class Model:
         items = self._captions(tokens)
         batch = items.empty(items.order[0])
         items.read(batch, 0, 0)
-        (parts,) = self._split("text", batch, vector)
+        (parts,) = self._attributions("text", batch, vector)
         words = self._tokenizer.words(caption)
         found: list[tuple[str, float]] = []
         before = None
@@ -348,12 +348,15 @@ class Model:
         index = np.zeros(1, np.int32)
         runs = [
             ("encode_images", empty_batch(shapes), index),
-            ("split_image", empty_batch(shapes), vector),
+            ("image_attributions", empty_batch(shapes), vector),
         ]
         rows = CaptionRows(self._config, self._tokenizer([""]), None)
         for length in _few_lengths(rows.padded_lengths):
             batch = empty_batch(rows.shapes(1, length))
-            runs += [("encode_captions", batch, index), ("split_text", batch, vector)]
+            runs += [
+                ("encode_captions", batch, index),
+                ("caption_attributions", batch, vector),
+            ]
 
         def run(program: str, batch: Batch, others: np.ndarray) -> None:
             with contextlib.suppress(InputError):  # a tower that cannot be split
@@ -430,8 +433,12 @@ class Model:
                 )
         return result
 
-    def _split(self, tower: str, batch: Batch, vector: np.ndarray) -> np.ndarray:
-        parts, missing = self._run(f"split_{tower}", batch, vector[None])
+    def _attributions(self, tower: str, batch: Batch, vector: np.ndarray) -> np.ndarray:
+        parts, missing = self._run(
+            "image_attributions" if tower == "image" else "caption_attributions",
+            batch,
+            vector[None],
+        )
         if not missing.max() <= _ROUNDING:
             pool = self._config[tower].pool
             raise InputError(
@@ -468,14 +475,17 @@ def _several(items: Sequence) -> Sequence:
     return items
 
 
-def _jit_splits(graphdef: nnx.GraphDef) -> dict[str, Any]:
+def _jit_attributions(graphdef: nnx.GraphDef) -> dict[str, Any]:
     def jit(split: Callable):
         def run(model, batch, vectors):
             return split(merge_model(graphdef, model), batch, vectors)
 
         return jax.jit(run)
 
-    return {"split_image": jit(VSE.split_images), "split_text": jit(VSE.split_captions)}
+    return {
+        "image_attributions": jit(VSE.image_attributions),
+        "caption_attributions": jit(VSE.caption_attributions),
+    }
 
 
 def _padded(order: np.ndarray, full: int) -> np.ndarray:

@@ -58,13 +58,13 @@ class Encoder(Protocol):
         """Of sentences."""
         ...
 
-    def split_image(
+    def image_attributions(
         self, picture: Path | str | np.ndarray, vector: Float32[np.ndarray, " D"]
     ) -> Float32[np.ndarray, "..."]:
         """What each cell [rows, columns] adds to <image embedding, vector>."""
         ...
 
-    def split_caption(
+    def caption_attributions(
         self, caption: str, vector: Float32[np.ndarray, " D"]
     ) -> list[tuple[str, float]]:
         """What each word adds to <caption embedding, vector>."""

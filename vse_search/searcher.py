@@ -299,13 +299,13 @@ class Searcher:
 
     def _cells(self, pixels: np.ndarray, vector: np.ndarray) -> list | None:
         try:
-            return self._encoder.split_image(pixels, vector).tolist()
+            return self._encoder.image_attributions(pixels, vector).tolist()
         except InputError:  # the pooling is no sum
             return None
 
     def _words(self, caption: str, vector: np.ndarray) -> list[tuple[str, float]]:
         try:
-            return self._encoder.split_caption(caption, vector)
+            return self._encoder.caption_attributions(caption, vector)
         except InputError:  # the pooling is no sum
             return []
 

@@ -22,7 +22,7 @@ from vse_jax.commands.train import train
 from vse_jax.data.captions import FileTokenizer
 from vse_jax.data.images import load_image, preprocess
 from vse_jax.data.layout import read_split
-from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.retrieval import retrieval_metrics
 
 CAPTIONS = [
     "a Red circle at the LEFT",
@@ -255,7 +255,7 @@ def test_sizes_are_settled_but_not_the_pictures(folder, pictures):
 def test_what_words_and_padding_add_is_the_similarity(folder, pictures):
     model = vse_jax.load(folder)
     vector = model.encode_images(pictures[:1])[0]
-    words = model.split_caption("a red circle", vector)
+    words = model.caption_attributions("a red circle", vector)
     assert [word for word, _ in words][-2:] == ["<eos>", "<pad>"]
     similarity = model.encode_captions(["a red circle"])[0] @ vector
     np.testing.assert_allclose(sum(part for _, part in words), similarity, atol=1e-5)

@@ -9,7 +9,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import split_metrics
 from vse_jax.data.layout import Split
 from vse_jax.evaluation.cxc import cxc_metrics
-from vse_jax.evaluation.evaluator import Embeddings
+from vse_jax.evaluation.encode import Embeddings
 
 
 @pytest.fixture

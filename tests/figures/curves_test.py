@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import load_image
-from vse_jax.figures.curves import curves_picture
+from vse_jax.figures.curves import plot_curves
 from vse_jax.optimizer import Schedule
 
 SCHEDULE = Schedule(
@@ -27,7 +27,7 @@ def test_curves(tmp_path, loss):
     rows += [{"step": 10 * k, "eval/dev/rsum": 100.0 + k} for k in (1, 2, 3, 4)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text)
-    curves_picture(tmp_path, SCHEDULE)
+    plot_curves(tmp_path, SCHEDULE)
     assert load_image(tmp_path / "curves.png").shape[1] > 1200
 
 
@@ -45,16 +45,16 @@ def test_other_data_begin_a_curve_of_their_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", noted)
     schedule = dataclasses.replace(SCHEDULE, first_step=20, first_epoch=2)
-    curves_picture(tmp_path, schedule)
+    plot_curves(tmp_path, schedule)
     assert "dev: best 230.0 after 4 epochs" in labels
 
 
 def test_curves_of_a_run_without_validation(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
-    curves_picture(tmp_path, SCHEDULE)
+    plot_curves(tmp_path, SCHEDULE)
     assert (tmp_path / "curves.png").exists()
 
 
 def test_curves_without_metrics_name_the_file(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
-        curves_picture(tmp_path, SCHEDULE)
+        plot_curves(tmp_path, SCHEDULE)

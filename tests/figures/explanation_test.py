@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageColor
 
-from vse_jax.figures.explanation import explanation_picture
+from vse_jax.figures.explanation import plot_explanation
 from vse_jax.figures.style import BLUE, ORANGE
 
 
@@ -16,7 +16,7 @@ def test_cells_and_words_are_drawn_by_their_parts(tmp_path):
     cells = np.zeros((2, 2))
     cells[0, 1], cells[1, 0] = 0.4, -0.1
     words = [("[CLS]", 0.1), ("dog", 0.4), ("no", -0.2)]
-    explanation_picture(tmp_path / "e.png", white, "dog", cells, words)
+    plot_explanation(tmp_path / "e.png", white, "dog", cells, words)
     picture = np.asarray(Image.open(tmp_path / "e.png"))
 
     heat = picture[140 : 140 + 240, 40 + 480 + 30 :][:, :480]

@@ -7,7 +7,7 @@ from PIL import Image, ImageColor
 from vse_jax.data.images import load_image
 from vse_jax.data.layout import Split
 from vse_jax.figures.retrieval import (
-    retrieval_picture,
+    plot_retrieval,
 )
 from vse_jax.figures.style import GREEN
 
@@ -34,33 +34,33 @@ def green_frames(path) -> int:
 def test_every_right_picture_among_the_first_five_is_framed(split, tmp_path):
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
-    retrieval_picture(tmp_path / "r.png", split, images, captions)
+    plot_retrieval(tmp_path / "r.png", split, images, captions)
     assert green_frames(tmp_path / "r.png") == 12
     assert load_image(tmp_path / "r.png").shape[1] > 1200
 
-    retrieval_picture(tmp_path / "r.png", split, images, -captions)
+    plot_retrieval(tmp_path / "r.png", split, images, -captions)
     assert green_frames(tmp_path / "r.png") == 0
 
 
 def test_ties_are_drawn_as_they_count(split, tmp_path):
     collapsed = np.ones((20, 3), np.float32), np.ones((40, 3), np.float32)
-    retrieval_picture(tmp_path / "r.png", split, *collapsed)
+    plot_retrieval(tmp_path / "r.png", split, *collapsed)
     assert green_frames(tmp_path / "r.png") == 0
 
 
 def test_a_data_set_without_pictures_and_one_with_a_broken_file(split, tmp_path):
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
-    retrieval_picture(
+    plot_retrieval(
         tmp_path / "ids.png", replace(split, pictures=None), images, captions
     )
     split.pictures[0].write_bytes(b"not a picture")
-    retrieval_picture(tmp_path / "broken.png", split, images, captions)
+    plot_retrieval(tmp_path / "broken.png", split, images, captions)
     assert green_frames(tmp_path / "ids.png") == green_frames(tmp_path / "broken.png")
 
 
 def test_a_split_smaller_than_the_page(split, tmp_path):
     few = replace(split, image_ids=["0", "1"], captions=["a", "", "b", "c"])
     images = np.eye(2, dtype=np.float32)
-    retrieval_picture(tmp_path / "r.png", few, images, np.repeat(images, 2, axis=0))
+    plot_retrieval(tmp_path / "r.png", few, images, np.repeat(images, 2, axis=0))
     assert green_frames(tmp_path / "r.png") == 2

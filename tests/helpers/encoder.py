@@ -43,10 +43,10 @@ class StandIn:
         vector = rng.standard_normal(self.dim, np.float32)
         return vector / np.linalg.norm(vector)
 
-    def split_image(self, picture: Any, vector: np.ndarray) -> np.ndarray:
+    def image_attributions(self, picture: Any, vector: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
-    def split_caption(
+    def caption_attributions(
         self, caption: str, vector: np.ndarray
     ) -> list[tuple[str, float]]:
         raise NotImplementedError

@@ -52,11 +52,11 @@ class ColourModel:
         self.sentences += captions
         return np.stack([_unit(_words(c)[1].sum(0)) for c in captions])
 
-    def split_image(self, picture, vector):
+    def image_attributions(self, picture, vector):
         cells = self._cells(picture)
         return cells / np.linalg.norm(cells.sum((0, 1))) @ vector
 
-    def split_caption(self, caption, vector):
+    def caption_attributions(self, caption, vector):
         words, vectors = _words(caption)
         parts = vectors / np.linalg.norm(vectors.sum(0)) @ vector
         return list(zip(words, parts.tolist(), strict=True))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tests.helpers import tiny
 from vse_jax.models.build import build_model
-from vse_jax.models.pooling import interpolate, make_pool, summands
+from vse_jax.models.pooling import attributions, interpolate, make_pool
 
 CLOSED = ("avg", "max", "kmax", "gem", "cls", "last")  # have a formula
 POOLS = (*CLOSED, "gpo", "fspool", "seq2seq", "selfattn", "map")
@@ -71,7 +71,7 @@ def test_what_members_add_sums_to_the_pooled_vector(name):
     features, mask = sets()
     features = jnp.abs(jnp.round(2 * features)) + 0.5  # with equal values
     spoilt = jnp.where(mask[..., None], features, jnp.nan)
-    added = summands(module, spoilt, mask)
+    added = attributions(module, spoilt, mask)
     np.testing.assert_allclose(added.sum(axis=1), module(features, mask), rtol=1e-5)
     assert not added[~mask].any()
 
@@ -82,7 +82,7 @@ def test_a_member_of_gpo_adds_its_ranks_weight_times_its_value():
     weights = np.asarray(module.weights(mask.sum(axis=1), SIZE))[0]
     values = np.asarray(features[0])
     ranks = np.argsort(np.argsort(-values, axis=0), axis=0)
-    added = summands(module, features, mask)[0]
+    added = attributions(module, features, mask)[0]
     np.testing.assert_allclose(added, weights[ranks] * values, rtol=1e-5)
 
 

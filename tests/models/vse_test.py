@@ -70,7 +70,7 @@ def test_a_tower_without_a_set_cannot_be_split():
     model.image = OwnTower()
     assert model.encode_images(grid_batch()).shape == (4, 32)
     with pytest.raises(InputError, match="OwnTower is no SetEncoder"):
-        model.split_images(grid_batch(), jnp.ones((4, 32)))
+        model.image_attributions(grid_batch(), jnp.ones((4, 32)))
 
 
 def test_the_model_holds_parameters_and_statistics_only():

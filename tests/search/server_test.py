@@ -425,10 +425,10 @@ def test_an_explanation_splits_the_similarity(server):
 
 def test_a_pooling_that_is_no_sum_has_no_explanation(serve):
     class Unexplained(ColourModel):
-        def split_image(self, picture, vector):
+        def image_attributions(self, picture, vector):
             raise InputError("no sum")
 
-        split_caption = split_image
+        caption_attributions = image_attributions
 
     server = serve(Unexplained())
     assert server.get("/api/status").json()["explains"] is False

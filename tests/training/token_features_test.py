@@ -12,7 +12,7 @@ from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import make_mesh
-from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.evaluation.encode import Embedder
 from vse_jax.models.build import abstract_model, build_model, split_model
 from vse_jax.training.token_features import (
     cached_token_features,
@@ -28,20 +28,20 @@ def parts(tiny_config):
     graphdef, abstract = abstract_model(tiny_config)
     mesh = make_mesh(tiny_config, jax.devices()[:1])
     _, model = split_model(build_model(tiny_config, rngs=nnx.Rngs(0)))
-    evaluator = Evaluator(tiny_config, graphdef, abstract, mesh, CompileCache())
-    return evaluator, model, read_split(tiny_config, "test")
+    embedder = Embedder(tiny_config, graphdef, abstract, mesh, CompileCache())
+    return embedder, model, read_split(tiny_config, "test")
 
 
 def test_they_are_kept_and_not_computed_again(parts, tmp_path, monkeypatch):
-    evaluator, model, split = parts
-    first = cached_token_features(evaluator, model, split, tmp_path / "cache")
-    tokens = evaluator.tokens(split)
+    embedder, model, split = parts
+    first = cached_token_features(embedder, model, split, tmp_path / "cache")
+    tokens = embedder.tokens(split)
     assert first.shape == (tokens.offsets[-1], 32)
-    for caption, rows in evaluator.token_features(model, split):
+    for caption, rows in embedder.token_features(model, split):
         np.testing.assert_array_equal(first[tokens.span(caption)], rows)
 
-    monkeypatch.setattr(evaluator, "token_features", None)  # is not needed again
-    again = cached_token_features(evaluator, model, split, tmp_path / "cache")
+    monkeypatch.setattr(embedder, "token_features", None)  # is not needed again
+    again = cached_token_features(embedder, model, split, tmp_path / "cache")
     np.testing.assert_array_equal(again[0:9], first[0:9])
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -57,22 +57,22 @@ def test_a_run_that_is_stopped_meanwhile_leaves_nothing(parts, tmp_path, monkeyp
 
 
 def test_another_model_has_features_of_its_own(parts, tmp_path):
-    evaluator, model, split = parts
-    first = cached_token_features(evaluator, model, split, tmp_path)
+    embedder, model, split = parts
+    first = cached_token_features(embedder, model, split, tmp_path)
     other = jax.tree.map(lambda x: x + 0.1, model)
-    second = cached_token_features(evaluator, other, split, tmp_path)
+    second = cached_token_features(embedder, other, split, tmp_path)
     assert first.path != second.path
     assert not np.array_equal(first[0], second[0])
 
 
 def test_other_heads_have_features_of_their_own(parts, tiny_config, tmp_path):
     """The weights are the same."""
-    evaluator, model, split = parts
-    first = cached_token_features(evaluator, model, split, tmp_path)
+    embedder, model, split = parts
+    first = cached_token_features(embedder, model, split, tmp_path)
     tiny_config.text.heads = 4
     graphdef, abstract = abstract_model(tiny_config)
     mesh = make_mesh(tiny_config, jax.devices()[:1])
-    other = Evaluator(tiny_config, graphdef, abstract, mesh, CompileCache())
+    other = Embedder(tiny_config, graphdef, abstract, mesh, CompileCache())
     second = cached_token_features(other, model, split, tmp_path)
     assert not np.array_equal(first[0:9], second[0:9])
 
@@ -103,8 +103,8 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(parts):
-    evaluator, model, split = parts
+    embedder, model, split = parts
     from pathlib import Path
 
     with pytest.raises(InputError, match="/proc/nowhere"):
-        cached_token_features(evaluator, model, split, Path("/proc/nowhere"))
+        cached_token_features(embedder, model, split, Path("/proc/nowhere"))

@@ -24,7 +24,7 @@ from vse_jax.distributed.mesh import (
     state_sharding,
     with_sharding,
 )
-from vse_jax.evaluation.evaluator import Model
+from vse_jax.evaluation.encode import Model
 from vse_jax.models.build import abstract_model
 
 

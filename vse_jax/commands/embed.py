@@ -12,8 +12,8 @@ from vse_jax.config import Config, change_paths, load_config, own_vocabulary
 from vse_jax.data.layout import Split, read_split
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import on_process_zero
-from vse_jax.evaluation.evaluator import Embeddings, Evaluator
-from vse_jax.evaluation.ranking import check_finite, ensemble
+from vse_jax.evaluation.encode import Embedder, Embeddings
+from vse_jax.evaluation.retrieval import check_finite, ensemble
 
 
 def embed(config: Config, workdir: Path) -> None:
@@ -45,7 +45,7 @@ def embed_best(
     config: Config,
     workdir: Path,
     split: Split,
-    evaluator: Evaluator | None = None,
+    embedder: Embedder | None = None,
 ) -> Embeddings:
     """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
 
@@ -53,7 +53,7 @@ def embed_best(
     inner products are the mean of the members' similarities.
     """
     if config.eval.ensemble is None:
-        return _embed_with(config, workdir, split, evaluator)
+        return _embed_with(config, workdir, split, embedder)
     members = []
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
@@ -65,13 +65,13 @@ def embed_best(
 
 
 def _embed_with(
-    config: Config, workdir: Path, split: Split, evaluator: Evaluator | None
+    config: Config, workdir: Path, split: Split, embedder: Embedder | None
 ) -> Embeddings:
     """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
     graphdef, model, mesh = load_best(config, workdir)
     with CompileCache() as programs:
-        evaluator = evaluator or Evaluator(config, graphdef, model, mesh, programs)
-        found = evaluator.embed(model, split)
+        embedder = embedder or Embedder(config, graphdef, model, mesh, programs)
+        found = embedder.embed(model, split)
     check_finite(f"{workdir}, images of {split.name!r}", found.images)
     check_finite(f"{workdir}, captions of {split.name!r}", found.captions)
     return found

@@ -10,33 +10,33 @@ from vse_jax.data.layout import Split, read_split
 from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
-from vse_jax.evaluation.evaluator import Embeddings, Evaluator
-from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.encode import Embedder, Embeddings
+from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.evaluation.table import format_table
-from vse_jax.figures.retrieval import retrieval_picture
+from vse_jax.figures.retrieval import plot_retrieval
 
 
 def evaluate(
     config: Config,
     workdir: Path,
-    evaluator: Evaluator | None = None,
+    embedder: Embedder | None = None,
     split: Split | None = None,
 ) -> None:
     """Ranks config.eval.split with the best checkpoint in `workdir`.
 
-    After training its `evaluator` is at hand, with programs that are compiled, and the
+    After training its `embedder` is at hand, with programs that are compiled, and the
     split as it was read at the start.
     Writes eval_<split>.json and retrieval.png there, prints the table.
     """
     split = split or read_split(config, config.eval.split)
-    embeddings = embed_best(config, workdir, split, evaluator)
+    embeddings = embed_best(config, workdir, split, embedder)
 
     def report() -> None:
         metrics = split_metrics(config, split, embeddings)
         workdir.mkdir(parents=True, exist_ok=True)  # an ensemble's may be new
         text = json.dumps(metrics, indent=1) + "\n"
         write_atomically(workdir / f"eval_{split.name}.json", text.encode())
-        retrieval_picture(
+        plot_retrieval(
             workdir / "retrieval.png", split, embeddings.images, embeddings.captions
         )
         print(format_table(metrics, f"{config.data.name} {split.name}"))

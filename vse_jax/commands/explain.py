@@ -6,7 +6,7 @@ from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
 from vse_jax.config import Config
 from vse_jax.data.images import load_image
-from vse_jax.figures.explanation import explanation_picture
+from vse_jax.figures.explanation import plot_explanation
 from vse_search.query import parse
 
 
@@ -34,7 +34,7 @@ def explain(config: Config, workdir: Path) -> None:
         )
     found = model.explain(picture, sentence)
     path = workdir / "explanation.png"
-    explanation_picture(path, picture, sentence, found.cells, found.words)
+    plot_explanation(path, picture, sentence, found.cells, found.words)
     print(f"similarity {found.similarity:.3f}")
     for word, part in found.words:
         print(f"{part:+.3f}  {word}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vse_jax.checkpoints.best import load_best
 from vse_jax.config import Config
-from vse_jax.figures.coefficients import coefficients_picture, learned_coefficients
+from vse_jax.figures.coefficients import learned_coefficients, plot_coefficients
 from vse_jax.models.build import merge_model
 
 
@@ -16,4 +16,4 @@ def plot(config: Config, workdir: Path) -> None:
     """
     graphdef, model, _ = load_best(config, workdir)
     towers = learned_coefficients(config, merge_model(graphdef, model))
-    print("\n".join(map(str, coefficients_picture(workdir, towers))))
+    print("\n".join(map(str, plot_coefficients(workdir, towers))))

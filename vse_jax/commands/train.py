@@ -20,7 +20,7 @@ from vse_jax.data.vocabulary_files import (
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import check_training_batch, make_mesh
 from vse_jax.distributed.multihost import on_process_zero
-from vse_jax.figures.curves import curves_picture
+from vse_jax.figures.curves import plot_curves
 from vse_jax.training.facts import report, run_facts
 from vse_jax.training.loop import fit
 from vse_jax.training.plan import make_plan
@@ -80,6 +80,6 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         finally:
             run.recorder.close()
             run.profiler.close()
-        on_process_zero(lambda: curves_picture(workdir, plan.schedule))
+        on_process_zero(lambda: plot_curves(workdir, plan.schedule))
         checkpoints.wait()  # the best model is read from the disk
         evaluate(config, workdir, run.evaluator, splits.test)

@@ -17,7 +17,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object
 from vse_jax.evaluation.joining import join, plain_id
 from vse_jax.evaluation.positives import positions
-from vse_jax.evaluation.ranking import check_finite, recall
+from vse_jax.evaluation.retrieval import check_finite, recall
 
 _LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match
 

@@ -17,7 +17,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
 from vse_jax.evaluation.joining import join
 from vse_jax.evaluation.positives import positions
-from vse_jax.evaluation.ranking import check_finite
+from vse_jax.evaluation.retrieval import check_finite
 
 _DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from vse_jax.base.progress import progress
-from vse_jax.evaluation.ranking import first_equal_rows
+from vse_jax.evaluation.retrieval import duplicate_groups
 
 _TILE = 5_000_000  # similarities in memory at a time
 
@@ -48,7 +48,7 @@ def positions(
 
 def _similarities(queries, items) -> Iterator[Float32[np.ndarray, " items"]]:
     """One row a query. Equal items are equally similar, however BLAS rounds."""
-    first = first_equal_rows(items)
+    first = duplicate_groups(items)
     block = max(1, _TILE // len(items))
     for start in range(0, len(queries), block):
         tile = queries[start : start + block] @ items.T

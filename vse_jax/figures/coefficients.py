@@ -57,7 +57,7 @@ def _largest_set(config: Config, tower: str, encoder: SetEncoder) -> int:
     return mask.shape[1]
 
 
-def coefficients_picture(
+def plot_coefficients(
     workdir: Path, towers: Mapping[str, Coefficients | str]
 ) -> list[Path]:
     """Draws `coefficients.{png,svg}`: weight over rank, a line for each set size.

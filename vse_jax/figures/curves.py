@@ -13,7 +13,7 @@ from vse_jax.optimizer import Schedule
 from vse_jax.training.metric_writer import read_metrics
 
 
-def curves_picture(workdir: Path, schedule: Schedule) -> None:
+def plot_curves(workdir: Path, schedule: Schedule) -> None:
     """Draws `curves.png` from `metrics.jsonl`: training loss and rsum over the epochs.
 
     Raises:

@@ -23,7 +23,7 @@ _NAME, _BARS = 220, 600  # the columns of the words and of their bars
 _OPAQUE = 0.75  # the strongest cell's colour over the picture
 
 
-def explanation_picture(
+def plot_explanation(
     path: Path,
     picture: UInt8[np.ndarray, "height width 3"],
     caption: str,

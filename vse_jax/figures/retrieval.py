@@ -53,7 +53,7 @@ class _Section:
         return x, self.top + k // 2 * self.row
 
 
-def retrieval_picture(
+def plot_retrieval(
     path: Path,
     split: Split,
     images: Float[np.ndarray, "images dim"],
@@ -210,5 +210,5 @@ def _spread(n: int, count: int) -> list[int]:
 
 
 def _order(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Best first; among equals the right ones last, as in `evaluation.ranking`."""
+    """Best first; among equals the right ones last, as in `evaluation.retrieval`."""
     return np.lexsort((right, -scores))

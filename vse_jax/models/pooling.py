@@ -62,7 +62,7 @@ def make_pool(
     return POOLS.make(field, name, features=features, **sizes, rngs=rngs)
 
 
-def summands(
+def attributions(
     pool: nnx.Module, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
 ) -> Float[Array, "b k d"]:
     """What each member of a set adds to its pooled vector, by Euler's theorem.

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vse_jax.base.errors import InputError
-from vse_jax.models.pooling import summands
+from vse_jax.models.pooling import attributions
 from vse_jax.models.set_encoder import SetEncoder
 
 
@@ -86,17 +86,17 @@ class VSE(nnx.Module):
         pooled = self.text(batch, train=train, rngs=rngs)
         return l2_normalise(pooled) if self.normalise_captions else pooled
 
-    def split_images(
+    def image_attributions(
         self, batch: dict[str, Array], vectors: Float[Array, "b d"]
     ) -> tuple[Float[Array, "b k"], Float[Array, " b"]]:
         """Returns each cell's or region's part of an image's similarity to a vector.
 
         And how far their sum is from the image's embedding, relative to its length: 0
-        but for rounding where the pooling is a sum (see `pooling.summands`).
+        but for rounding where the pooling is a sum (see `pooling.attributions`).
         """
         return _split(self.image, batch, vectors, self.normalise_images)
 
-    def split_captions(
+    def caption_attributions(
         self, batch: dict[str, Array], vectors: Float[Array, "b d"]
     ) -> tuple[Float[Array, "b t"], Float[Array, " b"]]:
         """Returns the same of the tokens of captions."""
@@ -114,7 +114,7 @@ def _split(tower, batch, vectors, normalise: bool):
         )
     features, mask = tower.members(batch)
     pooled = tower.gpool(features, mask)
-    parts = summands(tower.gpool, features, mask)
+    parts = attributions(tower.gpool, features, mask)
     length = jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
     missing = jnp.linalg.norm(pooled - parts.sum(axis=1), axis=-1) / length[:, 0]
     if normalise:

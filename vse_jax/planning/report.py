@@ -38,7 +38,7 @@ from vse_jax.data.rows import (
 from vse_jax.data.vocabulary_files import settle_vocab_size
 from vse_jax.distributed.mesh import check_training_batch, make_mesh
 from vse_jax.distributed.runtime import configure, matmul_precision
-from vse_jax.evaluation.evaluator import batch_sizes, jit_towers, lower_tower
+from vse_jax.evaluation.encode import batch_sizes, jit_towers, lower_tower
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import Program, read_program
 from vse_jax.planning.topology import Topology, find

@@ -17,7 +17,7 @@ from vse_jax.data.pipeline import TrainData
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
 from vse_jax.distributed.mesh import batch_sharding, put_batch
-from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.evaluation.encode import Embedder
 from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
 from vse_jax.training.recorder import Recorder
@@ -32,7 +32,7 @@ class Run:
     plan: Plan
     step: TrainStep
     data: TrainData
-    evaluator: Evaluator
+    evaluator: Embedder
     dev: Split
     dev_features: NpyRows | None
     checkpoints: Checkpoints

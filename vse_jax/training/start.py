@@ -22,7 +22,7 @@ from vse_jax.data.regions import NpyRows
 from vse_jax.data.rows import packs
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
-from vse_jax.evaluation.evaluator import Evaluator, batch_sizes
+from vse_jax.evaluation.encode import Embedder, batch_sizes
 from vse_jax.optimizer import Schedule
 from vse_jax.training.loop import Run, save, save_best, validate
 from vse_jax.training.metric_writer import MetricWriter
@@ -135,7 +135,7 @@ def start(
     config = plan.config
     batch_sizes(config, plan.mesh.size)  # refused before anything is computed
     model = plan.abstract.model
-    evaluator = Evaluator(config, plan.graphdef, model, plan.mesh, programs)
+    evaluator = Embedder(config, plan.graphdef, model, plan.mesh, programs)
     for split in splits:
         evaluator.tokens(split)  # a bad caption is found before hours of training
     first_step = None  # the one before which nothing was updated
@@ -223,7 +223,7 @@ def _score_best_again(run: Run, reached: Reached) -> None:
 
 def _token_features(
     plan: Plan,
-    evaluator: Evaluator,
+    evaluator: Embedder,
     state: TrainState,
     splits: tuple[Split, Split],
     cache: Path,

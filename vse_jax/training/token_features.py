@@ -22,7 +22,7 @@ from vse_jax.base.files import whole_file
 from vse_jax.data.layout import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed.runtime import matmul_precision
-from vse_jax.evaluation.evaluator import Evaluator
+from vse_jax.evaluation.encode import Embedder
 
 # Bytes in the shared folder; beyond, what was not used for longest is deleted.
 _KEPT = 50 * 10**9
@@ -41,7 +41,7 @@ def features_folder(workdir: Path) -> Path:
 
 
 def cached_token_features(
-    evaluator: Evaluator, model, split: Split, folder: Path
+    evaluator: Embedder, model, split: Split, folder: Path
 ) -> NpyRows:
     """Last hidden states of every token of every caption, kept in a file.
 

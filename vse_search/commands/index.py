@@ -10,7 +10,7 @@ from vse_jax.api import Model, model_of
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import printable
 from vse_jax.config import Config, takes_regions
-from vse_jax.evaluation.evaluator import batch_sizes
+from vse_jax.evaluation.encode import batch_sizes
 from vse_search.indexing import Report, check_model, check_pictures, update
 from vse_search.opening import index_folder
 from vse_search.pictures import check_folder

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests.helpers.golden_weights import FOLDER as GOLDEN_FOLDER
 from vse_jax.base.errors import InputError
-from vse_jax.evaluation.ranking import ensemble, ranks, recall, retrieval_metrics
+from vse_jax.evaluation.retrieval import ensemble, ranks, recall, retrieval_metrics
 
 GOLDEN = np.load(GOLDEN_FOLDER / "metrics.npz")
 KEYS = ("r1", "r5", "r10", "medr", "meanr")

@@ -4,7 +4,7 @@ import pytest
 
 from configs import coco_grid, coco_region, openmoji
 from vse_jax.base.errors import InputError
-from vse_jax.evaluation.evaluator import batch_sizes
+from vse_jax.evaluation.encode import batch_sizes
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from vse_jax.distributed.mesh import (
     with_sharding,
 )
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
-from vse_jax.evaluation.ranking import retrieval_metrics
+from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.ops.blocks import gathered_in_use, keep_apart
@@ -54,7 +54,7 @@ class Embeddings:
     captions: np.ndarray
 
 
-class Evaluator:
+class Embedder:
     """Runs the towers over whole splits; compiles each shape once for its lifetime.
 
     Args:

@@ -116,7 +116,7 @@ def recall(found: Int[np.ndarray, " queries"], k: int) -> float:
     return 100.0 * int(np.count_nonzero(found < k)) / len(found)
 
 
-def first_equal_rows(
+def duplicate_groups(
     rows: Float[np.ndarray, "rows dim"],
 ) -> Int[np.ndarray, " rows"] | None:
     """For every row the number of the first row equal to it; None when all differ."""
@@ -170,7 +170,7 @@ def _ranks(images, captions, captions_per_image, block) -> tuple[Ranks, Ranks]:
     check_finite("captions", captions)
     images = np.ascontiguousarray(images, np.float32)
     captions = np.ascontiguousarray(captions, np.float32)
-    labels = first_equal_rows(images), first_equal_rows(captions)
+    labels = duplicate_groups(images), duplicate_groups(captions)
 
     # The diagonal tiles hold the similarities of the right items, to which all others
     # are compared, so they come first. What they count is the rank within the block.
