@@ -20,7 +20,7 @@ from vse_jax.config import change_paths, flat_fields, load_config, plain
 from vse_jax.possible import config_problems
 
 _OVERRIDE = "--config."
-_PACKAGE = Path(__file__).parents[1]
+_OURS = [Path(__file__).parents[1] / name for name in ("vse_jax", "vse_search")]
 
 
 class PathParser(flags.ArgumentParser):
@@ -207,7 +207,7 @@ def set_up_logging() -> None:
 
     def wanted(record) -> bool:
         file = Path(record.pathname)
-        if file.is_relative_to(_PACKAGE):
+        if any(map(file.is_relative_to, _OURS)):
             return True
         orbax = getattr(sys.modules.get("orbax"), "__path__", ())
         return record.levelno >= WARNING and not any(map(file.is_relative_to, orbax))
