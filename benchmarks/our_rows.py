@@ -31,12 +31,12 @@ from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.evaluation.encode import Embedder
 from vse_jax.evaluation.retrieval import retrieval_metrics
+from vse_jax.metrics_logger import read_metrics
 from vse_jax.models.build import build_image_tower, build_text_tower
 from vse_jax.models.pooling import make_pool
 from vse_jax.ops.blocks import keep_apart
 from vse_jax.ops.memory import disable_malloc_trim
 from vse_jax.optimizer import Schedule
-from vse_jax.training.metric_writer import read_metrics
 from vse_jax.training.plan import make_plan
 from vse_jax.training.state import initial_state
 from vse_jax.training.step import TrainStep

@@ -24,9 +24,9 @@ from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.config import check_same_run, load_config
 from vse_jax.distributed.preemption import EXIT_CODE, Preempted
 from vse_jax.figures.coefficients import learned_coefficients
+from vse_jax.metrics_logger import read_metrics
 from vse_jax.models.build import merge_model
 from vse_jax.models.gpo import GPO
-from vse_jax.training.metric_writer import read_metrics
 
 FOLDER = Path("runs/pooling")
 

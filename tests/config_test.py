@@ -19,8 +19,8 @@ from vse_jax.config import (
     load_config,
     save_config,
 )
+from vse_jax.losses import LOSSES
 from vse_jax.models.build import IMAGE_TOWERS, TEXT_TOWERS
-from vse_jax.models.losses import LOSSES
 from vse_jax.models.pooling import POOLS
 from vse_jax.possible import CHOICES, CONDITIONS, LEAST, SHARES
 

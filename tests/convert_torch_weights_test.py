@@ -18,7 +18,7 @@ from tests.helpers import official, tiny
 from tests.helpers.hub import serving
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch import workdir as workdirs
-from vse_jax.training.metric_writer import read_metrics
+from vse_jax.metrics_logger import read_metrics
 
 CONVERT = "convert_torch_weights.py"
 

@@ -31,7 +31,7 @@ from vse_jax.commands.train import train
 from vse_jax.config import load_config, save_config
 from vse_jax.data.prepare import openmoji
 from vse_jax.evaluation.retrieval import retrieval_metrics
-from vse_jax.training.metric_writer import read_metrics
+from vse_jax.metrics_logger import read_metrics
 
 
 @pytest.fixture(scope="session")

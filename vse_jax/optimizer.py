@@ -24,7 +24,7 @@ class Schedule:
     Steps count from 0 over the whole run; every method but `epoch` also takes traced
     steps. `ramp_steps` is the N of the loss ramp i / N (samples // batch + 1 in the
     original, which keeps the last partial batch). `hardest_from` is the first epoch of
-    the triplet loss's hardest negatives, which models/losses.py counts itself.
+    the triplet loss's hardest negatives, which losses.py counts itself.
     `first_step` and `first_epoch`: steps and epochs that were made with other data.
     """
 

@@ -18,10 +18,10 @@ class LogSumExpLoss(nnx.Module):
         self.margin = margin
         self.log_scale = nnx.Param(np.log(np.float32(20)))
 
-    def __call__(self, similarity, pairs, negatives, epoch):
+    def __call__(self, similarity, positives, negatives, epoch):
         scale = jnp.exp(jnp.clip(self.log_scale[...], 0, np.log(100.0)))
-        violation = scale * (self.margin + similarity - pairs[:, None])
+        violation = scale * (self.margin + similarity - positives[:, None])
         violation = jnp.where(negatives, violation, -jnp.inf)
-        none = jnp.zeros((len(pairs), 1))  # the 1 of log(1 + …)
+        none = jnp.zeros((len(positives), 1))  # the 1 of log(1 + …)
         every = jnp.concatenate([none, violation], axis=1)
         return jax.nn.logsumexp(every, axis=1) / scale

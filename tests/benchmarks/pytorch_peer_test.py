@@ -14,7 +14,7 @@ from tests.helpers import golden_weights, steps, tiny
 from vse_jax.checkpoints.torch import keys
 from vse_jax.distributed.mesh import batch_sharding, put_batch
 
-# Parameters without a true gradient (tests/training/trajectory_test.py): Adam makes
+# Parameters without a true gradient (tests/train/trajectory_test.py): Adam makes
 # steps of their rounding noise.
 NO_GRADIENT = re.compile(r"attention\.self\.key\.bias|mlp\.layers\.0\.bias")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vse_jax.training.metric_writer import read_metrics
+from vse_jax.metrics_logger import read_metrics
 
 MAIN = [sys.executable, "main.py"]
 CONVERT = [sys.executable, "convert_torch_weights.py"]

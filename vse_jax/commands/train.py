@@ -78,7 +78,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
             begin(run, state, reached, new_data)
             fit(run, state, reached)
         finally:
-            run.recorder.close()
+            run.logger.close()
             run.profiler.close()
         on_process_zero(lambda: plot_curves(workdir, plan.schedule))
         checkpoints.wait()  # the best model is read from the disk

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from vse_jax.base.files import write_atomically
 from vse_jax.figures.style import BLUE, GREEN, GREY, ORANGE, tidy
+from vse_jax.metrics_logger import read_metrics
 from vse_jax.optimizer import Schedule
-from vse_jax.training.metric_writer import read_metrics
 
 
 def plot_curves(workdir: Path, schedule: Schedule) -> None:

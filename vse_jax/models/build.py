@@ -13,6 +13,7 @@ from flax import nnx
 
 from vse_jax.base.registry import Registry
 from vse_jax.config import Config
+from vse_jax.losses import LOSSES
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.image_encoder import (
@@ -24,7 +25,6 @@ from vse_jax.models.image_encoder import (
 )
 from vse_jax.models.initializers import uniform
 from vse_jax.models.layers import linear
-from vse_jax.models.losses import LOSSES
 from vse_jax.models.pooling import make_pool
 from vse_jax.models.resnet import ResNet
 from vse_jax.models.siglip import SiglipText

@@ -19,7 +19,7 @@ class VSE(nnx.Module):
         image, text: the towers, called as (batch, train=…, rngs=…) → pooled vectors
             [b, d], float32.
         normalise_images, normalise_captions: divide the pooled vectors by their length.
-        loss: what training descends (models/losses.py); its parameters belong to the
+        loss: what training descends (losses.py); its parameters belong to the
             model.
     """
 

@@ -18,9 +18,9 @@ from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
 from vse_jax.distributed.mesh import batch_sharding, put_batch
 from vse_jax.evaluation.encode import Embedder
+from vse_jax.metrics_logger import MetricsLogger
 from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
-from vse_jax.training.recorder import Recorder
 from vse_jax.training.state import TrainState
 from vse_jax.training.step import TrainStep
 
@@ -36,7 +36,7 @@ class Run:
     dev: Split
     dev_features: NpyRows | None
     checkpoints: Checkpoints
-    recorder: Recorder
+    logger: MetricsLogger
     profiler: Profiler
 
     def ends_epoch(self, step: int) -> bool:
@@ -63,7 +63,7 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
     try:
         if run.ends_epoch(reached.step) and reached.validated < reached.step:
             finish_epoch(run, state, reached)  # the last start was stopped before it
-        run.recorder.restart_clock()  # a validation may have come before
+        run.logger.restart_clock()  # a validation may have come before
         prepare_epoch(run, reached.step)
         with (
             _guard(plan.config.debug),
@@ -78,14 +78,14 @@ def fit(run: Run, state: TrainState, reached: Reached) -> None:
             ):
                 preemption.check()
                 run.profiler.before(step + 1)
-                batch = put_batch(run.recorder.timed_next(batches), placed)
+                batch = put_batch(run.logger.timed_next(batches), placed)
                 groups = plan.optimizer.open_groups(plan.schedule.epoch(step))
                 state, scalars = run.step(state, batch, groups)
                 reached.step = step + 1
-                run.recorder.add(reached.step, scalars)
+                run.logger.add(reached.step, scalars)
                 run.profiler.after(reached.step, scalars)
                 if reached.step % plan.config.log_every == 0:
-                    run.recorder.flush_soon()
+                    run.logger.flush_soon()
                 if run.ends_epoch(reached.step):
                     finish_epoch(run, state, reached)
                 elif run.save_due(reached.step):
@@ -118,19 +118,19 @@ def prepare_epoch(run: Run, step: int) -> None:
 
 def finish_epoch(run: Run, state: TrainState, reached: Reached) -> None:
     """Validates on dev; saves what was reached, and the model when it is the best."""
-    run.recorder.flush()
+    run.logger.flush()
     better = validate(run, state, reached)
     save(run, state, reached)
     if better:
         save_best(run, state, reached)
     prepare_epoch(run, reached.step)
-    run.recorder.restart_clock()
+    run.logger.restart_clock()
 
 
 def validate(run: Run, state: TrainState, reached: Reached) -> bool:
     """Evaluates on dev; whether the model is better than the best so far."""
     metrics = run.evaluator.evaluate(state.model, run.dev, run.dev_features)
-    run.recorder.write_validation(reached.step, run.dev.name, metrics)
+    run.logger.write_validation(reached.step, run.dev.name, metrics)
     reached.validated = reached.step
     if metrics["rsum"] <= reached.best_rsum:
         return False
@@ -144,7 +144,7 @@ def save(run: Run, state: TrainState, reached: Reached) -> None:
     It is there when the run was stopped in the validation after this step: what the
     validation found is then saved with the next step, or found once more.
     """
-    run.recorder.flush()
+    run.logger.flush()
     if run.checkpoints.last_step() != reached.step:
         run.checkpoints.save_last(state.model, state.rest, reached)
 

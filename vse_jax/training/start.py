@@ -23,15 +23,14 @@ from vse_jax.data.rows import packs
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 from vse_jax.evaluation.encode import Embedder, batch_sizes
+from vse_jax.metrics_logger import MetricsLogger
 from vse_jax.optimizer import Schedule
+from vse_jax.token_features import cached_token_features, features_folder
 from vse_jax.training.loop import Run, save, save_best, validate
-from vse_jax.training.metric_writer import MetricWriter
 from vse_jax.training.plan import Plan
 from vse_jax.training.profiler import Profiler
-from vse_jax.training.recorder import Recorder
 from vse_jax.training.state import TrainState, initial_state
 from vse_jax.training.step import TrainStep
-from vse_jax.training.token_features import cached_token_features, features_folder
 
 
 class Splits(NamedTuple):
@@ -151,8 +150,10 @@ def start(
     features, dev_features = _token_features(
         plan, evaluator, state, (splits.train, splits.dev), features_folder(workdir)
     )
-    writer = MetricWriter(workdir, active=jax.process_index() == 0)
-    writer.truncate_after(reached.step, reached.validated == reached.step)
+    logger = MetricsLogger(
+        workdir, config.batch_size, first_step, active=jax.process_index() == 0
+    )
+    logger.truncate_after(reached.step, reached.validated == reached.step)
     run = Run(
         plan=plan,
         step=TrainStep(plan, programs),
@@ -168,7 +169,7 @@ def start(
         dev=splits.dev,
         dev_features=dev_features,
         checkpoints=checkpoints,
-        recorder=Recorder(writer, config.batch_size, first_step),
+        logger=logger,
         profiler=Profiler(config.profile, workdir / "profile"),
     )
     return run, state
@@ -216,7 +217,8 @@ def _score_best_again(run: Run, reached: Reached) -> None:
             "the best model, of step %d, has rsum %.1f on the new %r (%.1f on the old)",
             *(best, metrics["rsum"], run.dev.name, reached.best_rsum),
         )
-        run.recorder.write_rescored(reached.step, run.dev.name, metrics["rsum"])
+        rescored = {f"eval/{run.dev.name}/best_rsum": metrics["rsum"]}
+        run.logger.write(reached.step, rescored)
         reached.best_rsum, reached.best_step = metrics["rsum"], best
     on_process_zero(lambda: run.checkpoints.restate(reached))
 

@@ -20,10 +20,10 @@ from vse_jax.distributed.mesh import (
     sharded_for_update,
 )
 from vse_jax.losses import batch_loss
+from vse_jax.microbatches import loss_and_gradients
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
 from vse_jax.ops.blocks import gathered_in_use, keep_apart
-from vse_jax.training.microbatches import loss_and_gradients
 from vse_jax.training.plan import Plan
 from vse_jax.training.state import TrainState
 

@@ -27,7 +27,7 @@ TOWERS |= {"conv.py"}
 # And these never see it.
 FLOAT32_ONLY = {"losses.py", "optimizer.py"}
 
-FOLDERS = ("models", "training")  # of this project; this file's is one, too
+PROJECT = ("vse_jax", "tests")
 
 
 def equations(jaxpr, line=("", 0), cached=False):
@@ -39,7 +39,7 @@ def equations(jaxpr, line=("", 0), cached=False):
     for equation in jaxpr.eqns:
         traceback = equation.source_info.traceback
         frames = traceback.frames if traceback and not cached else ()
-        ours = (f for f in frames if Path(f.file_name).parent.name in FOLDERS)
+        ours = (f for f in frames if set(PROJECT) & set(Path(f.file_name).parts))
         here = next(((f.file_name, f.line_num) for f in ours), line)
         shared = equation.primitive.name in ("jit", "pjit", "custom_jvp_call")
         shared &= equation.params.get("name") != "_run"  # ours: models/blocks.py

@@ -14,7 +14,7 @@ from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import Embedder
 from vse_jax.models.build import abstract_model, build_model, split_model
-from vse_jax.training.token_features import (
+from vse_jax.token_features import (
     cached_token_features,
     features_folder,
     make_room,
