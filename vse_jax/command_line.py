@@ -200,7 +200,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
 def set_up_logging() -> None:
     """One short line a message; other packages' chatter only from warnings on.
 
-    A save that fails is reported by training/checkpoint.py: Orbax's own records of it,
+    A save that fails is reported by checkpoints/runs.py: Orbax's own records of it,
     its tasks that nobody waits for any more, and what its closed event loop throws
     would only bury that line. --verbosity=1 shows them all.
     """
