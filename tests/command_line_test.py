@@ -126,8 +126,7 @@ app.run(cli.program(run), flags_parser=cli.parse)
 def test_only_the_package_itself_chatters(clone, tmp_path):
     """Also with the virtual environment inside of a clone of any name."""
     package = tmp_path / clone / "vse_jax"
-    shutil.copytree(HERE / "vse_jax" / "base", package / "base")
-    (package / "__init__.py").touch()
+    shutil.copytree(HERE / "vse_jax", package)
     site = tmp_path / clone / ".venv" / "lib" / "site-packages"
     (site / "orbax").mkdir(parents=True)
     (package / "chatter.py").write_text(SAYS.format("ours"))
