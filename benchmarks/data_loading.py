@@ -10,10 +10,10 @@ import time
 from absl import flags
 
 from configs import openmoji
-from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import own_process
-from vse_jax.data.layout import read_split
-from vse_jax.data.pipeline import TrainData
+from vse_jax.data.loader import TrainData
+from vse_jax.data.tokenizers import caption_tokenizer
 
 BATCHES = 20
 

@@ -8,9 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import coco_grid, coco_region
-from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.collate import Batch, CaptionCollator, image_shapes, use_packing
 from vse_jax.data.regions import drop_regions
-from vse_jax.data.rows import Batch, CaptionRows, image_shapes, packs
+from vse_jax.data.tokenizers import caption_tokenizer
 
 # One WordPiece each. A caption of n tokens has n − 2 of them.
 _WORDS = """
@@ -49,13 +49,13 @@ def sentences(count: int) -> list[str]:
 def captions(config: ConfigDict, count: int, train: bool) -> Batch:
     """A batch's part of the captions for one device, augmented in training."""
     tokens = caption_tokenizer(config)(sentences(count))
-    rows = CaptionRows(config, tokens, None, pack=packs(config, 1))
-    length, places = rows.room(np.arange(count))
+    rows = CaptionCollator(config, tokens, None, pack=use_packing(config, 1))
+    length, packed = rows.bucket_of(np.arange(count))
     batch = rows.empty(count, length)
     rng = np.random.default_rng(1) if train else None
     for row in range(count):
         rows.read(batch, row, row, rng)
-    rows.set_places(batch, places)
+    rows.set_packed_indices(batch, packed)
     return batch
 
 

@@ -21,11 +21,11 @@ from benchmarks import inputs, rows
 from benchmarks.rows import Ready, repeated
 from configs import openmoji
 from vse_jax.base.progress import hide
-from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.collate import Batch
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import own_process
-from vse_jax.data.layout import read_split
-from vse_jax.data.pipeline import TrainData
-from vse_jax.data.rows import Batch
+from vse_jax.data.loader import TrainData
+from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed import runtime
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from vse_jax.data.captions import CaptionTokens
-from vse_jax.data.layout import Split
+from vse_jax.data.dataset import Split
+from vse_jax.data.tokenizers import CaptionTokens
 
 _BGR_MEAN = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
 
@@ -30,8 +30,8 @@ class Pairs(Dataset):
         self, config: ConfigDict, split: Split, tokens: CaptionTokens, train: bool
     ):
         self._image = config.image.to_dict()
-        assert isinstance(split.pictures, list)
-        self._pictures = [str(path) for path in split.pictures]
+        assert isinstance(split.images, list)
+        self._pictures = [str(path) for path in split.images]
         self._per_image = split.captions_per_image
         self._ids = [
             torch.from_numpy(tokens.ids[tokens.span(caption)])

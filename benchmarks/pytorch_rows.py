@@ -21,9 +21,9 @@ from benchmarks import inputs, pytorch_peer, rows
 from benchmarks.pytorch_images import Pairs, collate
 from benchmarks.pytorch_training import TrainStep
 from benchmarks.rows import Ready, repeated
-from vse_jax.data.captions import caption_tokenizer
-from vse_jax.data.layout import read_split
-from vse_jax.data.rows import Batch
+from vse_jax.data.collate import Batch
+from vse_jax.data.dataset import read_split
+from vse_jax.data.tokenizers import caption_tokenizer
 
 _TRIAL = 1.0  # seconds that each way is tried
 _SLOW = 10.0  # seconds of a trial that is not done twice

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from configs import coco_region, openmoji
 from vse_jax.commands.export import export
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
 from vse_jax.data.records.index import FORMATS
 
 IMAGES = 1000
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _picture(split, image: int) -> None:
-    load_image(split.pictures[image])
+    load_image(split.images[image])
 
 
 def _regions(split, image: int) -> None:

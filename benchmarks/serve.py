@@ -27,7 +27,7 @@ from absl import app, flags
 from benchmarks.soak import resident, soak
 from vse_jax.command_line import PathParser
 from vse_jax.config import load_config
-from vse_jax.data.layout import read_split
+from vse_jax.data.dataset import read_split
 from vse_search.store import Store
 
 _WORKDIR = flags.DEFINE(PathParser(), "workdir", "runs/demo", "A run with an index.")

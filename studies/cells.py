@@ -21,8 +21,8 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
 from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.config import Config
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
 
 SPLITS = ("train", "dev", "test")
 _BATCH = 16
@@ -53,9 +53,9 @@ def write_cells(config: Config) -> list[Path]:
         if path.exists():
             continue
         network = network or lite.load_network(lite.weights_file())
-        assert isinstance(split.pictures, list)  # config.data.format is 'folder'
-        batches = _batches(network, split.pictures, name)
-        _write(path, len(split.pictures), batches)
+        assert isinstance(split.images, list)  # config.data.format is 'folder'
+        batches = _batches(network, split.images, name)
+        _write(path, len(split.images), batches)
     return files
 
 

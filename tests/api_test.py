@@ -18,9 +18,9 @@ from vse_jax import api
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.best import load_best
 from vse_jax.config import load_config, save_config, vector_fields
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
-from vse_jax.data.vocabulary_files import keep_vocabulary
+from vse_jax.data.vocabulary import copy_vocabulary
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import Embedder
@@ -51,7 +51,7 @@ def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
     with CompileCache() as programs:
         embedder = Embedder(tiny_config, graphdef, arrays, mesh, programs)
         expected = embedder.embed(arrays, split)
-    np.testing.assert_array_equal(model.encode_images(split.pictures), expected.images)
+    np.testing.assert_array_equal(model.encode_images(split.images), expected.images)
     np.testing.assert_array_equal(
         model.encode_captions(split.captions), expected.captions
     )
@@ -63,8 +63,8 @@ def test_says_what_it_was_trained_on(model):
 
 @pytest.mark.parametrize("count", [0, 1, 3, 8, 9])
 def test_few_items_get_programs_of_few_rows(model, split, count):
-    pictures = model.encode_images(split.pictures)
-    few = model.encode_images(split.pictures[:count])
+    pictures = model.encode_images(split.images)
+    few = model.encode_images(split.images[:count])
     assert few.shape == (count, model.dim)
     np.testing.assert_allclose(few, pictures[:count], atol=1e-6)
     captions = model.encode_captions(split.captions)
@@ -73,7 +73,7 @@ def test_few_items_get_programs_of_few_rows(model, split, count):
 
 
 def test_a_picture_comes_in_many_forms(model, split):
-    path = split.pictures[0]
+    path = split.images[0]
     with Image.open(path) as picture:
         forms = [path, str(path), load_image(path), picture, model.prepare(path)]
         found = model.encode_images(forms)
@@ -86,10 +86,10 @@ def test_a_bad_picture_is_named_or_skipped(model, split, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
     with pytest.raises(InputError, match=r"bad.jpg: not a readable picture"):
-        model.encode_images([split.pictures[0], bad])
-    found = model.encode_images([bad, split.pictures[0]], on_bad="skip")
+        model.encode_images([split.images[0], bad])
+    found = model.encode_images([bad, split.images[0]], on_bad="skip")
     assert np.isnan(found[0]).all()
-    np.testing.assert_array_equal(found[1], model.encode_images(split.pictures[:2])[0])
+    np.testing.assert_array_equal(found[1], model.encode_images(split.images[:2])[0])
     with pytest.raises(InputError, match=r"picture 0: an array of float64 \[2, 2\]"):
         model.encode_images([np.zeros((2, 2))])
 
@@ -129,7 +129,7 @@ def kmax_run(tiny_root, tmp_path_factory) -> Path:
     config = tiny.get_config(str(tiny_root))
     config.image.pool = config.text.pool = "kmax"
     folder = write_run(config, tmp_path_factory.mktemp("runs") / "kmax")
-    keep_vocabulary(config, folder)
+    copy_vocabulary(config, folder)
     return folder
 
 
@@ -198,7 +198,7 @@ class TestWhatTheFingerprintTells:
         assert not decided.keys() & changes.keys()
         other = vse_jax.load(rewritten(kmax_run, tmp_path / "other", changes))
         assert other.fingerprint == kmax_model.fingerprint
-        for name, items in (("images", split.pictures), ("captions", split.captions)):
+        for name, items in (("images", split.images), ("captions", split.captions)):
             found = getattr(other, f"encode_{name}")(items[:9])
             expected = getattr(kmax_model, f"encode_{name}")(items[:9])
             np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -207,7 +207,7 @@ class TestWhatTheFingerprintTells:
         other = vse_jax.load(kmax_run, {"compute_dtype": "bfloat16"})
         assert other.fingerprint == kmax_model.fingerprint
         found, expected = (
-            m.encode_images(split.pictures[:4]) for m in (other, kmax_model)
+            m.encode_images(split.images[:4]) for m in (other, kmax_model)
         )
         assert np.sum(found * expected, axis=1).min() > 0.999
 
@@ -223,7 +223,7 @@ class TestWhatTheFingerprintTells:
             model=short.fingerprint,
             name="m",
             dim=short.dim,
-            folder=split.pictures[0].parent,
+            folder=split.images[0].parent,
         )
         with Store.open(tmp_path, read_only=True) as store:
             check_model(store, short)
@@ -239,7 +239,7 @@ def test_a_warm_model_compiles_nothing_for_a_query(run, split):
         return {name: tower._cache_size() for name, tower in model._towers.items()}
 
     before = programs()
-    model.explain(split.pictures[0], split.captions[0])
+    model.explain(split.images[0], split.captions[0])
     assert programs() == before
 
 
@@ -248,7 +248,7 @@ class TestExplain:
     def test_both_parts_sum_to_the_similarity(self, pool, split, tiny_config, tmp_path):
         tiny_config.image.pool = tiny_config.text.pool = pool
         model = vse_jax.load(write_run(tiny_config, tmp_path / "run"))
-        picture, caption = split.pictures[3], split.captions[0]
+        picture, caption = split.images[3], split.captions[0]
         found = model.explain(picture, caption)
         images, captions = (
             model.encode_images([picture]),
@@ -268,7 +268,7 @@ class TestExplain:
         model = vse_jax.load(write_run(tiny_config, tmp_path / "run"))
         vector = np.ones(model.dim, np.float32)
         with pytest.raises(InputError, match=rf"image\.pool: '{pool}' is no sum"):
-            model.image_attributions(split.pictures[0], vector)
+            model.image_attributions(split.images[0], vector)
         with pytest.raises(InputError, match=rf"text\.pool: '{pool}' is no sum"):
             model.caption_attributions("a red bar", vector)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.layout import read_split
+from vse_jax.data.dataset import read_split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
 from vse_jax.distributed.compile_cache import CompileCache

@@ -48,11 +48,11 @@ from vse_jax.config import (
     takes_regions,
     vector_fields,
 )
-from vse_jax.data.captions import CaptionTokens, caption_tokenizer
+from vse_jax.data.collate import Batch, CaptionCollator, empty_batch, image_shapes
 from vse_jax.data.digests import vocabulary_digest
-from vse_jax.data.images import PictureBytes, load_image, preprocess
+from vse_jax.data.images import ImageBytes, load_image, preprocess
 from vse_jax.data.regions import finite_regions
-from vse_jax.data.rows import Batch, CaptionRows, empty_batch, image_shapes
+from vse_jax.data.tokenizers import CaptionTokens, caption_tokenizer
 from vse_jax.distributed import runtime
 from vse_jax.distributed.mesh import on_one_device
 from vse_jax.evaluation.encode import Model as Arrays
@@ -64,7 +64,7 @@ from vse_jax.possible import value_problems
 Picture: TypeAlias = (
     str
     | Path
-    | PictureBytes
+    | ImageBytes
     | Image.Image
     | UInt8[np.ndarray, "_ _ 3"]
     | Float32[np.ndarray, "_ _ 3"]
@@ -350,7 +350,7 @@ class Model:
             ("encode_images", empty_batch(shapes), index),
             ("image_attributions", empty_batch(shapes), vector),
         ]
-        rows = CaptionRows(self._config, self._tokenizer([""]), None)
+        rows = CaptionCollator(self._config, self._tokenizer([""]), None)
         for length in _few_lengths(rows.padded_lengths):
             batch = empty_batch(rows.shapes(1, length))
             runs += [
@@ -367,7 +367,7 @@ class Model:
                 pass
 
     def _captions(self, tokens: CaptionTokens) -> _Items:
-        rows = CaptionRows(self._config, tokens, None)
+        rows = CaptionCollator(self._config, tokens, None)
         lengths = rows.padded_lengths
         if len(tokens.lengths) <= _FEW[-1]:
             lengths = _few_lengths(lengths)
@@ -470,7 +470,7 @@ def _without_orbax_notes() -> Iterator[None]:
 
 
 def _several(items: Sequence) -> Sequence:
-    if isinstance(items, str | Path | PictureBytes):
+    if isinstance(items, str | Path | ImageBytes):
         raise InputError(f"{items}: give a list, also of one")
     return items
 

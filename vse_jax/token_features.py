@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_file
-from vse_jax.data.layout import Split
+from vse_jax.data.dataset import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.evaluation.encode import Embedder

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import PictureBytes, opened, orientation
+from vse_jax.data.images import ImageBytes, opened, orientation
 from vse_search.engine import Row
 from vse_search.pictures import FORMATS, read_picture, reading, thumbnail
 from vse_search.store import Store
@@ -153,7 +153,7 @@ class Gallery:
         Raises:
             Refused: 413, too many pixels (nothing is decoded then); 415, no picture.
         """
-        picture = PictureBytes("the upload", data)
+        picture = ImageBytes("the upload", data)
         try:
             with opened(picture, sys.maxsize, FORMATS) as image:
                 pixels = image.width * image.height

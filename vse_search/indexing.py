@@ -18,7 +18,7 @@ import numpy as np
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import printable
 from vse_jax.base.progress import progress
-from vse_jax.data.images import PictureBytes
+from vse_jax.data.images import ImageBytes
 from vse_search import pictures
 from vse_search.encoder import Encoder
 from vse_search.pictures import Exclusions, Passed
@@ -311,7 +311,7 @@ class _Content(NamedTuple):
     """A file that was read: its hash, and its bytes where there was room for them."""
 
     file: File
-    bytes: PictureBytes | None
+    bytes: ImageBytes | None
 
 
 def _read(folder: Path, path: str, room: _Room) -> _Content:
@@ -327,7 +327,7 @@ def _read(folder: Path, path: str, room: _Room) -> _Content:
             if facts.st_size > _LARGEST:
                 raise InputError(f"{path}: larger than {_LARGEST / 2**30:.0f} GiB")
             if room.take(facts.st_size):
-                content = PictureBytes(path, file.read(_LARGEST))
+                content = ImageBytes(path, file.read(_LARGEST))
                 sha256 = hashlib.sha256(content.data).hexdigest()
             else:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()

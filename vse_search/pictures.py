@@ -21,7 +21,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import (
     MAX_PIXELS,
-    PictureBytes,
+    ImageBytes,
     opened,
     orientation,
     to_rgb,
@@ -271,7 +271,7 @@ def disk_of(folder: Path) -> str:
     return os.fspath(place)
 
 
-def read_picture(picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(picture: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """As `reading`; what is decoded is nobody's to count from then on."""
     with reading(picture, max_pixels) as found:
         return found
@@ -279,7 +279,7 @@ def read_picture(picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS) -> 
 
 @contextlib.contextmanager
 def reading(
-    picture: Path | PictureBytes, max_pixels: int = MAX_PIXELS
+    picture: Path | ImageBytes, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Picture]:
     """Decodes a JPEG, PNG, WebP, AVIF, TIFF, GIF (first frame) or HEIC picture.
 
@@ -304,7 +304,7 @@ def reading(
                     factor *= 2
             bytes = _bytes_to_decode(image, factor)
             if bytes > limit:
-                name = picture.name if isinstance(picture, PictureBytes) else picture
+                name = picture.name if isinstance(picture, ImageBytes) else picture
                 raise InputError(
                     f"{name}: to decode {width:,} × {height:,} pixels of this kind "
                     f"takes {bytes / 1e9:.1f} GB; config.search.max_pixels = "

@@ -2,7 +2,7 @@
 
 A row of `<split>_ims.npy` holds the features of one picture: first those of `REGIONS`
 detected regions, then those of its segments (or of words that OCR read, …). Any NNX
-module may stand here; it sees the arrays that data/rows.py lists.
+module may stand here; it sees the arrays that data/collate.py lists.
 """
 
 import jax.numpy as jnp

@@ -19,9 +19,9 @@ from vse_jax.checkpoints.model_folder import model_config
 from vse_jax.checkpoints.zero_shot import folder_config, settle_siglip
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.commands.train import train
-from vse_jax.data.captions import FileTokenizer
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image, preprocess
-from vse_jax.data.layout import read_split
+from vse_jax.data.tokenizers import FileTokenizer
 from vse_jax.evaluation.retrieval import retrieval_metrics
 
 CAPTIONS = [
@@ -268,7 +268,7 @@ def test_the_published_model_is_evaluated_without_a_run(folder, tiny_config, tmp
     split = read_split(config, "test")
     model = vse_jax.load(folder)
     expected = retrieval_metrics(
-        model.encode_images(split.pictures),
+        model.encode_images(split.images),
         model.encode_captions(split.captions),
         split.captions_per_image,
     )
@@ -323,7 +323,7 @@ def test_its_folder_is_a_workdir_for_every_mode(folder, tiny_root, environment, 
     split = read_split(tiny.get_config(str(tiny_root)), "test")
     model = vse_jax.load(folder)
     expected = retrieval_metrics(
-        model.encode_images(split.pictures),
+        model.encode_images(split.images),
         model.encode_captions(split.captions),
         split.captions_per_image,
     )

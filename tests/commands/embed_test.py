@@ -10,7 +10,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.runs import Checkpoints
 from vse_jax.commands.embed import embed, embed_best
 from vse_jax.config import save_config
-from vse_jax.data.layout import read_split
+from vse_jax.data.dataset import read_split
 from vse_jax.models.build import build_model, split_model
 
 

@@ -7,7 +7,7 @@ from tests.helpers import tiny
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import split_metrics
-from vse_jax.data.layout import Split
+from vse_jax.data.dataset import Split
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.encode import Embeddings
 

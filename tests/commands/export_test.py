@@ -13,8 +13,8 @@ import pytest
 from tests.helpers.programs import MAIN, one_line_error, run
 from vse_jax.base.errors import InputError
 from vse_jax.commands.export import export
-from vse_jax.data import layout
-from vse_jax.data.layout import read_split
+from vse_jax.data import dataset
+from vse_jax.data.dataset import read_split
 from vse_jax.data.records.index import FOLDERS, FORMATS, read_index
 
 INDICES = [
@@ -73,7 +73,7 @@ def test_records_hold_the_files(config):
     shard = Path(config.data.root) / "array_record/test-00000-of-00001.array_record"
     reader = ArrayRecordReader(str(shard))
     found = [msgpack.unpackb(data) for data in reader.read_all()]
-    assert found[3]["image"] == split.pictures[3].read_bytes()
+    assert found[3]["image"] == split.images[3].read_bytes()
     assert [record["id"] for record in found] == split.image_ids
     assert [text for record in found for text in record["captions"]] == split.captions
 
@@ -113,8 +113,8 @@ def test_again_it_repairs(config, form, damage, capsys):
 
 
 def test_changed_pictures_are_exported_again(config, capsys):
-    picture = read_split(config, "test").pictures[3]
-    other = read_split(config, "test").pictures[4]
+    picture = read_split(config, "test").images[3]
+    other = read_split(config, "test").images[4]
     picture.write_bytes(other.read_bytes())
     folder = Path(config.data.root) / FOLDERS["array_record"]
     another = folder / "test-2-00000-of-00001.array_record"  # of a split 'test-2'
@@ -124,7 +124,7 @@ def test_changed_pictures_are_exported_again(config, capsys):
     # TFDS writes all splits.
     assert capsys.readouterr().out.count("written") == 1 + 3
     config.data.format = "array_record"
-    assert read_split(config, "test").pictures[3].data == other.read_bytes()
+    assert read_split(config, "test").images[3].data == other.read_bytes()
 
 
 def test_one_format_to_another_folder(config, tmp_path):
@@ -137,7 +137,7 @@ def test_one_format_to_another_folder(config, tmp_path):
     config.data.root = config.data.export_to
     split = read_split(config, "dev")
     assert split.captions == folder.captions
-    assert split.pictures[9].data == folder.pictures[9].data
+    assert split.images[9].data == folder.images[9].data
 
 
 _KILL = """
@@ -174,10 +174,10 @@ def test_a_killed_export_looks_unfinished(tiny_root, tiny_config, form, tmp_path
 
     export(tiny_config)
     assert not any(path.exists() for path in leftovers)
-    pictures = read_split(tiny_config, "test").pictures
+    pictures = read_split(tiny_config, "test").images
     tiny_config.data.format = "folder"
     for ours, theirs in zip(
-        pictures, read_split(tiny_config, "test").pictures, strict=True
+        pictures, read_split(tiny_config, "test").images, strict=True
     ):
         assert ours.data == theirs.read_bytes()
 
@@ -227,7 +227,7 @@ def test_refused(config, first_export):
 def test_tfds_wants_one_shape(tiny_config, tmp_path):
     for split, sets in (("dev", 5), ("test", 6)):
         rows = [(str(i), ["a caption"]) for i in range(3)]
-        layout.write_root(tmp_path, {split: rows}, {})
+        dataset.write_root(tmp_path, {split: rows}, {})
         regions = np.zeros((3, sets, 8), np.float32)
         np.save(tmp_path / f"precomp/{split}_ims.npy", regions)
     tiny_config.data.root, tiny_config.image.kind = str(tmp_path), "region"

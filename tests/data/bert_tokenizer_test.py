@@ -12,8 +12,8 @@ from tests.helpers import bert
 from tests.helpers.bert import change, older
 from vse_jax.base.errors import InputError
 from vse_jax.data import bert_tokenizer
-from vse_jax.data.captions import WordPieceTokenizer, caption_tokenizer
-from vse_jax.data.vocabulary_files import keep_vocabulary
+from vse_jax.data.tokenizers import WordPieceTokenizer, caption_tokenizer
+from vse_jax.data.vocabulary import copy_vocabulary
 
 ABOUT, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 CAPTIONS = [
@@ -163,7 +163,7 @@ def test_ids_are_those_of_transformers_and_so_are_those_that_are_kept(folder, tm
     assert tokens.mask_id == peer.convert_tokens_to_ids(peer.mask_token or "[MASK]")
     assert tokenizer.pad_id == peer.convert_tokens_to_ids(peer.pad_token or "[PAD]")
 
-    keep_vocabulary(config, tmp_path)
+    copy_vocabulary(config, tmp_path)
     config.text.weights = None
     config.text.vocab = str(tmp_path / TOKENIZER)
     again = caption_tokenizer(config)
@@ -227,7 +227,7 @@ class TestSizes:
         folder = bert.write_folder(tmp_path / "bert", rows=rows)
         config = config_for(folder, vocab_size=rows)
         expected = caption_tokenizer(config)(["Red x"])
-        keep_vocabulary(config, tmp_path)
+        copy_vocabulary(config, tmp_path)
         config.text.update(weights=None, vocab=str(tmp_path / TOKENIZER))
         assert ids(caption_tokenizer(config)(["Red x"])) == ids(expected)
         config.text.vocab_size = rows + 1
@@ -280,17 +280,17 @@ class TestVocabularyFile:
         assert ids(tokens)[1][1] == number("[")
         config = config_for(folder)
         config.text.vocab = str(folder / "vocab.txt")
-        keep_vocabulary(config, tmp_path)
+        copy_vocabulary(config, tmp_path)
         shutil.rmtree(folder)
         again = WordPieceTokenizer(tmp_path / "vocab.txt", 99)(["Red Hund", "[MASK]"])
         assert ids(again) == ids(tokens)
 
     def test_what_another_start_left_is_removed(self, tmp_path):
         folder = bert.write_folder(tmp_path / "bert")
-        keep_vocabulary(config_for(folder), tmp_path)
+        copy_vocabulary(config_for(folder), tmp_path)
         config = config_for(folder)
         config.text.vocab = str(older(folder) / "vocab.txt")
-        keep_vocabulary(config, tmp_path)
+        copy_vocabulary(config, tmp_path)
         assert not (tmp_path / TOKENIZER).exists()
         assert not (tmp_path / ABOUT).exists()
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from vse_jax.data.dataset import read_split
 from vse_jax.data.digests import changes, data_digests
-from vse_jax.data.layout import read_split
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.helpers.raw_pictures import RAMP, RGB_RAMP, png, tiff
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import (
-    PictureBytes,
+    ImageBytes,
     augment,
     load_image,
     preprocess,
@@ -120,7 +120,7 @@ def check_ramp(picture, mode: str = "L", within: int = 1) -> None:
 def test_a_ramp_is_right_in_every_mode_that_pillow_writes(name):
     """Or refused, where a file holds floats or 32-bit numbers."""
     mode, content = WRITTEN[name]
-    picture = PictureBytes("a", content)
+    picture = ImageBytes("a", content)
     kind, written = name.split()
     if (
         mode == "F"
@@ -249,7 +249,7 @@ DEEP_FILES = {
 
 @pytest.mark.parametrize("name", DEEP_FILES)
 def test_a_ramp_of_any_depth_is_what_a_viewer_shows(name):
-    found = load_image(PictureBytes("a", DEEP_FILES[name]))
+    found = load_image(ImageBytes("a", DEEP_FILES[name]))
     assert np.abs(found.astype(int) - RGB_RAMP[:1]).max() <= 1
 
 
@@ -291,7 +291,7 @@ REFUSED_FILES = {
 def test_what_has_no_white_is_refused_in_one_line(name):
     content, reason = REFUSED_FILES[name]
     with pytest.raises(InputError, match=f"^a: not a readable picture .*{reason}"):
-        load_image(PictureBytes("a", content))
+        load_image(ImageBytes("a", content))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_what_has_no_white_is_refused_in_one_line(name):
 )
 def test_one_gray_value_may_be_transparent(bits, rows, transparent, expected):
     content = png(rows, 4, bits, 0, tRNS=transparent.to_bytes(2))
-    assert load_image(PictureBytes("a", content))[0, :, 0].tolist() == expected
+    assert load_image(ImageBytes("a", content))[0, :, 0].tolist() == expected
 
 
 def test_half_transparent_gray_is_over_white():
@@ -315,7 +315,7 @@ def test_half_transparent_gray_is_over_white():
     for gray, kind in ((RAMP, 2), (RAMP // 2, 1)):
         strips = [np.stack([gray, half], -1).astype("u1")]
         content = tiff(strips, 8, 1, samples=2, tags={338: [kind]})
-        found = load_image(PictureBytes("a", content))[..., 0]
+        found = load_image(ImageBytes("a", content))[..., 0]
         assert np.abs(found - (127 + RAMP * 128 / 255)).max() <= 2
 
 
@@ -371,14 +371,14 @@ def test_transparent_pixels_are_white(tmp_path, mode):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", TURNABLE)
 def test_pictures_are_turned_upright(kind, orientation):
-    found = load_image(PictureBytes("a", turned(kind, orientation)))
+    found = load_image(ImageBytes("a", turned(kind, orientation)))
     assert found.shape == CORNERS.shape
     assert np.abs(found.astype(int) - CORNERS)[4::8, 4::8].max() <= 12
 
 
 def test_only_the_turn_that_exif_knows_is_made():
     for orientation in (0, 9, 65535):
-        found = load_image(PictureBytes("a", turned("PNG", 1, stored=orientation)))
+        found = load_image(ImageBytes("a", turned("PNG", 1, stored=orientation)))
         np.testing.assert_array_equal(found, CORNERS)
 
 
@@ -401,7 +401,7 @@ def test_damaged_notes_do_not_spoil_a_tiff(tag, numbers):
     at = content.index(struct.pack("<HH", tag, 3))
     if tag != 700:  # a signed number: a place in front of the file
         content = content[: at + 2] + struct.pack("<H", 8) + content[at + 4 :]
-    found = load_image(PictureBytes("a", content))
+    found = load_image(ImageBytes("a", content))
     np.testing.assert_array_equal(found, RGB_RAMP[::-1, ::-1])
 
 

@@ -53,13 +53,13 @@ _READ = """
 import sys
 import numpy as np
 from configs import coco_region
-from vse_jax.data.layout import read_split
-from vse_jax.data.rows import ImageRows
+from vse_jax.data.dataset import read_split
+from vse_jax.data.collate import ImageCollator
 
 config = coco_region.get_config()
 config.data.root = sys.argv[1]
 split = read_split(config, "train")
-rows = ImageRows(config, split)
+rows = ImageCollator(config, split)
 batch = rows.empty(128)
 images = np.linspace(0, len(split.image_ids) - 1, 4096).astype(int)  # 1.2 GB
 for i, image in enumerate(images):

@@ -15,18 +15,15 @@ from tests.helpers import tiny
 from vse_jax.base.errors import InputError
 from vse_jax.commands.build_vocab import build_vocab
 from vse_jax.commands.train import train
-from vse_jax.data import captions, vocabulary
+from vse_jax.data import tokenizers, vocabulary
 from vse_jax.data.vocabulary import (
     SPECIAL,
     count_words,
     find_vocabulary,
     read_vocabulary,
-    split_words,
-)
-from vse_jax.data.vocabulary_files import (
-    find_vocab,
     settle_vocab_size,
     settle_vocabulary,
+    split_words,
 )
 
 
@@ -180,7 +177,7 @@ class TestFindVocabulary:
     def test_named_file(self, tmp_path):
         config = config_at(tmp_path / "pets")
         config.text.vocab = "some/vocab.json"
-        assert find_vocab(config) == Path("some/vocab.json")
+        assert find_vocabulary(config) == Path("some/vocab.json")
 
     def test_beside_the_data_root(self, tmp_path):
         config = config_at(tmp_path / "pets")
@@ -190,7 +187,7 @@ class TestFindVocabulary:
             find_vocabulary(config)
         for name in ("pets_vocab.json", "pets_precomp_vocab.json"):
             (tmp_path / "vocab" / name).touch()
-            assert find_vocab(config) == tmp_path / "vocab" / name
+            assert find_vocabulary(config) == tmp_path / "vocab" / name
 
 
 def test_words_of_another_data_set_are_not_a_models(tmp_path):
@@ -209,7 +206,7 @@ def test_words_of_another_data_set_are_not_a_models(tmp_path):
     )
     (model / "config.json").write_text(json.dumps({"data": {"name": "pets"}}))
     settle_vocabulary(config, model)
-    assert find_vocab(config) == tmp_path / "vocab" / "pets_vocab.json"
+    assert find_vocabulary(config) == tmp_path / "vocab" / "pets_vocab.json"
 
 
 class TestTokenizeWords:
@@ -223,7 +220,7 @@ class TestTokenizeWords:
 
     def test_ids(self, config):
         texts = ["A dog", "a horse, a dog", "horses fly", ""]
-        tokens = captions.caption_tokenizer(config)(texts)
+        tokens = tokenizers.caption_tokenizer(config)(texts)
         ids = [tokens.ids[tokens.span(i)].tolist() for i in range(len(tokens))]
         assert ids == [[1, 5, 4, 2], [1, 5, 3, 3, 5, 4, 2], [1, 3, 3, 2], [1, 2]]
         # Every token is a word of its own for the augmentation, <start> and <end> too.
@@ -231,19 +228,19 @@ class TestTokenizeWords:
         assert (tokens.mask_id, tokens.vocab_size) == (6, 7)
 
     def test_captions_of_unknown_words_only_are_counted(self, config, logged):
-        captions.caption_tokenizer(config)(["A dog", "horses fly", "cats", ""])
+        tokenizers.caption_tokenizer(config)(["A dog", "horses fly", "cats", ""])
         assert [
             m for m in logged if m.endswith("captions have no word of this vocabulary")
         ]
         assert "v.json: 2 of 4 captions" in logged[-1]
         message = r"v\.json: no caption has a word of this vocabulary"
         with pytest.raises(InputError, match=message):
-            captions.caption_tokenizer(config)(["horses fly", ""])
-        captions.caption_tokenizer(config)([""])  # nothing strange about it
+            tokenizers.caption_tokenizer(config)(["horses fly", ""])
+        tokenizers.caption_tokenizer(config)([""])  # nothing strange about it
 
     def test_long_captions_are_cut(self, config):
         config.data.max_tokens = 4
-        tokens = captions.caption_tokenizer(config)(["dog " * 3, "dog a"])
+        tokens = tokenizers.caption_tokenizer(config)(["dog " * 3, "dog a"])
         assert tokens.ids.tolist() == [1, 4, 4, 2, 1, 4, 5, 2]
         assert tokens.words.tolist() == [0, 1, 2, 3] * 2
 
@@ -252,7 +249,7 @@ class TestTokenizeWords:
         config.text.vocab_size = size
         message = rf"v\.json: 7 tokens, but config\.text\.vocab_size is {size}"
         with pytest.raises(InputError, match=message):
-            captions.caption_tokenizer(config)(["a"])
+            tokenizers.caption_tokenizer(config)(["a"])
 
     def test_size_0_takes_the_vocabularys(self, config):
         config.text.vocab_size = 0

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from vse_jax.data.dataset import Split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import Split
 from vse_jax.figures.retrieval import (
     plot_retrieval,
 )
@@ -51,10 +51,8 @@ def test_ties_are_drawn_as_they_count(split, tmp_path):
 def test_a_data_set_without_pictures_and_one_with_a_broken_file(split, tmp_path):
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
-    plot_retrieval(
-        tmp_path / "ids.png", replace(split, pictures=None), images, captions
-    )
-    split.pictures[0].write_bytes(b"not a picture")
+    plot_retrieval(tmp_path / "ids.png", replace(split, images=None), images, captions)
+    split.images[0].write_bytes(b"not a picture")
     plot_retrieval(tmp_path / "broken.png", split, images, captions)
     assert green_frames(tmp_path / "ids.png") == green_frames(tmp_path / "broken.png")
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from tests.helpers import tiny
 from vse_jax.config import takes_regions
-from vse_jax.data.pipeline import eval_captions, eval_images
+from vse_jax.data.loader import eval_captions, eval_images
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.optimizer import Schedule
 from vse_jax.training.plan import make_plan

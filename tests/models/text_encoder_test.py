@@ -52,7 +52,7 @@ def any_batch(request, batch):
     count, length = batch["token_ids"].shape
     found = np.flatnonzero(np.arange(length) < batch["token_lengths"][:, None])
     places = np.append(found, np.full(5, count * length))
-    return batch | {"token_places": jnp.asarray(places, jnp.int32)}
+    return batch | {"packed_indices": jnp.asarray(places, jnp.int32)}
 
 
 def test_embeddings_equal_the_official_ones(embed, any_batch, golden):

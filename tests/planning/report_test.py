@@ -88,9 +88,9 @@ def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
         _, lower = next(compile_module._programs(tiny_config, place, room, False))
         return lower.args[2]
 
-    assert arrays()["token_places"] == ((40,), np.int32)
+    assert arrays()["packed_indices"] == ((40,), np.int32)
     tiny_config.microbatches = 2
-    assert "token_places" not in arrays()
+    assert "packed_indices" not in arrays()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
-from vse_jax.data.images import PictureBytes, load_image
+from vse_jax.data.images import ImageBytes, load_image
 from vse_search.pictures import Passed, read_picture, thumbnail, walk
 
 GREEN = (30, 200, 60)
@@ -171,7 +171,7 @@ def test_exif_in_front_of_xmp_tells_the_date(tmp_path):
 @pytest.mark.parametrize("kind", TURNABLE)
 def test_thumbnails_are_upright(kind):
     for orientation in range(1, 9):
-        picture = read_picture(PictureBytes("a", turned(kind, orientation)))
+        picture = read_picture(ImageBytes("a", turned(kind, orientation)))
         with Image.open(io.BytesIO(thumbnail(picture.pixels, 48))) as small:
             found = np.asarray(small.convert("RGB")).astype(int)
         assert found.shape == (32, 48, 3)
@@ -188,7 +188,7 @@ def test_notes_behind_the_pixels_of_a_png_are_read():
     crc = zlib.crc32(b"eXIf" + chunk)
     chunk = struct.pack(">I", len(chunk)) + b"eXIf" + chunk + struct.pack(">I", crc)
 
-    picture = read_picture(PictureBytes("a", png[:-12] + chunk + png[-12:]))
+    picture = read_picture(ImageBytes("a", png[:-12] + chunk + png[-12:]))
 
     assert (picture.width, picture.height) == (16, 32)
     assert picture.taken == "2019-05-01T12:30:15"
@@ -219,7 +219,7 @@ def bomb(width: int, height: int) -> bytes:
 
 def test_bombs_are_refused_by_their_header():
     with pytest.raises(InputError) as error:
-        read_picture(PictureBytes("a.png", bomb(100_000, 100_000)))
+        read_picture(ImageBytes("a.png", bomb(100_000, 100_000)))
     assert str(error.value) == (
         "a.png: 100,000 × 100,000 pixels are more than the 200,000,000 that are allowed"
     )

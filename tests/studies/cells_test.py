@@ -9,7 +9,7 @@ from configs import openmoji_cells
 from studies import cells
 from studies import efficientnet_lite as lite
 from vse_jax.base.errors import InputError
-from vse_jax.data import layout
+from vse_jax.data import dataset
 
 SPLITS = {"train": ["a", "b", "c"], "dev": ["d"], "test": ["e"]}
 
@@ -26,7 +26,7 @@ def config_of(root, size):
         split: [(name, [f"caption of {name}"]) for name in some]
         for split, some in SPLITS.items()
     }
-    layout.write_root(root, splits, {name: f"{name}.png" for name in names})
+    dataset.write_root(root, splits, {name: f"{name}.png" for name in names})
     config = openmoji_cells.get_config()
     config.data.root = str(root)
     return config
@@ -37,7 +37,7 @@ def test_a_row_holds_the_cells_of_its_picture(tmp_path, monkeypatch):
     config = config_of(tmp_path / "root", lite.SIZE)
     files = cells.write_cells(config)
     # As training reads them: by the ordinary way of region features.
-    split = layout.read_split(config, "train")
+    split = dataset.read_split(config, "train")
     assert split.regions is not None
     assert split.regions.shape == (3, 49, 1280)
     third = cv2.imread(str(tmp_path / "root" / "images" / "c.png"))[..., ::-1]

@@ -10,8 +10,8 @@ from flax import nnx
 
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, Reached
+from vse_jax.data.dataset import read_split
 from vse_jax.data.digests import data_digests
-from vse_jax.data.layout import read_split
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.models.build import build_model, split_model
 from vse_jax.optimizer import Schedule

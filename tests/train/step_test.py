@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import tiny
 from tests.helpers.steps import batch_of, bigru, region_config, set_up
 from vse_jax.base.trees import flatten
-from vse_jax.data.rows import caption_shapes, image_shapes, size_of
+from vse_jax.data.collate import caption_shapes, image_shapes, size_of
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import Program, read_program

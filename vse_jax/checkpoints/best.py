@@ -13,8 +13,8 @@ from vse_jax.checkpoints.shared import read_model
 from vse_jax.checkpoints.zero_shot import is_zero_shot, zero_shot_model
 from vse_jax.config import EVALUATION_FREE, MODEL_FILE, Config, check_same_run
 from vse_jax.data.digests import vocabulary_digest
-from vse_jax.data.vocabulary_files import (
-    find_vocab,
+from vse_jax.data.vocabulary import (
+    find_vocabulary,
     settle_vocab_size,
     settle_vocabulary,
 )
@@ -61,8 +61,8 @@ def load_best(
     trained_with = data.get("vocabulary")  # of a converted model not known
     if trained_with not in (None, vocabulary_digest(config)):
         raise InputError(
-            f"{find_vocab(config)}: not the vocabulary that the model in {workdir} was "
-            "trained with; name that with config.text.vocab"
+            f"{find_vocabulary(config)}: not the vocabulary that the model in "
+            f"{workdir} was trained with; name that with config.text.vocab"
         )
     logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
     return graphdef, model, mesh

@@ -18,8 +18,8 @@ from vse_jax.checkpoints.siglip import (
     siglip_sizes,
 )
 from vse_jax.config import ADDED, Config, nested
-from vse_jax.data.captions import FileTokenizer
-from vse_jax.data.vocabulary_files import find_vocab
+from vse_jax.data.tokenizers import FileTokenizer
+from vse_jax.data.vocabulary import find_vocabulary
 from vse_jax.distributed.mesh import put_sharded, state_sharding, with_sharding
 from vse_jax.models.build import abstract_model
 
@@ -89,7 +89,7 @@ def settle_siglip(config: Config) -> None:
         if tower == "image":
             found |= siglip_pixels(folder)
         else:
-            found["text.pad_id"] = FileTokenizer(find_vocab(config), 3).pad_id
+            found["text.pad_id"] = FileTokenizer(find_vocabulary(config), 3).pad_id
         if fields.pool == ZERO_SHOT[f"{tower}.pool"]:
             found["embed_dim"] = sizes["embed_dim"]
         config.update_from_flattened_dict(found)

@@ -9,7 +9,7 @@ import numpy as np
 from vse_jax.base.files import write_atomically
 from vse_jax.checkpoints.best import load_best
 from vse_jax.config import Config, change_paths, load_config, own_vocabulary
-from vse_jax.data.layout import Split, read_split
+from vse_jax.data.dataset import Split, read_split
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.encode import Embedder, Embeddings

@@ -6,7 +6,7 @@ from pathlib import Path
 from vse_jax.base.files import write_atomically
 from vse_jax.commands.embed import embed_best
 from vse_jax.config import Config
-from vse_jax.data.layout import Split, read_split
+from vse_jax.data.dataset import Split, read_split
 from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics

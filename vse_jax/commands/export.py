@@ -9,8 +9,8 @@ from pathlib import Path
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import write_atomically
 from vse_jax.config import Config, takes_regions
+from vse_jax.data.dataset import Split, claim_root, read_splits
 from vse_jax.data.export import blank_index, is_good, write_array_record, write_tfds
-from vse_jax.data.layout import Split, claim_root, read_splits
 from vse_jax.data.records.index import FOLDERS, FORMATS, Index, list_names, read_index
 
 

@@ -11,7 +11,7 @@ from vse_jax.checkpoints.shared import write_arrays
 from vse_jax.checkpoints.sharing import preprocessing
 from vse_jax.checkpoints.sharing.programs import PLATFORMS, export_towers
 from vse_jax.config import Config
-from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.mesh import on_one_device
 
 

@@ -10,10 +10,10 @@ from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
 from vse_jax.checkpoints.zero_shot import settle_siglip
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.config import Config, change_paths, save_config
-from vse_jax.data.captions import caption_tokenizer
-from vse_jax.data.layout import read_splits
-from vse_jax.data.vocabulary_files import (
-    keep_vocabulary,
+from vse_jax.data.dataset import read_splits
+from vse_jax.data.tokenizers import caption_tokenizer
+from vse_jax.data.vocabulary import (
+    copy_vocabulary,
     settle_vocab_size,
     settle_vocabulary,
 )
@@ -68,7 +68,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         schedule = train_schedule(config, splits.train, reached)
         plan = make_plan(config, mesh, schedule)
         if jax.process_index() == 0:
-            keep_vocabulary(config, workdir)
+            copy_vocabulary(config, workdir)
             saved = config.copy_and_resolve_references()
             change_paths(saved, lambda path: str(Path(path).absolute()))
             save_config(saved, workdir / "config.json")  # fit to be used from anywhere

@@ -15,9 +15,9 @@ import numpy as np
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.images import PictureBytes
-from vse_jax.data.layout import Split
-from vse_jax.data.vocabulary_files import vocabulary_content
+from vse_jax.data.dataset import Split
+from vse_jax.data.images import ImageBytes
+from vse_jax.data.vocabulary import vocabulary_content
 
 # Image files, or sets of features, of a split whose content is looked at: to read all
 # would take as long as an epoch.
@@ -85,9 +85,9 @@ def _of_split(config: Config, split: Split) -> dict[str, Any]:
     files = shape = None
     if split.regions is not None:
         shape = list(split.regions.shape[1:])
-    elif isinstance(split.pictures, list):
+    elif isinstance(split.images, list):
         root = os.fspath(split.root)
-        files = _digest(os.fspath(p).removeprefix(root) for p in split.pictures)
+        files = _digest(os.fspath(p).removeprefix(root) for p in split.images)
     count = len(split.image_ids)
     sampled = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(int)
     return {
@@ -105,12 +105,10 @@ def _content(config: Config, split: Split, image: int) -> bytes:
     if takes_regions(config.image):
         assert split.regions is not None
         return split.regions[image].astype("<f4").tobytes()
-    assert split.pictures is not None
+    assert split.images is not None
     try:
-        picture = split.pictures[image]
-        return (
-            picture.data if isinstance(picture, PictureBytes) else read_bytes(picture)
-        )
+        picture = split.images[image]
+        return picture.data if isinstance(picture, ImageBytes) else read_bytes(picture)
     except InputError:
         if config.data.on_bad_image != "skip":
             raise

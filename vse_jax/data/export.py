@@ -19,7 +19,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import file_sha256, write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.layout import Split
+from vse_jax.data.dataset import Split
 from vse_jax.data.records.array_record import encode_record
 from vse_jax.data.records.index import (
     VERSION,
@@ -65,8 +65,8 @@ def _source_files(split: Split) -> list[Path]:
     """The pictures, or the feature file, of a split that was read from a folder."""
     if isinstance(split.regions, NpyRegions):
         return [split.regions.path]
-    assert isinstance(split.pictures, list)
-    return split.pictures
+    assert isinstance(split.images, list)
+    return split.images
 
 
 def is_good(folder: Path, split: Split, planned: Index) -> bool:

@@ -56,7 +56,7 @@ _FLOATS = 2**23
 MAX_PIXELS = 200_000_000
 
 
-class PictureBytes(NamedTuple):
+class ImageBytes(NamedTuple):
     """A picture file's content that is in memory already."""
 
     name: str  # what errors call it
@@ -75,7 +75,7 @@ def own_process(*_: int) -> None:
 
 
 def load_image(
-    picture: Path | str | PictureBytes | Image.Image,
+    picture: Path | str | ImageBytes | Image.Image,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes a picture of any mode to RGB, upright, transparency over white.
 
@@ -88,7 +88,7 @@ def load_image(
 
 @contextlib.contextmanager
 def opened(
-    picture: Path | str | PictureBytes | Image.Image,
+    picture: Path | str | ImageBytes | Image.Image,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] | None = None,
 ) -> Iterator[Image.Image]:
@@ -104,8 +104,8 @@ def opened(
         InputError: no such file, more pixels, or (also when the block decodes it) no
             whole, readable picture; names the file.
     """
-    name = picture.name if isinstance(picture, PictureBytes) else str(picture)
-    source = io.BytesIO(picture.data) if isinstance(picture, PictureBytes) else picture
+    name = picture.name if isinstance(picture, ImageBytes) else str(picture)
+    source = io.BytesIO(picture.data) if isinstance(picture, ImageBytes) else picture
     try:
         with (
             contextlib.nullcontext(source)

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.captions import CaptionTokens, caption_tokenizer
-from vse_jax.data.layout import Split
-from vse_jax.data.pipeline import EvalBatches, eval_captions, eval_images
+from vse_jax.data.collate import Shapes, described, shapes_of
+from vse_jax.data.dataset import Split
+from vse_jax.data.loader import EvalBatches, eval_captions, eval_images
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.rows import Shapes, described, shapes_of
+from vse_jax.data.tokenizers import CaptionTokens, caption_tokenizer
 from vse_jax.distributed import preemption
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vse_jax.base.errors import InputError
 from vse_jax.config import Config
-from vse_jax.data.rows import image_shapes
+from vse_jax.data.collate import image_shapes
 from vse_jax.distributed.mesh import abstract_batch
 from vse_jax.figures.style import GREY, INK, save, tidy
 from vse_jax.models.gpo import GPO

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
+from vse_jax.data.dataset import Split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import Split
 from vse_jax.figures.lettering import font_of, wrap
 from vse_jax.figures.style import GREEN, GREY, INK, ORANGE
 
@@ -110,7 +110,7 @@ class _Page:
             "✓ and a green frame: the right answer.  Orange: its place if it is not "
             "among the first five.  Numbers: similarity."
         )
-        if split.pictures is None:
+        if split.images is None:
             legend += "  This data set comes without picture files: ids are shown."
         self.draw.text((_MARGIN, _LEGEND_TOP), legend, GREY, font_of(18))
 
@@ -195,10 +195,10 @@ class _Page:
 
 def _thumbnail(split: Split, image: int) -> Image.Image | None:
     """The picture, at most a tile; None where there is no readable file."""
-    if split.pictures is None:
+    if split.images is None:
         return None
     try:
-        picture = Image.fromarray(load_image(split.pictures[image]))
+        picture = Image.fromarray(load_image(split.images[image]))
     except InputError:  # config.data.on_bad_image = 'skip'; evaluation has reported it
         return None
     return ImageOps.contain(picture, (_TILE - 2, _TILE - 2))

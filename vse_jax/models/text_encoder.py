@@ -32,7 +32,7 @@ class BertEncoder(SetEncoder):
 
         Args:
             batch: 'token_lengths' [b] and either 'token_ids' [b, t], with or without
-                'token_places' [n] (see `packing`), or what `features` gave for them
+                'packed_indices' [n] (see `packing`), or what `features` gave for them
                 earlier, 'token_features' [b, t, h].
             train: apply dropout, with the stream `dropout` of `rngs`.
             rngs: see `train`.
@@ -50,7 +50,7 @@ class BertEncoder(SetEncoder):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b t h"]:
         """Returns BERT's last hidden state for batch['token_ids']."""
-        ids, places = batch["token_ids"], batch.get("token_places")
+        ids, places = batch["token_ids"], batch.get("packed_indices")
         mask = _mask(batch, ids.shape[1])
         return self.bert(ids, mask, places, train=train, rngs=rngs)
 

@@ -2,7 +2,7 @@
 
 Half of a padded batch is padding, and most of BERT treats each token by itself.
 `places` [n] are the tokens' places in the flattened batch, in their order, and b · t
-for what fills the row up (vse_jax/data/rows.py); None: everything stays padded.
+for what fills the row up (vse_jax/data/collate.py); None: everything stays padded.
 """
 
 import jax

@@ -23,19 +23,19 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.checkpoints.zero_shot import settle_siglip
 from vse_jax.config import Config
-from vse_jax.data.captions import bucket, caption_tokenizer, padded_lengths
-from vse_jax.data.layout import read_split
-from vse_jax.data.pipeline import training_order
-from vse_jax.data.rows import (
-    CaptionRows,
-    Room,
+from vse_jax.data.collate import (
+    Bucket,
+    CaptionCollator,
     caption_shapes,
     image_shapes,
-    packs,
+    packed_size,
     pair_shapes,
-    places_for,
+    use_packing,
 )
-from vse_jax.data.vocabulary_files import settle_vocab_size
+from vse_jax.data.dataset import read_split
+from vse_jax.data.loader import training_sampler
+from vse_jax.data.tokenizers import bucket, caption_tokenizer, padded_lengths
+from vse_jax.data.vocabulary import settle_vocab_size
 from vse_jax.distributed.mesh import check_training_batch, make_mesh
 from vse_jax.distributed.runtime import configure, matmul_precision
 from vse_jax.evaluation.encode import batch_sizes, jit_towers, lower_tower
@@ -77,9 +77,9 @@ def compile_run(
     )
     _settle_vocab_size(config)
     settle_siglip(config)
-    room = _usual_room(config, len(place.devices))
+    usual = _usual_bucket(config, len(place.devices))
     results = []
-    for name, lower in _programs(config, place, room, every):
+    for name, lower in _programs(config, place, usual, every):
         results.append(_compiled(name, lower, place))
         print("\n".join(_lines(results[-1], place)), flush=True)
     fits = all(result["fits"] for result in results)
@@ -95,7 +95,7 @@ def compile_run(
     write_atomically(file, (json.dumps(contents, indent=1) + "\n").encode())
     logging.info("written: %s", file)
     if not fits:
-        raise InputError(_what_would_help(config, place, room, every, results))
+        raise InputError(_what_would_help(config, place, usual, every, results))
 
 
 def _settle_vocab_size(config: Config) -> None:
@@ -106,29 +106,29 @@ def _settle_vocab_size(config: Config) -> None:
         logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
 
 
-def _usual_room(config: Config, devices: int) -> Room:
+def _usual_bucket(config: Config, devices: int) -> Bucket:
     """What most training batches need, or COCO's without the data."""
     lengths, size = padded_lengths(config), config.batch_size
-    pack = packs(config, devices)
+    pack = use_packing(config, devices)
     try:
         split = read_split(config, config.data.train_split)
         tokens = caption_tokenizer(config)(split.captions)
-        rows = CaptionRows(config, tokens, None, pack=pack)
-        order = training_order(config, split)
+        rows = CaptionCollator(config, tokens, None, pack=pack)
+        sampler = training_sampler(config, split)
     except InputError as error:
         usual = bucket(min(_TOKENS, lengths[-1]), lengths)
         logging.info("captions of up to %d tokens, as COCO's (%s)", usual, error)
-        places = places_for(_MEAN_TOKENS * size, size, usual) if pack else None
-        return usual, places
-    steps = range(min(_SAMPLED_STEPS, order.steps_per_epoch))
-    needed = [rows.room(order.batch(order.place(step))) for step in steps]
-    room = collections.Counter(needed).most_common(1)[0][0]
-    logging.info("most training batches have captions of up to %d tokens", room[0])
-    return room
+        packed = packed_size(_MEAN_TOKENS * size, size, usual) if pack else None
+        return usual, packed
+    steps = range(min(_SAMPLED_STEPS, sampler.steps_per_epoch))
+    needed = [rows.bucket_of(sampler.batch(sampler.position(step))) for step in steps]
+    length, packed = collections.Counter(needed).most_common(1)[0][0]
+    logging.info("most training batches have captions of up to %d tokens", length)
+    return length, packed
 
 
 def _programs(
-    config: Config, place: Topology, usual: Room, every: bool
+    config: Config, place: Topology, usual: Bucket, every: bool
 ) -> Iterator[tuple[str, Callable[[], Lowered]]]:
     """(name, how to lower it) of what a run of the config runs."""
     mesh = make_mesh(config, place.devices)
@@ -143,22 +143,22 @@ def _programs(
     opened = [optimizer.open_groups(epoch) for epoch in range(config.num_epochs)]
     groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
     # Padded, where packed ones of that length are not the usual ones: the dearest.
-    others: list[Room] = [(length, None) for length in padded_lengths(config)]
+    others: list[Bucket] = [(length, None) for length in padded_lengths(config)]
     # What would help may not pack: microbatches do not.
-    if not packs(config, mesh.size):
+    if not use_packing(config, mesh.size):
         usual = usual[0], None
-    rooms = others if every else [usual]
+    buckets = others if every else [usual]
 
     pairs = pair_shapes(config.image, config.batch_size)
-    for open_groups, (length, places) in itertools.product(groups, rooms):
+    for open_groups, (length, packed) in itertools.product(groups, buckets):
         name = f"train_step, {length} tokens"
         if len(groups) > 1:
             name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
-        shapes = pairs | caption_shapes(config.batch_size, length, hidden, places)
+        shapes = pairs | caption_shapes(config.batch_size, length, hidden, packed)
         yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
     images, captions = batch_sizes(config, mesh.size)
     encoded = {"encode_images": image_shapes(config.image, images)}
-    for length, _ in rooms:
+    for length, _ in buckets:
         shapes = caption_shapes(captions, length, hidden)
         encoded[f"encode_captions, {length} tokens"] = shapes
     for name, shapes in encoded.items():
@@ -253,7 +253,7 @@ def _size(count: float | int) -> str:
 
 
 def _what_would_help(
-    config: Config, place: Topology, room: Room, every: bool, results: list[dict]
+    config: Config, place: Topology, usual: Bucket, every: bool, results: list[dict]
 ) -> str:
     """The error's line: what does not fit, and the nearest setting that does, tried."""
     worst = max(results, key=lambda result: result["peak_bytes"])
@@ -273,7 +273,7 @@ def _what_would_help(
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)
-            lower = dict(_programs(changed, place, room, every))[worst["name"]]
+            lower = dict(_programs(changed, place, usual, every))[worst["name"]]
             result = _compiled(worst["name"], lower, place)
         except InputError:
             continue

@@ -12,8 +12,8 @@ from absl import logging
 
 from vse_jax.base.progress import progress
 from vse_jax.checkpoints.runs import Checkpoints, Reached
-from vse_jax.data.layout import Split
-from vse_jax.data.pipeline import TrainData
+from vse_jax.data.dataset import Split
+from vse_jax.data.loader import TrainData
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
 from vse_jax.distributed.mesh import batch_sharding, put_batch

@@ -14,12 +14,12 @@ from absl import logging
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, Reached
 from vse_jax.config import EVALUATION_FREE, Config, check_same_run
+from vse_jax.data.collate import use_packing
+from vse_jax.data.dataset import Split
 from vse_jax.data.digests import changes, data_digests
-from vse_jax.data.layout import Split
-from vse_jax.data.order import Order
-from vse_jax.data.pipeline import TrainData, training_order
+from vse_jax.data.loader import TrainData, training_sampler
 from vse_jax.data.regions import NpyRows
-from vse_jax.data.rows import packs
+from vse_jax.data.sampler import Sampler
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 from vse_jax.evaluation.encode import Embedder, batch_sizes
@@ -81,7 +81,7 @@ def reached_before(
             "on with them and scores the best model again"
         )
     old = before.data["splits"][splits.train.name]
-    order = Order(
+    sampler = Sampler(
         seed=config.seed,
         images=old["images"],
         captions_per_image=old["texts"] // old["images"],
@@ -90,7 +90,7 @@ def reached_before(
         first_step=before.first_step,
         first_epoch=before.first_epoch,
     )
-    epoch = order.place(before.step).epoch
+    epoch = sampler.position(before.step).epoch
     left = "" if epoch < config.num_epochs else "; raise --config.num_epochs to go on"
     logging.warning(
         "the data %s; accepted: %d of %d epochs are done%s",
@@ -110,7 +110,7 @@ def train_schedule(config: Config, split: Split, reached: Reached) -> Schedule:
     """
     return Schedule.from_config(
         config,
-        training_order(config, split).steps_per_epoch,
+        training_sampler(config, split).steps_per_epoch,
         ramp_steps=len(split.captions) // config.batch_size + 1,
         first=(reached.first_step, reached.first_epoch),
     )
@@ -162,7 +162,7 @@ def start(
             splits.train,
             evaluator.tokens(splits.train),
             features,
-            pack=packs(config, plan.mesh.size),
+            pack=use_packing(config, plan.mesh.size),
             first=(reached.first_step, reached.first_epoch),
         ),
         evaluator=evaluator,

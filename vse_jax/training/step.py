@@ -9,7 +9,7 @@ from flax import nnx
 from jax.stages import Lowered
 
 from vse_jax.base.trees import merge
-from vse_jax.data.rows import Shapes, described, shapes_of
+from vse_jax.data.collate import Shapes, described, shapes_of
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (
     abstract_batch,
@@ -38,7 +38,7 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: see `vse_jax.data.pipeline`; the first dimension is the global batch.
+        batch: see `vse_jax.data.loader`; the first dimension is the global batch.
         groups: parameter groups open in this epoch; static.
         plan: what does not change during a run; static.
 

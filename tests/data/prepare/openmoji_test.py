@@ -11,8 +11,8 @@ import pytest
 from configs import openmoji as openmoji_config
 from vse_jax.base.errors import InputError
 from vse_jax.commands.prepare import prepare
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
 from vse_jax.data.prepare import openmoji
 
 
@@ -58,7 +58,7 @@ def test_prepare(config):
         split = read_split(config, name)
         assert len(split.image_ids) == 2
         assert split.captions_per_image == 5
-    image = load_image(split.pictures[0])
+    image = load_image(split.images[0])
     assert image.shape == (48, 48, 3)
     assert (image[0, 0] == 255).all()  # a white page
     assert np.ptp(image) > 100  # with something on it
@@ -66,7 +66,7 @@ def test_prepare(config):
 
 def test_prepare_goes_on_where_it_was(config):
     prepare(config)
-    first, second = read_split(config, "train").pictures
+    first, second = read_split(config, "train").images
     content = second.read_bytes()
     os.utime(first, (1, 1))
     second.unlink()
@@ -81,7 +81,7 @@ def test_another_size_is_other_files(config):
     prepare(config)
     config.data.render_size = 32
     prepare(config)
-    assert load_image(read_split(config, "dev").pictures[0]).shape == (32, 32, 3)
+    assert load_image(read_split(config, "dev").images[0]).shape == (32, 32, 3)
 
 
 def test_another_data_set_is_left_alone(config, tmp_path):

@@ -10,8 +10,8 @@ from PIL import Image
 from configs import common
 from vse_jax.base.errors import InputError
 from vse_jax.commands.prepare import prepare
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
 from vse_jax.data.prepare import own_pictures
 
 SPLITS = ("train", "dev", "test")
@@ -50,7 +50,7 @@ def check(config):
         first = 2 * number
         assert split.image_ids[:2] == [f"{first}.png", f"{first + 1}.png"]
         assert split.captions[:2] == ["a red, wide one", f"{first} again"]
-        assert load_image(split.pictures[0]).shape == (4, 4 + first, 3)
+        assert load_image(split.images[0]).shape == (4, 4 + first, 3)
 
 
 def test_csv_with_a_line_per_picture(config, album):
@@ -99,8 +99,8 @@ def test_pictures_elsewhere_keep_apart(config, album):
     write_csv(album, ["sub/0.png,blue,blue,train", f"{album}/sub/0.png,b,b,train"])
     prepare(config)
     split = read_split(config, "train")
-    assert len(set(split.pictures)) == 4
-    images = [load_image(path)[0, 0].tolist() for path in split.pictures]
+    assert len(set(split.images)) == 4
+    images = [load_image(path)[0, 0].tolist() for path in split.images]
     assert images == [[255, 0, 0], [255, 0, 0], [0, 0, 255], [0, 0, 255]]
 
 
@@ -173,7 +173,7 @@ def test_changed_picture_is_taken_again(config, album, monkeypatch):
     monkeypatch.setattr(own_pictures.os, "link", another_disk)
     write_csv(album)
     prepare(config)
-    picture = read_split(config, "train").pictures[0]
+    picture = read_split(config, "train").images[0]
     before = picture.stat().st_ino
     prepare(config)
     assert picture.stat().st_ino == before  # not copied again

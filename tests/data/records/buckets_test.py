@@ -14,10 +14,10 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
 from vse_jax.commands.build_vocab import build_vocab
 from vse_jax.commands.export import export
-from vse_jax.data.captions import caption_tokenizer
-from vse_jax.data.layout import read_split
+from vse_jax.data.dataset import read_split
 from vse_jax.data.records import buckets as remote
 from vse_jax.data.records.index import FORMATS
+from vse_jax.data.tokenizers import caption_tokenizer
 
 
 class Bucket(MemoryFileSystem):

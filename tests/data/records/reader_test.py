@@ -12,13 +12,13 @@ from absl import flags
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.commands.export import export
-from vse_jax.data.captions import caption_tokenizer
+from vse_jax.data.collate import ImageCollator
+from vse_jax.data.dataset import read_split
 from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
-from vse_jax.data.pipeline import TrainData
+from vse_jax.data.loader import TrainData
 from vse_jax.data.records.index import FOLDERS, FORMATS, read_index
-from vse_jax.data.rows import ImageRows
+from vse_jax.data.tokenizers import caption_tokenizer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,7 +131,7 @@ class TestBatches:
 
     def test_rows_travel_to_processes(self, config, form):
         config.data.format = form
-        rows = ImageRows(config, read_split(config, "train"))
+        rows = ImageCollator(config, read_split(config, "train"))
         batch = rows.empty(1)
         rows.read(batch, 0, 95, None)  # its reader is open now
         data = pickle.dumps(rows)
@@ -161,13 +161,13 @@ class TestBatches:
         assert split.image_ids == folder.image_ids
         assert split.captions == folder.captions
         if config.image.kind == "grid":  # as thumbnails are read
-            image = load_image(split.pictures[7])
-            np.testing.assert_array_equal(image, load_image(folder.pictures[7]))
-            assert len(split.pictures) == 96
+            image = load_image(split.images[7])
+            np.testing.assert_array_equal(image, load_image(folder.images[7]))
+            assert len(split.images) == 96
             with pytest.raises(IndexError):
-                split.pictures[96]
+                split.images[96]
         else:
-            assert split.pictures is None
+            assert split.images is None
             assert split.regions.shape == (96, 6, 8)
             np.testing.assert_array_equal(split.regions[-1], folder.regions[95])
 
@@ -218,9 +218,9 @@ def shard_paths(config, split):
 
 @pytest.mark.parametrize("exported", ["grid"], indirect=True)
 def test_a_bad_picture_is_skipped_as_in_the_folder(exported, damaged):
-    picture = read_split(damaged, "train").pictures[7]
+    picture = read_split(damaged, "train").images[7]
     picture.write_bytes(b"no picture")
-    read_split(damaged, "train").pictures[8].unlink()
+    read_split(damaged, "train").images[8].unlink()
     damaged.data.on_bad_image = "skip"
     export(damaged)
     expected = train_batches(damaged, 30)
@@ -231,7 +231,7 @@ def test_a_bad_picture_is_skipped_as_in_the_folder(exported, damaged):
     damaged.data.on_bad_image = "error"
     message = f"array_record, image id '{picture.stem}': not a readable picture"
     with pytest.raises(InputError, match=message) as error:
-        load_image(read_split(damaged, "train").pictures[7])
+        load_image(read_split(damaged, "train").images[7])
     assert "object at" not in str(error.value)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from vse_jax.base.errors import InputError
 from vse_jax.commands.export import export
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.layout import read_split
 from vse_jax.data.records import tfds as tfds_builder
 
 _USE = """
@@ -46,7 +46,7 @@ def test_opens_without_our_code_and_tensorflow(tiny_root, tiny_config, tmp_path)
     assert image_id == split.image_ids[5]
     assert captions == split.captions[25:30]
     np.testing.assert_array_equal(
-        np.load(tmp_path / "image.npy"), load_image(split.pictures[5])
+        np.load(tmp_path / "image.npy"), load_image(split.images[5])
     )
 
 

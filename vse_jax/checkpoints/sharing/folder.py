@@ -17,8 +17,8 @@ from vse_jax.checkpoints.sharing.card import (
     write_card,
 )
 from vse_jax.config import MODEL_FILE, Config, own_vocabulary, save_shared_config
-from vse_jax.data.captions import caption_tokenizer
-from vse_jax.data.vocabulary_files import keep_vocabulary
+from vse_jax.data.tokenizers import caption_tokenizer
+from vse_jax.data.vocabulary import copy_vocabulary
 
 CARD = "README.md"
 
@@ -48,7 +48,7 @@ def write_shared(
         before = target / CARD
         kept = read_bytes(before) if before.is_file() else None
         save_shared_config(config, folder / "config.json")
-        keep_vocabulary(config, folder)
+        copy_vocabulary(config, folder)
         write_arrays(folder / MODEL_FILE, flatten(model))
         if kept is None or is_as_written(kept.decode(errors="replace")):
             facts = _facts(

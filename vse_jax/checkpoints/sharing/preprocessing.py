@@ -4,8 +4,8 @@ import textwrap
 from typing import Any
 
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.captions import padded_lengths
 from vse_jax.data.images import scale_and_shift
+from vse_jax.data.tokenizers import padded_lengths
 
 _RESIZED = {
     "plain": "bilinear between the nearest pixels, on float32",

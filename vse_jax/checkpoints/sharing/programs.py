@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from vse_jax.base.trees import flatten, merge
 from vse_jax.config import Config
-from vse_jax.data.captions import padded_lengths
-from vse_jax.data.rows import Shapes, caption_shapes, image_shapes
+from vse_jax.data.collate import Shapes, caption_shapes, image_shapes
+from vse_jax.data.tokenizers import padded_lengths
 from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.models.build import merge_model, split_model
 from vse_jax.models.vse import l2_normalise

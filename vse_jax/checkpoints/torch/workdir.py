@@ -29,8 +29,8 @@ from vse_jax.checkpoints.torch.released import (
     to_checkpoint,
 )
 from vse_jax.config import Config, load_config, save_config
-from vse_jax.data.captions import caption_tokenizer
-from vse_jax.data.vocabulary_files import keep_vocabulary
+from vse_jax.data.tokenizers import caption_tokenizer
+from vse_jax.data.vocabulary import copy_vocabulary
 from vse_jax.models.build import abstract_model
 
 
@@ -55,7 +55,7 @@ def from_torch(
     with whole_folder(workdir) as folder:
         released = from_checkpoint(torch_file.read(file), str(file), recipes)
         released.config.text.vocab = None if vocab is None else str(vocab)
-        _keep_vocabulary(released.config, folder, workdir)
+        _copy_vocabulary(released.config, folder, workdir)
         save_config(released.config, folder / "config.json")
         _save_origin(released.origin, folder)
         progress = {"rsum": released.best_rsum, "epoch": released.epoch}
@@ -93,7 +93,7 @@ def to_torch(workdir: Path, file: Path) -> None:
     torch_file.write(file, checkpoint)
 
 
-def _keep_vocabulary(config: Config, folder: Path, workdir: Path) -> None:
+def _copy_vocabulary(config: Config, folder: Path, workdir: Path) -> None:
     """The checkpoint has none; one that lies where it would be looked for may fit."""
     try:
         caption_tokenizer(config)
@@ -107,7 +107,7 @@ def _keep_vocabulary(config: Config, folder: Path, workdir: Path) -> None:
             config.text.vocab_size,
         )
     else:
-        keep_vocabulary(config, folder)
+        copy_vocabulary(config, folder)
 
 
 def _save_origin(origin: Origin, folder: Path) -> None:

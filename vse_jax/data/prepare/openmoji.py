@@ -18,7 +18,7 @@ from PIL import Image
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
-from vse_jax.data import layout
+from vse_jax.data import dataset
 
 _CAPTIONS = Path(__file__).with_name("openmoji_captions.csv")
 _CAPTIONS_PER_IMAGE = 5
@@ -33,14 +33,14 @@ def prepare(config: Config) -> None:
         InputError: the root already holds another data set.
     """
     root = Path(config.data.root)
-    layout.claim_root(root, "OpenMoji")
+    dataset.claim_root(root, "OpenMoji")
     with _CAPTIONS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
 
     # The size is part of the path: pictures of another size never mix with these.
     folder = Path(f"{config.data.render_size}px")
     pictures = {row["hexcode"]: folder / f"{row['hexcode']}.png" for row in rows}
-    image_root = root / layout.image_folder(config.data.name)
+    image_root = root / dataset.image_folder(config.data.name)
     (image_root / folder).mkdir(parents=True, exist_ok=True)
     _render_missing(
         {name: image_root / path for name, path in pictures.items()},
@@ -50,7 +50,7 @@ def prepare(config: Config) -> None:
     for row in rows:
         captions = [row[f"caption{i + 1}"] for i in range(_CAPTIONS_PER_IMAGE)]
         splits.setdefault(row["split"], []).append((row["hexcode"], captions))
-    layout.write_root(
+    dataset.write_root(
         root, splits, {name: path.as_posix() for name, path in pictures.items()}
     )
 

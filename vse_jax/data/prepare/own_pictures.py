@@ -21,7 +21,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_file
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
-from vse_jax.data import layout
+from vse_jax.data import dataset
 from vse_jax.data.images import load_image
 from vse_jax.data.prepare.caption_table import SPLITS, read_caption_table
 
@@ -51,11 +51,11 @@ def prepare(config: Config) -> None:
 
     mapping = _places(pictures, source)
     root = Path(config.data.root)
-    layout.claim_root(root, str(source.resolve()))
-    folder = root / layout.image_folder(config.data.name)
+    dataset.claim_root(root, str(source.resolve()))
+    folder = root / dataset.image_folder(config.data.name)
     for picture in progress(pictures, "linking pictures", unit="pictures"):
         _link_or_copy(source.parent / picture.name, folder / mapping[picture.name])
-    layout.write_root(
+    dataset.write_root(
         root,
         {s: [(p.name, p.captions) for p in pictures if p.split == s] for s in SPLITS},
         mapping,
@@ -145,7 +145,7 @@ def _check_counts(
             )
     if equal_captions:
         counts = {split: len(first[split].captions) for split in SPLITS}
-        layout.check_equal_captions(counts, str(source))
+        dataset.check_equal_captions(counts, str(source))
 
 
 def _places(pictures: list[_Picture], source: Path) -> dict[str, str]:

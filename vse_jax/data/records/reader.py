@@ -21,7 +21,7 @@ from jaxtyping import Float32
 from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import AnyPath
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.images import PictureBytes
+from vse_jax.data.images import ImageBytes
 from vse_jax.data.records.array_record import ArrayRecordExamples
 from vse_jax.data.records.buckets import local_copy
 from vse_jax.data.records.index import (
@@ -77,7 +77,7 @@ class Records:
             ) from None
 
 
-class RecordPictures:
+class RecordImages:
     """The picture files of a split of records."""
 
     def __init__(self, records: Records):
@@ -86,10 +86,10 @@ class RecordPictures:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> PictureBytes:
+    def __getitem__(self, index: int) -> ImageBytes:
         index = range(len(self))[index]
         record = self.records[index]
-        return PictureBytes(_name(self.records, index, record), record["image"])
+        return ImageBytes(_name(self.records, index, record), record["image"])
 
 
 class RecordRegions:
@@ -119,7 +119,7 @@ def _name(records: Records, index: int, record: dict) -> str:
 
 def open_records(
     config: Config, root: AnyPath, split: str, images: int
-) -> tuple[RecordPictures | None, RecordRegions | None]:
+) -> tuple[RecordImages | None, RecordRegions | None]:
     """Opens a split of config.data.format: its pictures or its region features.
 
     Checks that the records are of the text files in precomp/ and that every file is
@@ -162,4 +162,4 @@ def open_records(
     records = Records(folder, index.shards, examples)
     if index.kind == "region":
         return None, RecordRegions(records, index.region_shape)
-    return RecordPictures(records), None
+    return RecordImages(records), None

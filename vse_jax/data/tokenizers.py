@@ -20,8 +20,13 @@ from vse_jax.base.files import AnyPath
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
 from vse_jax.data.bert_tokenizer import BertTokenizer, read_word_pieces
-from vse_jax.data.vocabulary import MASK, read_vocabulary, split_words
-from vse_jax.data.vocabulary_files import bert_tokenizer, find_vocab
+from vse_jax.data.vocabulary import (
+    MASK,
+    bert_tokenizer,
+    find_vocabulary,
+    read_vocabulary,
+    split_words,
+)
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
 
@@ -84,7 +89,7 @@ def caption_tokenizer(config: Config) -> Tokenizer:
         InputError: no vocabulary, or one that does not fit config.text.vocab_size.
     """
     longest = longest_caption(config)
-    vocab_file = find_vocab(config)
+    vocab_file = find_vocabulary(config)
     unused = 0
     tokenizer: Tokenizer
     if config.text.kind == "siglip":

@@ -18,20 +18,20 @@ from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.config import Config
-from vse_jax.data.captions import CaptionTokens
-from vse_jax.data.images import own_process
-from vse_jax.data.layout import Split
-from vse_jax.data.order import Order
-from vse_jax.data.regions import NpyRows
-from vse_jax.data.rows import (
+from vse_jax.data.collate import (
     Batch,
-    CaptionRows,
-    ImageRows,
+    CaptionCollator,
+    ImageCollator,
     Shapes,
     image_shapes,
     pair_shapes,
     size_of,
 )
+from vse_jax.data.dataset import Split
+from vse_jax.data.images import own_process
+from vse_jax.data.regions import NpyRows
+from vse_jax.data.sampler import Sampler
+from vse_jax.data.tokenizers import CaptionTokens
 from vse_jax.possible import LOSSES
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
@@ -41,9 +41,9 @@ _ENDLESS = 2**48  # steps
 _Made = tuple[Batch, tuple[str, ...]]
 
 
-def training_order(
+def training_sampler(
     config: Config, split: Split, first: tuple[int, int] = (0, 0)
-) -> Order:
+) -> Sampler:
     """The order in which a split is trained on.
 
     Args:
@@ -54,7 +54,7 @@ def training_order(
     Raises:
         InputError: the split is smaller than a batch, or one image.
     """
-    order = Order(
+    order = Sampler(
         seed=config.seed,
         images=len(split.image_ids),
         captions_per_image=split.captions_per_image,
@@ -78,7 +78,7 @@ def training_order(
 
 
 class TrainData:
-    """The training batches of a split, in the order that `data.order` describes."""
+    """The training batches of a split, in the order that `data.sampler` describes."""
 
     def __init__(
         self,
@@ -96,27 +96,27 @@ class TrainData:
             split: what to train on.
             tokens: of its captions.
             token_features: [tokens, H], the rows of `tokens` through a frozen BERT.
-            pack: BERT's tokens (see `packs`).
-            first: as for `training_order`.
+            pack: BERT's tokens (see `use_packing`).
+            first: as for `training_sampler`.
 
         Raises:
             InputError: the split is smaller than a batch.
         """
         self.config = config
-        self.order = training_order(config, split, first)
-        self._images = ImageRows(config, split)
-        self._captions = CaptionRows(config, tokens, token_features, pack=pack)
+        self.sampler = training_sampler(config, split, first)
+        self._images = ImageCollator(config, split)
+        self._captions = CaptionCollator(config, tokens, token_features, pack=pack)
 
     def shapes(self, epoch: int) -> list[Shapes]:
         """Those of the epoch's batches over all processes, each once, as they come."""
         size = self.config.batch_size
-        epochs = epoch - self.order.first_epoch
-        first = self.order.first_step + epochs * self.order.steps_per_epoch
-        steps = range(first, first + self.order.steps_per_epoch)
-        wanted = (self.order.batch(self.order.place(step)) for step in steps)
-        rooms = dict.fromkeys(self._captions.room(rows) for rows in wanted)
+        epochs = epoch - self.sampler.first_epoch
+        first = self.sampler.first_step + epochs * self.sampler.steps_per_epoch
+        steps = range(first, first + self.sampler.steps_per_epoch)
+        wanted = (self.sampler.batch(self.sampler.position(step)) for step in steps)
+        buckets = dict.fromkeys(self._captions.bucket_of(rows) for rows in wanted)
         pairs = pair_shapes(self.config.image, size)
-        return [pairs | self._captions.shapes(size, *room) for room in rooms]
+        return [pairs | self._captions.shapes(size, *bucket) for bucket in buckets]
 
     @contextlib.contextmanager
     def batches(
@@ -130,7 +130,7 @@ class TrainData:
                 for batch in batches: ...
         """
         share = _share(self.config.batch_size, process_index, process_count)
-        make = _TrainBatch(self._images, self._captions, self.order, share)
+        make = _TrainBatch(self._images, self._captions, self.sampler, share)
         rows = share.stop - share.start
         longest = self._captions.padded_lengths[-1]
         size = size_of(image_shapes(self.config.image, rows))
@@ -143,29 +143,29 @@ class TrainData:
 class _TrainBatch:
     """step → this process's share of that training batch."""
 
-    images: ImageRows
-    captions: CaptionRows
-    order: Order
+    images: ImageCollator
+    captions: CaptionCollator
+    sampler: Sampler
     share: slice
 
     def __call__(self, step: int) -> _Made:
-        place = self.order.place(step)
-        wanted = self.order.batch(place)
-        length, places = self.captions.room(wanted)  # of the global batch
+        position = self.sampler.position(step)
+        wanted = self.sampler.batch(position)
+        length, packed = self.captions.bucket_of(wanted)  # of the global batch
         columns = range(len(wanted))[self.share]
         batch = self.images.empty(len(columns))
         batch |= self.captions.empty(len(columns), length)
         batch["image_ids"] = np.zeros(len(columns), np.int32)
         bad: list[str] = []
         for row, column in enumerate(columns):
-            rng = self.order.generator(place, column)
-            candidates = self.order.stand_ins(place, column)
+            rng = self.sampler.generator(position, column)
+            candidates = self.sampler.replacements(position, column)
             fitting = (c for c in candidates if self.captions.fits(c, length))
             caption, problems = self._read_image(batch, row, fitting, rng)
             self.captions.read(batch, row, caption, rng)
-            batch["image_ids"][row] = caption // self.order.captions_per_image
+            batch["image_ids"][row] = caption // self.sampler.captions_per_image
             bad += problems
-        self.captions.set_places(batch, places)
+        self.captions.set_packed_indices(batch, packed)
         return batch, tuple(bad)
 
     def _read_image(
@@ -178,7 +178,7 @@ class _TrainBatch:
         """Reads the first good picture: (its caption, the others' problems)."""
         problems: list[str] = []
         for caption in candidates:
-            image = caption // self.order.captions_per_image
+            image = caption // self.sampler.captions_per_image
             try:
                 self.images.read(batch, row, image, rng)
             except InputError as error:
@@ -231,7 +231,7 @@ def eval_images(
 ) -> EvalBatches:
     """The split's images in batches, in their order."""
     order = _padded(np.arange(len(split.image_ids)), batch_size)
-    make = _EvalImages(ImageRows(config, split))
+    make = _EvalImages(ImageCollator(config, split))
     return EvalBatches(config, order, make, process_count)
 
 
@@ -248,7 +248,7 @@ def eval_captions(
     """
     by_length = np.argsort(tokens.lengths, kind="stable")
     order = _padded(by_length, batch_size)
-    make = _EvalCaptions(CaptionRows(config, tokens, token_features))
+    make = _EvalCaptions(CaptionCollator(config, tokens, token_features))
     return EvalBatches(config, order, make, process_count)
 
 
@@ -276,7 +276,7 @@ def _eval_share(make, order: np.ndarray, share: slice, step: int) -> _Made:
 class _EvalImages:
     """(global batch, this process's share of it) → that share's images."""
 
-    images: ImageRows
+    images: ImageCollator
 
     def shapes(self, whole: np.ndarray) -> Shapes:
         return image_shapes(self.images.image, len(whole))
@@ -299,7 +299,7 @@ class _EvalImages:
 class _EvalCaptions:
     """(global batch, this process's share of it) → that share's captions."""
 
-    captions: CaptionRows
+    captions: CaptionCollator
 
     def shapes(self, whole: np.ndarray) -> Shapes:
         length = self.captions.padded_length(whole[whole >= 0])

@@ -8,8 +8,8 @@ import pytest
 
 from configs import common
 from vse_jax.base.errors import InputError
-from vse_jax.data import layout
-from vse_jax.data.layout import read_split
+from vse_jax.data import dataset
+from vse_jax.data.dataset import read_split
 
 
 def make_root(root: Path, images: int = 4, per_image: int = 5) -> Path:
@@ -18,7 +18,7 @@ def make_root(root: Path, images: int = 4, per_image: int = 5) -> Path:
         (str(i), [f"caption {j} of {i}" for j in range(per_image)])
         for i in range(images)
     ]
-    layout.write_root(
+    dataset.write_root(
         root, {"test": rows}, {image: f"{image}.jpg" for image, _ in rows}
     )
     (root / "images").mkdir()
@@ -46,7 +46,7 @@ def test_written_root_reads_back(root):
     assert split.image_ids == ["0", "1", "2", "3"]
     assert split.captions_per_image == 5
     assert split.captions[5:7] == ["caption 0 of 1", "caption 1 of 1"]
-    assert split.pictures == [root / "images" / f"{i}.jpg" for i in range(4)]
+    assert split.images == [root / "images" / f"{i}.jpg" for i in range(4)]
     assert split.regions is None
     assert not list(root.rglob(".*"))  # no temporary file is left
 
@@ -69,12 +69,14 @@ def test_dev_is_as_long_as_the_config_says(tmp_path, monkeypatch):
         (root / f"precomp/test_{part}.txt").rename(root / f"precomp/dev_{part}.txt")
 
     config, lines = config_for(root), []
-    monkeypatch.setattr(layout.logging, "info", lambda text, *v: lines.append(text % v))
+    monkeypatch.setattr(
+        dataset.logging, "info", lambda text, *v: lines.append(text % v)
+    )
     assert len(read_split(config, "dev").image_ids) == 1003  # whatever its name is
     assert not lines
     config.data.dev_captions = 5000
     split = read_split(config, "dev")
-    assert len(split.image_ids) == len(split.pictures) == 1000
+    assert len(split.image_ids) == len(split.images) == 1000
     assert len(split.captions) == 5000
     assert split.captions[-1] == "caption 4 of 999"
     assert "the first 5000 of 5015 captions (config.data.dev_captions)" in lines[0]
@@ -94,7 +96,7 @@ class TestCaptionsPerImage:
             for split in ("train", "dev", "test")
         }
         mapping = {image: f"{image}.jpg" for many in rows.values() for image, _ in many}
-        layout.write_root(root, rows, mapping)
+        dataset.write_root(root, rows, mapping)
         captions = root / "precomp/train_caps.txt"
         captions.write_text("".join(captions.read_text().splitlines(True)[:48]))
         (root / "images").mkdir()
@@ -140,7 +142,7 @@ def test_flickr_has_its_own_picture_folder(root):
     c = config_for(root)
     c.data.name = "f30k"
 
-    assert read_split(c, "test").pictures[0].parent.name == "flickr30k-images"
+    assert read_split(c, "test").images[0].parent.name == "flickr30k-images"
 
 
 def test_caption_lines(root):
@@ -155,9 +157,9 @@ def test_caption_lines(root):
 
 
 def test_line_breaks_inside_a_caption_are_written_as_spaces(tmp_path):
-    layout.write_root(tmp_path, {"test": [("1", ["two\nlines \r\n here"])]}, {})
+    dataset.write_root(tmp_path, {"test": [("1", ["two\nlines \r\n here"])]}, {})
 
-    assert layout.read_lines(tmp_path / "precomp/test_caps.txt") == ["two lines here"]
+    assert dataset.read_lines(tmp_path / "precomp/test_caps.txt") == ["two lines here"]
 
 
 class TestRegions:
@@ -182,7 +184,7 @@ class TestRegions:
         np.save(root / "precomp/test_ims.npy", np.zeros((4, 3, 8), np.float32))
         (root / "id_mapping.json").unlink()
 
-        assert read_split(config_for(root, "region"), "test").pictures is None
+        assert read_split(config_for(root, "region"), "test").images is None
 
     @pytest.mark.parametrize(
         ("array", "message"),
@@ -281,21 +283,21 @@ def test_skip_lets_a_picture_be_missing(root):
     c = config_for(root)
     c.data.on_bad_image = "skip"
 
-    assert len(read_split(c, "test").pictures) == 4
+    assert len(read_split(c, "test").images) == 4
 
 
 class TestClaimRoot:
     def test_same_source_again(self, tmp_path):
-        layout.claim_root(tmp_path / "root", "mine.csv")
+        dataset.claim_root(tmp_path / "root", "mine.csv")
         make_root(tmp_path / "root")
-        layout.claim_root(tmp_path / "root", "mine.csv")
+        dataset.claim_root(tmp_path / "root", "mine.csv")
 
     def test_other_source(self, tmp_path):
-        layout.claim_root(tmp_path, "mine.csv")
+        dataset.claim_root(tmp_path, "mine.csv")
         with pytest.raises(InputError, match=r"made from mine.csv, not from yours.csv"):
-            layout.claim_root(tmp_path, "yours.csv")
+            dataset.claim_root(tmp_path, "yours.csv")
 
     def test_a_root_that_we_did_not_make(self, root):
         with pytest.raises(InputError, match="already holds a data set"):
-            layout.claim_root(root, "mine.csv")
+            dataset.claim_root(root, "mine.csv")
         assert not (root / "prepared_from.txt").exists()

@@ -11,11 +11,11 @@ from absl import flags
 
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
-from vse_jax.data import pipeline
-from vse_jax.data.captions import CaptionTokens, caption_tokenizer
-from vse_jax.data.layout import Split, read_split
-from vse_jax.data.pipeline import TrainData
+from vse_jax.data import loader
+from vse_jax.data.dataset import Split, read_split
+from vse_jax.data.loader import TrainData
 from vse_jax.data.regions import NpyRegions
+from vse_jax.data.tokenizers import CaptionTokens, caption_tokenizer
 
 BATCH = 16
 
@@ -53,9 +53,9 @@ def assert_equal_streams(a, b):
 
 def caption_order(data: TrainData, epoch: int) -> np.ndarray:
     """The caption indices [steps, batch] of an epoch."""
-    order, steps = data.order, data.order.steps_per_epoch
-    places = map(order.place, range(epoch * steps, (epoch + 1) * steps))
-    return np.stack([order.batch(place) for place in places])
+    sampler, steps = data.sampler, data.sampler.steps_per_epoch
+    positions = map(sampler.position, range(epoch * steps, (epoch + 1) * steps))
+    return np.stack([sampler.batch(position) for position in positions])
 
 
 def indexed_captions(config):
@@ -120,7 +120,7 @@ class TestStream:
 
     def test_starts_anywhere(self, config):
         data = TrainData(config, *load(config))
-        steps = data.order.steps_per_epoch
+        steps = data.sampler.steps_per_epoch
         whole = take(data, 2 * steps + 2)
         for start in (1, steps - 1, steps, 2 * steps):
             assert_equal_streams(take(data, 2, start_step=start), whole[start:][:2])
@@ -139,7 +139,7 @@ class TestStream:
         data = TrainData(config, *load(config))
         first = take(data, 1)[0]["images"]
         assert (
-            first != take(data, 1, start_step=data.order.steps_per_epoch)[0]["images"]
+            first != take(data, 1, start_step=data.sampler.steps_per_epoch)[0]["images"]
         ).any()
         config.seed = 1
         assert (first != take(TrainData(config, *load(config)), 1)[0]["images"]).any()
@@ -151,7 +151,7 @@ class TestStream:
         caption = caption_order(data, 0)[0, 0]
         for epoch in range(8):
             step, row = np.argwhere(caption_order(data, epoch) == caption)[0].tolist()
-            start = epoch * data.order.steps_per_epoch + step
+            start = epoch * data.sampler.steps_per_epoch + step
             seen.add(take(data, 1, start_step=start)[0]["images"][row].tobytes())
         assert len(seen) >= 6  # two crops of so small a picture may be the same
 
@@ -159,7 +159,7 @@ class TestStream:
 class TestEpoch:
     def test_pairs_at_most_once(self, config):
         data = TrainData(config, *load(config))
-        assert data.order.steps_per_epoch == 480 // BATCH
+        assert data.sampler.steps_per_epoch == 480 // BATCH
         for epoch in range(3):
             assert sorted(caption_order(data, epoch).ravel()) == list(range(480))
 
@@ -167,7 +167,7 @@ class TestEpoch:
         config.batch_size = 50
         data = TrainData(config, *load(config))
         order = caption_order(data, 0)
-        assert data.order.steps_per_epoch == 480 // 50
+        assert data.sampler.steps_per_epoch == 480 // 50
         assert len(np.unique(order)) == order.size == 450
         # Another epoch leaves out other captions.
         assert set(order.ravel()) != set(caption_order(data, 1).ravel())
@@ -185,7 +185,7 @@ class TestEpoch:
         config.batch_size = 20
         config.data.distinct_images = True
         data = TrainData(config, *load(config))
-        assert data.order.steps_per_epoch == 5 * (96 // 20)
+        assert data.sampler.steps_per_epoch == 5 * (96 // 20)
         for epoch in range(3):
             order = caption_order(data, epoch)
             assert len(np.unique(order)) == order.size
@@ -234,7 +234,7 @@ class TestRaggedFeatures:
         split, tokens = load(config)
         config.image.kind = "region"
         mapped = NpyRegions(tmp_path / "regions.npy", split.image_ids)
-        regions_split = dataclasses.replace(split, pictures=None, regions=mapped)
+        regions_split = dataclasses.replace(split, images=None, regions=mapped)
         data = TrainData(config, regions_split, tokens)
 
         batches = take(data, 5)
@@ -293,34 +293,34 @@ class TestBadPictures:
     def logged(self, monkeypatch):
         lines = []
         monkeypatch.setattr(
-            pipeline.logging, "warning", lambda text, *v: lines.append(text % v)
+            loader.logging, "warning", lambda text, *v: lines.append(text % v)
         )
         return lines
 
     def damaged(self, config, tmp_path, images):
         """The train split with some of its pictures made unreadable."""
         split, tokens = indexed_captions(config)
-        paths = list(split.pictures)
+        paths = list(split.images)
         for image in images:
             paths[image] = tmp_path / f"{image}.jpg"
             paths[image].write_bytes(b"no picture")
-        return dataclasses.replace(split, pictures=paths), tokens
+        return dataclasses.replace(split, images=paths), tokens
 
     @pytest.mark.parametrize("workers", ["threads", "processes"])
     def test_error_names_the_file(self, config, tmp_path, workers):
         config.data.workers = workers
         data = TrainData(config, *self.damaged(config, tmp_path, [7]))
         with pytest.raises(InputError, match=r"7.jpg: not a readable picture"):
-            take(data, data.order.steps_per_epoch)
+            take(data, data.sampler.steps_per_epoch)
 
     def test_skip(self, config, tmp_path, logged):
         config.data.on_bad_image = "skip"
         config.data.distinct_images = True
         data = TrainData(config, *self.damaged(config, tmp_path, [7, 8, 9]))
 
-        whole = take(data, data.order.steps_per_epoch)
+        whole = take(data, data.sampler.steps_per_epoch)
         shares = [
-            take(data, data.order.steps_per_epoch, process_index=i, process_count=2)
+            take(data, data.sampler.steps_per_epoch, process_index=i, process_count=2)
             for i in range(2)
         ]
 
@@ -365,8 +365,8 @@ def test_batch_must_divide_among_processes(config):
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 16)])
 def test_auto_workers(config, monkeypatch, cores, workers):
     config.data.workers, config.data.num_workers = "auto", 0
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: cores)
-    assert pipeline._workers(config) == ("threads", workers)
+    monkeypatch.setattr(loader.os, "cpu_count", lambda: cores)
+    assert loader._workers(config) == ("threads", workers)
 
 
 def test_batches_made_ahead_are_bounded_in_bytes(config, monkeypatch):
@@ -374,13 +374,13 @@ def test_batches_made_ahead_are_bounded_in_bytes(config, monkeypatch):
     config.data.workers, config.data.num_workers = "threads", 8
     config.image.size = 256  # 16 pictures of 0.8 MB
     data = TrainData(config, *load(config))
-    make = pipeline._TrainBatch.__call__
+    make = loader._TrainBatch.__call__
 
     def counted(self, step):
         made.append(step)
         return make(self, step)
 
-    monkeypatch.setattr(pipeline._TrainBatch, "__call__", counted)
+    monkeypatch.setattr(loader._TrainBatch, "__call__", counted)
     for buffer_mb, most in ((1, 1), (26, 2)):
         config.data.buffer_mb = buffer_mb
         made.clear()
@@ -405,4 +405,4 @@ def test_other_data_begin_with_an_epoch(config):
     data = TrainData(config, *load(config), first=(37, 2))
     assert_equal_streams(take(data, 2, start_step=37), alone)
     assert data.shapes(2) == TrainData(config, *load(config)).shapes(2)
-    assert data.order.place(37 + 30).epoch == 3
+    assert data.sampler.position(37 + 30).epoch == 3

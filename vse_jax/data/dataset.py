@@ -26,7 +26,7 @@ from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomicall
 from vse_jax.config import Config, takes_regions
 from vse_jax.data.records.buckets import root_path
 from vse_jax.data.records.index import FORMATS, list_names
-from vse_jax.data.records.reader import RecordPictures, RecordRegions, open_records
+from vse_jax.data.records.reader import RecordImages, RecordRegions, open_records
 from vse_jax.data.regions import NpyRegions, open_regions
 
 
@@ -34,7 +34,7 @@ from vse_jax.data.regions import NpyRegions, open_regions
 class Split:
     """One split: image i owns captions[i * captions_per_image :][:captions_per_image].
 
-    `pictures` are what images.load_image takes; None where a region data set comes
+    `images` are what images.load_image takes; None where a region data set comes
     without them. `regions` (row i for image i) is None for grid models.
     """
 
@@ -43,7 +43,7 @@ class Split:
     image_ids: list[str]
     captions: list[str]
     captions_per_image: int
-    pictures: list[Path] | RecordPictures | None
+    images: list[Path] | RecordImages | None
     regions: NpyRegions | RecordRegions | None
 
 
@@ -122,7 +122,7 @@ def _open_split(
             "split %r: the first %d of %d captions (config.data.dev_captions)",
             *(split, len(captions), listed * per_image),
         )
-    pictures: list[Path] | RecordPictures | None
+    pictures: list[Path] | RecordImages | None
     regions: NpyRegions | RecordRegions | None
     if config.data.format != "folder":
         pictures, regions = open_records(config, root, split, len(image_ids))

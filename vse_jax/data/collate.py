@@ -1,12 +1,12 @@
-"""The rows of a batch: a picture, a region set or a caption into its place.
+"""Collates a batch: images, region sets and captions as the rows of its arrays.
 
 A batch is a dict of NumPy arrays:
     images [B, S, S, 3] f32               (grid) or
     regions [B, K, F] f32 (zero-padded), region_lengths [B] i32
     token_ids [B, T] i32 (zero-padded)    or token_features [B, T, H] f32
     token_lengths [B] i32
-    token_places [N] i32                  (where BERT's tokens are packed)
-    image_ids [B] i32                     (training: the number of each row's picture)
+    packed_indices [N] i32                  (where BERT's tokens are packed)
+    image_ids [B] i32                     (training: the number of each row's image)
 """
 
 import math
@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.captions import (
+from vse_jax.data.dataset import Split
+from vse_jax.data.images import augment, load_image, preprocess
+from vse_jax.data.records.reader import RecordImages
+from vse_jax.data.regions import NpyRows, drop_regions
+from vse_jax.data.tokenizers import (
     CaptionTokens,
     augment_words,
     bucket,
     padded_lengths,
 )
-from vse_jax.data.images import augment, load_image, preprocess
-from vse_jax.data.layout import Split
-from vse_jax.data.records.reader import RecordPictures
-from vse_jax.data.regions import NpyRows, drop_regions
 
 Batch = dict[str, np.ndarray]
-# What the captions of a batch are padded to, and the places of packed tokens, or None.
-Room = tuple[int, int | None]
+# What a batch's captions are padded to, and the size of its packed tokens, or None.
+Bucket = tuple[int, int | None]
 Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
 
@@ -50,7 +50,7 @@ def pair_shapes(image: Config, count: int) -> Shapes:
 
 
 def caption_shapes(
-    count: int, length: int, features: int | None = None, places: int | None = None
+    count: int, length: int, features: int | None = None, packed: int | None = None
 ) -> Shapes:
     """Of the caption part of a batch.
 
@@ -58,36 +58,36 @@ def caption_shapes(
         count: of captions.
         length: what they are padded to.
         features: size of stored token features; None: token ids.
-        places: of packed tokens; None: they are not packed.
+        packed: size of the packed tokens; None: they are not packed.
     """
     shapes: Shapes = {"token_lengths": ((count,), np.int32)}
     if features is not None:
         shapes["token_features"] = ((count, length, features), np.float32)
     else:
         shapes["token_ids"] = ((count, length), np.int32)
-    if places is not None:
-        shapes["token_places"] = ((places,), np.int32)
+    if packed is not None:
+        shapes["packed_indices"] = ((packed,), np.int32)
     return shapes
 
 
-def packs(config: Config, devices: int) -> bool:
-    """Whether batches carry the places of their tokens, for BERT to skip padding.
+def use_packing(config: Config, devices: int) -> bool:
+    """Whether batches carry the indices of their tokens, for BERT to skip padding.
 
     On one device: elsewhere the tokens of a batch would have to change devices, and
-    microbatches would need places of their own.
+    microbatches would need indices of their own.
     """
     computed = config.text.kind == "bert" and not config.text.cache_features
     return computed and devices == 1 and config.microbatches == 1
 
 
-def places_for(tokens: int, count: int, length: int) -> int | None:
-    """How many places a batch of `count` captions with `tokens` in all has.
+def packed_size(tokens: int, count: int, length: int) -> int | None:
+    """The size of the packed tokens of `count` captions with `tokens` in all.
 
-    Two for each caption more or less, so that few programs are compiled. None: as many
-    as padding them to `length` takes.
+    A multiple of two for each caption, so that few programs are compiled. None: it
+    would be no smaller than padding them to `length`.
     """
-    places = 2 * count * math.ceil(tokens / (2 * count))
-    return places if places < count * length else None
+    packed = 2 * count * math.ceil(tokens / (2 * count))
+    return packed if packed < count * length else None
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Shapes:
@@ -107,8 +107,8 @@ def described(shapes: Shapes) -> str:
     for name, unit in (("token_ids", "tokens"), ("token_features", "tokens")):
         if name in shapes:
             rows, length = shapes[name][0][:2]
-            places = shapes.get("token_places")
-            packed = f", {places[0][0]} packed" if places else ""
+            indices = shapes.get("packed_indices")
+            packed = f", {indices[0][0]} packed" if indices else ""
             return f"{rows} × {length} {unit}{packed}"
     return f"{next(iter(shapes.values()))[0][0]} images"
 
@@ -121,17 +121,17 @@ def empty_batch(shapes: Shapes) -> Batch:
     }
 
 
-class ImageRows:
+class ImageCollator:
     """Reads the image part of a batch, a row at a time, in the workers."""
 
     def __init__(self, config: Config, split: Split):
         self.image = config.image
         self.skip = config.data.on_bad_image == "skip"
-        self.pictures: list[str] | RecordPictures = []
-        if isinstance(split.pictures, list):  # strings travel to processes faster
-            self.pictures = [os.fspath(path) for path in split.pictures]
-        elif split.pictures is not None:
-            self.pictures = split.pictures
+        self.images: list[str] | RecordImages = []
+        if isinstance(split.images, list):  # strings travel to processes faster
+            self.images = [os.fspath(path) for path in split.images]
+        elif split.images is not None:
+            self.images = split.images
         self.regions = split.regions
 
     def empty(self, count: int) -> Batch:
@@ -148,7 +148,7 @@ class ImageRows:
         """
         c = self.image
         if self.regions is None:
-            pixels = load_image(self.pictures[image])
+            pixels = load_image(self.images[image])
             if rng is not None:
                 pixels = augment(pixels, rng, c.crop_min, c.flip)
             batch["images"][row] = preprocess(pixels, c.size, c.pixels, c.resample)
@@ -160,7 +160,7 @@ class ImageRows:
             batch["region_lengths"][row] = len(features)
 
 
-class CaptionRows:
+class CaptionCollator:
     """Reads the caption part of a batch, a row at a time, in the workers."""
 
     def __init__(
@@ -171,7 +171,7 @@ class CaptionRows:
         *,
         pack: bool = False,
     ):
-        """`pack`: batches of token ids hold the places of their tokens (`packs`)."""
+        """`pack`: batches hold the indices of their tokens (see `use_packing`)."""
         self.pack = pack
         self.tokens = tokens
         self.token_features = token_features
@@ -182,23 +182,23 @@ class CaptionRows:
         """The bucket of the longest of `captions`, before any augmentation."""
         return bucket(int(self.tokens.lengths[captions].max()), self.padded_lengths)
 
-    def room(self, captions: np.ndarray) -> Room:
-        """What a training batch of `captions` needs before any augmentation."""
+    def bucket_of(self, captions: np.ndarray) -> Bucket:
+        """The bucket of a training batch of `captions`, before any augmentation."""
         length = self.padded_length(captions)
         if not self.pack:
             return length, None
         tokens = int(self.tokens.lengths[captions].sum())
-        return length, places_for(tokens, len(captions), length)
+        return length, packed_size(tokens, len(captions), length)
 
     def fits(self, caption: int, length: int) -> bool:
         """Whether a caption has at most `length` tokens."""
         return bool(self.tokens.lengths[caption] <= length)
 
-    def shapes(self, count: int, length: int, places: int | None = None) -> Shapes:
-        """Of the caption part of a batch, with the room that `room` gave."""
+    def shapes(self, count: int, length: int, packed: int | None = None) -> Shapes:
+        """Of the caption part of a batch in the bucket (length, packed)."""
         stored = self.token_features
         size = None if stored is None else stored.shape[1]
-        return caption_shapes(count, length, size, places)
+        return caption_shapes(count, length, size, packed)
 
     def empty(self, count: int, length: int) -> Batch:
         """The caption part of a batch, zeros."""
@@ -226,14 +226,14 @@ class CaptionRows:
         batch["token_lengths"][row] = len(values)
 
     @staticmethod
-    def set_places(batch: Batch, places: int | None) -> None:
-        """Adds 'token_places' to a batch whose rows are read.
+    def set_packed_indices(batch: Batch, packed: int | None) -> None:
+        """Adds 'packed_indices', `packed` of them, to a batch whose rows are read.
 
-        Unless `places` are too few: captions that stand in for others may be longer.
+        Unless they are too few: captions that replace others may be longer.
         """
-        rows, length = batch["token_ids"].shape if places else (0, 0)
-        if places and batch["token_lengths"].sum() <= places:
+        rows, length = batch["token_ids"].shape if packed else (0, 0)
+        if packed and batch["token_lengths"].sum() <= packed:
             real = np.arange(length) < batch["token_lengths"][:, None]
             found = np.flatnonzero(real)
-            batch["token_places"] = np.full(places, rows * length, np.int32)
-            batch["token_places"][: len(found)] = found
+            batch["packed_indices"] = np.full(packed, rows * length, np.int32)
+            batch["packed_indices"][: len(found)] = found

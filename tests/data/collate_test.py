@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vse_jax.data.captions import caption_tokenizer
-from vse_jax.data.layout import read_split
-from vse_jax.data.rows import CaptionRows, ImageRows, packs
+from vse_jax.data.collate import CaptionCollator, ImageCollator, use_packing
+from vse_jax.data.dataset import read_split
+from vse_jax.data.tokenizers import caption_tokenizer
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def split(tiny_config):
 
 
 def test_a_picture_is_augmented_with_an_rng_only(tiny_config, split):
-    rows = ImageRows(tiny_config, split)
+    rows = ImageCollator(tiny_config, split)
     batch = rows.empty(3)
     assert batch["images"].shape == (3, 32, 32, 3)
     rows.read(batch, 0, 5, None)
@@ -26,9 +26,9 @@ def test_a_picture_is_augmented_with_an_rng_only(tiny_config, split):
 
 def test_a_caption_is_padded_with_zeros(tiny_config, split):
     tokens = caption_tokenizer(tiny_config)(split.captions)
-    rows = CaptionRows(tiny_config, tokens, None)
-    length, places = rows.room(np.arange(5))
-    assert (length, places) == (16, None)
+    rows = CaptionCollator(tiny_config, tokens, None)
+    length, packed = rows.bucket_of(np.arange(5))
+    assert (length, packed) == (16, None)
     batch = rows.empty(2, length)
     rows.read(batch, 1, 4, None)
     count = int(tokens.lengths[4])
@@ -44,7 +44,7 @@ def test_a_caption_is_padded_with_zeros(tiny_config, split):
 def test_stored_features_stand_in_for_ids(tiny_config, split):
     tokens = caption_tokenizer(tiny_config)(split.captions)
     features = np.arange(2 * len(tokens.ids), dtype=np.float32).reshape(-1, 2)
-    rows = CaptionRows(tiny_config, tokens, features)
+    rows = CaptionCollator(tiny_config, tokens, features)
     batch = rows.empty(1, 16)
     rows.read(batch, 0, 7, np.random.default_rng(0))  # never augmented
     np.testing.assert_array_equal(
@@ -54,21 +54,21 @@ def test_stored_features_stand_in_for_ids(tiny_config, split):
 
 def test_packed_tokens_have_places_unless_they_are_too_many(tiny_config, split):
     tokens = caption_tokenizer(tiny_config)(split.captions)
-    assert packs(tiny_config, devices=1)
-    assert not packs(tiny_config, devices=2)
-    rows = CaptionRows(tiny_config, tokens, None, pack=True)
-    length, places = rows.room(np.arange(3))
+    assert use_packing(tiny_config, devices=1)
+    assert not use_packing(tiny_config, devices=2)
+    rows = CaptionCollator(tiny_config, tokens, None, pack=True)
+    length, packed = rows.bucket_of(np.arange(3))
     total = int(tokens.lengths[:3].sum())
-    assert total <= places < total + 2 * 3
+    assert total <= packed < total + 2 * 3
     batch = rows.empty(3, length)
     for row in range(3):
         rows.read(batch, row, row, None)
-    rows.set_places(batch, places)
-    found = batch["token_places"]
-    assert found.shape == (places,)
+    rows.set_packed_indices(batch, packed)
+    found = batch["packed_indices"]
+    assert found.shape == (packed,)
     assert (found[total:] == 3 * length).all()
     ids = batch["token_ids"].reshape(-1)[found[:total]]
     np.testing.assert_array_equal(ids, tokens.ids[:total])
     longer = rows.empty(3, length)
-    rows.set_places(longer, 2)
-    assert "token_places" not in longer
+    rows.set_packed_indices(longer, 2)
+    assert "packed_indices" not in longer
