@@ -59,7 +59,7 @@ MODES = {
         "index": Mode("vse_search.commands.index", "index"),
         "search": Mode("vse_search.commands.search", "search", devices=False),
         "serve": Mode("vse_search.commands.serve", "serve"),
-        "explain": Mode("vse_jax.commands.explain", "explain"),
+        "explain": Mode("vse_search.commands.explain", "explain"),
     },
     "gpo_synthetic": {
         "train": Mode(

@@ -22,7 +22,7 @@ jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 # Shapes in signatures are checked at run time from here on.
-install_import_hook("vse_jax", "beartype.beartype")
+install_import_hook(["vse_jax", "vse_search"], "beartype.beartype")
 
 from pathlib import Path
 

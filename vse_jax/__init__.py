@@ -1,21 +1,89 @@
 """VSE∞ image–text retrieval in JAX.
 
-`vse_jax.load(folder)` gives a trained model that embeds pictures and captions: api.py.
+`vse_jax.load(folder)` gives a trained model that embeds images and captions: api.py.
+The other names are for applications that use a model; vse_search imports nothing else.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vse_jax.api import Explanation, Model, load
+    from vse_jax.api import Explanation, Model, load, model_of
+    from vse_jax.base.errors import InputError
+    from vse_jax.base.files import (
+        named_in_errors,
+        printable,
+        read_bytes,
+        whole_file,
+        write_atomically,
+    )
+    from vse_jax.base.lock import only_writer
+    from vse_jax.base.progress import progress
+    from vse_jax.config import Config
+    from vse_jax.data.images import (
+        MAX_PIXELS,
+        ImageBytes,
+        load_image,
+        opened,
+        orientation,
+        to_rgb,
+    )
+    from vse_jax.distributed.runtime import started
+    from vse_jax.figures.explanation import plot_explanation
 
 __version__ = "0.1.0"
-__all__ = ["Explanation", "Model", "load"]
+__all__ = [
+    "MAX_PIXELS",
+    "Config",
+    "Explanation",
+    "ImageBytes",
+    "InputError",
+    "Model",
+    "load",
+    "load_image",
+    "model_of",
+    "named_in_errors",
+    "only_writer",
+    "opened",
+    "orientation",
+    "plot_explanation",
+    "printable",
+    "progress",
+    "read_bytes",
+    "started",
+    "to_rgb",
+    "whole_file",
+    "write_atomically",
+]
+_HOMES = {
+    "api": ("Explanation", "Model", "load", "model_of"),
+    "base.errors": ("InputError",),
+    "base.files": (
+        "named_in_errors",
+        "printable",
+        "read_bytes",
+        "whole_file",
+        "write_atomically",
+    ),
+    "base.lock": ("only_writer",),
+    "base.progress": ("progress",),
+    "config": ("Config",),
+    "data.images": (
+        "MAX_PIXELS",
+        "ImageBytes",
+        "load_image",
+        "opened",
+        "orientation",
+        "to_rgb",
+    ),
+    "distributed.runtime": ("started",),
+    "figures.explanation": ("plot_explanation",),
+}
 
 
 def __getattr__(name: str):
-    # On demand: the command line is quick to refuse what needs no JAX.
-    if name in __all__:
-        from vse_jax import api  # noqa: PLC0415 (loads jax: seconds)
-
-        return getattr(api, name)
+    # On demand: JAX takes seconds, and the command line refuses most input without it.
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"vse_jax.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -183,6 +183,7 @@ class Model:
     trained_on: config.data.name of its training; None: a published SigLIP.
     dim: length of its vectors, D.
     takes_regions: pictures are arrays of region features [k, F], not pixels.
+    batch_size: pictures that it computes at a time.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class Model:
         self._full = dict(
             zip(("images", "captions"), batch_sizes(config, 1), strict=True)
         )
+        self.batch_size: int = self._full["images"]
 
     @functools.cached_property
     def fingerprint(self) -> str:

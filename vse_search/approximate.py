@@ -16,8 +16,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32, Int64
 
-from vse_jax.base.files import whole_file
-from vse_jax.base.progress import progress
+from vse_jax import progress, whole_file
 from vse_search.engine import ALL, Filters, Hit
 from vse_search.exact import ExactEngine, best, hits
 from vse_search.store import Snapshot, Store

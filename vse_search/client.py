@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 from absl import logging
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_bytes, write_atomically
+from vse_jax import InputError, read_bytes, write_atomically
 
 _FILE = "server.json"
 MOST_HITS = 1000  # that a server gives at a time

@@ -37,6 +37,11 @@ class Encoder(Protocol):
         """Whether a picture is an array of region features, no file."""
         ...
 
+    @property
+    def batch_size(self) -> int:
+        """Pictures that it computes at a time."""
+        ...
+
     def prepare(self, pixels: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
         """What `encode_images` takes, too: as large as the model's input."""
         ...

@@ -1,19 +1,13 @@
 """The interface of every search engine: a vector and filters go in, hits come out."""
 
+import datetime
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable
-from vse_jax.possible import is_day
-
-
-def _check_day(field: str, day: str | None) -> None:
-    if day is not None and not is_day(day):
-        raise InputError(f"{field}: {day!r} is no day of the form YYYY-MM-DD")
+from vse_jax import InputError, printable
 
 
 @dataclass(frozen=True)
@@ -38,9 +32,18 @@ class Filters:
 
     def __post_init__(self) -> None:
         for field in ("after", "before"):
-            _check_day(field, getattr(self, field))
+            day = getattr(self, field)
+            if day is not None and not _is_day(day):
+                raise InputError(f"{field}: {day!r} is no day of the form YYYY-MM-DD")
         folder = printable(self.folder or "").strip("/")
         object.__setattr__(self, "folder", None if folder in ("", ".") else folder)
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 ALL = Filters()  # every picture passes

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from vse_jax.base.errors import InputError
+from vse_jax import InputError
 from vse_search.engine import Engine
 from vse_search.exact import ExactEngine
 from vse_search.store import Store

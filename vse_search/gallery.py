@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from vse_jax.base.errors import InputError
-from vse_jax.data.images import ImageBytes, opened, orientation
+from vse_jax import ImageBytes, InputError, opened, orientation
 from vse_search.engine import Row
 from vse_search.pictures import FORMATS, read_picture, reading, thumbnail
 from vse_search.store import Store

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fastapi import HTTPException
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from vse_jax.base.files import printable
+from vse_jax import printable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -15,10 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable
-from vse_jax.base.progress import progress
-from vse_jax.data.images import ImageBytes
+from vse_jax import ImageBytes, InputError, printable, progress
 from vse_search import pictures
 from vse_search.encoder import Encoder
 from vse_search.pictures import Exclusions, Passed

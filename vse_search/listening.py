@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vse_jax.base.errors import InputError
+from vse_jax import InputError
 from vse_search.guard import App
 
 _END_S = 2  # that requests which are being answered get when the server is to end

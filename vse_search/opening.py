@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vse_jax.config import Config
+from vse_jax import Config
 from vse_search.encoder import Encoder
 from vse_search.engine import Engine
 from vse_search.engines import make_engine

@@ -18,14 +18,7 @@ from jaxtyping import UInt8
 from pathspec import GitIgnoreSpec
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
-from vse_jax.base.errors import InputError
-from vse_jax.data.images import (
-    MAX_PIXELS,
-    ImageBytes,
-    opened,
-    orientation,
-    to_rgb,
-)
+from vse_jax import MAX_PIXELS, ImageBytes, InputError, opened, orientation, to_rgb
 
 SUFFIXES = frozenset(
     (

@@ -18,9 +18,7 @@ from jaxtyping import Float32
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import write_atomically
-from vse_jax.base.progress import progress
+from vse_jax import InputError, progress, write_atomically
 from vse_search.engine import ALL, Filters, Hit, Row
 from vse_search.exact import hits
 from vse_search.store import Snapshot, Store

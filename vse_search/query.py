@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, NoReturn
 import numpy as np
 from jaxtyping import Float, Float32
 
-from vse_jax.base.errors import InputError
+from vse_jax import InputError
 
 MOST_LETTERS = 8_192
 MOST_PARTS = 32

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable
+from vse_jax import InputError, printable
 from vse_search.engine import Filters, Row
 from vse_search.gallery import THUMBNAIL, Gallery, Refused
 from vse_search.opening import Opened

@@ -16,8 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import vse_jax
-from vse_jax.base.errors import InputError
-from vse_jax.config import Config
+from vse_jax import Config, InputError
 from vse_search import guard
 from vse_search.client import MOST_HITS
 from vse_search.engine import Filters

@@ -36,9 +36,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import named_in_errors, printable
-from vse_jax.base.lock import only_writer
+from vse_jax import InputError, named_in_errors, only_writer, printable
 from vse_search.engine import Filters, Row
 
 DATABASE = "index.sqlite"

@@ -13,6 +13,7 @@ class StandIn:
     """Vectors that look random and depend on the picture's pixels only."""
 
     takes_regions = False
+    batch_size = 32
     trained_on = "openmoji"
 
     def __init__(self, name: str = "stand-in", dim: int = 8) -> None:

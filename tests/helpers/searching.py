@@ -35,6 +35,7 @@ class ColourModel:
     name = "colours"
     fingerprint = "c0104a5"
     takes_regions = False
+    batch_size = 32
     trained_on = "openmoji"
 
     def __init__(self, seconds: float = 0.0):

@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from vse_jax.api import Model, model_of
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable
-from vse_jax.config import Config, takes_regions
-from vse_jax.evaluation.encode import batch_sizes
+import vse_jax
+from vse_jax import Config, InputError, printable
+from vse_search.encoder import Encoder
 from vse_search.indexing import Report, check_model, check_pictures, update
 from vse_search.opening import index_folder
 from vse_search.pictures import check_folder
@@ -32,11 +30,6 @@ def index(config: Config, workdir: Path) -> None:
     """
     c = config.search
     start = time.monotonic()
-    if takes_regions(config.image):
-        raise InputError(
-            f"{workdir}: a region model takes features of regions, and pictures have "
-            "none; index them by a grid model"
-        )
     # What Pillow has to say of odd notes in a file concerns nobody: it is read or not.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     place = index_folder(config, workdir)
@@ -44,7 +37,6 @@ def index(config: Config, workdir: Path) -> None:
     if folder is None and not Store.exists(place):
         raise InputError("config.search.pictures: needed to make an index")
     with _opened(place, folder, config, workdir) as (store, model):
-        batch, _ = batch_sizes(config, 1)
         report = update(
             store,
             model,
@@ -52,7 +44,7 @@ def index(config: Config, workdir: Path) -> None:
             exclude=c.exclude,
             forget=c.forget,
             max_pixels=c.max_pixels,
-            batch=batch,
+            batch=model.batch_size,
         )
         pictures = store.count()
     _tell(place, pictures, report, time.monotonic() - start)
@@ -61,13 +53,13 @@ def index(config: Config, workdir: Path) -> None:
 @contextlib.contextmanager
 def _opened(
     place: Path, folder: Path | None, config: Config, workdir: Path
-) -> Iterator[tuple[Store, Model]]:
+) -> Iterator[tuple[Store, Encoder]]:
     """The index at `place`, which is made where there is none, and its model."""
     model = None
     if folder is not None and not Store.exists(place):
         # Or an empty index would be left.
         check_pictures(folder, config.search.exclude or ())
-        model = model_of(config, workdir)
+        model = _grid_model(config, workdir)
         Store.create(
             place,
             model=model.fingerprint,
@@ -82,9 +74,19 @@ def _opened(
                 f"{place}: index of the pictures in {there}; name another "
                 "--config.search.index for another folder"
             )
-        model = model or model_of(config, workdir)
+        model = model or _grid_model(config, workdir)
         check_model(store, model)
         yield store, model
+
+
+def _grid_model(config: Config, workdir: Path) -> Encoder:
+    model = vse_jax.model_of(config, workdir)
+    if model.takes_regions:
+        raise InputError(
+            f"{workdir}: a region model takes features of regions, and pictures have "
+            "none; index them by a grid model"
+        )
+    return model
 
 
 def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:

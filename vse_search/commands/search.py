@@ -11,9 +11,8 @@ from typing import Any
 
 from absl import logging
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable, read_bytes
-from vse_jax.config import Config
+import vse_jax
+from vse_jax import Config, InputError, printable, read_bytes
 from vse_search.client import MOST_HITS, Client, Unanswered, running
 from vse_search.engine import Filters, Hit
 from vse_search.exact import hits
@@ -74,16 +73,16 @@ def _find(
     config: Config, workdir: Path, store: Store, filters: Filters
 ) -> list[dict[str, Any]]:
     """Loads the model and searches as a server does; JAX is started here."""
-    from vse_jax.api import model_of  # noqa: PLC0415 (loads jax: seconds)
-    from vse_jax.distributed import runtime  # noqa: PLC0415 (the same)
     from vse_search.gallery import Gallery  # noqa: PLC0415 (loads OpenCV)
     from vse_search.searcher import Choice, Question, Searcher  # noqa: PLC0415
 
     options = config.search
     nobody = (None, None, None)
     with (
-        runtime.started(config, "search", nobody, alone=True),
-        opened(options, store.index, lambda: model_of(config, workdir)) as found,
+        vse_jax.started(config, "search", nobody, alone=True),
+        opened(
+            options, store.index, lambda: vse_jax.model_of(config, workdir)
+        ) as found,
     ):
         searcher = Searcher(found, Gallery(found.store, options.max_pixels))
 

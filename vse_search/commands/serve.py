@@ -8,9 +8,8 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable
-from vse_jax.config import Config
+import vse_jax
+from vse_jax import Config, InputError, printable
 from vse_search import client
 from vse_search.encoder import Encoder
 from vse_search.opening import index_folder, opened
@@ -25,10 +24,8 @@ def serve(config: Config, workdir: Path) -> None:
         InputError: no index, one of another model, an address that cannot be used, or
             packages that are not installed.
     """
-    from vse_jax.api import model_of  # noqa: PLC0415 (loads jax; tests go without)
-
     index = index_folder(config, workdir)
-    serve_index(config.search, index, lambda: model_of(config, workdir))
+    serve_index(config.search, index, lambda: vse_jax.model_of(config, workdir))
 
 
 def serve_index(options: Config, index: Path, load: Callable[[], Encoder]) -> None:

@@ -12,7 +12,6 @@ from tests.helpers.runs import write_run
 from tests.search.indexing_test import check_vectors, draw
 from vse_jax.base.errors import InputError
 from vse_jax.config import load_config, save_config
-from vse_search.commands import index as command
 from vse_search.commands.index import index
 from vse_search.store import Store
 
@@ -20,7 +19,7 @@ from vse_search.store import Store
 @pytest.fixture
 def config(tiny_config, tmp_path, monkeypatch):
     """Of a run in tmp_path with a stand-in for its model, and two pictures."""
-    monkeypatch.setattr(command, "model_of", lambda *_: StandIn())
+    monkeypatch.setattr("vse_jax.api.model_of", lambda *_: StandIn())
     for number in range(2):
         draw(tmp_path / "pictures" / f"{number}.png", number)
     tiny_config.search.pictures = str(tmp_path / "pictures")
@@ -129,11 +128,13 @@ def other_folder(config, tmp_path):
 
 
 def other_model(config, tmp_path):
-    command.model_of = lambda *_: StandIn("another")  # monkeypatch brings it back
+    vse_jax.api.model_of = lambda *_: StandIn("another")  # monkeypatch brings it back
 
 
 def region_model(config, tmp_path):
-    config.image.kind = "region"
+    model = StandIn()
+    model.takes_regions = True
+    vse_jax.api.model_of = lambda *_: model
 
 
 def no_folder(config, tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 from tests.helpers import steps, tiny
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
-from vse_jax.commands.explain import explain
+from vse_search.commands.explain import explain
 
 
 def test_draws_and_prints_the_parts(tiny_config, tmp_path, capsys):

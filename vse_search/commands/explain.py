@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from vse_jax.api import model_of
-from vse_jax.base.errors import InputError
-from vse_jax.config import Config
-from vse_jax.data.images import load_image
-from vse_jax.figures.explanation import plot_explanation
+from vse_jax import Config, InputError, load_image, model_of, plot_explanation
 from vse_search.query import parse
 
 
