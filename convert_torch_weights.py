@@ -68,9 +68,9 @@ def run(_) -> None:
         print(f"{given['to-torch']}: for the official code")
         return
     if task == "hub":
-        from vse_jax.checkpoints.torch.hub import download  # noqa: PLC0415
+        from vse_jax.checkpoints.hub import fetch_released  # noqa: PLC0415
 
-        file = download(given["hub"])
+        file = fetch_released(given["hub"])
     else:
         file = given["checkpoint"]
     released = from_torch(file, workdir, common, vocab)

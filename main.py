@@ -14,7 +14,7 @@ from absl import app, flags
 from configs import common
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
-from vse_jax.checkpoints.model_folder import model_config
+from vse_jax.checkpoints.folder import model_config
 from vse_jax.distributed import preemption
 from vse_jax.ops import memory
 

@@ -19,7 +19,7 @@ from studies import pooling_page
 from studies.ledger import Ledger, Result
 from studies.variants import VARIANTS, config_of, flags_of, in_order, recipe
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.load import load_model
 from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.config import check_same_run, load_config
 from vse_jax.distributed.preemption import EXIT_CODE, Preempted
@@ -83,8 +83,8 @@ def _read(name: str, seed: int) -> Result:
 def _coefficients(workdir: Path) -> dict[str, dict[str, list[float]] | None]:
     """What Result.coefficients holds, of the best epoch of a run."""
     config = load_config(workdir / "config.json")
-    graphdef, model, _ = load_best(config, workdir)
-    vse = merge_model(graphdef, model)
+    loaded = load_model(config, workdir)
+    vse = merge_model(loaded.graphdef, loaded.arrays)
     towers = ("image", "text")
     if not any(isinstance(getattr(vse, tower).gpool, GPO) for tower in towers):
         return dict.fromkeys(towers)

@@ -16,7 +16,7 @@ from tests.helpers import steps, tiny
 from tests.helpers.runs import write_run
 from vse_jax import api
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.load import load_model
 from vse_jax.config import load_config, save_config, vector_fields
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
@@ -47,7 +47,7 @@ def split(tiny_root):
 def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
     tiny_config.mesh.data = 1
     mesh = make_mesh(tiny_config, jax.devices()[:1])
-    graphdef, arrays, mesh = load_best(tiny_config, run, mesh)
+    _, graphdef, arrays, mesh = load_model(tiny_config, run, mesh)
     with CompileCache() as programs:
         embedder = Embedder(tiny_config, graphdef, arrays, mesh, programs)
         expected = embedder.embed(arrays, split)

@@ -36,10 +36,10 @@ from PIL import Image
 from vse_jax.base import progress as bar
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB
-from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.folder import is_siglip, model_config
 from vse_jax.checkpoints.hub import fetch
-from vse_jax.checkpoints.model_folder import is_siglip, model_config
-from vse_jax.checkpoints.zero_shot import is_zero_shot
+from vse_jax.checkpoints.load import load_model
+from vse_jax.checkpoints.siglip import is_zero_shot
 from vse_jax.config import (
     HOSTS_OWN,
     Config,
@@ -167,7 +167,7 @@ def model_of(config: Config, workdir: Path, name: str | None = None) -> "Model":
         InputError: no model there, another one than the config's, or no vocabulary.
     """
     config, mesh = on_one_device(config)
-    graphdef, arrays, mesh = load_best(config, workdir, mesh)
+    config, graphdef, arrays, mesh = load_model(config, workdir, mesh)
     name = name or workdir.resolve().name
     model = Model(config, graphdef, arrays, mesh, name)
     published = is_zero_shot(config) and not (workdir / "checkpoints").is_dir()

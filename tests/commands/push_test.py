@@ -122,7 +122,7 @@ def test_a_changed_card_is_kept_and_another_written_anew(workdir, shared):
 
 
 def test_an_older_evaluation_is_not_the_models(workdir, tmp_path, caplog):
-    from vse_jax.checkpoints.sharing.folder import _evaluations
+    from vse_jax.checkpoints.share import _evaluations
 
     file = tmp_path / "eval_test.json"
     file.write_text((workdir / "eval_test.json").read_text())

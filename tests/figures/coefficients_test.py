@@ -7,7 +7,7 @@ from tests.helpers import tiny
 from tests.helpers.pictures import assert_drawn
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.load import load_model
 from vse_jax.commands.plot import plot
 from vse_jax.figures.coefficients import learned_coefficients
 from vse_jax.models.build import merge_model
@@ -28,8 +28,9 @@ def kept_run(workdir, kind="grid", **pools):
 @pytest.mark.parametrize("kind", ["grid", "vit"])
 def test_coefficients_are_those_of_the_towers_for_several_set_sizes(kind, tmp_path):
     config = kept_run(tmp_path, kind, text="avg")
-    graphdef, model, _ = load_best(config, tmp_path)
-    towers = learned_coefficients(config, merge_model(graphdef, model))
+    loaded = load_model(config, tmp_path)
+    vse = merge_model(loaded.graphdef, loaded.arrays)
+    towers = learned_coefficients(config, vse)
     assert towers["text"] == "avg"
     assert list(towers["image"]) == [2, 4, 8, 12, 16]  # of 4 × 4 cells or patches
     for size, weights in towers["image"].items():

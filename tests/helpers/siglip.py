@@ -10,8 +10,7 @@ import transformers
 from flax import nnx
 
 from tests.helpers import tiny
-from vse_jax.checkpoints.siglip import load_siglip
-from vse_jax.checkpoints.zero_shot import folder_config
+from vse_jax.checkpoints.siglip import folder_config, load_siglip
 from vse_jax.models.build import build_model, merge_model, split_model
 
 PAD, EOS, VOCAB, POSITIONS, SIZE = 0, 1, 90, 12, 32

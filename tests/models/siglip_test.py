@@ -13,8 +13,7 @@ from flax import nnx
 from configs import coco_siglip2, common, siglip2_zero_shot
 from tests.helpers import siglip
 from vse_jax.base.trees import flatten
-from vse_jax.checkpoints.siglip import load_siglip, siglip_sizes
-from vse_jax.checkpoints.zero_shot import is_zero_shot
+from vse_jax.checkpoints.siglip import is_zero_shot, load_siglip, siglip_sizes
 from vse_jax.models.build import abstract_model, build_model, merge_model
 
 LENGTHS = np.array([siglip.POSITIONS, 5, 1], np.int32)

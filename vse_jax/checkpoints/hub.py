@@ -36,7 +36,7 @@ def fetch(address: str) -> Path:
     repository, revision = found.groups()
     import huggingface_hub  # noqa: PLC0415 (half a second, for few)
 
-    with hub_errors(address):
+    with _hub_errors(address):
         folder = Path(
             huggingface_hub.snapshot_download(
                 repository,
@@ -50,6 +50,29 @@ def fetch(address: str) -> Path:
         if not several and not (folder / name).is_file():
             raise InputError(f"{address}: holds no {name}: not a model for vse_jax")
     return folder
+
+
+def fetch_released(name: str) -> Path:
+    """Returns the local path of a released checkpoint, downloaded unless it is cached.
+
+    Args:
+        name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert;
+            the folder holds model_best.pth.
+
+    Raises:
+        InputError: a malformed name, no such repository or file, or no connection.
+    """
+    owner, _, rest = name.partition("/")
+    repository, _, folder = rest.partition("/")
+    if not (owner and repository and folder):
+        raise InputError(f"--hub={name}: write OWNER/REPOSITORY/FOLDER")
+    import huggingface_hub  # noqa: PLC0415 (half a second, for few)
+
+    with _hub_errors(f"--hub={name}"):
+        path = huggingface_hub.hf_hub_download(
+            f"{owner}/{repository}", f"{folder}/model_best.pth"
+        )
+    return Path(path)
 
 
 def check_repository(name: str) -> None:
@@ -77,7 +100,7 @@ def publish(folder: Path, repository: str, *, private: bool, message: str) -> st
     import huggingface_hub  # noqa: PLC0415 (half a second, for few)
 
     api = huggingface_hub.HfApi()
-    with hub_errors(f"--repo={repository}"):
+    with _hub_errors(f"--repo={repository}"):
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message=message
@@ -86,7 +109,7 @@ def publish(folder: Path, repository: str, *, private: bool, message: str) -> st
 
 
 @contextlib.contextmanager
-def hub_errors(what: str) -> Iterator[None]:
+def _hub_errors(what: str) -> Iterator[None]:
     """Whatever goes wrong with the Hub, as one line that says what to do.
 
     Args:

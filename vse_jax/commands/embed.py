@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vse_jax.base.files import write_atomically
-from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config, change_paths, load_config, own_vocabulary
 from vse_jax.data.dataset import Split, read_split
 from vse_jax.distributed.compile_cache import CompileCache
@@ -68,7 +68,7 @@ def _embed_with(
     config: Config, workdir: Path, split: Split, embedder: Embedder | None
 ) -> Embeddings:
     """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
-    graphdef, model, mesh = load_best(config, workdir)
+    config, graphdef, model, mesh = load_model(config, workdir)
     with CompileCache() as programs:
         embedder = embedder or Embedder(config, graphdef, model, mesh, programs)
         found = embedder.embed(model, split)

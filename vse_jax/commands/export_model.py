@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 
 from vse_jax.base.files import whole_folder, write_atomically
-from vse_jax.checkpoints.best import load_best
-from vse_jax.checkpoints.shared import write_arrays
-from vse_jax.checkpoints.sharing import preprocessing
-from vse_jax.checkpoints.sharing.programs import PLATFORMS, export_towers
+from vse_jax.checkpoints import preprocessing
+from vse_jax.checkpoints.export import PLATFORMS, export_towers
+from vse_jax.checkpoints.load import load_model
+from vse_jax.checkpoints.share import write_arrays
 from vse_jax.config import Config
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.mesh import on_one_device
@@ -24,7 +24,7 @@ def export_model(config: Config, workdir: Path) -> None:
         InputError: no model or no vocabulary, or the folder cannot be written.
     """
     _, mesh = on_one_device(config)
-    graphdef, model, _ = load_best(config, workdir, mesh)
+    config, graphdef, model, _ = load_model(config, workdir, mesh)
     tokenizer = caption_tokenizer(config)
     towers = export_towers(config, graphdef, jax.device_get(model))
     target = workdir / "exported"

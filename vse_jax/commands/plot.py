@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vse_jax.checkpoints.best import load_best
+from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config
 from vse_jax.figures.coefficients import learned_coefficients, plot_coefficients
 from vse_jax.models.build import merge_model
@@ -14,6 +14,7 @@ def plot(config: Config, workdir: Path) -> None:
     Raises:
         InputError: no checkpoint, or no tower has a GPO.
     """
-    graphdef, model, _ = load_best(config, workdir)
-    towers = learned_coefficients(config, merge_model(graphdef, model))
+    loaded = load_model(config, workdir)
+    vse = merge_model(loaded.graphdef, loaded.arrays)
+    towers = learned_coefficients(loaded.config, vse)
     print("\n".join(map(str, plot_coefficients(workdir, towers))))

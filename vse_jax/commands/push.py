@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.best import load_best
 from vse_jax.checkpoints.hub import check_repository, publish
-from vse_jax.checkpoints.sharing.folder import CARD, write_shared
+from vse_jax.checkpoints.load import load_model
+from vse_jax.checkpoints.share import CARD, write_shared
 from vse_jax.config import Config
 from vse_jax.distributed.mesh import on_one_device
 
@@ -32,8 +32,8 @@ def push(
     if config.eval.ensemble is not None:
         raise InputError("config.eval.ensemble: one model is shared, not an ensemble")
     _, mesh = on_one_device(config)
-    _, model, _ = load_best(config, workdir, mesh)
-    model = jax.device_get(model)
+    config, _, arrays, _ = load_model(config, workdir, mesh)
+    model = jax.device_get(arrays)
     folder = write_shared(config, workdir, model, repository, published)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"{folder}: {size:,.1f} MB; vse_jax.load reads it")

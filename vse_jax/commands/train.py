@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.model_folder import check_trainable
+from vse_jax.checkpoints.folder import check_trainable
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
-from vse_jax.checkpoints.zero_shot import settle_siglip
+from vse_jax.checkpoints.siglip import settle_siglip
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.config import Config, change_paths, save_config
 from vse_jax.data.dataset import read_splits

@@ -21,7 +21,7 @@ from jax.stages import Lowered
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
-from vse_jax.checkpoints.zero_shot import settle_siglip
+from vse_jax.checkpoints.siglip import settle_siglip
 from vse_jax.config import Config
 from vse_jax.data.collate import (
     Bucket,

@@ -15,8 +15,8 @@ from configs import common
 from tests.helpers import programs, siglip, tiny
 from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.model_folder import model_config
-from vse_jax.checkpoints.zero_shot import folder_config, settle_siglip
+from vse_jax.checkpoints.folder import model_config
+from vse_jax.checkpoints.siglip import folder_config, settle_siglip
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.commands.train import train
 from vse_jax.data.dataset import read_split

@@ -1,21 +1,20 @@
 """A run's best model as a folder that others can load: W/share/."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors
+import safetensors.numpy
 from absl import logging
 
+from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
 from vse_jax.base.trees import flatten
+from vse_jax.checkpoints.card import PLACEHOLDER, Facts, is_as_written, write_card
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
-from vse_jax.checkpoints.shared import write_arrays
-from vse_jax.checkpoints.sharing.card import (
-    PLACEHOLDER,
-    Facts,
-    is_as_written,
-    write_card,
-)
 from vse_jax.config import MODEL_FILE, Config, own_vocabulary, save_shared_config
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
@@ -67,6 +66,22 @@ def write_shared(
             card = kept.replace(PLACEHOLDER.encode(), name)
         write_atomically(folder / CARD, card)
     return target
+
+
+def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by their names, floating-point ones as float32.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    found = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+    for name, x in found.items():
+        if np.issubdtype(x.dtype, np.floating):
+            found[name] = x.astype(np.float32, copy=False)
+    try:
+        safetensors.numpy.save_file(found, file, metadata={"format": "vse_jax"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def _facts(

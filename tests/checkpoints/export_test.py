@@ -7,7 +7,7 @@ import jax.export
 import numpy as np
 import pytest
 
-from vse_jax.checkpoints.sharing.programs import PLATFORMS, export_towers
+from vse_jax.checkpoints.export import PLATFORMS, export_towers
 from vse_jax.models.build import abstract_model
 
 

@@ -1,4 +1,7 @@
-"""A folder that holds a model: a run's, a shared one, or a SigLIP of Hugging Face."""
+"""What kind of model a folder holds, and its config; nothing here loads JAX.
+
+It is a run's, a shared one, or a SigLIP of Hugging Face.
+"""
 
 import json
 from pathlib import Path
@@ -41,7 +44,7 @@ def model_config(
     """
     if is_siglip(folder):
         # On demand: it loads jax, and the command line is quick to refuse without.
-        from vse_jax.checkpoints.zero_shot import folder_config  # noqa: PLC0415
+        from vse_jax.checkpoints.siglip import folder_config  # noqa: PLC0415
 
         return folder_config(folder, base)
     file = folder / "config.json"

@@ -1,0 +1,134 @@
+"""The best model of a run, a shared model or a published SigLIP: one function loads it.
+
+Arrays of a shared model lie in model.safetensors by their paths, float32: parameters
+(params/image/fc/kernel, …) and running statistics (batch_stats/image/backbone/bn1/mean,
+…).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import resolve_folder
+from vse_jax.base.trees import flatten, merge
+from vse_jax.checkpoints.folder import is_siglip
+from vse_jax.checkpoints.runs import Checkpoints
+from vse_jax.checkpoints.siglip import is_zero_shot, load_siglip, settle_siglip
+from vse_jax.checkpoints.torch.keys import listed
+from vse_jax.config import EVALUATION_FREE, MODEL_FILE, Config, check_same_run
+from vse_jax.data.digests import vocabulary_digest
+from vse_jax.data.vocabulary import (
+    find_vocabulary,
+    settle_vocab_size,
+    settle_vocabulary,
+)
+from vse_jax.distributed.mesh import (
+    make_mesh,
+    put_sharded,
+    state_sharding,
+    with_sharding,
+)
+from vse_jax.models.build import abstract_model
+
+
+class LoadedModel(NamedTuple):
+    """A model that is ready to encode.
+
+    config: the model's, with the vocabulary and the sizes that its files decide.
+    graphdef: the modules without their arrays.
+    arrays: {"params", "batch_stats"} on the mesh.
+    """
+
+    config: Config
+    graphdef: nnx.GraphDef
+    arrays: dict[str, Any]
+    mesh: Mesh
+
+
+def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> LoadedModel:
+    """The best checkpoint in `workdir`, else the shared model there, else a SigLIP.
+
+    The last is the published one whose folder the config names, not trained further.
+
+    Args:
+        config: of the model.
+        workdir: of its run, or the folder of a shared model.
+        mesh: where its arrays are placed; None: the config's, over all devices.
+
+    Raises:
+        InputError: no model, another one than the config's, or another vocabulary than
+            the model's.
+    """
+    settle_vocabulary(config, workdir)
+    settle_vocab_size(config)
+    mesh = mesh or make_mesh(config)
+    is_run = (workdir / "checkpoints").is_dir()
+    is_shared = (workdir / MODEL_FILE).is_file() and not is_siglip(workdir)
+    if is_run or is_shared:
+        check_same_run(config, workdir / "config.json", EVALUATION_FREE)
+    elif is_zero_shot(config):
+        settle_siglip(config)
+    else:
+        raise InputError(f"{workdir}: no checkpoints there; train first")
+
+    graphdef, abstract = abstract_model(config)
+    abstract = with_sharding(abstract, state_sharding(mesh, abstract))
+    if is_run:
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            arrays, data = checkpoints.restore_best(abstract)
+        trained_with = data.get("vocabulary")  # of a converted model not known
+        if trained_with not in (None, vocabulary_digest(config)):
+            raise InputError(
+                f"{find_vocabulary(config)}: not the vocabulary that the model in "
+                f"{workdir} was trained with; name that with config.text.vocab"
+            )
+        logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
+    elif is_shared:
+        arrays = put_sharded(_read_arrays(workdir / MODEL_FILE, abstract), abstract)
+    else:
+        folder = resolve_folder(config.image.weights)
+        params = load_siglip(folder, abstract["params"])
+        arrays = abstract | {"params": put_sharded(params, abstract["params"])}
+        logging.info("%s: the published model, not trained any further", folder)
+    return LoadedModel(config, graphdef, arrays, mesh)
+
+
+def _read_arrays(file: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a shared model as a tree like `abstract`.
+
+    Raises:
+        InputError: the file cannot be read, or is of another model: names every
+            missing, unexpected and misshapen array, and those with NaN or infinity.
+    """
+    expected = flatten(abstract)
+    problems = []
+    try:
+        with safetensors.safe_open(file, "np") as content:
+            # Names, shapes and types stand in the file's header.
+            there = set(content.keys())
+            unexpected = [f"{x} is unexpected" for x in sorted(there - expected.keys())]
+            for name, leaf in expected.items():
+                if name not in there:
+                    problems.append(f"{name} is missing")
+                    continue
+                array, shape = content.get_slice(name), list(leaf.shape)
+                found, dtype = list(array.get_shape()), array.get_dtype()
+                if found != shape:
+                    problems.append(f"{name} has shape {found}, expected {shape}")
+                elif dtype != "F32":
+                    problems.append(f"{name} is {dtype}, expected F32")
+            if unexpected or problems:
+                raise InputError(f"{file}: {listed(unexpected, problems)}")
+            arrays = {name: content.get_tensor(name) for name in expected}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file}: {error}") from None
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise InputError(f"{file}: NaN or infinity in {', '.join(broken)}")
+    return merge(abstract, arrays)
