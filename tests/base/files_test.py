@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import printable, whole_folder, write_atomically
+from vse_jax.base.files import (
+    printable,
+    read_object,
+    whole_folder,
+    write_atomically,
+)
 
 
 def test_the_folder_appears_when_the_block_ends(tmp_path):
@@ -173,3 +178,16 @@ def test_names_are_shown_whatever_their_bytes(name, shown):
     assert printable(name) == shown
     assert printable(shown) == shown
     shown.encode()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_file_that_is_no_json_object(tmp_path, content):
+    path = tmp_path / "annotations.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"annotations\.json: not "):
+        read_object(path)
+
+
+def test_a_missing_json_file(tmp_path):
+    with pytest.raises(InputError, match=r"none\.json: No such file"):
+        read_object(tmp_path / "none.json")

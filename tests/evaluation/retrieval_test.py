@@ -3,13 +3,20 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.helpers.golden_weights import FOLDER as GOLDEN_FOLDER
 from vse_jax.base.errors import InputError
-from vse_jax.evaluation.retrieval import ensemble, ranks, recall, retrieval_metrics
+from vse_jax.evaluation import retrieval
+from vse_jax.evaluation.retrieval import (
+    ensemble,
+    positive_ranks,
+    ranks,
+    recall,
+    retrieval_metrics,
+)
 
 GOLDEN = np.load(GOLDEN_FOLDER / "metrics.npz")
 KEYS = ("r1", "r5", "r10", "medr", "meanr")
@@ -45,7 +52,7 @@ def test_a_matrix_stated_by_hand():
         ],
         np.float32,
     )
-    found = ranks(similarity, np.eye(6, dtype=np.float32), 2)
+    found, _ = ranks(similarity, np.eye(6, dtype=np.float32), 2)
     assert found.i2t.tolist() == [0, 1, 2]
     # A1: C ties with A. A2: B and C before A. B1: A and C before B. B2: B first.
     # C1 and C2: C first.
@@ -66,7 +73,7 @@ def test_recall_counts_ranks_below_k():
 
 @pytest.mark.parametrize("block", [None, 7, 100])
 def test_ranks_equal_the_original(block):
-    found = ranks(GOLDEN["images"], GOLDEN["captions"], 5, block)
+    found, _ = ranks(GOLDEN["images"], GOLDEN["captions"], 5, block)
     np.testing.assert_array_equal(found.i2t, GOLDEN["i2t_ranks"])
     np.testing.assert_array_equal(found.t2i, GOLDEN["t2i_ranks"])
 
@@ -112,6 +119,7 @@ def test_ensemble_of_different_splits_is_refused():
 WHOLE = st.integers(-2, 2).map(float)
 
 
+@settings(deadline=None)  # a new shape is compiled
 @given(data=st.data())
 def test_ranks_equal_the_definition(data):
     per = data.draw(st.integers(1, 3), label="captions per image")
@@ -119,7 +127,7 @@ def test_ranks_equal_the_definition(data):
     block = data.draw(st.integers(1, 8), label="block")
     images = data.draw(arrays(np.float32, (n, 3), elements=WHOLE))
     captions = data.draw(arrays(np.float32, (n * per, 3), elements=WHOLE))
-    found = ranks(images, captions, per, block)
+    found, _ = ranks(images, captions, per, block)
     i2t, t2i = brute_force(images @ captions.T, per)
     assert found.i2t.tolist() == i2t
     assert found.t2i.tolist() == t2i
@@ -129,7 +137,7 @@ def test_ranks_equal_the_definition(data):
 def test_a_collapsed_model_earns_nothing(block):
     # The same vector everywhere: BLAS does not round all its products alike.
     row = np.random.default_rng(0).normal(size=100).astype(np.float32)
-    found = ranks(np.tile(row, (37, 1)), np.tile(row, (185, 1)), 5, block)
+    found, _ = ranks(np.tile(row, (37, 1)), np.tile(row, (185, 1)), 5, block)
     assert set(found.i2t) == {180}
     assert set(found.t2i) == {36}
 
@@ -140,8 +148,8 @@ def test_the_same_sentence_for_two_images_is_a_tie(block):
     images = rng.normal(size=(24, 100)).astype(np.float32)
     captions = images.copy()
     captions[20] = captions[3]  # image 20 has lost its own caption
-    found = ranks(images, captions, 1, block)
-    alone = ranks(images, images, 1, block)
+    found, _ = ranks(images, captions, 1, block)
+    alone, _ = ranks(images, images, 1, block)
     assert found.i2t[3] == alone.i2t[3] + 1
 
 
@@ -194,3 +202,50 @@ def test_data_moves_to_devices_only_when_asked():
     images = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     with jax.transfer_guard("disallow"):  # as --config.debug trains
         ranks(images, images, 1, block=2)
+
+
+def sorted_ranks(similarity: np.ndarray, right: list[int]) -> list[int]:
+    """Sorts the items of one query, negatives before positives among equals."""
+    order = sorted(
+        range(len(similarity)), key=lambda item: (-similarity[item], item in right)
+    )
+    return [place for place, item in enumerate(order) if item in right]
+
+
+def test_ranks_of_listed_positives_stated_by_hand():
+    queries = np.ones((1, 1), np.float32)
+    items = np.array([[0.9], [0.5], [0.7], [0.5], [0.1]], np.float32)
+    (found,) = positive_ranks(queries, items, [[1, 2]], "test")
+    assert found.tolist() == [1, 3]  # 0.9, *0.7*, 0.5, *0.5*, 0.1
+
+
+@settings(deadline=None)  # a new shape is compiled
+@given(data=st.data())
+def test_ranks_of_listed_positives_equal_the_definition(data):
+    n = data.draw(st.integers(1, 4), label="queries")
+    m = data.draw(st.integers(1, 9), label="items")
+    whole = st.integers(-2, 2).map(float)
+    queries = data.draw(arrays(np.float32, (n, 2), elements=whole))
+    items = data.draw(arrays(np.float32, (m, 2), elements=whole))
+    one = st.lists(st.integers(0, m - 1), unique=True)
+    right = data.draw(st.lists(one, min_size=n, max_size=n))
+    found = positive_ranks(queries, items, right, "test")
+    similarity = queries @ items.T
+    for row, places in enumerate(found):
+        assert places.tolist() == sorted_ranks(similarity[row], right[row])
+
+
+def test_a_query_counts_as_unlike_itself_within_its_own_set():
+    items = np.array([[1.0, 0.0], [0.9, -0.1], [-1.0, 0.0]], np.float32)
+    found = positive_ranks(items, items, [[1], [0], [0]], "test", same_set=True)
+    # The last one's only positive is less like it (−1) than "itself" (0) and item 1.
+    assert [places.tolist() for places in found] == [[0], [0], [2]]
+
+
+@pytest.mark.parametrize("tile", [1, 100, 5_000_000])
+def test_duplicates_tie_whatever_the_tiles(monkeypatch, tile):
+    monkeypatch.setattr(retrieval, "_TILE", tile)
+    row = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    queries, items = np.tile(row, (37, 1)), np.tile(row, (185, 1))
+    found = positive_ranks(queries, items, [[k] for k in range(37)], "test")
+    assert {places[0] for places in found} == {184}

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object
 from vse_jax.evaluation.joining import join, plain_id
-from vse_jax.evaluation.positives import positions
-from vse_jax.evaluation.retrieval import check_finite, recall
+from vse_jax.evaluation.retrieval import check_finite, positive_ranks, recall
 
 _LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match
 
@@ -86,10 +85,12 @@ def cxc_metrics(
         t2t[caption] = sorted(siblings.union(right))
 
     found = {
-        "i2t": positions(images, captions, i2t, "CxC image to caption"),
-        "t2i": positions(captions, images, t2i, "CxC caption to image"),
-        "i2i": _skip_empty(positions(images, images, i2i, "CxC image to image", True)),
-        "t2t": positions(captions, captions, t2t, "CxC caption to caption", True),
+        "i2t": positive_ranks(images, captions, i2t, "CxC image to caption"),
+        "t2i": positive_ranks(captions, images, t2i, "CxC caption to image"),
+        "i2i": _skip_empty(
+            positive_ranks(images, images, i2i, "CxC image to image", True)
+        ),
+        "t2t": positive_ranks(captions, captions, t2t, "CxC caption to caption", True),
     }
     return {task: _recalls(ranked) for task, ranked in found.items()}
 

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
 from vse_jax.evaluation.joining import join
-from vse_jax.evaluation.positives import positions
-from vse_jax.evaluation.retrieval import check_finite
+from vse_jax.evaluation.retrieval import check_finite, positive_ranks
 
 _DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
 
@@ -141,7 +140,7 @@ def _ranked(
     absent = sum(sizes) - sum(map(len, right))
     if absent:
         logging.info("%s: %d matches not in the split count as missed", path, absent)
-    return positions(queries[rows], items, right, path.stem), sizes
+    return positive_ranks(queries[rows], items, right, path.stem), sizes
 
 
 def _listed(path: Path) -> dict[int, list[int]]:

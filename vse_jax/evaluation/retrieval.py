@@ -1,52 +1,40 @@
-"""Cross-modal retrieval metrics of embeddings: ranks, recalls, the COCO protocols.
+"""Ranks and recalls of image-caption retrieval, and the COCO protocols.
 
-An image owns `captions_per_image` consecutive captions. The rank of a query is the
-number of wrong items that are at least as similar to it as its most similar right item
-(0 is best): a tie counts against the model, so constant embeddings earn nothing.
+What everything here counts:
+
+- A query's positives are the items that belong to it: an image's own captions (caption
+  c is of image c // captions_per_image), or the items that an evaluation set lists. All
+  other items are its negatives.
+- The rank of a positive, from 0, is the number of items that come before it: negatives
+  at least as similar to the query, and more similar positives. So a tie counts against
+  the model, and constant embeddings earn nothing.
+- Duplicates, embeddings of the same bytes, always tie. Matrix products may round one
+  and the same inner product differently at two places, which would break such ties at
+  random.
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.progress import progress
 
 _TILE = 5_000_000  # similarities in memory at a time: 20 MB, which caches still help
 _RECALLS = (1, 5, 10)
 
 
 class Ranks(NamedTuple):
-    """Rank of every query, from 0."""
+    """Rank of every query's best positive, from 0."""
 
     i2t: Int[np.ndarray, " images"]  # image → captions
     t2i: Int[np.ndarray, " captions"]  # caption → images
-
-
-def ranks(
-    images: Float[np.ndarray, "images dim"],
-    captions: Float[np.ndarray, "captions dim"],
-    captions_per_image: int,
-    block: int | None = None,
-) -> Ranks:
-    """Ranks all queries by inner product, in both directions in one pass.
-
-    Args:
-        images, captions: embeddings, image by image in the same order.
-        captions_per_image: caption c belongs to image c // captions_per_image.
-        block: images per tile; memory is about block² × captions_per_image × 6 bytes.
-
-    Raises:
-        InputError: counts that do not fit, or rows that are NaN or infinite (named).
-    """
-    everywhere, _ = _ranks(images, captions, captions_per_image, block)
-    return everywhere
 
 
 def retrieval_metrics(
@@ -69,22 +57,158 @@ def retrieval_metrics(
     Raises:
         InputError: as `ranks`.
     """
+
+    def summary(found: Ranks) -> dict:
+        ways = {}
+        for way, ranked in found._asdict().items():
+            ways[way] = {f"r{k}": recall(ranked, k) for k in _RECALLS} | {
+                "medr": float(np.floor(np.median(ranked))) + 1,
+                "meanr": float(ranked.mean()) + 1,
+            }
+        counts = {"images": len(found.i2t), "captions": len(found.t2i)}
+        rsum = sum(way[f"r{k}"] for way in ways.values() for k in _RECALLS)
+        return counts | ways | {"rsum": rsum}
+
     has_folds = len(images) == 5 * fold
-    everywhere, within = _ranks(
+    everywhere, within = ranks(
         images, captions, captions_per_image, fold if has_folds else None
     )
-    metrics = _summary(everywhere)
+    metrics = summary(everywhere)
     if has_folds:
-        size = fold * captions_per_image
-        folds = [
-            Ranks(
-                within.i2t[k * fold : (k + 1) * fold],
-                within.t2i[k * size : (k + 1) * size],
-            )
-            for k in range(5)
-        ]
-        metrics["fold5"] = _mean([_summary(one) for one in folds])
+        i2t, t2i = (np.split(ranked, 5) for ranked in within)
+        folds = [summary(Ranks(*one)) for one in zip(i2t, t2i, strict=True)]
+        mean = jax.tree.map(lambda *values: float(np.mean(values)), *folds)
+        counts = {key: folds[0][key] for key in ("images", "captions")}
+        metrics["fold5"] = counts | {key: mean[key] for key in ("i2t", "t2i", "rsum")}
     return metrics
+
+
+def recall(ranked: Int[np.ndarray, " queries"], k: int) -> float:
+    """Recall at k: the share of queries, in %, whose rank (from 0) is below k."""
+    return 100.0 * int(np.count_nonzero(ranked < k)) / len(ranked)
+
+
+def ranks(
+    images: Float[np.ndarray, "images dim"],
+    captions: Float[np.ndarray, "captions dim"],
+    captions_per_image: int,
+    block: int | None = None,
+) -> tuple[Ranks, Ranks]:
+    """Ranks all queries by inner product, in both directions in one pass.
+
+    Args:
+        images, captions: embeddings, image by image in the same order.
+        captions_per_image: caption c belongs to image c // captions_per_image.
+        block: images per tile; memory is about block² × captions_per_image × 6 bytes.
+
+    Returns:
+        The ranks among all items, and those among the items of the query's own block.
+
+    Raises:
+        InputError: counts that do not fit, or rows that are NaN or infinite (named).
+    """
+    n, per = len(images), captions_per_image
+    if n == 0 or n * per != len(captions):
+        raise InputError(
+            f"embeddings: {n} images and {len(captions)} captions do not fit "
+            f"{per} captions per image"
+        )
+    check_finite("images", images)
+    check_finite("captions", captions)
+    images = np.ascontiguousarray(images, np.float32)
+    captions = np.ascontiguousarray(captions, np.float32)
+    image_groups, caption_groups = duplicate_groups(images), duplicate_groups(captions)
+    # To be reached by a negative: the similarities of each image's best positive, which
+    # is caption `best`, and of each caption's only one.
+    image_targets, best = np.empty(n, np.float32), np.empty(n, np.int64)
+    caption_targets = np.empty(n * per, np.float32)
+    i2t, t2i = np.zeros(n, np.int64), np.zeros(n * per, np.int64)
+
+    def positives(tile: np.ndarray) -> np.ndarray:
+        """View [images, per] of a diagonal tile: every image with its own captions."""
+        return np.einsum("iip->ip", tile.reshape(len(tile), len(tile), per))
+
+    def count(rows: slice, others: slice) -> None:
+        """Counts the negatives of a tile: images `rows`, captions of `others`."""
+        columns = slice(others.start * per, others.stop * per)
+        similarity = _similarity(images[rows], captions[columns])
+        if rows == others:
+            own = positives(similarity)
+            image_targets[rows], caption_targets[columns] = own.max(1), own.ravel()
+            best[rows] = np.arange(rows.start, rows.stop) * per + own.argmax(1)
+        by_image = similarity >= image_targets[rows, None]
+        by_caption = similarity >= caption_targets[columns]
+        if caption_groups is not None:
+            by_image |= caption_groups[columns] == caption_groups[best[rows], None]
+        if image_groups is not None:
+            of_captions = np.repeat(image_groups[others], per)
+            by_caption |= image_groups[rows, None] == of_captions
+        if rows == others:
+            positives(by_image)[...] = False
+            positives(by_caption)[...] = False
+        # Row by row, NumPy counts with SIMD; over an axis it first widens to int64.
+        i2t[rows] += np.fromiter(map(np.count_nonzero, by_image), np.int64)
+        t2i[columns] += by_caption.sum(axis=0, dtype=np.int32)
+
+    size = block or max(1, math.isqrt(_TILE // per))
+    blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    for rows in blocks:  # first: these tiles hold the positives
+        count(rows, rows)
+    within = Ranks(i2t.copy(), t2i.copy())
+    for rows, others in itertools.permutations(blocks, 2):
+        count(rows, others)
+    return Ranks(i2t, t2i), within
+
+
+def positive_ranks(
+    queries: Float[np.ndarray, "queries dim"],
+    items: Float[np.ndarray, "items dim"],
+    positives: Sequence[Sequence[int]],
+    description: str,
+    same_set: bool = False,
+) -> list[Int[np.ndarray, " positives"]]:
+    """Ranks of all positives of each query, where these are listed query by query.
+
+    Args:
+        queries, items: embeddings.
+        positives: for every query the indices of its positives, each once.
+        description: of the work, for the progress bar.
+        same_set: queries and items are the same. A query's similarity to itself then
+            counts as 0 (not −∞), as in the published CxC evaluation.
+
+    Returns:
+        For every query the ranks of its positives, ascending.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    items = np.ascontiguousarray(items, np.float32)
+    groups = duplicate_groups(items)
+    block = max(1, _TILE // len(items))
+
+    def similarities() -> Iterator[Float32[np.ndarray, " items"]]:
+        for start in range(0, len(queries), block):
+            tile = _similarity(queries[start : start + block], items)
+            yield from tile if groups is None else tile[:, groups]
+
+    found = []
+    rows = zip(similarities(), positives, strict=True)
+    for query, (similarity, indices) in enumerate(
+        progress(rows, description, total=len(queries), unit="query")
+    ):
+        own = np.asarray(indices, np.int64)
+        if not own.size:
+            found.append(own)
+            continue
+        if same_set:
+            similarity = similarity.copy()
+            similarity[query] = 0.0
+        ascending = np.sort(similarity[own])
+        # Only what reaches the least similar positive matters: few items as a rule.
+        rivals = np.sort(similarity[similarity >= ascending[0]])
+        descending = ascending[::-1]
+        reached = len(rivals) - np.searchsorted(rivals, descending)
+        by_positives = len(own) - np.searchsorted(ascending, descending)
+        found.append(np.arange(len(own)) + reached - by_positives)
+    return found
 
 
 def ensemble(
@@ -111,11 +235,6 @@ def ensemble(
     )
 
 
-def recall(found: Int[np.ndarray, " queries"], k: int) -> float:
-    """Recall at k: the share of queries, in %, whose rank (from 0) is below k."""
-    return 100.0 * int(np.count_nonzero(found < k)) / len(found)
-
-
 def duplicate_groups(
     rows: Float[np.ndarray, "rows dim"],
 ) -> Int[np.ndarray, " rows"] | None:
@@ -137,182 +256,23 @@ def check_finite(what: str, rows: Float[np.ndarray, "rows dim"]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Consecutive images, their captions, and the targets of both.
+def _similarity(
+    queries: Float32[np.ndarray, "m dim"], items: Float32[np.ndarray, "n dim"]
+) -> Float32[np.ndarray, "m n"]:
+    """All inner products, on the CPU, which compares them.
 
-    A wrong item ranks before the right ones if it reaches the query's target.
-
-    BLAS may round one and the same inner product differently at two places of a matrix,
-    which would break ties at random. Rows that are equal (the same sentence written for
-    two pictures; a collapsed model) are therefore recognised by their bytes: they have
-    the same label. Where all rows of the split differ, there are no labels.
-    """
-
-    rows: slice  # of the images
-    columns: slice  # of the captions
-    i2t: Float32[np.ndarray, " m"]  # similarity of each image's best right caption
-    t2i: Float32[np.ndarray, " n"]  # similarity of each caption's image
-    image_labels: Int[np.ndarray, " m"] | None
-    caption_labels: Int[np.ndarray, " n"] | None
-    best_labels: Int[np.ndarray, " m"] | None  # of each image's best right caption
-
-
-def _ranks(images, captions, captions_per_image, block) -> tuple[Ranks, Ranks]:
-    """Ranks among all items, and among the items of the query's own block."""
-    n, per = len(images), captions_per_image
-    if n == 0 or n * per != len(captions):
-        raise InputError(
-            f"embeddings: {n} images and {len(captions)} captions do not fit "
-            f"{per} captions per image"
-        )
-    check_finite("images", images)
-    check_finite("captions", captions)
-    images = np.ascontiguousarray(images, np.float32)
-    captions = np.ascontiguousarray(captions, np.float32)
-    labels = duplicate_groups(images), duplicate_groups(captions)
-
-    # The diagonal tiles hold the similarities of the right items, to which all others
-    # are compared, so they come first. What they count is the rank within the block.
-    within = Ranks(np.zeros(n, np.int64), np.zeros(n * per, np.int64))
-    blocks = []
-    for rows in _slices(n, block or max(1, math.isqrt(_TILE // per))):
-        columns = slice(rows.start * per, rows.stop * per)
-        similarity = _similarity(images, captions, rows, columns)
-        here = _block(similarity, rows, columns, *labels)
-        by_image, by_caption = _reached(similarity, here, here)
-        _own(by_image, per)[...] = False
-        _own(by_caption, per)[...] = False
-        within.i2t[rows] = _count_rows(by_image)
-        within.t2i[columns] = _count_columns(by_caption)
-        blocks.append(here)
-
-    everywhere = Ranks(within.i2t.copy(), within.t2i.copy())
-    for one, other in itertools.permutations(blocks, 2):
-        similarity = _similarity(images, captions, one.rows, other.columns)
-        by_image, by_caption = _reached(similarity, one, other)
-        everywhere.i2t[one.rows] += _count_rows(by_image)
-        everywhere.t2i[other.columns] += _count_columns(by_caption)
-    return everywhere, within
-
-
-def _cpu() -> jax.Device | None:
-    """Where similarities are computed: they are compared on the CPU.
-
-    None, the default device, where JAX was told to leave out CPUs.
+    XLA's product takes half the time of NumPy's on processors that its BLAS does not
+    know.
     """
     try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
-
-
-def _similarity(images, captions, rows: slice, columns: slice) -> np.ndarray:
-    factors = jax.device_put((images[rows], captions[columns]), _cpu())
-    return jax.device_get(_product(*factors))
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to leave out CPUs
+        device = None
+    return jax.device_get(_product(*jax.device_put((queries, items), device)))
 
 
 @jax.jit
 def _product(
-    images: Float32[Array, "m dim"], captions: Float32[Array, "n dim"]
+    queries: Float32[Array, "m dim"], items: Float32[Array, "n dim"]
 ) -> Float32[Array, "m n"]:
-    """NumPy's takes twice as long on processors that its BLAS does not know."""
-    return jnp.matmul(images, captions.T, precision="highest")
-
-
-def _block(
-    similarity: Float32[np.ndarray, "m n"],
-    rows: slice,
-    columns: slice,
-    image_labels: Int[np.ndarray, " images"] | None,
-    caption_labels: Int[np.ndarray, " captions"] | None,
-) -> _Block:
-    """The block whose diagonal tile is `similarity`; the labels are the split's."""
-    own = _own(similarity, similarity.shape[1] // len(similarity))
-    best_labels = None
-    if caption_labels is not None:
-        caption_labels = caption_labels[columns]
-        best = own.argmax(axis=1)[:, None]
-        of_images = caption_labels.reshape(own.shape)
-        best_labels = np.take_along_axis(of_images, best, axis=1)[:, 0]
-    return _Block(
-        rows,
-        columns,
-        i2t=own.max(axis=1),
-        t2i=own.ravel(),
-        image_labels=None if image_labels is None else image_labels[rows],
-        caption_labels=caption_labels,
-        best_labels=best_labels,
-    )
-
-
-def _reached(
-    similarity: Float32[np.ndarray, "m n"], one: _Block, other: _Block
-) -> tuple[Bool[np.ndarray, "m n"], Bool[np.ndarray, "m n"]]:
-    """Which wrong items of a tile rank before the right ones.
-
-    Args:
-        similarity: of the images of `one` and the captions of `other`.
-
-    Returns:
-        Where the caption reaches the image's target, and where the image reaches the
-        caption's.
-    """
-    by_image = similarity >= one.i2t[:, None]
-    by_caption = similarity >= other.t2i
-    if one.best_labels is not None:
-        by_image |= other.caption_labels == one.best_labels[:, None]
-    if one.image_labels is not None and other.image_labels is not None:
-        right = np.repeat(other.image_labels, len(other.t2i) // len(other.i2t))
-        by_caption |= one.image_labels[:, None] == right
-    return by_image, by_caption
-
-
-def _own(tile: np.ndarray, per: int) -> np.ndarray:
-    """View [images, per] of a diagonal tile: every image with its own captions."""
-    blocks = tile.reshape(len(tile), len(tile), per)
-    return np.einsum("iip->ip", blocks)
-
-
-def _count_rows(mask: Bool[np.ndarray, "m n"]) -> np.ndarray:
-    # Row by row, NumPy counts with SIMD; over an axis it first widens to int64.
-    return np.fromiter(map(np.count_nonzero, mask), np.int64, len(mask))
-
-
-def _count_columns(mask: Bool[np.ndarray, "m n"]) -> np.ndarray:
-    return mask.sum(axis=0, dtype=np.int32)
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
-
-
-def _summary(found: Ranks) -> dict:
-    i2t, t2i = _direction(found.i2t), _direction(found.t2i)
-    return {
-        "images": len(found.i2t),
-        "captions": len(found.t2i),
-        "i2t": i2t,
-        "t2i": t2i,
-        "rsum": sum(way[f"r{k}"] for way in (i2t, t2i) for k in _RECALLS),
-    }
-
-
-def _direction(found: Int[np.ndarray, " queries"]) -> dict[str, float]:
-    result = {f"r{k}": recall(found, k) for k in _RECALLS}
-    result["medr"] = float(np.floor(np.median(found))) + 1
-    result["meanr"] = float(found.mean()) + 1
-    return result
-
-
-def _mean(trees: list[dict]) -> dict:
-    """Mean of every number over dicts of the same structure; counts stay whole."""
-    result: dict = {}
-    for key, value in trees[0].items():
-        values = [tree[key] for tree in trees]
-        if isinstance(value, dict):
-            result[key] = _mean(values)
-        else:
-            result[key] = value if isinstance(value, int) else float(np.mean(values))
-    return result
+    return jnp.matmul(queries, items.T, precision="highest")
