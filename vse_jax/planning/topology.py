@@ -1,8 +1,7 @@
 """Devices that programs are compiled for, whether they are here or not.
 
-libtpu holds the TPU's compiler and needs no TPU: on any machine it compiles a program
-for a slice of a named shape. Simulated CPU devices show what the partitioner makes of a
-mesh.
+libtpu holds the TPU's compiler, which needs no TPU. Simulated CPU devices show how XLA
+partitions a program over a mesh.
 """
 
 import importlib.util
@@ -10,6 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -18,13 +18,11 @@ from vse_jax.base.errors import InputError
 from vse_jax.distributed.runtime import memory_of
 
 
-@dataclass(frozen=True)
-class Chip:
-    """One TPU chip, by its maker's figures (cloud.google.com/tpu/docs).
+class Chip(NamedTuple):
+    """One TPU chip by its maker's figures (cloud.google.com/tpu/docs).
 
-    memory: bytes of HBM. flops: bfloat16 FLOP/s at the peak. links: bytes/s that it
-    sends to the other chips, over all its links. multipliers: multiply-add units, each
-    good for two FLOP a cycle.
+    memory: bytes of HBM. flops: peak bfloat16 FLOP/s. links: bytes/s that it sends to
+    other chips, over all links. multipliers: multiply-add units, two FLOP a cycle each.
     """
 
     memory: int
@@ -34,7 +32,7 @@ class Chip:
 
     @property
     def clock(self) -> float:
-        """Cycles/s: what the peak comes to for each unit."""
+        """Cycles/s, which follow from the peak."""
         return self.flops / (2 * self.multipliers)
 
 
@@ -42,16 +40,14 @@ CHIPS = {
     "v4": Chip(32 * 2**30, 275e12, 150e9, 8 * 128**2),
     "v5e": Chip(16 * 2**30, 197e12, 200e9, 4 * 128**2),
     "v5p": Chip(95 * 2**30, 459e12, 600e9, 8 * 128**2),
-    # Two units of 256²; no clock is told, and 3.5 GHz is none: taken as four at 1.75.
+    # No clock is published. Two units of 256² would run at 3.5 GHz: taken as four.
     "v6e": Chip(32 * 2**30, 918e12, 400e9, 4 * 256**2),
 }
-# Two cores that work as one device, as JAX runs a v4 (a v5p has no other way).
-_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 
 @dataclass(frozen=True)
 class Topology:
-    """name: as asked for. memory: bytes of one device. chip: None where not a TPU."""
+    """name: as asked for. memory: bytes of one device. chip: None unless a TPU."""
 
     name: str
     devices: list[jax.Device]
@@ -64,72 +60,59 @@ class Topology:
 
 
 def find(name: str | None) -> Topology:
-    """The devices of a topology. Nothing else of JAX may have run before.
+    """The devices of a topology; call it before anything else of JAX runs.
 
     Args:
         name: a TPU slice ('v5e:2x4', 'v4:2x2x2'), 'cpu:8' (simulated devices), or None:
             the devices at hand.
 
     Raises:
-        InputError: no such topology, or libtpu is not here.
+        InputError: no such topology, or libtpu is not installed.
     """
-    kind, _, shape = (name or "").partition(":")
-    if name is None:
-        return _here("here")
+    kind, _, shape = (name or "here").partition(":")
+    known = f"{', '.join(CHIPS)} (as v5e:2x4, v4:2x2x2) and cpu (as cpu:8)"
+    if kind in CHIPS:
+        _show_libtpu()
+        # The two cores of a v4 work as one device, as JAX runs it (and a v5p always).
+        options = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        try:
+            found = topologies.get_topology_desc(name, "tpu", **options)
+        except RuntimeError as error:
+            raise InputError(
+                f"--topology={name}: not a shape that libtpu knows "
+                f"({str(error).splitlines()[0]}); it knows {known}"
+            ) from error
+        return Topology(str(name), list(found.devices), CHIPS[kind].memory, CHIPS[kind])
     if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(shape))
-        return _here(name)
-    known = f"{', '.join(CHIPS)} (as v5e:2x4, v4:2x2x2) and cpu (as cpu:8)"
-    if kind not in CHIPS:
+    elif name is not None:
         raise InputError(f"--topology={name}: the compilers here know {known}")
-    _prepare_compiler()
-    options = _OPTIONS.get(kind, {})
-    try:
-        found = topologies.get_topology_desc(name, "tpu", **options)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--topology={name}: not a shape that libtpu knows ({reason}); it knows "
-            f"{known}"
-        ) from error
-    devices = list(found.devices)
-    chip = CHIPS[kind]
-    return Topology(name, devices, chip.memory, chip)
-
-
-def _here(name: str) -> Topology:
     devices = jax.devices()
-    # What a CPU has is the host's, which its simulated devices share.
+    # Simulated devices share the host's memory.
     share = len(devices) if devices[0].platform == "cpu" else 1
-    return Topology(name, devices, memory_of(devices[0]) // share)
+    return Topology(name or kind, devices, memory_of(devices[0]) // share)
 
 
-def _prepare_compiler() -> None:
+def _show_libtpu() -> None:
     """Shows JAX the library, and keeps both from looking for a TPU."""
-    library = _libtpu()
+    spec = importlib.util.find_spec("libtpu")
+    folders = [*((spec and spec.submodule_search_locations) or ())]
+    folders.append(f"{sys.prefix}/tpu/libtpu")  # make setup-tpu-compiler
+    files = [Path(os.environ.get("TPU_LIBRARY_PATH", "libtpu.so"))]
+    files += [Path(folder) / "libtpu.so" for folder in folders]
+    library = next((file for file in files if file.is_file()), None)
+    if library is None:
+        raise InputError(
+            "libtpu, which holds the TPU's compiler, is not here: "
+            "make setup-tpu-compiler"
+        )
     jax.config.update("jax_platforms", "cpu")
-    for name, value in {
+    for variable, value in {
         "TPU_LIBRARY_PATH": str(library),
         "TPU_SKIP_MDS_QUERY": "1",  # no question to the cloud's metadata server
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles
     }.items():
-        os.environ.setdefault(name, value)
-
-
-def _libtpu() -> Path:
-    spec = importlib.util.find_spec("libtpu")
-    folders = [
-        Path(folder) for folder in (spec and spec.submodule_search_locations) or ()
-    ]
-    folders.append(Path(sys.prefix) / "tpu" / "libtpu")  # make setup-tpu-compiler
-    places = [Path(os.environ.get("TPU_LIBRARY_PATH", "libtpu.so"))]
-    places += [folder / "libtpu.so" for folder in folders]
-    for place in places:
-        if place.is_file():
-            return place
-    raise InputError(
-        "libtpu, which holds the TPU's compiler, is not here: make setup-tpu-compiler"
-    )
+        os.environ.setdefault(variable, value)
