@@ -33,8 +33,8 @@ def test_a_product_over_a_shared_axis_is_summed_by_all(mesh):
     # hand out.
     assert summed.sent == 2 * 3 / 4 * 8 * 32 * 4
     assert found.flops == pytest.approx(2 * 8 * 4 * 32, rel=0.2)
-    assert found.arguments == 4 * (8 * 4 + 4 * 32)
-    assert found.peak >= found.arguments + 8 * 32 * 4
+    assert found.arguments_bytes == 4 * (8 * 4 + 4 * 32)
+    assert found.peak_bytes >= found.arguments_bytes + 8 * 32 * 4
 
 
 def test_what_a_loop_does_counts_as_often_as_it_runs(mesh):

@@ -107,13 +107,13 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
     sent = {(c.kind, c.shape) for c in cut.collectives if re.search(rows, c.shape)}
     assert sent <= {("all-gather", "f32[136,1024]"), ("reduce-scatter", "f32[17,1024]")}
     # The forward and the backward pass gather a parameter once each.
-    assert 0.8 * total < cut.sent()["all-gather"] <= 1.2 * 2 * total
-    assert cut.temporaries <= whole.temporaries + max(sizes.values())
+    assert 0.8 * total < cut.sent_bytes["all-gather"] <= 1.2 * 2 * total
+    assert cut.temporaries_bytes <= whole.temporaries_bytes + max(sizes.values())
     assert cut.flops == pytest.approx(whole.flops, rel=0.05)
     # Parameters and two moments; with fsdp = 1 only the moments are shared out.
     batch = size_of(shapes) / 8
-    assert cut.arguments < 1.05 * (3 * total / 8 + batch)
-    assert whole.arguments < 1.05 * (total + 2 * total / 8 + batch)
+    assert cut.arguments_bytes < 1.05 * (3 * total / 8 + batch)
+    assert whole.arguments_bytes < 1.05 * (total + 2 * total / 8 + batch)
 
 
 def test_frozen_leaves_stay_bit_equal_until_their_group_opens():

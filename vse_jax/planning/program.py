@@ -7,7 +7,7 @@ cycles that the TPU's compiler expects.
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,45 +45,45 @@ class Collective:
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled program, on one device.
+    """A compiled program, on one device; all branches of a conditional count.
 
-    arguments, temporaries: bytes. peak: both, with the results and the program's code.
-    flops: XLA's count and what loops repeat. cycles: the TPU compiler's estimate by
-    source line, empty elsewhere. All branches of a conditional count.
+    peak_bytes: arguments and temporaries with the results and the program's code.
+    flops: XLA's count and what loops repeat. sent_bytes: by kind of collective.
+    collectives: the most expensive first. cycles_by_line: what the TPU's compiler
+    expects, the largest first; empty for other devices.
     """
 
-    arguments: int
-    temporaries: int
-    peak: int
+    arguments_bytes: int
+    temporaries_bytes: int
+    peak_bytes: int
     flops: float
-    collectives: tuple[Collective, ...]
-    cycles: dict[str, int]
-
-    def sent(self) -> dict[str, float]:
-        """Bytes that the device sends, by kind of collective."""
-        by_kind: dict[str, float] = Counter()
-        for c in self.collectives:
-            by_kind[c.kind] += c.times * c.sent
-        return dict(by_kind)
+    sent_bytes: dict[str, float]
+    collectives: list[Collective]
+    cycles_by_line: dict[str, int]
 
 
 def read_program(compiled: Compiled) -> Program:
     """The cost of a compiled program to each of its devices."""
     memory = compiled.memory_analysis()
     assert memory is not None
+    arguments = memory.argument_size_in_bytes
+    temporaries = memory.temp_size_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    code = memory.generated_code_size_in_bytes
+    cost = compiled.cost_analysis() or {}
     text = ProgramText(compiled.as_text() or "")
+    collectives = sorted(text.collectives(), key=lambda c: -c.times * c.sent)
+    sent: dict[str, float] = defaultdict(float)
+    for c in collectives:
+        sent[c.kind] += c.times * c.sent
     return Program(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes,
-        flops=(compiled.cost_analysis() or {}).get("flops", 0.0)
-        + text.repeated_flops(),
-        collectives=text.collectives(),
-        cycles=text.cycles_by_line(),
+        arguments_bytes=arguments,
+        temporaries_bytes=temporaries,
+        peak_bytes=arguments + temporaries + results + code,
+        flops=cost.get("flops", 0.0) + text.repeated_flops(),
+        sent_bytes=dict(sent),
+        collectives=collectives,
+        cycles_by_line=dict(text.cycles_by_line().most_common()),
     )
 
 
@@ -111,12 +111,14 @@ class ProgramText:
                 entry = name if start[1] else entry
                 self._computations[name] = []
             elif found := _INSTRUCTION.match(line):
-                self._computations[name].append(_Instruction(*found.groups(), name))
-                self._shapes[found[1]] = found[2]
+                result, shape, kind, rest = found.groups()
+                instruction = _Instruction(result, shape, kind, rest, name)
+                self._computations[name].append(instruction)
+                self._shapes[result] = shape
         self._runs = list(self._run(entry, 1))
         self._source_lines = _source_lines(text)
 
-    def collectives(self) -> tuple[Collective, ...]:
+    def collectives(self) -> list[Collective]:
         """Those between devices; equal kinds and shapes share an entry."""
         found: Counter[tuple[str, str, float]] = Counter()
         for instruction, times in self._runs:
@@ -131,12 +133,12 @@ class ProgramText:
                 kind, sent = "reduce-scatter", sent / 2
             for shape in _results(instruction) if sent else ():
                 found[kind, shape, _bytes(shape) * sent] += times
-        return tuple(
+        return [
             Collective(kind, shape, times, sent)
             for (kind, shape, sent), times in found.items()
-        )
+        ]
 
-    def cycles_by_line(self) -> dict[str, int]:
+    def cycles_by_line(self) -> Counter[str]:
         """The compiler's estimates, summed by this package's line that caused them."""
         cycles: Counter[str] = Counter()
         for instruction, times in self._runs:
@@ -145,7 +147,7 @@ class ProgramText:
                 frame = re.search(r"stack_frame_id=(\d+)", instruction.rest)
                 line = self._source_lines[int(frame[1]) if frame else 0]
                 cycles[line] += int(found[1]) * times
-        return dict(cycles)
+        return cycles
 
     def repeated_flops(self) -> float:
         """FLOP of products and convolutions in loops, without the first iteration."""

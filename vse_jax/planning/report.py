@@ -1,17 +1,16 @@
 """--mode=compile: whether a run's programs fit their devices, and what they cost.
 
-Compiles what a run of the config will run, for devices that need not be here, and
-computes nothing.
+Compiles the programs of a run for devices that need not be here; computes nothing.
 """
 
-import collections
 import dataclasses
-import functools
 import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,15 @@ from vse_jax.distributed.mesh import check_training_batch, make_mesh
 from vse_jax.distributed.runtime import configure, matmul_precision
 from vse_jax.evaluation.encode import batch_sizes, jit_towers, lower_tower
 from vse_jax.optimizer import Schedule
-from vse_jax.planning.program import Program, read_program
+from vse_jax.planning.program import read_program
 from vse_jax.planning.topology import Topology, find
 from vse_jax.possible import check_config
 from vse_jax.training.plan import make_plan
 from vse_jax.training.step import jit_step, lower_step
 
-# Where the data is not at hand: COCO's, at the published batch of 128.
-_STEPS_PER_EPOCH, _TOKENS, _WORDS = 4425, 32, 11_755
-_MEAN_TOKENS = 13
+# Without the data, COCO's at the published batch of 128.
+_STEPS_PER_EPOCH, _TOKENS, _MEAN_TOKENS, _WORDS = 4425, 32, 13, 11_755
 _SAMPLED_STEPS = 200  # of the first epoch, for the bucket that most batches need
-_MEMORY = ("arguments", "temporaries", "peak")
 _TOP = 10  # source lines
 
 
@@ -62,8 +59,9 @@ def compile_run(
     Args:
         config: needs no data; where its data is here, it decides the captions' length.
         workdir: of the run, or any other folder.
-        topology: see `devices.topology.find`.
-        every: all pairs of token bucket and open groups, not the dearest alone.
+        topology: see `planning.topology.find`.
+        every: all pairs of token bucket and trainable groups, not only the most
+            expensive.
 
     Raises:
         InputError: no such topology, a mesh that does not fit it, or a program that
@@ -75,7 +73,11 @@ def compile_run(
     jax.config.update(
         "jax_default_matmul_precision", matmul_precision(config, place.platform)
     )
-    _settle_vocab_size(config)
+    try:
+        settle_vocab_size(config)
+    except InputError as error:
+        config.text.vocab_size = _WORDS
+        logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
     settle_siglip(config)
     usual = _usual_bucket(config, len(place.devices))
     results = []
@@ -98,14 +100,6 @@ def compile_run(
         raise InputError(_what_would_help(config, place, usual, every, results))
 
 
-def _settle_vocab_size(config: Config) -> None:
-    try:
-        settle_vocab_size(config)
-    except InputError as error:
-        config.text.vocab_size = _WORDS
-        logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
-
-
 def _usual_bucket(config: Config, devices: int) -> Bucket:
     """What most training batches need, or COCO's without the data."""
     lengths, size = padded_lengths(config), config.batch_size
@@ -121,8 +115,9 @@ def _usual_bucket(config: Config, devices: int) -> Bucket:
         packed = packed_size(_MEAN_TOKENS * size, size, usual) if pack else None
         return usual, packed
     steps = range(min(_SAMPLED_STEPS, sampler.steps_per_epoch))
-    needed = [rows.bucket_of(sampler.batch(sampler.position(step))) for step in steps]
-    length, packed = collections.Counter(needed).most_common(1)[0][0]
+    batches = (sampler.batch(sampler.position(step)) for step in steps)
+    needed = Counter(rows.bucket_of(batch) for batch in batches)
+    ((length, packed), _) = needed.most_common(1)[0]
     logging.info("most training batches have captions of up to %d tokens", length)
     return length, packed
 
@@ -130,24 +125,21 @@ def _usual_bucket(config: Config, devices: int) -> Bucket:
 def _programs(
     config: Config, place: Topology, usual: Bucket, every: bool
 ) -> Iterator[tuple[str, Callable[[], Lowered]]]:
-    """(name, how to lower it) of what a run of the config runs."""
+    """(name, how to lower it) of what a run of the config executes."""
     mesh = make_mesh(config, place.devices)
     check_training_batch(config, mesh)
     schedule = Schedule.from_config(config, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH + 1)
     plan = make_plan(config, mesh, schedule)
-    step, optimizer = jit_step(plan), plan.optimizer
-    model = plan.abstract.model
-    towers = jit_towers(plan.graphdef, model, mesh)
+    step, optimizer, model = jit_step(plan), plan.optimizer, plan.abstract.model
     hidden = config.text.hidden if config.text.cache_features else None
 
     opened = [optimizer.open_groups(epoch) for epoch in range(config.num_epochs)]
     groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
-    # Padded, where packed ones of that length are not the usual ones: the dearest.
-    others: list[Bucket] = [(length, None) for length in padded_lengths(config)]
-    # What would help may not pack: microbatches do not.
-    if not use_packing(config, mesh.size):
+    if not use_packing(config, mesh.size):  # microbatches, for one, rule it out
         usual = usual[0], None
-    buckets = others if every else [usual]
+    # Of each length the padded batch, which costs the most.
+    padded: list[Bucket] = [(length, None) for length in padded_lengths(config)]
+    buckets = padded if every else [usual]
 
     pairs = pair_shapes(config.image, config.batch_size)
     for open_groups, (length, packed) in itertools.product(groups, buckets):
@@ -155,15 +147,18 @@ def _programs(
         if len(groups) > 1:
             name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
         shapes = pairs | caption_shapes(config.batch_size, length, hidden, packed)
-        yield name, functools.partial(lower_step, step, plan, shapes, open_groups)
+        yield name, partial(lower_step, step, plan, shapes, open_groups)
+
+    towers = jit_towers(plan.graphdef, model, mesh)
     images, captions = batch_sizes(config, mesh.size)
-    encoded = {"encode_images": image_shapes(config.image, images)}
+    shapes = image_shapes(config.image, images)
+    tower = towers["encode_images"]
+    yield "encode_images", partial(lower_tower, tower, mesh, model, shapes)
+    tower = towers["encode_captions"]
     for length, _ in buckets:
         shapes = caption_shapes(captions, length, hidden)
-        encoded[f"encode_captions, {length} tokens"] = shapes
-    for name, shapes in encoded.items():
-        tower = towers[name.partition(",")[0]]
-        yield name, functools.partial(lower_tower, tower, mesh, model, shapes)
+        lower = partial(lower_tower, tower, mesh, model, shapes)
+        yield f"encode_captions, {length} tokens", lower
 
 
 def _compiled(
@@ -180,12 +175,28 @@ def _compiled(
         if needed is None:
             raise
         return {"name": name, "fits": False, "peak_bytes": needed}
-    seconds = {
-        "trace_s": round(traced - start, 1),
-        "compile_s": round(time.perf_counter() - traced, 1),
-    }
+    compile_s = time.perf_counter() - traced
     program = read_program(compiled)
-    return {"name": name, **seconds, **_figures(program, place)}
+    result = {
+        "name": name,
+        "trace_s": round(traced - start, 1),
+        "compile_s": round(compile_s, 1),
+        "fits": program.peak_bytes <= place.memory,
+        **dataclasses.asdict(program),
+    }
+    cycles_by_line = result.pop("cycles_by_line")
+    if place.chip and cycles_by_line:
+        cycles = sum(cycles_by_line.values())
+        sending = sum(program.sent_bytes.values()) / place.chip.links
+        seconds = cycles / place.chip.clock + sending
+        result["estimate"] = {
+            "cycles": cycles,
+            "cycles_by_line": cycles_by_line,
+            "step_s": seconds,
+            "of_it_sending_s": sending,
+            "utilisation": program.flops / (seconds * place.chip.flops),
+        }
+    return result
 
 
 def _exhausted(error: Exception) -> float | None:
@@ -197,32 +208,6 @@ def _exhausted(error: Exception) -> float | None:
     return float(used[1]) * 2.0 ** (10 * ("KMGT".index(used[2]) + 1))
 
 
-def _figures(program: Program, place: Topology) -> dict[str, Any]:
-    largest_first = sorted(program.collectives, key=lambda c: -c.times * c.sent)
-    lines = sorted(program.cycles.items(), key=lambda item: -item[1])
-    figures: dict[str, Any] = {
-        "fits": program.peak <= place.memory,
-        "arguments_bytes": program.arguments,
-        "temporaries_bytes": program.temporaries,
-        "peak_bytes": program.peak,
-        "flops": program.flops,
-        "sent_bytes": program.sent(),
-        "collectives": [dataclasses.asdict(c) for c in largest_first],
-    }
-    if place.chip and lines:
-        cycles = sum(program.cycles.values())
-        sent = sum(program.sent().values())
-        step = cycles / place.chip.clock + sent / place.chip.links
-        figures["estimate"] = {
-            "cycles": cycles,
-            "cycles_by_line": dict(lines),
-            "step_s": step,
-            "of_it_sending_s": sent / place.chip.links,
-            "utilisation": program.flops / (step * place.chip.flops),
-        }
-    return figures
-
-
 def _lines(result: dict[str, Any], place: Topology) -> Iterator[str]:
     """A program's part of the table."""
     share = f"{result['peak_bytes'] / place.memory:.0%} of a device's memory"
@@ -231,7 +216,8 @@ def _lines(result: dict[str, Any], place: Topology) -> Iterator[str]:
         yield f"  needs       {_size(result['peak_bytes'])}, {share}"
         return
     yield f"  compiled    in {result['compile_s']} s, traced in {result['trace_s']} s"
-    sizes = (f"{part} {_size(result[f'{part}_bytes'])}" for part in _MEMORY)
+    parts = ("arguments", "temporaries", "peak")
+    sizes = (f"{part} {_size(result[f'{part}_bytes'])}" for part in parts)
     yield f"  memory      {', '.join(sizes)}: {share}"
     yield f"  FLOP        {result['flops']:.3g} a device"
     for kind, sent in result["sent_bytes"].items():
@@ -257,30 +243,23 @@ def _what_would_help(
 ) -> str:
     """The error's line: what does not fit, and the nearest setting that does, tried."""
     worst = max(results, key=lambda result: result["peak_bytes"])
-    problem = (
-        f"{worst['name']} needs {_size(worst['peak_bytes'])} of a device's "
-        f"{_size(place.memory)}"
-    )
-    least, encoder = worst["peak_bytes"], worst["name"].startswith("encode")
-    devices = len(place.devices)
-    if encoder:
-        changes = _smaller_batches(worst["name"], config, devices)
-    else:
-        changes = _easier(config, devices)
-    for change in changes:
+    name, least = worst["name"], worst["peak_bytes"]
+    problem = f"{name} needs {_size(least)} of a device's {_size(place.memory)}"
+    for change in _changes(config, len(place.devices), name):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(change)
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)
-            lower = dict(_programs(changed, place, usual, every))[worst["name"]]
-            result = _compiled(worst["name"], lower, place)
+            lower = dict(_programs(changed, place, usual, every))[name]
+            result = _compiled(name, lower, place)
         except InputError:
             continue
         logging.info("tried %s: %s", flags, _size(result["peak_bytes"]))
         least = min(least, result["peak_bytes"])
         if result["fits"]:
             return f"{problem}; {flags} needs {_size(result['peak_bytes'])}"
+    encoder = name.startswith("encode")
     tried = "eval.batch_size" if encoder else "fsdp, remat and microbatches"
     return (
         f"{problem}; no setting of {tried} fits, the least needs {_size(least)}: take "
@@ -288,28 +267,26 @@ def _what_would_help(
     )
 
 
-def _smaller_batches(
-    name: str, config: Config, devices: int
-) -> Iterator[dict[str, Any]]:
-    """Of an encoder in evaluation, down to one picture or caption a device."""
-    images, captions = batch_sizes(config, devices)
-    parts = (images if name == "encode_images" else captions) // devices
-    while parts := parts // 2:
-        yield {"eval.batch_size": parts * devices}
+def _changes(config: Config, devices: int, program: str) -> Iterator[dict[str, Any]]:
+    """Settings with which a program needs less memory, the least costly in time first.
 
-
-def _easier(config: Config, devices: int) -> Iterator[dict[str, Any]]:
-    """What makes a step need less memory, from the cheapest in time to the dearest."""
-    whole = devices > 1 and config.mesh.fsdp != devices
-    shard = {"mesh.data": 1, "mesh.fsdp": devices} if whole else {}
-    if shard:
+    An encoder's batch is halved down to one image or caption a device.
+    """
+    if program.startswith("encode"):
+        images, captions = batch_sizes(config, devices)
+        each = (images if program == "encode_images" else captions) // devices
+        while each := each // 2:
+            yield {"eval.batch_size": each * devices}
+        return
+    shard: dict[str, Any] = {}
+    if devices > 1 and config.mesh.fsdp != devices:
+        shard = {"mesh.data": 1, "mesh.fsdp": devices}
         yield shard
-    both = shard | {"remat": True}
     if not config.remat:
         yield {"remat": True}
         if shard:
-            yield both
-    parts = 2 * config.microbatches
-    while config.batch_size % (devices * parts) == 0:
-        yield both | {"microbatches": parts}
-        parts *= 2
+            yield shard | {"remat": True}
+    microbatches = 2 * config.microbatches
+    while config.batch_size % (devices * microbatches) == 0:
+        yield shard | {"remat": True, "microbatches": microbatches}
+        microbatches *= 2

@@ -71,7 +71,7 @@ def find(name: str | None) -> Topology:
     """
     kind, _, shape = (name or "here").partition(":")
     known = f"{', '.join(CHIPS)} (as v5e:2x4, v4:2x2x2) and cpu (as cpu:8)"
-    if kind in CHIPS:
+    if name is not None and kind in CHIPS:
         _show_libtpu()
         # The two cores of a v4 work as one device, as JAX runs it (and a v5p always).
         options = {"chip_config_name": "megacore"} if kind == "v4" else {}
@@ -82,7 +82,7 @@ def find(name: str | None) -> Topology:
                 f"--topology={name}: not a shape that libtpu knows "
                 f"({str(error).splitlines()[0]}); it knows {known}"
             ) from error
-        return Topology(str(name), list(found.devices), CHIPS[kind].memory, CHIPS[kind])
+        return Topology(name, list(found.devices), CHIPS[kind].memory, CHIPS[kind])
     if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(shape))
