@@ -59,6 +59,17 @@ def test_a_bug_of_process_0_keeps_its_type(other):
         on_process_zero(lambda: 1 / 0)
 
 
+def test_an_interrupted_process_0_leaves_nobody_waiting(other, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    said = []
+    monkeypatch.setattr(multihost, "_gather", lambda text: said.append(text) or said)
+    with pytest.raises(KeyboardInterrupt):
+        on_process_zero(interrupt)
+    assert json.loads(said[0]) == {"error": "KeyboardInterrupt()"}
+
+
 def test_alone_nothing_is_asked():
     assert_equal_across_hosts("config", {"anything": object()})
     assert on_process_zero(lambda: object) is object

@@ -1,8 +1,8 @@
-"""Several processes: they find each other and end together.
+"""Several processes of a run: they connect, and end together.
 
-A computation over all devices waits for every process, so one that is missing or dies
-would leave the others waiting: each of these ends in one line on stderr. Where JAX's
-own service aborts a process, JAX's message stands instead.
+A computation over all devices waits for every process, so a process that is missing or
+dies would leave the others waiting. Each of them ends with one line on stderr instead,
+or with JAX's own message if its service aborts them first.
 """
 
 import contextlib
@@ -43,19 +43,38 @@ def connect(
     Raises:
         InputError: arguments that do not fit, or the others cannot be reached.
     """
-    given = (coordinator, process_id, num_processes)
-    if num_processes == 1 or (given == (None, None, None) and not started_by_cluster()):
+    if num_processes == 1:
         return
-    if given != (None, None, None):
-        _check_arguments(*given)
-    seconds = _timeout()
+    if coordinator is None and process_id is None and num_processes is None:
+        if not started_by_cluster():
+            return
+    elif coordinator is None or process_id is None or num_processes is None:
+        raise InputError(
+            "--coordinator, --process_id, --num_processes: give all three, or none "
+            "where SLURM, Kubernetes or a TPU pod starts the processes"
+        )
+    else:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise InputError(f"--coordinator={coordinator}: not HOST:PORT")
+        if not 0 <= process_id < num_processes:
+            raise InputError(
+                f"--process_id={process_id}: not in 0 … {num_processes - 1}"
+            )
+    given = os.environ.get("VSE_JAX_TIMEOUT") or "0"
+    if not given.isdecimal():
+        raise InputError(f"VSE_JAX_TIMEOUT={given}: not a number of seconds")
+    seconds = int(given)
     wait = seconds or _CONNECT_S
     where = coordinator or "cluster"
-    late = f"{where}: the {num_processes or ''} processes of this run did not all come "
-    # Where nothing checks for SIGTERM it has to end the process, as it does by itself.
+    # JAX's service would take SIGTERM from a process that never polls for it.
     jax.config.update("jax_enable_preemption_service", preemption.is_listening())
-    # JAX aborts the process when its time is over, so ours is over earlier.
-    with _deadline(wait, f"error: {late}together within {wait} s"):
+    line = (
+        f"error: {where}: the {num_processes or ''} processes of this run did not all "
+        f"come together within {wait} s"
+    )
+    # JAX aborts the process when its own time is over, so ours is shorter.
+    with _deadline(wait, line):
         try:
             jax.distributed.initialize(
                 coordinator_address=coordinator,
@@ -73,10 +92,11 @@ def connect(
 
 
 def started_by_cluster() -> bool:
-    """Whether a cluster started this process as one of several, or as a TPU's.
+    """Whether a cluster started this process as one of several, or as a TPU host's.
 
-    JAX finds out who the others are; this only says whether to ask it. (A single TPU
-    host may be asked as well: it is then a run of one process.)
+    JAX finds the others; this says whether to ask it. JAX's own test
+    (`ClusterEnv.is_env_present`) is private, takes a job of one task or a lone pod for
+    a cluster, and asks Google's metadata server.
     """
     environment = os.environ
     if "SLURM_STEP_NODELIST" in environment:  # a task of srun
@@ -84,32 +104,11 @@ def started_by_cluster() -> bool:
     if "OMPI_COMM_WORLD_SIZE" in environment:
         return int(environment["OMPI_COMM_WORLD_SIZE"]) > 1
     if "KUBERNETES_SERVICE_HOST" in environment:
-        # A pod without an index is on its own and may not ask the cluster.
+        # A pod without an index is alone and may not ask the cluster.
         indexed = "JOB_COMPLETION_INDEX" in environment
         return indexed and importlib.util.find_spec("kubernetes") is not None
     on_tpu = os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
     return on_tpu and importlib.util.find_spec("libtpu") is not None
-
-
-def _timeout() -> int:
-    """Seconds of VSE_JAX_TIMEOUT; 0 where it is not set."""
-    given = os.environ.get("VSE_JAX_TIMEOUT") or "0"
-    if not given.isdecimal():
-        raise InputError(f"VSE_JAX_TIMEOUT={given}: not a number of seconds")
-    return int(given)
-
-
-def _check_arguments(coordinator, process_id, num_processes) -> None:
-    if None in (coordinator, process_id, num_processes):
-        raise InputError(
-            "--coordinator, --process_id, --num_processes: give all three, or none "
-            "where SLURM, Kubernetes or a TPU pod starts the processes"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(f"--coordinator={coordinator}: not HOST:PORT")
-    if not 0 <= process_id < num_processes:
-        raise InputError(f"--process_id={process_id}: not in 0 … {num_processes - 1}")
 
 
 @contextlib.contextmanager
@@ -137,9 +136,9 @@ def _print_error(line: str) -> None:
 
 @contextlib.contextmanager
 def ends_together() -> Iterator[None]:
-    """Ends a failed process at once, so that the others can notice.
+    """Ends a failed process at once, so that the others notice.
 
-    A normal end waits for all processes; after a failure they would never come.
+    A normal exit waits for all processes, which would never come after a failure.
     """
     try:
         yield
@@ -147,14 +146,14 @@ def ends_together() -> Iterator[None]:
         if not jax.distributed.is_initialized():
             raise
         if isinstance(error, SystemExit) and error.code != 1:
-            raise  # preempted: all processes leave
+            raise  # preempted, as all processes are
         if is_peer_failure(error):
             _print_error(_LOST)
         elif not isinstance(error, SystemExit):  # which has printed its line
             traceback.print_exc()
         if jax.process_index() == 0:
-            # The others may be failing as well: process 0 runs JAX's service, and as
-            # soon as that is gone JAX aborts them, before they have said why.
+            # The others may be failing as well. Process 0 runs JAX's service; without
+            # it JAX aborts them before they can say why.
             time.sleep(_LEAVE_S)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -162,9 +161,9 @@ def ends_together() -> Iterator[None]:
 
 
 def is_peer_failure(error: BaseException | None) -> bool:
-    """Whether this, or what led to it, was raised because another process is gone.
+    """Whether this error, or one that led to it, says that another process is gone.
 
-    JAX has no type of its own for that: the transports say it in words.
+    JAX has no exception type for it; the message names the transport.
     """
     signs = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination")
     while error is not None and jax.process_count() > 1:
@@ -175,12 +174,3 @@ def is_peer_failure(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def check_alone(what: str) -> None:
-    """Raises InputError if `what`, which is work for one process, was given several."""
-    if jax.process_count() > 1:
-        raise InputError(
-            f"{what} is for one process, not {jax.process_count()}; --num_processes=1 "
-            "where a cluster starts several"
-        )

@@ -1,4 +1,4 @@
-"""Programs compiled ahead of their first use, side by side, a line for each."""
+"""Programs compiled in threads, ahead of their first use."""
 
 import threading
 import time
@@ -12,15 +12,15 @@ _THREADS = 4
 
 
 class CompileCache:
-    """Compiled programs by key; each is made once, in a thread.
-
-    XLA compiles them side by side. They are traced one after the other, since threads
-    share the interpreter: the first one is ready sooner.
+    """Compiled programs by key; each is compiled once, in a thread, and logged.
 
     with CompileCache() as programs:
         programs.start("encode_images", key, lower)
         ...
         programs.get("encode_images", key, lower)(arguments)
+
+    XLA compiles in parallel. Tracing holds the interpreter, so programs are traced one
+    by one: the first is ready sooner.
     """
 
     def __init__(self):
@@ -35,12 +35,12 @@ class CompileCache:
         self._threads.shutdown(cancel_futures=True)
 
     def start(self, name: str, key: Hashable, lower: Callable[[], Lowered]) -> None:
-        """Begins to compile what `lower()` returns, unless the key's was begun."""
+        """Starts to compile what `lower()` returns, unless the key is known."""
         if key not in self._made:
             self._made[key] = self._threads.submit(self._compile, name, lower)
 
     def get(self, name: str, key: Hashable, lower: Callable[[], Lowered]) -> Compiled:
-        """The key's program; waits until it is compiled."""
+        """The key's program, as soon as it is compiled."""
         self.start(name, key, lower)
         return self._made[key].result()
 
@@ -50,8 +50,8 @@ class CompileCache:
             lowered = lower()
             traced = time.perf_counter()
         compiled = lowered.compile()
+        seconds = time.perf_counter() - traced
         logging.info(
-            "compiled %s in %.1f s, traced in %.1f s",
-            *(name, time.perf_counter() - traced, traced - start),
+            "compiled %s in %.1f s, traced in %.1f s", name, seconds, traced - start
         )
         return compiled

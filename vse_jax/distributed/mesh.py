@@ -52,10 +52,11 @@ def on_one_device(config: Config) -> tuple[Config, Mesh]:
 
 
 def check_training_batch(config: Config, mesh: Mesh) -> None:
-    """Raises InputError unless every device gets an equal share of each microbatch.
+    """Checks that the devices share each microbatch equally, and that pairs have
+    negatives: the batch's other pairs, on any device. Your own loss may need none.
 
-    And unless a pair has negatives: they are the batch's other pairs, on whatever
-    device and in whatever microbatch. A loss of your own may need none.
+    Raises:
+        InputError: a check fails.
     """
     if config.batch_size == 1 and config.loss.name in LOSSES:
         raise InputError(
@@ -79,40 +80,40 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def gathered_sharding(mesh: Mesh) -> NamedSharding | None:
-    """Of a parameter that a computation uses; None: one device needs none."""
+    """Of a parameter in use; None on one device, which needs no all-gather."""
     return replicated(mesh) if mesh.size > 1 else None
 
 
 def fsdp_sharding(mesh: Mesh) -> Callable | None:
-    """`state_sharding` of parameters; None: every device has all of each."""
+    """`state_sharding` of parameters; None where they are replicated."""
     return functools.partial(state_sharding, mesh) if mesh.shape["fsdp"] > 1 else None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first dimension over all devices: fsdp splits the batch as well."""
+    """The first dimension over all devices: fsdp shards the batch as well."""
     return NamedSharding(mesh, P(AXES))
 
 
 def state_sharding(mesh: Mesh, tree):
-    """Sharding of parameters: the largest dimension that fsdp divides is split.
+    """Sharding of parameters, over the largest dimension that fsdp divides.
 
     A rule by shape needs no annotation in the models.
     """
-    return jax.tree.map(lambda leaf: _split(mesh, leaf, ("fsdp",)), tree)
+    return jax.tree.map(lambda leaf: _shard(mesh, leaf, ("fsdp",)), tree)
 
 
 def update_sharding(mesh: Mesh, tree):
     """Sharding of gradients and the optimizer's moments: over all devices.
 
-    Each device updates its shard of a parameter only, also where every device holds all
-    of it (Xu et al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
+    Each device updates only its shard of a parameter, even of a replicated one (Xu et
+    al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
     Data-Parallel Training"; ZeRO's stage 1).
     """
-    return jax.tree.map(lambda leaf: _split(mesh, leaf, AXES, ("fsdp",)), tree)
+    return jax.tree.map(lambda leaf: _shard(mesh, leaf, AXES, ("fsdp",)), tree)
 
 
-def _split(mesh: Mesh, leaf, *choices: tuple[str, ...]) -> NamedSharding:
-    """Over the first of these sets of axes that divides one of its dimensions."""
+def _shard(mesh: Mesh, leaf, *choices: tuple[str, ...]) -> NamedSharding:
+    """Sharding over the first of these sets of axes that divides a dimension."""
     for axes in choices:
         n = math.prod(mesh.shape[axis] for axis in axes)
         if n > 1 and leaf.size >= _SHARD_FROM:
@@ -123,7 +124,7 @@ def _split(mesh: Mesh, leaf, *choices: tuple[str, ...]) -> NamedSharding:
 
 
 def with_sharding(abstract, shardings):
-    """Shapes of a tree, each with its sharding."""
+    """The shapes of a tree with their shardings."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,
@@ -144,7 +145,7 @@ def sharded_for_update(mesh: Mesh, tree):
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
-    """This process's share of a batch → global arrays."""
+    """This process's share of a batch [b / processes, …] → global arrays [b, …]."""
     with jax.transfer_guard("allow"):  # of several devices JAX calls it implicit
         return {
             name: jax.make_array_from_process_local_data(sharding, array)
@@ -153,7 +154,7 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):
 
 
 def put_sharded(tree, like):
-    """Arrays that every process has all of → global arrays, sharded as `like` is."""
+    """Arrays that every process holds in full → global arrays, sharded as `like`."""
     return jax.tree.map(
         lambda x, y: jax.make_array_from_callback(x.shape, y.sharding, x.__getitem__),
         tree,

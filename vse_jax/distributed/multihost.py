@@ -1,4 +1,4 @@
-"""Several processes agree: on what they read, and on what one of them did."""
+"""Agreement between processes: on what each has read, and on what process 0 did."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -30,10 +30,10 @@ def assert_equal_across_hosts(what: str, facts: Mapping[str, object]) -> None:
 
 
 def on_process_zero(work: Callable[[], Any]) -> Any:
-    """Does `work` in process 0 alone; all processes get its JSON-able result.
+    """Runs `work` in process 0 alone; returns its JSON-able result on all processes.
 
-    Ranking and drawing are such work: one computer does it as well as many, and all
-    learn at once when it fails.
+    For work that is not worth distributing, as ranking and drawing are: all processes
+    learn together that it is done or has failed.
 
     Raises:
         InputError: on every process, where `work` raised it in process 0.
@@ -45,7 +45,7 @@ def on_process_zero(work: Callable[[], Any]) -> Any:
     if jax.process_index() == 0:
         try:
             outcome = {"result": work()}
-        except Exception as error:
+        except BaseException as error:  # or the others would wait for ever
             failure = error
             line = str(error) if isinstance(error, InputError) else repr(error)
             outcome = {"error": " ".join(line.split())}

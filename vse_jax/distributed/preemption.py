@@ -1,4 +1,4 @@
-"""SIGTERM: all processes stop at the same moment, save, and exit with code 75."""
+"""SIGTERM: all processes stop at the same step, save, and exit with code 75."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
 
 
 class Preempted(SystemExit):
-    """SIGTERM came; unless it is caught, the program ends with `EXIT_CODE`."""
+    """SIGTERM arrived; uncaught, it ends the program with `EXIT_CODE`."""
 
     def __init__(self):
         super().__init__(EXIT_CODE)
@@ -15,49 +15,45 @@ class Preempted(SystemExit):
 
 class _State:
     listening = False
-    noticed = False  # this process got the signal
-    checks = 0  # made so far, the same number in all processes
+    noticed = False  # this process received the signal
+    checks = 0  # calls so far, equally many in all processes
 
 
 def listen() -> None:
-    """From here on SIGTERM only takes note; the first `check` after it acts."""
-
-    def note(*_) -> None:
-        _State.noticed = True
-
-    signal.signal(signal.SIGTERM, note)
+    """From here on SIGTERM only sets a flag; the next `check` acts on it."""
+    signal.signal(signal.SIGTERM, lambda *_: setattr(_State, "noticed", True))
     _State.listening = True
 
 
 def is_listening() -> bool:
-    """Whether `listen` was called: SIGTERM ends this process at a `check` only."""
+    """Whether SIGTERM ends this process at a `check` only."""
     return _State.listening
 
 
 def connected() -> None:
-    """Call it when the processes of a run have found each other.
+    """Call it when the processes of a run are connected.
 
-    Of a run that a cluster started, JAX's service listens to SIGTERM from then on, and
-    tells the others of it. What came before is sent to it again.
+    JAX's service has then replaced our handler, and tells the other processes of a
+    SIGTERM. One that arrived earlier is sent again.
     """
     if _State.noticed:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check() -> None:
-    """Raises `Preempted` once SIGTERM has come, on all processes at the same call.
+    """Raises `Preempted` after SIGTERM, on all processes at the same call.
 
-    All processes have to call this at the same places of their work: JAX's service
-    counts the calls and has them act at one that none of them has reached yet.
+    All processes call this at the same points of their work: JAX's service counts the
+    calls and picks one that no process has reached yet.
     """
     if not _State.listening:
         return
-    # Not above: `listen` is wanted before the seconds that importing jax takes.
+    # Imported here: `listen` runs before the seconds that importing jax takes.
     import jax  # noqa: PLC0415
     from jax.experimental import multihost_utils  # noqa: PLC0415
 
     _State.checks += 1
-    # The service takes the signal from us, also in a run of one process.
+    # JAX replaces our handler, in a run of one process as well.
     if jax.distributed.is_initialized():
         reached = multihost_utils.reached_preemption_sync_point(_State.checks)
     else:

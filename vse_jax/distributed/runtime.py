@@ -1,4 +1,4 @@
-"""What every computation needs before it starts, and how it ends."""
+"""The frame of every computation: processes, lock, precision, compilation cache."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from vse_jax.base.errors import InputError
 from vse_jax.base.lock import only_writer
 from vse_jax.command_line import errors_on_one_line
 from vse_jax.config import Config, shared_fields
@@ -54,8 +55,12 @@ def started(
             lock()  # before it takes devices, which another run may have
         preemption.connected()
         configure(config)
-        if alone:
-            cluster.check_alone(f"--mode={mode} of config.task={config.task}")
+        if alone and jax.process_count() > 1:
+            raise InputError(
+                f"--mode={mode} of config.task={config.task} is for one process, not "
+                f"{jax.process_count()}; --num_processes=1 where a cluster starts "
+                "several"
+            )
         assert_equal_across_hosts("config", {"mode": mode} | shared_fields(config))
         if several:
             on_process_zero(lock)
