@@ -9,7 +9,6 @@ benchmarks/results/MACHINE.json; rows that were not measured stay there as they 
 
 import contextlib
 import importlib.metadata
-import json
 import sys
 import time
 from typing import Any
@@ -21,7 +20,6 @@ from benchmarks.others import Others
 from benchmarks.rows import PEAK, ROWS, Row
 from benchmarks.worker import Worker
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line
 
 _ROWS = flags.DEFINE_list("rows", [], "Parts of the rows' names; none: all but demo.")
@@ -94,9 +92,7 @@ def turn(name: str, worker: Worker) -> tuple[float, float]:
 
 def main(_) -> None:
     rows = chosen(_ROWS.value)
-    path = report.results_path()
-    results = report.read(path) if path.exists() else {"rows": {}}
-    results["machine"] = report.machine()
+    path, results = report.read_results("rows")
     results["versions"] = {p: importlib.metadata.version(p) for p in ("jax", "torch")}
     with contextlib.ExitStack() as stack:
         workers = {
@@ -111,8 +107,7 @@ def main(_) -> None:
                 peak = found["flops"] / fastest
             results["rows"][row.name] = found | {"peak_flops": peak}
             print(report.line(row, found, peak), flush=True)
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, f"{json.dumps(results, indent=1)}\n".encode())
+            report.write_results(path, results)
     print(f"\n{report.table(results)}")
 
 

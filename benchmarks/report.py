@@ -12,9 +12,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.rows import ROWS, Row
+from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line
 from vse_jax.figures import style
 
@@ -34,14 +36,20 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
-def results_path(what: str = "") -> Path:
-    """Of this machine; `what` ends the name of another kind of results."""
+def read_results(parts: str, suffix: str = "") -> tuple[Path, dict[str, Any]]:
+    """This machine's file of results, and what it holds; {parts: {}} if it is new.
+
+    `suffix` ends the file's name: another kind of results.
+    """
     name = re.sub("[^a-z0-9]+", "-", machine().lower()).strip("-")
-    return FOLDER / f"{name}{what}.json"
+    path = FOLDER / f"{name}{suffix}.json"
+    results = json.loads(path.read_text()) if path.exists() else {parts: {}}
+    return path, results | {"machine": machine()}
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, f"{json.dumps(results, indent=1)}\n".encode())
 
 
 def median(found: dict[str, Any]) -> float:
@@ -59,24 +67,18 @@ def line(row: Row, result: dict[str, Any], peak: float) -> str:
 
     `peak`: FLOP/s of a matrix product, which those of the row are compared with.
     """
-    ours, theirs = result["ours"], result.get("pytorch")
-    goal, relation = "", ""
+    sides = [result[side] for side in ("ours", "pytorch") if side in result]
+    times = [_cell(row, side) for side in sides]
+    relation = f"**{ratio(result):.2f}**" if len(sides) == 2 else ""
+    goal = flops = shares = ""
     if row.goal is not None:
         goal = f"≤ {row.goal:g} s" if row.ours_only else f"≥ {row.goal:g}"
-    if theirs is not None:
-        relation = f"**{ratio(result):.2f}**"
-    flops, shares = "", ""
     if "flops" in result:
         flops = f"{result['flops'] / 1e9:,.0f} G"
-        shares = ", ".join(
-            f"{result['flops'] / median(side) / peak:.0%}"
-            for side in (ours, theirs)
-            if side is not None
-        )
-    cells = (
-        *(row.name, _cell(row, ours), _cell(row, theirs) if theirs else ""),
-        *(relation, goal, flops, shares),
-    )
+        parts = (result["flops"] / median(side) / peak for side in sides)
+        shares = ", ".join(f"{part:.0%}" for part in parts)
+    theirs = times[1] if len(sides) == 2 else ""
+    cells = [row.name, times[0], theirs, relation, goal, flops, shares]
     return f"| {' | '.join(cells)} |"
 
 
@@ -89,20 +91,21 @@ def _cell(row: Row, side: dict[str, Any]) -> str:
         middle = row.items / middle / cores
         return f"{middle:.0f} pictures/s a core ({rates[0]:.0f}–{rates[-1]:.0f})"
     unit, factor = ("s", 1.0) if middle >= 1 else ("ms", 1e3)
-    low, high = factor * min(side["times"]), factor * max(side["times"])
-    text = f"{_three(factor * middle)} {unit} ({_three(low)}–{_three(high)})"
+    values = [factor * t for t in (middle, min(side["times"]), max(side["times"]))]
+    # At least three digits: 4.21, 42.1, 421.
+    texts = [f"{v:.{0 if v >= 100 else 1 if v >= 10 else 2}f}" for v in values]
+    text = f"{texts[0]} {unit} ({texts[1]}–{texts[2]})"
     return text + (", compiled" if side.get("variant") == "compiled" else "")
-
-
-def _three(value: float) -> str:
-    """At least three digits: 4.21, 42.1, 421."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def table(results: dict[str, Any]) -> str:
     """All rows that were measured, in Markdown; each has its own day's peak."""
-    rows = ((row, results["rows"].get(row.name)) for row in ROWS)
-    lines = (line(row, found, found["peak_flops"]) for row, found in rows if found)
+    measured = results["rows"]
+    lines = [
+        line(row, measured[row.name], measured[row.name]["peak_flops"])
+        for row in ROWS
+        if row.name in measured
+    ]
     versions = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
     return "\n".join([f"{results['machine']} ({versions})", "", _HEADER, *lines])
 
@@ -120,27 +123,15 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     axes = figure.subplots()
     style.tidy(axes)
     axes.grid(axis="y", visible=False)
-    places = range(len(rows))
-    colours = [
-        style.BLUE if value >= goal else style.ORANGE
-        for value, goal in zip(ratios, goals, strict=True)
-    ]
-    lengths = [value - 1 for value in ratios]
-    axes.barh(places, lengths, left=1, color=colours, height=0.6)
-    for place, goal, value in zip(places, goals, ratios, strict=True):
-        axes.plot(
-            [goal] * 2, [place - 0.42, place + 0.42], color=style.INK, linewidth=2
-        )
-        axes.annotate(
-            f"{value:.2f}",
-            (max(value, goal, 1), place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=style.INK,
-        )
+    y = np.arange(len(rows))
+    reached = np.greater_equal(ratios, goals)
+    colors = np.where(reached, style.BLUE, style.ORANGE)
+    axes.barh(y, np.subtract(ratios, 1), left=1, color=colors, height=0.6)
+    for place, value, goal in zip(y, ratios, goals, strict=True):
+        axes.text(1.06 * max(value, goal, 1), place, f"{value:.2f}", va="center")
+    axes.vlines(goals, y - 0.42, y + 0.42, color=style.INK, linewidth=2)
     axes.axvline(1, color=style.GREY, linewidth=1)
-    axes.set_yticks(places, [row.name for row in rows])
+    axes.set_yticks(y, [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
@@ -152,7 +143,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 
 
 def main() -> None:
-    results = read(results_path())
+    _, results = read_results("rows")
     print(table(results))
     draw(results, IMAGES)
 

@@ -8,7 +8,6 @@ keeps the times in benchmarks/results/MACHINE-scaling.json; curves that were not
 measured stay there as they are.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks import inputs, our_rows, report
 from benchmarks.rows import Ready, repeated
 from vse_jax.base.errors import check_choice
-from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.figures import style
@@ -125,6 +124,11 @@ class Law(NamedTuple):
     def seconds(self, sizes: np.ndarray) -> np.ndarray:
         return self.fixed + self.factor * sizes**self.exponent
 
+    def __str__(self) -> str:
+        """'0.33 s + 0.05 s · n^0.97'; without a fixed cost below a millisecond."""
+        fixed = f"{self.fixed:.2g} s + " if self.fixed >= 1e-3 else ""
+        return f"{fixed}{self.factor:.2g} s · n^{self.exponent:.2f}"
+
 
 def fit(sizes: np.ndarray, seconds: np.ndarray) -> Law:
     """The law with the least squares of relative errors.
@@ -150,16 +154,9 @@ def table(curves: dict[str, Any]) -> str:
         sizes = ", ".join(f"{size:,}" for size in found["sizes"])
         seconds = ", ".join(f"{time:.3g}" for time in found["seconds"])
         lines.append(
-            f"| {curve.title} | {curve.unit}: {sizes} | {seconds} "
-            f"| {_written(_fitted(found))} |"
+            f"| {curve.title} | {curve.unit}: {sizes} | {seconds} | {_fitted(found)} |"
         )
     return "\n".join(lines)
-
-
-def _written(law: Law) -> str:
-    """'0.33 s + 0.05 s · n^0.97'; a fixed cost below a millisecond is left out."""
-    fixed = f"{law.fixed:.2g} s + " if law.fixed >= 1e-3 else ""
-    return f"{fixed}{law.factor:.2g} s · n^{law.exponent:.2f}"
 
 
 def draw(results: dict[str, Any]) -> None:
@@ -174,15 +171,13 @@ def draw(results: dict[str, Any]) -> None:
         curve, law = CURVES[name], _fitted(found)
         sizes = np.geomspace(found["sizes"][0], found["sizes"][-1])
         style.tidy(axes)
-        axes.loglog(sizes, law.seconds(sizes), color=style.ORANGE, label=_written(law))
+        axes.loglog(sizes, law.seconds(sizes), color=style.ORANGE, label=str(law))
         axes.loglog(found["sizes"], found["seconds"], "o", color=style.BLUE)
         axes.set_xticks(found["sizes"], [f"{size:,}" for size in found["sizes"]])
         low, high = min(found["seconds"]), max(found["seconds"])
-        steps = (1, 2, 5) if high < 50 * low else (1,)
-        ticks = [n * 10.0**e for e in range(-4, 4) for n in steps]
-        axes.set_ylim(0.7 * low, 1.8 * high)
-        shown = [tick for tick in ticks if 0.7 * low <= tick <= 1.8 * high]
-        axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+        axes.set_ylim(0.7 * low, 1.8 * high)  # wide enough for a tick
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_xlabel(curve.unit)
         axes.set_ylabel("seconds")
@@ -195,15 +190,13 @@ def draw(results: dict[str, Any]) -> None:
 def main(_) -> None:
     for name in _CURVES.value:
         check_choice("--curves", name, tuple(CURVES))
-    path = report.results_path("-scaling")
-    results = report.read(path) if path.exists() else {"curves": {}}
-    results["machine"] = report.machine()
+    path, results = report.read_results("curves", "-scaling")
     our_rows.prepare()
     for name in _CURVES.value:
         results["curves"][name] = measure(CURVES[name])
-        ordered = {n: results["curves"][n] for n in CURVES if n in results["curves"]}
-        results["curves"] = ordered
-        write_atomically(path, f"{json.dumps(results, indent=1)}\n".encode())
+        curves = results["curves"]
+        results["curves"] = {name: curves[name] for name in CURVES if name in curves}
+        report.write_results(path, results)
     print(table(results["curves"]))
     draw(results)
 

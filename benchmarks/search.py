@@ -13,7 +13,6 @@ noisy. Only approximate search minds what they are.
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from absl import app, flags
 
 from benchmarks import report
 from vse_jax.base.errors import check_choice
-from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line
 from vse_search.engine import ALL, Filters
 from vse_search.engines import make_engine
@@ -157,14 +155,14 @@ def measure(way: str, index: Path) -> dict[str, float]:
             start = time.perf_counter()
             found.append(search(query))
             times.append(1e3 * (time.perf_counter() - start))
-        memory = _resident()
+        memory = _resident_mb()
         share = 1.0 if way == "filtered" else _share(store, queries, found)
     ordered = sorted(times[WARM:])
     return {
         "p50_ms": statistics.median(ordered),
         "p99_ms": ordered[int(0.99 * len(ordered))],
         "ready_s": ready,
-        "resident_mb": memory / 1e6,
+        "resident_mb": memory,
         "found": share,
     }
 
@@ -176,12 +174,10 @@ def _share(store: Store, queries: np.ndarray, found: list[list[int]]) -> float:
     return sum(len(set(exact(q)) & set(rows)) for q, rows in pairs) / len(pairs) / TOP
 
 
-def _resident() -> int:
-    """Bytes of this process in memory, mapped files included."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"^VmRSS:\s*(\d+) kB$", status, re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+def _resident_mb() -> float:
+    """MB of this process in memory, mapped files included."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def apart(way: str, index: Path) -> dict[str, float]:
@@ -222,9 +218,7 @@ def main(_) -> None:
         return
     for way in _WAYS.value:
         check_choice("--ways", way, tuple(WAYS))
-    path = report.results_path("-search")
-    results = report.read(path) if path.exists() else {"counts": {}}
-    results["machine"] = report.machine()
+    path, results = report.read_results("counts", "-search")
     for count in _COUNTS.value:
         rows = results["counts"].setdefault(count, {})
         with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +227,7 @@ def main(_) -> None:
                 rows[way] = apart(way, Path(folder) / "index")
                 print(f"{int(count):,} {WAYS[way][0]}: {rows[way]}", flush=True)
         results["counts"][count] = {way: rows[way] for way in WAYS if way in rows}
-        write_atomically(path, f"{json.dumps(results, indent=1)}\n".encode())
+        report.write_results(path, results)
     print(table(results))
 
 
