@@ -89,7 +89,7 @@ def _cell(row: Row, side: dict[str, Any]) -> str:
         cores = len(os.sched_getaffinity(0))
         rates = sorted(row.items / seconds / cores for seconds in side["times"])
         middle = row.items / middle / cores
-        return f"{middle:.0f} pictures/s a core ({rates[0]:.0f}–{rates[-1]:.0f})"
+        return f"{middle:.0f} images/s a core ({rates[0]:.0f}–{rates[-1]:.0f})"
     unit, factor = ("s", 1.0) if middle >= 1 else ("ms", 1e3)
     values = [factor * t for t in (middle, min(side["times"]), max(side["times"]))]
     # At least three digits: 4.21, 42.1, 421.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Row:
     """goal: PyTorch's time over ours, at least; of a row that is only ours, seconds, at
-    most. items: pictures of which the table gives the number a second and core.
+    most. items: images of which the table gives the number a second and core.
     rounds: at most, where one takes a minute. asked: measured only when named.
     """
 
@@ -27,7 +27,7 @@ PEAK = "matrix product, 2048 × 2048 × 2048"
 GPO_SHAPES = ((128, 36, 1024), (128, 32, 1024), (32, 256, 1024))
 CAPTIONS = 32  # of the BERT rows
 CNN_BATCH, CNN_SIZE = 4, 256
-ENCODED = 20  # pictures, five captions each
+ENCODED = 20  # images, five captions each
 PIPELINE_BATCHES, PIPELINE_BATCH = 8, 32
 PIPELINE_SIZES = (256, 512)
 
@@ -40,15 +40,15 @@ def pipeline(size: int) -> str:
     return f"input pipeline, 640 × 480 JPEG to {size} px"
 
 
-CNN_FORWARD = f"ResNet-101 forward, {CNN_BATCH} pictures of {CNN_SIZE}²"
-CNN_BOTH = f"ResNet-101 forward + backward, {CNN_BATCH} pictures of {CNN_SIZE}²"
+CNN_FORWARD = f"ResNet-101 forward, {CNN_BATCH} images of {CNN_SIZE}²"
+CNN_BOTH = f"ResNet-101 forward + backward, {CNN_BATCH} images of {CNN_SIZE}²"
 BERT_FORWARD = f"BERT-base forward, {CAPTIONS} captions of 8–25 tokens"
 BERT_BOTH = f"BERT-base forward + backward, {CAPTIONS} captions of 8–25 tokens"
 REGION_STEP = "region training step, batch 128"
 GRID_STEP = "grid training step, batch 16, 256²"
 FIRST_STEP = "first grid step from a new process, nothing compiled"
 METRICS = "COCO 1K and 5K metrics (peer: argsort by rows)"
-ENCODE = f"encode {ENCODED} pictures of 256² + {5 * ENCODED} captions (peer: each × 5)"
+ENCODE = f"encode {ENCODED} images of 256² + {5 * ENCODED} captions (peer: each × 5)"
 DEMO = "the demo's training, 540 steps"
 
 ROWS = (

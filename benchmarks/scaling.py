@@ -1,7 +1,7 @@
 """How cost grows: step time against batch, set size and caption length; ranking's
-against the number of pictures.
+against the number of images.
 
-    python -m benchmarks.scaling [--curves=batch,pictures]
+    python -m benchmarks.scaling [--curves=batch,images]
 
 Prints every time with the exponent fitted to it, draws docs/images/scaling.png and
 keeps the times in benchmarks/results/MACHINE-scaling.json; curves that were not
@@ -28,7 +28,7 @@ _BATCH, _REGIONS, _TOKENS = 16, 36, 16  # of a step, where they are not what gro
 _POOLED = 128, 1024  # sets and dimensions of GPO by itself
 _VALUES = 64  # of an embedding: at 1,024 the matrix product would be nearly all
 _ROUNDS = 3
-_PANELS = 3  # in a line of the picture
+_PANELS = 3  # in a row of the figure
 
 
 def step(batch: int = _BATCH, regions: int = _REGIONS, tokens: int = _TOKENS) -> Ready:
@@ -47,9 +47,9 @@ def step(batch: int = _BATCH, regions: int = _REGIONS, tokens: int = _TOKENS) ->
     return Ready(repeated(run))
 
 
-def ranking(pictures: int) -> Ready:
-    """All metrics, five captions a picture."""
-    images, captions = inputs.embeddings(pictures, _VALUES)
+def ranking(count: int) -> Ready:
+    """All metrics, five captions an image."""
+    images, captions = inputs.embeddings(count, _VALUES)
     return Ready(repeated(lambda: retrieval_metrics(images, captions, 5)))
 
 
@@ -88,9 +88,9 @@ CURVES = {
         (8, 16, 32, 64, 128),
         lambda size: step(tokens=size),
     ),
-    "pictures": Curve(
-        f"metrics (five captions a picture, {_VALUES} values)",
-        "pictures",
+    "images": Curve(
+        f"metrics (five captions an image, {_VALUES} values)",
+        "images",
         (1_000, 3_000, 10_000, 30_000, 100_000),
         ranking,
     ),

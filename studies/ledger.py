@@ -75,7 +75,7 @@ class Ledger:
                 if result.changes != json.loads(json.dumps(changes)):
                     raise InputError(
                         f"{self.path}: {variant!r} was run with {result.changes}, not "
-                        f"with {changes}; delete its lines, or name the new one anew"
+                        f"with {changes}; delete its lines, or rename the new one"
                     )
                 return result
         return None

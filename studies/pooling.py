@@ -4,7 +4,7 @@
 
 trains the recipe of configs/openmoji_cells.py with every variant of variants.py. A
 finished run is a line of docs/pooling_study.jsonl and is not made again; from that file
-alone pooling_page.py writes docs/pooling_study.md and its pictures, after every run.
+alone pooling_page.py writes docs/pooling_study.md and its figures, after every run.
 The runs lie in runs/pooling/<variant>_seed<k>; one that was stopped goes on there.
 """
 

@@ -2,7 +2,7 @@
 
     python -m studies.pooling_page
 
-writes docs/pooling_study.md and its pictures for the runs that are there, be it one.
+writes docs/pooling_study.md and its figures for the runs that are there, be it one.
 """
 
 import statistics
@@ -17,8 +17,8 @@ from vse_jax.command_line import errors_on_one_line, set_up_logging
 
 LEDGER = Path("docs/pooling_study.jsonl")
 DOCUMENT = Path("docs/pooling_study.md")
-PICTURES = Path("docs/images")
-_STEPS_PER_EPOCH = 135  # five passes over 3,495 pictures, 128 a step
+FIGURES = Path("docs/images")
+_STEPS_PER_EPOCH = 135  # five passes over 3,495 images, 128 a step
 _LAST = 3  # epochs over which a curve has to be flat
 
 Runs = dict[str, list[Result]]  # variant → its runs, by seed
@@ -29,7 +29,7 @@ _HEAD = """\
     make study
 
 trains one recipe (`configs/openmoji_cells.py`) with every pooling and writes this page
-after each run; `python -m studies.pooling_page` writes it anew from the runs that
+after each run; `python -m studies.pooling_page` writes it again from the runs that
 [pooling_study.jsonl](pooling_study.jsonl) holds.
 
 The regime is the paper's: features of a frozen pretrained CNN as regions and the
@@ -38,32 +38,32 @@ the hardest, gradients clipped at 2, size augmentation 0.2). What is smaller her
 
 | | here | the paper, COCO |
 |---|---|---|
-| training pictures, five captions each | 3,495 (OpenMoji) | 113,287 |
-| a picture's set | 7 × 7 cells of EfficientNet-Lite0 | 36 detected regions |
+| training images, five captions each | 3,495 (OpenMoji) | 113,287 |
+| an image's set | 7 × 7 cells of EfficientNet-Lite0 | 36 detected regions |
 | values of a cell or region | 1280 | 2048 |
 | text | 6-layer MiniLM, frozen, no words dropped | BERT-base, a tenth of the rate |
 | embedding | {embed} | 1024 |
 | epochs; rate a tenth after | {epochs}; {drop} | 25; 15 |
 | steps | {steps:,} | 110,000 |
-| a picture twice in a batch | never | possible |
+| an image twice in a batch | never | possible |
 
-Test split: 500 pictures, 2,500 captions; rsum is at most 600, about 6 by chance. The
+Test split: 500 images, 2,500 captions; rsum is at most 600, about 6 by chance. The
 epoch is the best on dev. ± is the sample standard deviation over the seeds.
 """
 
 
 def write(results: Sequence[Result]) -> None:
-    """Writes the page and the pictures of these runs; nothing without any."""
+    """Writes the page and the figures of these runs; nothing without any."""
     runs = by_variant(results)
     if not runs:
         return
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    FIGURES.mkdir(parents=True, exist_ok=True)
     titles = {name: VARIANTS[name].title for name in runs}
     compared = {name: runs[name] for name in POOLINGS if name in runs}
-    study_dots(compared, titles, PICTURES)
-    study_curves(compared, titles, PICTURES)
+    study_dots(compared, titles, FIGURES)
+    study_curves(compared, titles, FIGURES)
     if learned := with_coefficients(runs):
-        study_coefficients(learned, titles, PICTURES)
+        study_coefficients(learned, titles, FIGURES)
     write_atomically(DOCUMENT, document(runs).encode())
     print(f"{DOCUMENT} is written")
 

@@ -64,8 +64,8 @@ def test_everything_is_written_from_the_ledger_alone(tmp_path, monkeypatch, resu
     if results is RESULTS:
         names.append("pooling_coefficients")
     for name in names:
-        assert_drawn(pooling_page.PICTURES, name)
-    drawn = {path.stem for path in pooling_page.PICTURES.iterdir()}
+        assert_drawn(pooling_page.FIGURES, name)
+    drawn = {path.stem for path in pooling_page.FIGURES.iterdir()}
     page = pooling_page.DOCUMENT.read_text()
     assert drawn == set(names) == set(re.findall(r"images/(\w+)\.png", page))
 
