@@ -127,7 +127,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     reached = np.greater_equal(ratios, goals)
     colors = np.where(reached, style.BLUE, style.ORANGE)
     axes.barh(y, np.subtract(ratios, 1), left=1, color=colors, height=0.6)
-    for place, value, goal in zip(y, ratios, goals, strict=True):
+    for place, (value, goal) in enumerate(zip(ratios, goals, strict=True)):
         axes.text(1.06 * max(value, goal, 1), place, f"{value:.2f}", va="center")
     axes.vlines(goals, y - 0.42, y + 0.42, color=style.INK, linewidth=2)
     axes.axvline(1, color=style.GREY, linewidth=1)
