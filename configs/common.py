@@ -67,7 +67,7 @@ def _data() -> ConfigDict:
     c = ConfigDict()
     c.name = "coco"  # coco | f30k | openmoji | any: decides the image folder
     c.root = "data/coco"  # the folder that holds precomp/, or its URL (gs://…)
-    c.format = "folder"  # folder (the published layout) | array_record | tfds
+    c.format = "folder"  # folder (the published layout) | tfds (records)
     c.export_to = placeholder(str)  # folder for --mode=export; None: data.root
     c.cache = placeholder(str)  # keeps a URL's shards; None: ~/.cache/vse_jax/data
     c.source = placeholder(str)  # --mode=prepare: CSV file or folder of pictures

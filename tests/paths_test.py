@@ -11,6 +11,7 @@ import torch
 
 import vse_jax
 from tests.helpers import official, tiny
+from vse_jax.data.records import FOLDER
 
 HERE = Path.cwd()
 TRAIN = (
@@ -95,9 +96,9 @@ def test_preparing_and_exporting(home, environment, tmp_path):
     program(
         *(home, tmp_path, environment, "--config=~/tiny.py", "--mode=export"),
         *("--config.data.root=~/mine", "--config.data.export_to=~/records"),
-        "--config.data.format=array_record",
+        "--config.data.format=tfds",
     )
-    assert (home / "records" / "array_record" / "train.json").exists()
+    assert (home / "records" / FOLDER / "checksums.json").exists()
     assert not list(tmp_path.iterdir())
 
 

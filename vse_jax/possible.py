@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple] = {
     "task": ("retrieval", "gpo_synthetic"),
     "compute_dtype": ("float32", "bfloat16"),
     "matmul_precision": ("auto", "highest", "high", "default"),
-    "data.format": ("folder", "array_record", "tfds"),
+    "data.format": ("folder", "tfds"),
     "data.on_bad_image": ("error", "skip"),
     "data.workers": ("auto", "threads", "processes"),
     "image.kind": ("grid", "region", "vit"),

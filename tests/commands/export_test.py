@@ -15,13 +15,8 @@ from vse_jax.base.errors import InputError
 from vse_jax.commands.export import export
 from vse_jax.data import dataset
 from vse_jax.data.dataset import read_split
-from vse_jax.data.records.index import FOLDERS, FORMATS, read_index
-
-INDICES = [
-    f"{FOLDERS[form]}/{split}.json"
-    for form in FORMATS
-    for split in ("dev", "test", "train")
-]
+from vse_jax.data.images import load_image
+from vse_jax.data.records import FOLDER, decode_example, read_export
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +26,7 @@ def first_export(tiny_root, tmp_path_factory):
     shutil.copytree(tiny_root, root)
     done = subprocess.run(
         [*MAIN, f"--config=tests/helpers/tiny.py:{root}", "--mode=export"],
-        env={"PYTHONWARNINGS": "error,ignore:the load_module:DeprecationWarning"},
+        env={"PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
         check=False,
@@ -59,23 +54,90 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_says_what_it_wrote(first_export):
     root, out = first_export
-    assert len(out.splitlines()) == 6
-    assert f"{root}/array_record: train: 96 images, shards: 1, 0.1 MB, written" in out
-    assert all((root / name).is_file() for name in INDICES)
+    assert len(out.splitlines()) == 3
+    assert f"{root / FOLDER}: train: 96 images, shards: 1, 0.1 MB, written" in out
+    assert (root / FOLDER / "checksums.json").is_file()
 
 
 def test_records_hold_the_files(config):
-    """Read without our reader: the picture file's very bytes, the split's captions."""
-    import msgpack
+    """The image file's very bytes, the split's captions."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     split = read_split(config, "test")
-    shard = Path(config.data.root) / "array_record/test-00000-of-00001.array_record"
-    reader = ArrayRecordReader(str(shard))
-    found = [msgpack.unpackb(data) for data in reader.read_all()]
-    assert found[3]["image"] == split.images[3].read_bytes()
-    assert [record["id"] for record in found] == split.image_ids
-    assert [text for record in found for text in record["captions"]] == split.captions
+    folder = Path(config.data.root) / FOLDER
+    reader = ArrayRecordReader(
+        str(folder / "image_text-test.array_record-00000-of-00001")
+    )
+    found = [decode_example(data) for data in reader.read_all()]
+    assert found[3]["image"] == [split.images[3].read_bytes()]
+    assert [bytes(*record["id"]).decode() for record in found] == split.image_ids
+    captions = [bytes(text).decode() for record in found for text in record["captions"]]
+    assert captions == split.captions
+
+
+_USE = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+builder = tfds.builder_from_directory(sys.argv[1])
+example = builder.as_data_source("test")[5]
+np.save(sys.argv[2], example[sys.argv[3]])
+print(example["id"].decode(), *(c.decode() for c in example["captions"]), sep="\\n")
+assert sorted(builder.info.splits) == sys.argv[4:]
+assert "tensorflow" not in sys.modules
+"""
+
+
+def opened_by_tfds(root, feature, splits, tmp_path):
+    """(id and captions of the sixth test image, a feature of it), read by TFDS."""
+    folder, target = str(root / FOLDER), str(tmp_path / "feature.npy")
+    done = subprocess.run(
+        [sys.executable, "-c", _USE, folder, target, feature, *splits],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    return done.stdout.splitlines(), np.load(target)
+
+
+def test_tfds_opens_it_without_our_code_and_tensorflow(config, tmp_path):
+    root = Path(config.data.root)
+    texts, image = opened_by_tfds(root, "image", ["dev", "test", "train"], tmp_path)
+    split = read_split(config, "test")
+    assert texts == [split.image_ids[5], *split.captions[25:30]]
+    np.testing.assert_array_equal(image, load_image(split.images[5]))
+
+
+def test_tfds_opens_splits_of_different_numbers_of_regions(tiny_config, tmp_path):
+    root = tmp_path / "tiny"
+    for split, sets in (("dev", 5), ("test", 6)):
+        rows = [(str(i), ["a caption"]) for i in range(6)]
+        dataset.write_root(root, {split: rows}, {})
+        regions = np.random.default_rng(sets).random((6, sets, 8), np.float32)
+        np.save(root / f"precomp/{split}_ims.npy", regions)
+    (root / "id_mapping.json").unlink()
+    tiny_config.data.root, tiny_config.image.kind = str(root), "region"
+    tiny_config.image.feature_dim = 8
+    export(tiny_config)
+    texts, found = opened_by_tfds(root, "regions", ["dev", "test"], tmp_path)
+    assert texts == ["5", "a caption"]
+    np.testing.assert_array_equal(found, regions[5])
+    tiny_config.data.format = "tfds"
+    np.testing.assert_array_equal(
+        read_split(tiny_config, "test").regions[5], regions[5]
+    )
+    assert read_split(tiny_config, "dev").regions.shape == (6, 5, 8)
+
+
+@pytest.mark.parametrize("name", ["all", "val 1k", "val.1k"])
+def test_names_that_tfds_would_misread(name, config):
+    precomp = Path(config.data.root) / "precomp"
+    for part in ("ids", "caps"):
+        shutil.copy(precomp / f"dev_{part}.txt", precomp / f"{name}_{part}.txt")
+    with pytest.raises(InputError, match=f"split '{name}': no name that TFDS takes"):
+        export(config)
 
 
 def test_again_it_only_checks(config, capsys):
@@ -84,7 +146,7 @@ def test_again_it_only_checks(config, capsys):
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     export(config)
     out = capsys.readouterr().out
-    assert out.count("checked") == 6
+    assert out.count("checked") == 3
     assert "written" not in out
     assert contents(root) == before
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == times
@@ -96,102 +158,95 @@ def flip_a_byte(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(
     "damage",
     [flip_a_byte, Path.unlink, lambda path: path.write_bytes(b"short")],
     ids=["flipped", "missing", "truncated"],
 )
-def test_again_it_repairs(config, form, damage, capsys):
-    folder = Path(config.data.root) / FOLDERS[form]
-    index = read_index(folder / "test.json")
-    damage(folder / index.shards[0].name)
+def test_again_it_repairs(config, damage, capsys):
+    folder = Path(config.data.root) / FOLDER
+    kept = folder / read_export(folder)["dev"].shards[0].name
+    before = kept.stat()
+    damage(folder / read_export(folder)["test"].shards[0].name)
     export(config)
-    assert "written" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (out.count("written"), out.count("checked")) == (1, 2)
+    assert kept.stat().st_ino == before.st_ino  # not copied either
     export(config)
     assert "written" not in capsys.readouterr().out
+    assert not [path for path in folder.parent.iterdir() if path != folder]
 
 
 def test_changed_pictures_are_exported_again(config, capsys):
     picture = read_split(config, "test").images[3]
     other = read_split(config, "test").images[4]
     picture.write_bytes(other.read_bytes())
-    folder = Path(config.data.root) / FOLDERS["array_record"]
-    another = folder / "test-2-00000-of-00001.array_record"  # of a split 'test-2'
-    another.touch()
     export(config)
-    assert another.exists()
-    # TFDS writes all splits.
-    assert capsys.readouterr().out.count("written") == 1 + 3
-    config.data.format = "array_record"
+    assert capsys.readouterr().out.count("written") == 1
+    config.data.format = "tfds"
     assert read_split(config, "test").images[3].data == other.read_bytes()
 
 
-def test_one_format_to_another_folder(config, tmp_path):
+def test_to_another_folder(config, tmp_path):
     config.data.export_to = str(tmp_path / "elsewhere")
-    config.data.format = "array_record"
     export(config)
     export(config)
-    assert not (tmp_path / "elsewhere/tfds").exists()
     folder = read_split(config, "dev")
-    config.data.root = config.data.export_to
+    config.data.root, config.data.format = config.data.export_to, "tfds"
     split = read_split(config, "dev")
     assert split.captions == folder.captions
-    assert split.images[9].data == folder.images[9].data
+    assert split.images[9].data == folder.images[9].read_bytes()
 
 
 _KILL = """
 import os, signal, sys
 from tests.helpers import tiny
-from vse_jax.commands.export import export
-from vse_jax.data import export as writer
-count, read = 0, writer._picture_bytes
-def read_or_die(path):
+from vse_jax.commands import export as command
+count, encode = 0, command.encode_example
+def encode_or_die(record):
     global count
     count += 1
     if count == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(path)
-writer._picture_bytes = read_or_die
-export(tiny.get_config(sys.argv[1]))
+    return encode(record)
+command.encode_example = encode_or_die
+command.export(tiny.get_config(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_killed_export_looks_unfinished(tiny_root, tiny_config, form, tmp_path):
+def test_a_killed_export_looks_unfinished(tiny_root, tiny_config, tmp_path):
     root = tmp_path / "tiny"
     shutil.copytree(tiny_root, root)
     # dev is written, test half.
-    at = {"array_record": 50, "tfds": 160 + 50}[form]
-    program = [sys.executable, "-c", _KILL, str(root), str(at)]
+    program = [sys.executable, "-c", _KILL, str(root), "50"]
     assert subprocess.run(program, check=False).returncode == -signal.SIGKILL
 
-    tiny_config.data.root, tiny_config.data.format = str(root), form
-    with pytest.raises(InputError, match=r"test.json: No such file"):
+    tiny_config.data.root, tiny_config.data.format = str(root), "tfds"
+    with pytest.raises(InputError, match=r"checksums.json: No such file"):
         read_split(tiny_config, "test")
-    leftovers = [*root.rglob(".*.part"), *root.rglob("*incomplete*")]
+    folder = root / FOLDER
+    leftovers = list(folder.parent.iterdir())
     assert leftovers
 
     export(tiny_config)
-    assert not any(path.exists() for path in leftovers)
-    pictures = read_split(tiny_config, "test").images
+    assert list(folder.parent.iterdir()) == [folder]
+    images = read_split(tiny_config, "test").images
     tiny_config.data.format = "folder"
     for ours, theirs in zip(
-        pictures, read_split(tiny_config, "test").images, strict=True
+        images, read_split(tiny_config, "test").images, strict=True
     ):
         assert ours.data == theirs.read_bytes()
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_is_one_line(config, form, environment):
+def test_a_full_disk_is_one_line(config, environment):
     # Files may not grow past 64 kB: writing fails as it does on a full disk.
-    shutil.rmtree(Path(config.data.root) / FOLDERS[form])
+    shutil.rmtree(Path(config.data.root) / FOLDER)
     small = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *MAIN]
     args = [f"--config=tests/helpers/tiny.py:{config.data.root}", "--mode=export"]
     line = one_line_error(args, environment, program=small)
-    assert f"/{form}/" in line
+    assert f"/{FOLDER}/" in line
     assert "could not be written" in line
-    assert not any((Path(config.data.root) / FOLDERS[form]).glob("*.json"))
+    assert not any(Path(config.data.root, "tfds").rglob("*.json"))
     run(args, environment)
 
 
@@ -202,17 +257,15 @@ def test_another_kind_is_refused(config):
         np.save(Path(config.data.root) / f"precomp/{split}_ims.npy", regions)
     config.image.kind, config.image.feature_dim = "region", 8
     before = contents(Path(config.data.root))
-    with pytest.raises(InputError, match=r"dev.json: an export of image.kind 'grid'"):
+    with pytest.raises(
+        InputError, match=r"checksums.json: an export of image.kind 'grid'"
+    ):
         export(config)
     assert contents(Path(config.data.root)) == before
 
 
 def test_refused(config, first_export):
     other_root = first_export[0]
-    config.data.format = "tar"
-    with pytest.raises(InputError, match=r"config.data.format: 'tar' is none of"):
-        export(config)
-    config.data.format = "folder"
     config.data.export_to = "gs://bucket"
     with pytest.raises(InputError, match=r"gs://bucket: export to a local folder"):
         export(config)
@@ -224,23 +277,11 @@ def test_refused(config, first_export):
         export(config)
 
 
-def test_tfds_wants_one_shape(tiny_config, tmp_path):
-    for split, sets in (("dev", 5), ("test", 6)):
-        rows = [(str(i), ["a caption"]) for i in range(3)]
-        dataset.write_root(tmp_path, {split: rows}, {})
-        regions = np.zeros((3, sets, 8), np.float32)
-        np.save(tmp_path / f"precomp/{split}_ims.npy", regions)
-    tiny_config.data.root, tiny_config.image.kind = str(tmp_path), "region"
-    tiny_config.image.feature_dim = 8
-    (tmp_path / "id_mapping.json").unlink()
-    with pytest.raises(InputError, match=r"different region features \[\(5, 8\), \(6"):
-        export(tiny_config)
-    tiny_config.data.format = "array_record"
-    assert read_split(tiny_config, "test").regions[2].shape == (6, 8)
-
-
-def test_a_damaged_index_is_written_again(config):
-    path = Path(config.data.root) / "array_record/dev.json"
+@pytest.mark.parametrize(
+    "name", ["checksums.json", "dataset_info.json", "features.json"]
+)
+def test_a_damaged_json_file_is_written_again(config, name):
+    path = Path(config.data.root) / FOLDER / name
     good = path.read_bytes()
     path.write_bytes(good[:50])
     export(config)

@@ -6,8 +6,8 @@ from pathlib import Path
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.config import Config
+from vse_jax.data.buckets import root_path
 from vse_jax.data.dataset import read_captions
-from vse_jax.data.records.buckets import root_path
 from vse_jax.data.vocabulary import count_words, vocabulary_folder
 
 

@@ -1,54 +1,98 @@
 """--mode=export: a data root in the published layout, written as records.
 
-Run again, it checks every file against its SHA-256 and writes only what is missing,
-damaged or made from other data.
+Run again, it checks every shard against its SHA-256, and writes only splits that are
+missing, damaged or made from other data.
 """
 
+import hashlib
+import itertools
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from vse_jax.base.errors import InputError, check_choice
-from vse_jax.base.files import write_atomically
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.files import file_sha256, whole_folder, write_atomically
+from vse_jax.base.progress import progress
 from vse_jax.config import Config, takes_regions
 from vse_jax.data.dataset import Split, claim_root, read_splits
-from vse_jax.data.export import blank_index, is_good, write_array_record, write_tfds
-from vse_jax.data.records.index import FOLDERS, FORMATS, Index, list_names, read_index
+from vse_jax.data.records import (
+    CHECKSUMS,
+    FOLDER,
+    ExportedSplit,
+    Shard,
+    check_size,
+    encode_example,
+    export_files,
+    list_digests,
+    list_names,
+    read_export,
+    shard_name,
+)
+from vse_jax.data.regions import NpyRegions
+
+# One record a read: packing records together makes reading features slower.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+SHARD_SIZE = 256 * 10**6  # bytes of images or features in a shard, at most
 
 
 def export(config: Config) -> None:
     """Writes every split of config.data.root as records, below config.data.export_to.
 
-    config.data.format says in which form; 'folder', the form that is read, writes both.
-
     Raises:
         InputError: bad data, a place that is no local folder, or one that holds another
             data set or the export of another kind of images.
     """
-    check_choice("config.data.format", config.data.format, ("folder", *FORMATS))
     if "://" in config.data.root:
         raise InputError(
             f"config.data.root: {config.data.root}: only a local folder is exported"
         )
-    forms: tuple[str, ...] = FORMATS
-    if config.data.format != "folder":
-        forms = (config.data.format,)
-    source = config.copy_and_resolve_references()
-    source.data.format = "folder"
-    splits = read_splits(source, _split_names(source))
+    splits = read_splits(config, _split_names(config), data_format="folder")
     target = _claim_target(config, splits)
-    plans = [(split, blank_index(config, split, target)) for split in splits]
-    _check_kinds(target, plans)
-    for form in forms:
-        folder = target / FOLDERS[form]
-        whole = [is_good(folder, split, index) for split, index in plans]
-        if form == "array_record":
-            for plan, good in zip(plans, whole, strict=True):
-                if not good:
-                    write_array_record(folder, *plan)
-        elif not all(whole):
-            write_tfds(folder, plans)
-            whole = [False] * len(plans)  # TFDS writes a data set as a whole
-        for split, good in zip(splits, whole, strict=True):
-            _print_summary(folder, split, "checked" if good else "written")
+    folder = target / FOLDER
+    planned = {
+        split.name: ExportedSplit(
+            shards=(),
+            region_shape=() if split.regions is None else split.regions.shape[1:],
+            texts=list_digests(target, split.name),
+            source=_source_digest(split),
+        )
+        for split in splits
+    }
+    there: dict[str, ExportedSplit] = {}
+    if (folder / CHECKSUMS).exists():
+        try:
+            there = read_export(folder)
+        except InputError as error:
+            logging.warning("%s; written again", error)
+    kinds = {split.kind for split in planned.values()}
+    for split in there.values():
+        if split.kind not in kinds:
+            raise InputError(
+                f"{folder / CHECKSUMS}: an export of image.kind {split.kind!r}; name "
+                "another folder with config.data.export_to"
+            )
+    whole = {
+        name: there[name]
+        for name, plan in planned.items()
+        if name in there and _is_whole(folder, name, there[name], plan)
+    }
+    exported = whole
+    if whole.keys() != planned.keys() or not _has_files(folder, whole):
+        exported = _write(folder, splits, planned, whole)
+    for name, split in exported.items():
+        images = sum(shard.records for shard in split.shards)
+        size = sum(shard.size for shard in split.shards) / 1e6
+        print(
+            f"{folder}: {name}: {images:,} images, shards: {len(split.shards)}, "
+            f"{size:,.1f} MB, {'checked' if name in whole else 'written'}"
+        )
 
 
 def _split_names(config: Config) -> list[str]:
@@ -63,6 +107,12 @@ def _split_names(config: Config) -> list[str]:
     ]
     if not names:
         raise InputError(f"{precomp}: no split with {', '.join(needed)} to export")
+    for name in names:
+        # TFDS reads 'all' as the union of the splits, and some signs as its syntax.
+        if name == "all" or not re.fullmatch(r"[\w-]+", name):
+            raise InputError(
+                f"{precomp}: split {name!r}: no name that TFDS takes; rename its files"
+            )
     return names
 
 
@@ -87,26 +137,131 @@ def _claim_target(config: Config, splits: list[Split]) -> Path:
     return target
 
 
-def _check_kinds(target: Path, plans: list[tuple[Split, Index]]) -> None:
-    """Raises InputError where there is an export of the other kind of images."""
-    for form in FORMATS:
-        for split, planned in plans:
-            path = target / FOLDERS[form] / f"{split.name}.json"
-            try:
-                kind = read_index(path).kind
-            except InputError:  # none, or a damaged one, which is written again
-                continue
-            if kind != planned.kind:
-                raise InputError(
-                    f"{path}: an export of image.kind {kind!r}; name another folder "
-                    "with config.data.export_to"
-                )
+def _source_files(split: Split) -> list[Path]:
+    """The images, or the feature file, of a split that was read from a folder."""
+    if isinstance(split.regions, NpyRegions):
+        return [split.regions.path]
+    assert isinstance(split.images, list)
+    return split.images
 
 
-def _print_summary(folder: Path, split: Split, done: str) -> None:
-    index = read_index(folder / f"{split.name}.json")
-    size = sum(file.size for file in index.files) / 1e6
-    print(
-        f"{folder}: {split.name}: {index.images:,} images, shards: "
-        f"{len(index.shards)}, {size:,.1f} MB, {done}"
+def _source_digest(split: Split) -> str:
+    """Changes when an image or feature file of the split does: names, sizes, times."""
+    digest = hashlib.sha256()
+    for path in _source_files(split):
+        name = os.path.relpath(path, os.fspath(split.root))
+        status = path.stat() if path.exists() else None
+        facts = status and (status.st_size, status.st_mtime_ns)
+        digest.update(f"{name} {facts}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_whole(
+    folder: Path, name: str, there: ExportedSplit, planned: ExportedSplit
+) -> bool:
+    """Whether the records of a split are there in full, and of today's data."""
+    try:
+        shards = progress(there.shards, f"checking {folder}: {name}", unit="files")
+        for shard in shards:
+            check_size(folder, shard)
+            if file_sha256(folder / shard.name) != shard.sha256:
+                raise InputError(f"{folder / shard.name}: damaged")
+    except InputError as error:
+        logging.warning("%s; written again", error)
+        return False
+    if replace(there, shards=()) != planned:
+        logging.warning("%s: %s: made from other files; written again", folder, name)
+        return False
+    return True
+
+
+def _has_files(folder: Path, splits: dict[str, ExportedSplit]) -> bool:
+    """Whether the JSON files are those of these splits."""
+    return all(
+        (folder / name).is_file() and (folder / name).read_bytes() == content
+        for name, content in export_files(splits).items()
     )
+
+
+def _write(
+    folder: Path,
+    splits: list[Split],
+    planned: dict[str, ExportedSplit],
+    whole: dict[str, ExportedSplit],
+) -> dict[str, ExportedSplit]:
+    """Writes the folder of an export as a whole; shards of `whole` splits are kept."""
+    # What killed exports left.
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if not left.name.endswith(".before"):
+            shutil.rmtree(left, ignore_errors=True)
+    exported = {}
+    with whole_folder(folder, replace=True) as new:
+        for split in splits:
+            if split.name in whole:
+                exported[split.name] = whole[split.name]
+                for shard in whole[split.name].shards:
+                    try:
+                        os.link(folder / shard.name, new / shard.name)
+                    except OSError:  # a file system without links
+                        shutil.copy2(folder / shard.name, new / shard.name)
+                continue
+            shards = _shards(split)
+            written = []
+            for i, images in enumerate(shards):
+                path = new / shard_name(split.name, i, len(shards))
+                try:
+                    writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+                    for record in _records(split, images):
+                        writer.write(record)
+                    writer.close()
+                except RuntimeError as error:  # a full disk
+                    reason = " ".join(str(error).split())
+                    raise InputError(
+                        f"{folder / path.name}: could not be written ({reason})"
+                    ) from None
+                size, sha256 = path.stat().st_size, file_sha256(path)
+                written.append(Shard(path.name, len(images), size, sha256))
+            exported[split.name] = replace(planned[split.name], shards=tuple(written))
+        for name, content in export_files(exported).items():
+            write_atomically(new / name, content)
+    return exported
+
+
+def _shards(split: Split) -> list[range]:
+    """The images of each shard."""
+    if split.regions is not None:
+        sizes = [4 * math.prod(split.regions.shape[1:])] * len(split.image_ids)
+    else:
+        files = _source_files(split)
+        sizes = [path.stat().st_size if path.exists() else 0 for path in files]
+    starts, filled = [0], 0
+    for image, size in enumerate(sizes):
+        if filled and filled + size > SHARD_SIZE:
+            starts.append(image)
+            filled = 0
+        filled += size
+    return [range(*ends) for ends in itertools.pairwise([*starts, len(sizes)])]
+
+
+def _records(split: Split, images: range) -> Iterator[bytes]:
+    """The records of some images of a split, in order."""
+    per = split.captions_per_image
+    files = _source_files(split)
+    what = f"writing {split.name}"
+    for i in progress(
+        images, what, len(split.image_ids), "images", initial=images.start
+    ):
+        captions = split.captions[i * per : (i + 1) * per]
+        record = {
+            "id": [split.image_ids[i].encode()],
+            "captions": [caption.encode() for caption in captions],
+        }
+        if split.regions is not None:
+            record["regions"] = [split.regions[i].astype("<f4").tobytes()]
+        elif files[i].exists():
+            record["image"] = [files[i].read_bytes()]
+        else:
+            # Only with config.data.on_bad_image = 'skip': a bad image, as it was.
+            logging.warning("%s: no such image; exported as an empty one", files[i])
+            record["image"] = [b""]
+        yield encode_example(record)

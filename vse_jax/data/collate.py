@@ -19,7 +19,7 @@ import numpy as np
 from vse_jax.config import Config, takes_regions
 from vse_jax.data.dataset import Split
 from vse_jax.data.images import augment, load_image, preprocess
-from vse_jax.data.records.reader import RecordImages
+from vse_jax.data.records import RecordImages
 from vse_jax.data.regions import NpyRows, drop_regions
 from vse_jax.data.tokenizers import (
     CaptionTokens,

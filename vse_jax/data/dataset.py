@@ -24,9 +24,8 @@ from absl import logging
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomically
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.records.buckets import root_path
-from vse_jax.data.records.index import FORMATS, list_names
-from vse_jax.data.records.reader import RecordImages, RecordRegions, open_records
+from vse_jax.data.buckets import root_path
+from vse_jax.data.records import RecordImages, RecordRegions, list_names, open_records
 from vse_jax.data.regions import NpyRegions, open_regions
 
 
@@ -57,12 +56,19 @@ def read_split(config: Config, split: str) -> Split:
     return read_splits(config, [split])[0]
 
 
-def read_splits(config: Config, names: Sequence[str]) -> list[Split]:
-    """Reads and checks splits of config.data.root, which config.data.format tells.
+def read_splits(
+    config: Config, names: Sequence[str], *, data_format: str | None = None
+) -> list[Split]:
+    """Reads and checks splits of config.data.root.
 
     With config.data.equal_captions their number of captions per image is compared, also
     with that of the config's other splits that are there: a list that lost lines may
     still divide evenly.
+
+    Args:
+        config: names the root.
+        names: of the splits.
+        data_format: instead of config.data.format.
 
     Raises:
         InputError: a missing file, text that is not UTF-8, numbers of images and
@@ -81,7 +87,8 @@ def read_splits(config: Config, names: Sequence[str]) -> list[Split]:
                 with contextlib.suppress(InputError):  # not there, or not read here
                     counts[name] = _read_lists(root, name)[2]
         check_equal_captions(counts, f"{root / 'precomp'}")
-    return [_open_split(config, root, name, *lists[name]) for name in names]
+    form = data_format or config.data.format
+    return [_open_split(config, root, form, name, lists[name]) for name in names]
 
 
 def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
@@ -103,11 +110,11 @@ def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
 def _open_split(
     config: Config,
     root: AnyPath,
+    form: str,
     split: str,
-    image_ids: list[str],
-    captions: list[str],
-    per_image: int,
+    lists: tuple[list[str], list[str], int],
 ) -> Split:
+    image_ids, captions, per_image = lists
     listed = len(image_ids)
     limit = config.data.dev_captions if split == config.data.dev_split else None
     if limit is not None and len(captions) > limit:
@@ -120,11 +127,13 @@ def _open_split(
         captions = captions[: limit // per_image * per_image]
         logging.info(
             "split %r: the first %d of %d captions (config.data.dev_captions)",
-            *(split, len(captions), listed * per_image),
+            split,
+            len(captions),
+            listed * per_image,
         )
     pictures: list[Path] | RecordImages | None
     regions: NpyRegions | RecordRegions | None
-    if config.data.format != "folder":
+    if form != "folder":
         pictures, regions = open_records(config, root, split, len(image_ids))
     elif isinstance(root, Path):
         regions = None
@@ -139,10 +148,7 @@ def _open_split(
             )
         pictures = _pictures(config, root, split, image_ids)
     else:
-        raise InputError(
-            f"config.data.root: {root}: needs config.data.format "
-            f"{' or '.join(map(repr, FORMATS))}"
-        )
+        raise InputError(f"config.data.root: {root}: needs config.data.format 'tfds'")
     return Split(split, root, image_ids, captions, per_image, pictures, regions)
 
 

@@ -45,7 +45,7 @@ from vse_jax.data.bert_tokenizer import (
     read_bert_tokenizer,
     read_word_pieces,
 )
-from vse_jax.data.records.buckets import root_path
+from vse_jax.data.buckets import root_path
 
 _KEPT_FROM = 20_000  # captions, from which on their words are kept
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")

@@ -1,9 +1,10 @@
-"""Data roots in cloud storage: read through epath, shards kept in a local folder."""
+"""Data roots in buckets: read through epath, shards kept in a local folder."""
 
 import contextlib
 import fcntl
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import fsspec
@@ -12,7 +13,6 @@ from etils import epath
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, named_in_errors, unreadable, whole_file
 from vse_jax.base.progress import progress
-from vse_jax.data.records.index import StoredFile
 
 SCHEMES = ("gs", "s3", "az", "hf")
 _CHUNK = 2**20  # bytes
@@ -38,18 +38,24 @@ def root_path(root: str) -> AnyPath:
 
 
 def local_copy(
-    folder: AnyPath, files: Sequence[StoredFile], cache: str | None, key: str
+    folder: AnyPath, files: Mapping[str, tuple[int, str]], cache: str | None
 ) -> Path:
-    """`folder` itself, or where `files` of a remote folder have been copied to.
+    """`folder` itself, or where files of a remote folder have been copied to.
 
     The readers of records need local files. Each is fetched once, checked against its
-    SHA-256, and kept in <cache>/<key>/; `cache` is ~/.cache/vse_jax/data where None.
+    SHA-256, and kept below `cache` (~/.cache/vse_jax/data where None).
+
+    Args:
+        folder: of the files.
+        files: name → (bytes, SHA-256).
+        cache: config.data.cache.
 
     Raises:
         InputError: a file cannot be fetched, or is not the one that was exported.
     """
     if isinstance(folder, Path):
         return folder
+    key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:32]
     target = Path(cache or "~/.cache/vse_jax/data").expanduser() / key
     target.mkdir(parents=True, exist_ok=True)
     with (target / ".lock").open("w") as lock:
@@ -57,14 +63,14 @@ def local_copy(
         # no locks: then each fetches, which costs time only.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = [f for f in files if not _is_whole(target / f.name, f.size)]
-        for file in progress(wanted, f"fetching {folder}", unit="files"):
-            _fetch(folder / file.name, target / file.name, file.sha256)
+        wanted = []
+        for name, (size, sha256) in files.items():
+            copy = target / name
+            if not (copy.is_file() and copy.stat().st_size == size):
+                wanted.append((name, sha256))
+        for name, sha256 in progress(wanted, f"fetching {folder}", unit="files"):
+            _fetch(folder / name, target / name, sha256)
     return target
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
@@ -76,7 +82,7 @@ def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
                 digest.update(chunk)
                 copy.write(chunk)
         if digest.hexdigest() != sha256:
-            raise InputError(f"{source}: damaged (its SHA-256 is not the index's)")
+            raise InputError(f"{source}: damaged (its SHA-256 is not the export's)")
 
 
 def _chunks(source: AnyPath) -> Iterator[bytes]:

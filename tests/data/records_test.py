@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,12 @@ from vse_jax.data.dataset import read_split
 from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.images import load_image
 from vse_jax.data.loader import TrainData
-from vse_jax.data.records.index import FOLDERS, FORMATS, read_index
+from vse_jax.data.records import (
+    FOLDER,
+    decode_example,
+    encode_example,
+    read_export,
+)
 from vse_jax.data.tokenizers import caption_tokenizer
 
 
@@ -29,7 +35,7 @@ def parsed_flags():
 
 @pytest.fixture(scope="module", params=["grid", "region"])
 def exported(request, tiny_root, tmp_path_factory):
-    """(kind, exported copy of the tiny root): several shards a split, both formats."""
+    """(kind, exported copy of the tiny root): several shards a split."""
     root = tmp_path_factory.mktemp(request.param) / "tiny"
     shutil.copytree(tiny_root, root)
     shutil.copytree(tiny_root.parent / "vocab", root.parent / "vocab")
@@ -41,7 +47,7 @@ def exported(request, tiny_root, tmp_path_factory):
             regions = rng.random((images, 6, 8), np.float32)
             np.save(root / f"precomp/{split}_ims.npy", regions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vse_jax.data.export.SHARD_SIZE", 5_000)
+        patch.setattr("vse_jax.commands.export.SHARD_SIZE", 5_000)
         export(config)
     return request.param, root
 
@@ -73,16 +79,15 @@ def damaged(exported, tmp_path):
 def test_each_format_has_the_same_data(config):
     """A run may go on with another one: its digests say that nothing changed."""
     found = {}
-    for form in ("folder", *FORMATS):
+    for form in ("folder", "tfds"):
         config.data.format = form
         splits = [read_split(config, name) for name in ("train", "dev")]
         found[form] = data_digests(config, splits)
-    for form in FORMATS:
-        assert changes(found["folder"], found[form]) == []
-        for name, split in found[form]["splits"].items():
-            # Records do not tell what their files were called.
-            folder = found["folder"]["splits"][name]
-            assert split | {"files": None} == folder | {"files": None}
+    assert changes(found["folder"], found["tfds"]) == []
+    for name, split in found["tfds"]["splits"].items():
+        # Records do not tell what their files were called.
+        folder = found["folder"]["splits"][name]
+        assert split | {"files": None} == folder | {"files": None}
 
 
 def train_batches(config, count=8):
@@ -114,23 +119,21 @@ def test_bad_numbers_are_named(damaged, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("vse_jax.data.regions.finite_regions", lambda found, _: found)
         export(damaged)
-    for form in FORMATS:
-        damaged.data.format = form
-        split = read_split(damaged, "train")
-        np.testing.assert_array_equal(split.regions[41], regions[41])
-        with pytest.raises(InputError, match=rf"train\S*array_record\S*, {message}"):
-            split.regions[40]
+    damaged.data.format = "tfds"
+    split = read_split(damaged, "train")
+    np.testing.assert_array_equal(split.regions[41], regions[41])
+    with pytest.raises(InputError, match=rf"train\S*array_record\S*, {message}"):
+        split.regions[40]
 
 
-@pytest.mark.parametrize("form", FORMATS)
 class TestBatches:
-    def test_train(self, config, form):
+    def test_train(self, config):
         expected = train_batches(config)
-        config.data.format = form
+        config.data.format = "tfds"
         assert_equal_batches(train_batches(config), expected)
 
-    def test_rows_travel_to_processes(self, config, form):
-        config.data.format = form
+    def test_rows_travel_to_processes(self, config):
+        config.data.format = "tfds"
         rows = ImageCollator(config, read_split(config, "train"))
         batch = rows.empty(1)
         rows.read(batch, 0, 95, None)  # its reader is open now
@@ -141,7 +144,7 @@ class TestBatches:
         assert len(data) < 20_000
 
     @pytest.mark.parametrize("what", ["images", "captions"])
-    def test_eval(self, config, form, what):
+    def test_eval(self, config, what):
         def batches():
             split = read_split(config, "dev")
             tokens = caption_tokenizer(config)(split.captions)
@@ -151,12 +154,12 @@ class TestBatches:
             ]
 
         expected = batches()
-        config.data.format = form
+        config.data.format = "tfds"
         assert_equal_batches(batches(), expected)
 
-    def test_split(self, config, form):
+    def test_split(self, config):
         folder = read_split(config, "train")
-        config.data.format = form
+        config.data.format = "tfds"
         split = read_split(config, "train")
         assert split.image_ids == folder.image_ids
         assert split.captions == folder.captions
@@ -171,8 +174,8 @@ class TestBatches:
             assert split.regions.shape == (96, 6, 8)
             np.testing.assert_array_equal(split.regions[-1], folder.regions[95])
 
-    def test_a_missing_shard_is_named(self, damaged, form):
-        damaged.data.format = form
+    def test_a_missing_shard_is_named(self, damaged):
+        damaged.data.format = "tfds"
         shard = shard_paths(damaged, "train")[1]
         shard.unlink()
         with pytest.raises(InputError, match=f"{shard.name}: No such file") as error:
@@ -180,15 +183,15 @@ class TestBatches:
         assert "\n" not in str(error.value)
         read_split(damaged, "dev")  # is whole
 
-    def test_a_truncated_shard_is_named(self, damaged, form):
-        damaged.data.format = form
+    def test_a_truncated_shard_is_named(self, damaged):
+        damaged.data.format = "tfds"
         shard = shard_paths(damaged, "train")[1]
         shard.write_bytes(shard.read_bytes()[:-1000])
         with pytest.raises(InputError, match=f"{shard.name}: [0-9]* bytes, but [0-9]*"):
             read_split(damaged, "train")
 
-    def test_a_damaged_record_names_its_shard(self, damaged, form):
-        damaged.data.format = form
+    def test_a_damaged_record_names_its_shard(self, damaged):
+        damaged.data.format = "tfds"
         shard = shard_paths(damaged, "train")[1]
         data = bytearray(shard.read_bytes())
         data[1000:2000] = bytes(1000)
@@ -200,7 +203,7 @@ class TestBatches:
 
 @pytest.mark.parametrize("exported", ["grid"], indirect=True)
 def test_processes(exported):
-    """One of the four combinations: processes take seconds to start."""
+    """Of one kind: processes take seconds to start."""
     config = small_config(*exported)
     expected = train_batches(config, 3)
     config.data.format, config.data.workers = "tfds", "processes"
@@ -208,12 +211,10 @@ def test_processes(exported):
 
 
 def shard_paths(config, split):
-    from pathlib import Path
-
-    folder = Path(config.data.root) / FOLDERS[config.data.format]
-    index = read_index(folder / f"{split}.json")
-    assert len(index.shards) > 2
-    return [folder / shard.name for shard in index.shards]
+    folder = Path(config.data.root) / FOLDER
+    shards = read_export(folder)[split].shards
+    assert len(shards) > 2
+    return [folder / shard.name for shard in shards]
 
 
 @pytest.mark.parametrize("exported", ["grid"], indirect=True)
@@ -225,11 +226,11 @@ def test_a_bad_picture_is_skipped_as_in_the_folder(exported, damaged):
     export(damaged)
     expected = train_batches(damaged, 30)
 
-    damaged.data.format = "array_record"
+    damaged.data.format = "tfds"
     assert_equal_batches(train_batches(damaged, 30), expected)
 
     damaged.data.on_bad_image = "error"
-    message = f"array_record, image id '{picture.stem}': not a readable picture"
+    message = f"-of-\\d+, image id '{picture.stem}': not a readable picture"
     with pytest.raises(InputError, match=message) as error:
         load_image(read_split(damaged, "train").images[7])
     assert "object at" not in str(error.value)
@@ -238,49 +239,85 @@ def test_a_bad_picture_is_skipped_as_in_the_folder(exported, damaged):
 class TestRefused:
     @pytest.fixture
     def config(self, damaged):
-        damaged.data.format = "array_record"
+        damaged.data.format = "tfds"
         return damaged
 
     def index(self, config):
-        from pathlib import Path
-
-        return Path(config.data.root) / "array_record/dev.json"
+        return Path(config.data.root) / FOLDER / "checksums.json"
 
     def test_a_split_that_was_not_exported(self, config):
-        precomp = self.index(config).parents[1] / "precomp"
+        precomp = Path(config.data.root) / "precomp"
         for part in ("ids", "caps"):
             shutil.copy(precomp / f"dev_{part}.txt", precomp / f"val_{part}.txt")
-        with pytest.raises(InputError, match=r"array_record/val.json: No such file"):
+        with pytest.raises(
+            InputError, match=r"checksums.json: no split 'val'; --mode="
+        ):
             read_split(config, "val")
 
     def test_other_captions(self, config):
-        captions = self.index(config).parents[1] / "precomp/dev_caps.txt"
+        captions = Path(config.data.root) / "precomp/dev_caps.txt"
         captions.write_text(captions.read_text().replace("red", "blue"))
-        with pytest.raises(InputError, match=r"dev.json: its records are not of the"):
+        with pytest.raises(
+            InputError, match=r"checksums.json: its records are not of the"
+        ):
             read_split(config, "dev")
 
     def test_other_kind(self, config):
         kinds = {"grid": "region", "region": "grid"}
         config.image.kind = kinds[config.image.kind]
-        with pytest.raises(InputError, match=r"dev.json: an export of image.kind"):
+        with pytest.raises(
+            InputError, match=r"checksums.json: an export of image.kind"
+        ):
             read_split(config, "dev")
 
-    @pytest.mark.parametrize("text", ["", "[]", '{"files": [{}]}', '{"files": 1}'])
+    @pytest.mark.parametrize(
+        "text", ["", "[]", '{"version": 1}', '{"version": 1, "splits": {"dev": 1}}']
+    )
     def test_a_damaged_index(self, config, text):
         self.index(config).write_text(text)
-        with pytest.raises(InputError, match=r"dev.json: no index of an export") as e:
+        with pytest.raises(
+            InputError, match=r"checksums.json: not the checksums of an"
+        ) as e:
             read_split(config, "dev")
         assert "\n" not in str(e.value)
 
     def test_another_version(self, config):
         fields = json.loads(self.index(config).read_text())
         self.index(config).write_text(json.dumps(fields | {"version": 2}))
-        with pytest.raises(InputError, match=r"dev.json: version 2; .* reads 1"):
+        with pytest.raises(InputError, match=r"checksums.json: version 2; .* reads 1"):
             read_split(config, "dev")
 
 
 @pytest.mark.parametrize("exported", ["region"], indirect=True)
 def test_other_region_shape(exported, config):
-    config.data.format, config.image.feature_dim = "array_record", 16
+    config.data.format, config.image.feature_dim = "tfds", 16
     with pytest.raises(InputError, match=r"6 regions of 8 features; .*feature_dim 16"):
         read_split(config, "dev")
+
+
+class TestExamples:
+    """A record is the protocol buffer that TFDS reads and writes."""
+
+    RECORD = {  # noqa: RUF012
+        "id": ["é".encode()],
+        "captions": [b"a", b"", b"b" * 200],
+        "image": [bytes(100_000)],
+    }
+
+    def test_tfds_reads_ours_and_we_read_theirs(self):
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        data = encode_example(self.RECORD)
+        theirs = tf_example_pb2.Example.FromString(data)
+        features = theirs.features.feature
+        found = {name: list(features[name].bytes_list.value) for name in features}
+        assert found == self.RECORD
+        assert decode_example(theirs.SerializeToString()) == self.RECORD
+
+    def test_a_damaged_one_is_no_example(self):
+        data = encode_example(self.RECORD)
+        for end in (1, 3, 10, 200, len(data) - 1):
+            with pytest.raises((ValueError, IndexError)):
+                decode_example(data[:end])
+        with pytest.raises(ValueError, match="a number where"):
+            decode_example(b"\x08\x01")
