@@ -60,11 +60,11 @@ def run(_) -> None:
         convert_backbone(given["backbone"], given["kind"], given["output"])
         print(f"{given['output']}: {given['kind']} CNN, for config.image.weights")
         return
-    from vse_jax.checkpoints.torch.workdir import from_torch, to_torch  # noqa: PLC0415
+    from vse_jax.checkpoints.torch import released  # noqa: PLC0415
 
     workdir = given["workdir"]
     if task == "to-torch":
-        to_torch(workdir, given["to-torch"])
+        released.run_to_checkpoint(workdir, given["to-torch"])
         print(f"{given['to-torch']}: for the official code")
         return
     if task == "hub":
@@ -73,11 +73,11 @@ def run(_) -> None:
         file = fetch_released(given["hub"])
     else:
         file = given["checkpoint"]
-    released = from_torch(file, workdir, common, vocab)
-    config = released.config
+    found = released.checkpoint_to_run(file, workdir, common, vocab)
+    config = found.config
     print(
         f"{workdir}: {config.data.name}, {config.image.kind} + {config.text.kind}, "
-        f"{released.epoch} epochs, best dev rsum {released.best_rsum:.1f}"
+        f"{found.epoch} epochs, best dev rsum {found.best_rsum:.1f}"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.helpers.golden_weights import FOLDER
-from vse_jax.checkpoints.torch.released import CNN_PARTS
+from vse_jax.checkpoints.torch.keys import OFFICIAL_CNN
 
 # Every size of the released layouts that can shrink, so that they still fit together.
 SMALL = {
@@ -88,9 +88,9 @@ def state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     tensors = {key: tensor(key, tuple(shape)) for key, shape in shapes.items()}
     for key in tensors:
         name, _, rest = key.partition("backbone.resnet.")[2].partition(".")
-        if name in CNN_PARTS:
+        if name in OFFICIAL_CNN:
             prefix = key.partition("resnet.")[0]
-            tensors[f"{prefix}{CNN_PARTS[name]}.{rest}"] = tensors[key]
+            tensors[f"{prefix}{OFFICIAL_CNN[name]}.{rest}"] = tensors[key]
     return tensors
 
 

@@ -64,8 +64,8 @@ class Case:
 
     @property
     def table(self) -> keys.Table:
-        image = self.image_tower.under("img_enc.", "image/")
-        return image + keys.BERT_TOWER.under("txt_enc.", "text/")
+        image = self.image_tower.with_prefix("img_enc.", "image/")
+        return image + keys.BERT_TOWER.with_prefix("txt_enc.", "text/")
 
 
 CASES = (

@@ -1,7 +1,13 @@
-"""A run's best model as a folder that others can load: W/share/."""
+"""A run's best model as a folder that others can load, W/share/, and its model card.
 
+A card that its owner has changed is kept: its last line says what was written.
+"""
+
+import hashlib
 import math
-from collections.abc import Mapping
+import re
+import string
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +16,34 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
+from vse_jax import __version__
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
+from vse_jax.base.registry import OPEN, is_path
 from vse_jax.base.trees import flatten
-from vse_jax.checkpoints.card import PLACEHOLDER, Facts, is_as_written, write_card
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
-from vse_jax.config import MODEL_FILE, Config, own_vocabulary, save_shared_config
+from vse_jax.config import (
+    MODEL_FILE,
+    RESUME_FREE,
+    Config,
+    flat_fields,
+    is_in,
+    own_vocabulary,
+    save_shared_config,
+    takes_regions,
+)
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
 
 CARD = "README.md"
+TEMPLATES = Path(__file__).parent / "templates"
+_PLACEHOLDER = "USER/NAME"  # of a repository that was not named yet
+_TO_FILL_IN = "**TO FILL IN**"
+_LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
+_SEAL = re.compile(r"\n<!-- vse_jax ([0-9a-f]{64}) -->\n\Z")
+_WEIGHTS = ("image.weights", "text.weights")
+# How a run is carried out, which is no part of its recipe.
+_ASIDE = tuple({*RESUME_FREE} - {*_WEIGHTS, "num_epochs", "max_steps"})
 
 
 def write_shared(
@@ -29,7 +53,7 @@ def write_shared(
     repository: str | None,
     published: Config,
 ) -> Path:
-    """Writes W/share/, or writes it anew; a card that was changed by hand stays.
+    """Writes W/share/ again; a card that was changed by hand stays.
 
     Args:
         config: of the run.
@@ -42,28 +66,22 @@ def write_shared(
         InputError: no vocabulary, or the folder cannot be written.
     """
     caption_tokenizer(config)  # another model's vocabulary is refused
-    target = workdir / "share"
+    target, repository = workdir / "share", repository or _PLACEHOLDER
     with whole_folder(target, replace=True) as folder:
-        before = target / CARD
-        kept = read_bytes(before) if before.is_file() else None
         save_shared_config(config, folder / "config.json")
         copy_vocabulary(config, folder)
         write_arrays(folder / MODEL_FILE, flatten(model))
-        if kept is None or is_as_written(kept.decode(errors="replace")):
-            facts = _facts(
-                config,
-                workdir,
-                model,
-                repository or PLACEHOLDER,
-                own_vocabulary(folder, config.text.kind),
-            )
-            card = write_card(config, published, facts).encode()
+        before = target / CARD
+        kept = read_bytes(before) if before.is_file() else None
+        if kept is None or _is_as_written(kept.decode(errors="replace")):
+            vocabulary = own_vocabulary(folder, config.text.kind)
+            name = vocabulary.name if vocabulary else ""
+            card = _card(config, published, workdir, model, repository, name).encode()
         else:
             logging.warning(
-                "%s: kept as you changed it; remove it to have it written anew", before
+                "%s: kept as you changed it; remove it to have it written again", before
             )
-            name = (repository or PLACEHOLDER).encode()
-            card = kept.replace(PLACEHOLDER.encode(), name)
+            card = kept.replace(_PLACEHOLDER.encode(), repository.encode())
         write_atomically(folder / CARD, card)
     return target
 
@@ -84,35 +102,147 @@ def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: {error}") from None
 
 
-def _facts(
+# ---- The model card ------------------------------------------------------------------
+
+
+def _card(
     config: Config,
+    published: Config,
     workdir: Path,
     model: dict[str, Any],
     repository: str,
-    vocabulary: Path | None,
-) -> Facts:
-    progress: dict[str, Any] = {}
-    since = 0.0
+    vocabulary: str,
+) -> str:
+    """The text of README.md: a YAML header as the Hub reads it, then Markdown.
+
+    The Hub's `ModelCard.from_template` is not used: it drops comments from the header,
+    which say what is to fill in, and asks for a package (Jinja2) of its own.
+    """
+    name, run = workdir.resolve().name, workdir / "run.json"
+    image, text, fields = config.image, config.text, flat_fields(config)
+
+    parameters = sum(math.prod(x.shape) for x in flatten(model["params"]).values())
+    seen = "features of regions" if takes_regions(image) else f"{image.size} px"
+    about = [
+        ("image tower", f"{image.kind}, {seen}, pooling {image.pool}"),
+        ("text tower", f"{text.kind}, pooling {text.pool}, `{vocabulary}`"),
+        ("vectors", f"{config.embed_dim} values"),
+        ("parameters", f"{parameters:,}, float32"),
+    ]
+    trained = 0.0  # when the best epoch was; earlier evaluations are of another
     if has_checkpoint(workdir):
         with Checkpoints(workdir, read_only=True) as checkpoints:
             progress = checkpoints.best_progress()
             best = workdir / "checkpoints" / "best" / str(checkpoints.best_step())
-            since = best.stat().st_mtime
-    facts = workdir / "run.json"
-    data = read_object(facts).get("data", {}) if facts.is_file() else {}
-    return Facts(
-        name=workdir.resolve().name,
-        repository=repository,
-        parameters=sum(math.prod(x.shape) for x in flatten(model["params"]).values()),
-        progress=progress,
-        splits={name: size for name, size in data.items() if name != "root"},
-        evaluations=_evaluations(workdir, since),
-        vocabulary=vocabulary.name if vocabulary else "",
+        trained = best.stat().st_mtime
+        rsum = f"rsum {progress['rsum']:.1f} on {config.data.dev_split}"
+        about.append(("best epoch", f"{progress['epoch']}, {rsum}"))
+
+    own = {field: fields[field] for field in OPEN if is_path(fields[field])}
+    data = read_object(run).get("data", {}) if run.is_file() else {}
+    sizes = {split: size for split, size in data.items() if split != "root"}
+    splits = (
+        (split, f"{size['images']:,}", f"{size['captions']:,}")
+        for split, size in sizes.items()
     )
+    scores = {
+        split: _scores(metrics)
+        for split, metrics in _evaluations(workdir, trained).items()
+    }
+    results = "None were recorded with this model."
+    if scores:
+        columns = [[f"{x:.1f}" for _, _, x in column] for column in scores.values()]
+        titles = [title for _, title, _ in next(iter(scores.values()))]
+        rows = _table(["", *scores], zip(titles, *columns, strict=True))
+        results = "Percent of the queries with a right answer among the first k."
+        results += f"\n\n{rows}"
+
+    there = flat_fields(published)
+    differing = (
+        (f"`{field}`", _short(field, value), _short(field, there.get(field)))
+        for field, value in fields.items()
+        if value != there.get(field) and not is_in(field, _ASIDE)
+    )
+    licences = [
+        ("these weights", config.hub.license or _TO_FILL_IN),
+        (f"the data, `{config.data.name}`", _TO_FILL_IN),
+    ]
+    for tower in ("image", "text"):
+        if (start := config[tower].weights) is not None:
+            named = _short(f"{tower}.weights", start)
+            licences.append(
+                (f"start weights of the {tower} tower, {named}", _TO_FILL_IN)
+            )
+    licences.append((f"`{vocabulary}`", _TO_FILL_IN))
+
+    template = (TEMPLATES / "model_card.md").read_text(encoding="utf-8")
+    card = string.Template(template).substitute(
+        header=_header(config, name, scores),
+        name=name,
+        version=__version__,
+        model=_table(["", ""], about),
+        repository=repository,
+        trust=", trust_code=True" if own else "",
+        images="[a, b]" if takes_regions(image) else '["a.jpg", "b.jpg"]',
+        unit=f"  # float32 [regions, {image.feature_dim}]"
+        if takes_regions(image)
+        else "",
+        classes="".join(
+            f"\n`{field}` is its author's class `{value}`: install its module.\n"
+            for field, value in own.items()
+        ),
+        data=config.data.name,
+        splits=f"\n{_table(['split', 'pictures', 'captions'], splits)}\n"
+        if sizes
+        else "",
+        results=results,
+        recipe=_table(["field", "here", "published"], differing),
+        licences=_table(["of", "licence"], licences),
+    )
+    return f"{card}\n<!-- vse_jax {_digest(card)} -->\n"
+
+
+def _is_as_written(card: str) -> bool:
+    """Whether nobody has changed a card since it was written."""
+    seal = _SEAL.search(card)
+    return seal is not None and seal[1] == _digest(card[: seal.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _header(config: Config, name: str, scores: Mapping[str, list]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415 (slow)
+
+    results = [
+        EvalResult(
+            task_type="image-text-retrieval",
+            dataset_type=config.data.name,
+            dataset_name=config.data.name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(value, 2),
+        )
+        for split, found in scores.items()
+        for metric, title, value in found
+    ]
+    header = ModelCardData(
+        license=config.hub.license,
+        library_name="vse_jax",
+        pipeline_tag="feature-extraction",
+        tags=["image-text-retrieval", "vse-infinity", "jax"],
+        model_name=name,
+        eval_results=results or None,
+    ).to_yaml()
+    if config.hub.license is None:
+        header = f"# license: TO FILL IN, by one of the names of {_LICENSES}\n{header}"
+    return header.rstrip()
 
 
 def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
-    """Split → metrics, of the evaluations of the best model, alone."""
+    """Split → contents of its eval_<split>.json, of the best model alone."""
     found = {}
     for file in sorted(workdir.glob("eval_*.json")):
         metrics = read_object(file)
@@ -123,3 +253,26 @@ def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
         elif "rsum" in metrics and "ensemble" not in metrics:
             found[file.stem.removeprefix("eval_")] = metrics
     return found
+
+
+def _scores(metrics: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """(key, title, value) of a split's recalls and their sum."""
+    titles = {"i2t": "image to caption", "t2i": "caption to image"}
+    recalls = [
+        (f"{way}_r{k}", f"{title}, R@{k}", metrics[way][f"r{k}"])
+        for way, title in titles.items()
+        for k in (1, 5, 10)
+    ]
+    return [*recalls, ("rsum", "rsum, the sum of these six", metrics["rsum"])]
+
+
+def _short(field: str, value: Any) -> str:
+    """A value in a table; of the weights it starts from their name, not their place."""
+    if field in _WEIGHTS and value is not None and "package:" not in value:
+        value = Path(value).name
+    return f"`{str(value).replace('|', '¦')}`"
+
+
+def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -239,7 +239,7 @@ def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
     places = shapes.get("image/vit/positions")
     if places and _POSITIONS in tensors:
         tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], places[0])
-    table = keys.SIGLIP + keys.Table((), tuple(unused))
+    table = keys.SIGLIP + keys.Table({}, tuple(unused))
     return keys.from_torch(tensors, table, template, source)
 
 

@@ -33,7 +33,7 @@ def back(released):
         released.epoch,
         released.best_rsum,
         0,
-        released.origin,
+        released.info,
     )
 
 
@@ -113,7 +113,7 @@ def test_keys_without_the_parallel_prefix_are_kept_so(name):
         ]
     }
     converted = from_checkpoint(plain, "model.pth", common)
-    assert converted.origin.prefixes == ("", "")
+    assert converted.info.prefixes == ("", "")
     jax.tree.map(np.testing.assert_array_equal, converted.model, released.model)
     assert_same_tensors(back(converted), plain)
 
@@ -426,10 +426,10 @@ def test_options_that_are_no_json_are_numbers_or_texts_or_left_out(caplog):
     ) | {"Eiters": np.int64(53100), "epoch": torch.tensor(3)}
     with caplog.at_level("INFO", logger="absl"):
         released = from_checkpoint(checkpoint, "model.pth", common)
-    config, options = released.config, released.origin.options
+    config, options = released.config, released.info.options
     assert (config.loss.margin, config.num_epochs, config.batch_size) == (0.3, 7, 64)
     assert config.image.normalise is False
-    assert (released.origin.iterations, released.epoch) == (53100, 3)
+    assert (released.info.iterations, released.epoch) == (53100, 3)
     assert options["save_dir"] == "runs/a"
     assert options["seeds"] == [1, 2]
     assert options["about"] == {"folder": "b", "n": 3}

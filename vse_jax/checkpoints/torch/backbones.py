@@ -79,7 +79,7 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
         kept = {
             key: np.asarray(tensor, order="C")
             for key, tensor in tensors.items()
-            if not table.drops(key)
+            if not table.ignores(key)
         }
         safetensors.numpy.save_file(kept, folder / "backbone.safetensors")
         about = {"kind": kind, "source": file.name, "pixels": KINDS[kind].pixels}

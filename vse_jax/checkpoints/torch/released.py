@@ -1,50 +1,54 @@
-"""Checkpoints of the official program ⇄ config and model.
+"""Checkpoints of the official program ⇄ runs of main.py.
 
     {'epoch', 'model': [image tensors, text tensors], 'best_rsum', 'opt', 'Eiters'}
 
 Sizes come from the tensors, the recipe from the options. In errors, img_enc and txt_enc
-(the program's names of the towers) stand for the two state dicts.
+(the program's names of the towers) stand for the two state dicts. The run's folder:
+
+    W/config.json                     rebuilt from the options and the tensors
+    W/checkpoints/best/0              the weights; 0: no step was made here
+    W/vocab.txt, W/vocab.json, …      the vocabulary, where one was found that fits
+    W/official.{json,safetensors}     what only the way back to PyTorch needs
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from absl import logging
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import whole_folder
+from vse_jax.checkpoints.runs import CONVERTED, Checkpoints
 from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.checkpoints.torch.options import HEAD_SIZE, Recipes, config_of, options_of
-from vse_jax.config import Config
+from vse_jax.config import Config, load_config, save_config
+from vse_jax.data.tokenizers import caption_tokenizer
+from vse_jax.data.vocabulary import copy_vocabulary
+from vse_jax.distributed.mesh import on_one_device, state_sharding, with_sharding
 from vse_jax.models.build import abstract_model
 
 Arrays = Mapping[str, np.ndarray]
 
-_PARALLEL = "module."  # torch.nn.DataParallel puts it before every key
 _IMAGE, _TEXT = "img_enc.", "txt_enc."
+_PARALLEL = "module."  # torch.nn.DataParallel puts it before every key
+# The CNN is in a file twice: as numbered parts, and under aliases as a ResNet.
+_PARTS, _ALIASES = "img_enc.backbone.", "img_enc.backbone.resnet."
 _CLASSES = 1000  # of ImageNet, for the classifier that nobody uses
-
-# The CNN is in the file twice: as a ResNet, and as numbered parts of that ResNet.
-_RESNET = "img_enc.backbone.resnet."
-CNN_PARTS = {
-    "conv1": "base.0",
-    "bn1": "base.1",
-    "layer1": "base.4",
-    "layer2": "base.5",
-    "layer3": "base.6",
-    "layer4": "top.0",
-}
-
-_SECOND_NAMES = keys.BACKBONE_TORCHVISION.under("backbone.resnet.", "backbone/")
+_BROKEN = (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError)
 
 
 @dataclass(frozen=True)
-class Origin:
+class ConversionInfo:
     """What the model has no use for, and only the way back to PyTorch needs.
 
     options: of the official program. iterations: its Eiters. prefixes: before the keys
@@ -68,7 +72,99 @@ class Released:
     model: dict[str, Any]
     epoch: int
     best_rsum: float
-    origin: Origin
+    info: ConversionInfo
+
+
+# ---- Files ⇄ runs --------------------------------------------------------------------
+
+
+def checkpoint_to_run(
+    file: Path, workdir: Path, recipes: Recipes, vocab: Path | None = None
+) -> Released:
+    """Converts a checkpoint of the official program into a new workdir.
+
+    `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
+    on the data that training continues with.
+
+    Args:
+        file: of the official program.
+        workdir: new folder.
+        recipes: configs/common.py, see `options.config_of`.
+        vocab: file of the model's vocabulary; None: one that fits is looked for.
+
+    Raises:
+        InputError: the file cannot be converted (see `torch_file` and
+            `from_checkpoint`), `vocab` is not the model's, or `workdir` exists; nothing
+            is left behind.
+    """
+    with whole_folder(workdir) as folder:
+        released = from_checkpoint(torch_file.read(file), str(file), recipes)
+        config, info = released.config, dataclasses.asdict(released.info)
+        config.text.vocab = None if vocab is None else str(vocab)
+        try:
+            # The checkpoint has none; one that lies where runs look may fit.
+            caption_tokenizer(config)
+        except InputError:
+            if vocab is not None:
+                raise
+            logging.warning(
+                "%s: no vocabulary of this model's %d tokens is here: convert again "
+                "with --vocab=FILE, or use the model with --config.text.vocab=FILE",
+                workdir,
+                config.text.vocab_size,
+            )
+        else:
+            copy_vocabulary(config, folder)
+        save_config(config, folder / "config.json")
+        unused = {k: np.asarray(x, order="C") for k, x in info.pop("unused").items()}
+        safetensors.numpy.save_file(unused, folder / "official.safetensors")
+        text = json.dumps(info, indent=1)
+        (folder / "official.json").write_text(f"{text}\n", encoding="utf-8")
+        progress = {"rsum": released.best_rsum, "epoch": released.epoch}
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save_best(CONVERTED, released.model, progress)
+    return released
+
+
+def run_to_checkpoint(workdir: Path, file: Path) -> None:
+    """Writes the best checkpoint of `workdir` as a file that the official code loads.
+
+    Raises:
+        InputError: no checkpoint there, a model that the official program does not
+            have, or `file` cannot be written.
+    """
+    config, mesh = on_one_device(load_config(workdir / "config.json"))
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir}: no checkpoints there; train first")
+    _, abstract = abstract_model(config)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.best_step()
+        model, progress = checkpoints.restore_best(
+            with_sharding(abstract, state_sharding(mesh, abstract))
+        )
+    info, about = None, workdir / "official.json"
+    if about.exists():  # else it was trained here from the start
+        try:
+            fields = json.loads(about.read_text(encoding="utf-8"))
+            unused = safetensors.numpy.load_file(workdir / "official.safetensors")
+            fields["prefixes"] = tuple(fields["prefixes"])
+            info = ConversionInfo(**fields, unused=unused)
+        except _BROKEN as error:
+            raise InputError(
+                f"{workdir}: official.json or official.safetensors: {error}"
+            ) from error
+    checkpoint = to_checkpoint(
+        config,
+        model,
+        epoch=progress.get("epoch", 0),
+        best_rsum=progress["rsum"],
+        step=step or 0,
+        info=info,
+    )
+    torch_file.write(file, checkpoint)
+
+
+# ---- Their contents ------------------------------------------------------------------
 
 
 def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
@@ -84,9 +180,19 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
             supported; names every tensor that differs.
     """
     prefixes, stored = _state_dicts(checkpoint, source)
-    tensors = _without_twins(torch_file.arrays(stored, source), source)
-    image = _choose(_IMAGE_TOWERS, tensors, _IMAGE, source)
-    text = _choose(_TEXT_TOWERS, tensors, _TEXT, source)
+    tensors = _without_aliases(torch_file.arrays(stored, source), source)
+    towers = []
+    for name, kinds in _TOWERS.items():
+        found = [k.removeprefix(name) for k in tensors if k.startswith(name)]
+        fitting = [t for t in kinds.values() if any(re.match(t.mark, k) for k in found)]
+        if not fitting:
+            raise InputError(
+                f"{source}: {name[:-1]} is neither of {', '.join(kinds)}: "
+                f"it holds {', '.join(found[:3])}, …"
+            )
+        towers.append(fitting[0])
+    image, text = towers
+
     options = checkpoint.get("opt", {})
     if isinstance(options, argparse.Namespace | types.SimpleNamespace):
         options = vars(options)
@@ -95,6 +201,25 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
     options = {str(name): torch_file.plain(value) for name, value in options.items()}
     if not options:
         logging.info("%s: no options in it; the published ones are taken", source)
+    kept = {}
+    for name, value in options.items():
+        try:
+            if json.loads(json.dumps(value)) == value:
+                kept[name] = value
+                continue
+        except (TypeError, ValueError, RecursionError):
+            pass  # no JSON, such as a device
+        refused = isinstance(value, torch_file.Refused)
+        what = value if refused else type(value).__name__
+        logging.info("%s: option %s is left out: a %s", source, name, what)
+
+    def number(name: str, kind: type) -> Any:
+        value = checkpoint.get(name, 0)
+        try:
+            return kind(value)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{source}: {name!r} is {value!r}, not a number") from None
+
     sizes = image.sizes(tensors) | text.sizes(tensors)
     config = config_of(options, sizes, source, recipes)
     _, template = abstract_model(config)
@@ -102,33 +227,15 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
     return Released(
         config=config,
         model=keys.from_torch(tensors, table, template, source),
-        epoch=_number(checkpoint, "epoch", source, int),
-        best_rsum=_number(checkpoint, "best_rsum", source, float),
-        origin=Origin(
-            options=_as_json(options, source),
-            iterations=_number(checkpoint, "Eiters", source, int),
+        epoch=number("epoch", int),
+        best_rsum=number("best_rsum", float),
+        info=ConversionInfo(
+            options=kept,
+            iterations=number("Eiters", int),
             prefixes=prefixes,
-            unused={key: x for key, x in tensors.items() if table.drops(key)},
+            unused={key: x for key, x in tensors.items() if table.ignores(key)},
         ),
     )
-
-
-def _as_json(options: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The options without those that are no JSON, such as a device."""
-    kept = {}
-    for name, value in options.items():
-        try:
-            exact = json.loads(json.dumps(value)) == value
-        except (TypeError, ValueError, RecursionError):
-            exact = False
-        if not exact:
-            kind = (
-                value if isinstance(value, torch_file.Refused) else type(value).__name__
-            )
-            logging.info("%s: option %s is left out: a %s", source, name, kind)
-        else:
-            kept[name] = value
-    return kept
 
 
 def to_checkpoint(
@@ -137,7 +244,7 @@ def to_checkpoint(
     epoch: int,
     best_rsum: float,
     step: int,
-    origin: Origin | None,
+    info: ConversionInfo | None,
 ) -> dict[str, Any]:
     """Puts a checkpoint together that the official program loads.
 
@@ -145,20 +252,25 @@ def to_checkpoint(
         config, model: of the run.
         epoch, best_rsum: where training stands, and the best dev score.
         step: finished steps here; 0 when it was converted and not trained further.
-        origin: of a converted model; None for one that was trained here.
+        info: of a converted model; None for one that was trained here.
 
     Raises:
         InputError: the official program has no such model.
     """
-    released = origin.options if origin else {}
-    options = options_of(config, released)
-    table = _table(_IMAGE_TOWERS[config.image.kind], _TEXT_TOWERS[config.text.kind])
-    arrays = keys.to_torch(model["params"], table)
-    arrays |= keys.to_torch(model["batch_stats"], table)
-    arrays |= origin.unused if origin else _defaults(config, arrays)
+    kinds = (config.image.kind, config.text.kind)
+    options = options_of(config, info.options if info else {})
+    image, text = (t[k] for t, k in zip(_TOWERS.values(), kinds, strict=True))
+    arrays = keys.to_torch(model, _table(image, text))
+    arrays |= info.unused if info else _fresh_tensors(config, arrays)
     tensors = torch_file.tensors(arrays)
-    tensors |= _twins(tensors)
-    prefixes = origin.prefixes if origin else _prefixes(config)
+    for name, part in keys.OFFICIAL_CNN.items():
+        start = f"{_PARTS}{part}."
+        for key in [key for key in tensors if key.startswith(start)]:
+            alias = f"{_ALIASES}{name}.{key.removeprefix(start)}"
+            tensors[alias] = tensors[key]  # the same object: stored once
+    # Small models run on one GPU there, the others in DataParallel.
+    prefix = "" if kinds == ("region", "bigru") else _PARALLEL
+    prefixes = info.prefixes if info else (prefix, prefix)
     return {
         "epoch": epoch,
         "model": [
@@ -167,23 +279,17 @@ def to_checkpoint(
                 for key, tensor in tensors.items()
                 if key.startswith(tower)
             }
-            for prefix, tower in zip(prefixes, (_IMAGE, _TEXT), strict=True)
+            for prefix, tower in zip(prefixes, _TOWERS, strict=True)
         ],
         "best_rsum": best_rsum,
         "opt": argparse.Namespace(**options),
-        "Eiters": step or (origin.iterations if origin else 0),
+        "Eiters": step or (info.iterations if info else 0),
     }
 
 
-def _prefixes(config):
-    """What the program puts before the keys: small models run on one GPU there."""
-    small = (config.image.kind, config.text.kind) == ("region", "bigru")
-    return ("", "") if small else (_PARALLEL, _PARALLEL)
-
-
-def _state_dicts(checkpoint, source):
+def _state_dicts(checkpoint: Any, source: str) -> tuple[tuple[str, str], dict]:
     """Prefixes of the two state dicts, and both as one under the towers' names."""
-    model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    model: Any = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     two = isinstance(model, list | tuple) and len(model) == 2
     if not two or not all(isinstance(part, dict) and part for part in model):
         found = type(checkpoint).__name__
@@ -193,13 +299,11 @@ def _state_dicts(checkpoint, source):
             f"{source}: no checkpoint of the official program: 'model' should hold the "
             f"image and the text state dict, the file is {found}"
         )
-    stored, prefixes = {}, []
-    for tower, kinds, part in zip(
-        (_IMAGE, _TEXT), (_IMAGE_TOWERS, _TEXT_TOWERS), model, strict=True
-    ):
-        # The CNN may be there under its second names alone.
+    stored: dict[str, Any] = {}
+    prefixes = []
+    for (tower, kinds), part in zip(_TOWERS.items(), model, strict=True):
         tables = [kind.table for kind in kinds.values()]
-        tables.append(keys.GRID_TOWER + _SECOND_NAMES)
+        tables.append(keys.GRID_TOWER_TORCHVISION)  # the CNN's aliases may be alone
         named = {str(key): tensor for key, tensor in part.items()}
         _, prefix, tensors = keys.unwrapped(named, tables, source)
         prefixes.append(prefix)
@@ -207,17 +311,16 @@ def _state_dicts(checkpoint, source):
     return (prefixes[0], prefixes[1]), stored
 
 
-def _without_twins(tensors: Arrays, source: str) -> dict[str, np.ndarray]:
+def _without_aliases(tensors: Arrays, source: str) -> dict[str, np.ndarray]:
     """Checks that the two copies of the CNN are equal, and keeps one."""
     single: dict[str, np.ndarray] = {}
     differing = []
     for key, tensor in tensors.items():
-        name, _, rest = key.removeprefix(_RESNET).partition(".")
-        if key.startswith(_RESNET) and name in CNN_PARTS:
-            twin = f"{_IMAGE}backbone.{CNN_PARTS[name]}.{rest}"
-            if not np.array_equal(tensors.get(twin, tensor), tensor):
-                differing.append(f"{key} and {twin}")
-            key = twin
+        name, _, rest = key.removeprefix(_ALIASES).partition(".")
+        if key.startswith(_ALIASES) and name in keys.OFFICIAL_CNN:
+            alias, key = key, f"{_PARTS}{keys.OFFICIAL_CNN[name]}.{rest}"
+            if not np.array_equal(tensors.get(key, tensor), tensor):
+                differing.append(f"{alias} and {key}")
         single.setdefault(key, tensor)
     if differing:
         raise InputError(
@@ -226,128 +329,10 @@ def _without_twins(tensors: Arrays, source: str) -> dict[str, np.ndarray]:
     return single
 
 
-def _twins(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The second names of the CNN's tensors (the same objects: stored once)."""
-    twins = {}
-    for name, part in CNN_PARTS.items():
-        start = f"{_IMAGE}backbone.{part}."
-        for key, tensor in tensors.items():
-            if key.startswith(start):
-                twins[f"{_RESNET}{name}.{key.removeprefix(start)}"] = tensor
-    return twins
-
-
-class _Tower(NamedTuple):
-    """One kind of tower: how to know it, its tensors, its sizes as config fields."""
-
-    mark: str  # regex of keys that no other kind has
-    table: keys.Table
-    sizes: Callable[[Arrays], dict[str, Any]]
-
-
-def _size(tensors: Arrays, key: str, axis: int, default: int) -> int:
-    """A tensor's size; `default` where there is none, which `from_torch` reports."""
-    shape = tensors[key].shape if key in tensors else ()
-    return (shape[axis] if len(shape) > axis else 0) or default
-
-
-def _count(tensors: Arrays, start: str) -> int:
-    """How many numbers follow `start` in the keys: the length of a stack of layers."""
-    found = (re.match(re.escape(start) + r"\.(\d+)\.", key) for key in tensors)
-    return len({match[1] for match in found if match})
-
-
-def _region_sizes(tensors):
-    return {
-        "image.kind": "region",
-        "embed_dim": _size(tensors, "img_enc.fc.weight", 0, 1024),
-        "image.feature_dim": _size(tensors, "img_enc.fc.weight", 1, 2048),
-    }
-
-
-def _grid_sizes(tensors):
-    cnn = "img_enc.backbone"
-    width = _size(tensors, f"{cnn}.base.0.weight", 0, 64)
-    conv2 = f"{cnn}.base.4.0.conv2.weight"
-    channels, per_group = _size(tensors, conv2, 0, 64), _size(tensors, conv2, 1, 64)
-    stages = [part for name, part in CNN_PARTS.items() if name.startswith("layer")]
-    return {
-        "image.kind": "grid",
-        "embed_dim": _size(tensors, "img_enc.image_encoder.fc.weight", 0, 1024),
-        "image.backbone.layers": tuple(_count(tensors, f"{cnn}.{s}") for s in stages),
-        "image.backbone.width": width,
-        "image.backbone.groups": channels // per_group,
-        "image.backbone.group_width": per_group * 64 // width,
-    }
-
-
-def _bert_sizes(tensors):
-    bert = "txt_enc.bert"
-    embeddings = f"{bert}.embeddings"
-    word = f"{embeddings}.word_embeddings.weight"
-    hidden = _size(tensors, word, 1, 768)
-    ffn = f"{bert}.encoder.layer.0.intermediate.dense.weight"
-    position = f"{embeddings}.position_embeddings.weight"
-    return {
-        "text.kind": "bert",
-        "text.vocab_size": _size(tensors, word, 0, 30522),
-        "text.hidden": hidden,
-        "text.layers": _count(tensors, f"{bert}.encoder.layer"),
-        "text.heads": max(hidden // HEAD_SIZE, 1),
-        "text.ffn": _size(tensors, ffn, 0, 3072),
-        "text.max_positions": _size(tensors, position, 0, 512),
-    }
-
-
-def _bigru_sizes(tensors):
-    embed = "txt_enc.embed.weight"
-    layers = [key for key in tensors if key.startswith("txt_enc.rnn.weight_ih_l")]
-    return {
-        "text.kind": "bigru",
-        "text.vocab_size": _size(tensors, embed, 0, 1),
-        "text.word_dim": _size(tensors, embed, 1, 300),
-        "text.layers": max(len(layers) // 2, 1),  # each in two directions
-    }
-
-
-_IMAGE_TOWERS = {
-    "region": _Tower(r"(fc|mlp)\.", keys.REGION_TOWER, _region_sizes),
-    "grid": _Tower(r"(backbone|image_encoder)\.", keys.GRID_TOWER, _grid_sizes),
-}
-_TEXT_TOWERS = {
-    "bert": _Tower(r"bert\.", keys.BERT_TOWER, _bert_sizes),
-    "bigru": _Tower(r"(embed|rnn)\.", keys.BIGRU_TOWER, _bigru_sizes),
-}
-
-
-def _choose(towers, tensors, name, source):
-    """The kind of tower whose keys are among those that start with `name`."""
-    found = [key.removeprefix(name) for key in tensors if key.startswith(name)]
-    for tower in towers.values():
-        if any(re.match(tower.mark, key) for key in found):
-            return tower
-    raise InputError(
-        f"{source}: {name[:-1]} is neither of {', '.join(towers)}: "
-        f"it holds {', '.join(found[:3])}, …"
-    )
-
-
-def _table(image: _Tower, text: _Tower) -> keys.Table:
-    return image.table.under(_IMAGE, "image/") + text.table.under(_TEXT, "text/")
-
-
-def _number(checkpoint, name, source, kind):
-    value = checkpoint.get(name, 0)
-    try:
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{source}: {name!r} is {value!r}, not a number") from None
-
-
-def _defaults(config: Config, arrays: Arrays) -> dict[str, np.ndarray]:
+def _fresh_tensors(config: Config, arrays: Arrays) -> dict[str, np.ndarray]:
     """What a fresh official model holds under the keys that our models lack.
 
-    Zeros where it would draw random numbers: nothing ever reads them.
+    Zeros where it would have random numbers: nothing ever reads them.
     """
 
     def zeros(*shape: int) -> np.ndarray:
@@ -365,10 +350,99 @@ def _defaults(config: Config, arrays: Arrays) -> dict[str, np.ndarray]:
         unused[f"{start}running_mean"] = zeros(config.embed_dim)
     else:
         channels = arrays["img_enc.image_encoder.fc.weight"].shape[1]
-        unused[f"{_RESNET}fc.weight"] = zeros(_CLASSES, channels)
-        unused[f"{_RESNET}fc.bias"] = zeros(_CLASSES)
+        unused[f"{_ALIASES}fc.weight"] = zeros(_CLASSES, channels)
+        unused[f"{_ALIASES}fc.bias"] = zeros(_CLASSES)
     for key in [*arrays, *unused]:
         if key.endswith(".running_mean"):
             counter = key.removesuffix("running_mean") + "num_batches_tracked"
             unused[counter] = np.array(0)
     return unused
+
+
+# ---- The kinds of towers -------------------------------------------------------------
+
+
+class _Tower(NamedTuple):
+    """One kind of tower: how to know it, its tensors, its sizes as config fields."""
+
+    mark: str  # regex of keys that no other kind has
+    table: keys.Table
+    sizes: Callable[[Arrays], dict[str, Any]]
+
+
+def _table(image: _Tower, text: _Tower) -> keys.Table:
+    image_table = image.table.with_prefix(_IMAGE, "image/")
+    return image_table + text.table.with_prefix(_TEXT, "text/")
+
+
+def _size(tensors: Arrays, key: str, axis: int, default: int) -> int:
+    """A tensor's size; `default` where there is none, which `from_torch` reports."""
+    shape = tensors[key].shape if key in tensors else ()
+    return (shape[axis] if len(shape) > axis else 0) or default
+
+
+def _count(tensors: Arrays, start: str) -> int:
+    """How many numbers follow `start` in the keys: the length of a stack of layers."""
+    found = (re.match(re.escape(start) + r"\.(\d+)\.", key) for key in tensors)
+    return len({match[1] for match in found if match})
+
+
+def _region_sizes(tensors: Arrays) -> dict[str, Any]:
+    return {
+        "image.kind": "region",
+        "embed_dim": _size(tensors, "img_enc.fc.weight", 0, 1024),
+        "image.feature_dim": _size(tensors, "img_enc.fc.weight", 1, 2048),
+    }
+
+
+def _grid_sizes(tensors: Arrays) -> dict[str, Any]:
+    width = _size(tensors, f"{_PARTS}base.0.weight", 0, 64)
+    conv2 = f"{_PARTS}base.4.0.conv2.weight"
+    channels, per_group = _size(tensors, conv2, 0, 64), _size(tensors, conv2, 1, 64)
+    stages = [p for name, p in keys.OFFICIAL_CNN.items() if name.startswith("layer")]
+    return {
+        "image.kind": "grid",
+        "embed_dim": _size(tensors, "img_enc.image_encoder.fc.weight", 0, 1024),
+        "image.backbone.layers": tuple(_count(tensors, _PARTS + s) for s in stages),
+        "image.backbone.width": width,
+        "image.backbone.groups": channels // per_group,
+        "image.backbone.group_width": per_group * 64 // width,
+    }
+
+
+def _bert_sizes(tensors: Arrays) -> dict[str, Any]:
+    embeddings, layers = "txt_enc.bert.embeddings", "txt_enc.bert.encoder.layer"
+    word = f"{embeddings}.word_embeddings.weight"
+    hidden = _size(tensors, word, 1, 768)
+    position = f"{embeddings}.position_embeddings.weight"
+    return {
+        "text.kind": "bert",
+        "text.vocab_size": _size(tensors, word, 0, 30522),
+        "text.hidden": hidden,
+        "text.layers": _count(tensors, layers),
+        "text.heads": max(hidden // HEAD_SIZE, 1),
+        "text.ffn": _size(tensors, f"{layers}.0.intermediate.dense.weight", 0, 3072),
+        "text.max_positions": _size(tensors, position, 0, 512),
+    }
+
+
+def _bigru_sizes(tensors: Arrays) -> dict[str, Any]:
+    layers = [key for key in tensors if key.startswith("txt_enc.rnn.weight_ih_l")]
+    return {
+        "text.kind": "bigru",
+        "text.vocab_size": _size(tensors, "txt_enc.embed.weight", 0, 1),
+        "text.word_dim": _size(tensors, "txt_enc.embed.weight", 1, 300),
+        "text.layers": max(len(layers) // 2, 1),  # each in two directions
+    }
+
+
+_TOWERS = {
+    _IMAGE: {
+        "region": _Tower(r"(fc|mlp)\.", keys.REGION_TOWER, _region_sizes),
+        "grid": _Tower(r"(backbone|image_encoder)\.", keys.GRID_TOWER, _grid_sizes),
+    },
+    _TEXT: {
+        "bert": _Tower(r"bert\.", keys.BERT_TOWER, _bert_sizes),
+        "bigru": _Tower(r"(embed|rnn)\.", keys.BIGRU_TOWER, _bigru_sizes),
+    },
+}
