@@ -1,5 +1,11 @@
-"""The towers of a model as StableHLO: programs that run without this package."""
+"""A model as StableHLO, and what prepares its inputs: W/exported/.
 
+Its programs run without this package; README.txt there has one that calls them.
+"""
+
+import json
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -8,29 +14,65 @@ from flax import nnx
 from jax import export
 from jaxtyping import Array
 
+from vse_jax.base.files import whole_folder, write_atomically
 from vse_jax.base.trees import flatten, merge
-from vse_jax.config import Config
+from vse_jax.checkpoints.share import TEMPLATES, write_arrays
+from vse_jax.config import Config, takes_regions
 from vse_jax.data.collate import Shapes, caption_shapes, image_shapes
-from vse_jax.data.tokenizers import padded_lengths
+from vse_jax.data.images import scale_and_shift
+from vse_jax.data.tokenizers import caption_tokenizer, padded_lengths
 from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.models.build import merge_model, split_model
 from vse_jax.models.vse import l2_normalise
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_RESIZED = {
+    "plain": "bilinear between the nearest pixels, on float32",
+    "bilinear": "Pillow's bilinear, on whole numbers",
+    "bicubic": "Pillow's bicubic, on whole numbers",
+}
 
 
 class Tower(NamedTuple):
     """A tower as a program.
 
     arrays: what the program is called with first, {path: float32}.
-    inputs: what it is called with then, in this order; their first dimension, the
-        batch, may be any.
-    program: of `jax.export.deserialize`; gives the embeddings, float32 [batch, D].
+    program: of `jax.export.deserialize`; called with `arrays` and a batch of inputs of
+        any size, it gives the embeddings, float32 [batch, D].
     """
 
     arrays: dict[str, np.ndarray]
-    inputs: Shapes
     program: bytes
+
+
+def write_exported(
+    config: Config, workdir: Path, graphdef: nnx.GraphDef, model: dict[str, Any]
+) -> Path:
+    """Writes W/exported/: both towers, preprocessing.json, token ids and README.txt.
+
+    Args:
+        config, workdir: of the model.
+        graphdef, model: its parts, arrays on the host.
+
+    Raises:
+        InputError: no vocabulary, or the folder cannot be written.
+    """
+    tokenizer = caption_tokenizer(config)
+    towers = export_towers(config, graphdef, model)
+    about = preprocessing(config)
+    target = workdir / "exported"
+    with whole_folder(target, replace=True) as folder:
+        for name, tower in towers.items():
+            write_atomically(folder / f"{name}_tower.stablehlo", tower.program)
+            write_arrays(folder / f"{name}_tower.safetensors", tower.arrays)
+        texts = {
+            "preprocessing.json": json.dumps(about, indent=1) + "\n",
+            about["text"]["tokenizer"]: tokenizer.as_json(),
+            "README.txt": _readme(config),
+        }
+        for name, text in texts.items():
+            write_atomically(folder / name, text.encode())
+    return target
 
 
 def export_towers(
@@ -40,16 +82,16 @@ def export_towers(
 
     Captions are padded to one length, the longest that the model takes: a pooling that
     sorts needs the size of its sets. What the platforms compute in different ways
-    (models/sorted_pool.py) is in the program for each of them.
+    (ops/sorted_pool.py) is in the program for each of them.
 
     Args:
         config: of the model.
         graphdef, model: its parts, arrays on the host.
     """
     vse = merge_model(graphdef, model)
-    images = image_shapes(config.image, 1)
     captions = caption_shapes(1, padded_lengths(config)[-1])
     captions = {name: captions[name] for name in ("token_ids", "token_lengths")}
+    images = image_shapes(config.image, 1)
     return {
         "image": _export(config, vse.image, images, vse.normalise_images),
         "text": _export(config, vse.text, captions, vse.normalise_captions),
@@ -78,4 +120,50 @@ def _export(
     # every one of them is float32.
     with jax.default_matmul_precision(matmul_precision(config, "cuda")):
         exported = export.export(jax.jit(run), platforms=PLATFORMS)(shapes, *values)
-    return Tower(arrays, inputs, bytes(exported.serialize()))
+    return Tower(arrays, bytes(exported.serialize()))
+
+
+def preprocessing(config: Config) -> dict[str, Any]:
+    """The contents of preprocessing.json: what is done to images and captions."""
+    image: dict[str, Any]
+    if takes_regions(config.image):
+        image = {
+            "inputs": ["regions", "region_lengths"],
+            "regions": config.image.max_regions,
+            "features": config.image.feature_dim,
+        }
+    else:
+        scale, shift = scale_and_shift(config.image.pixels)
+        image = {
+            "inputs": ["images"],
+            "size": config.image.size,
+            "background": "white",
+            "resized": _RESIZED[config.image.resample],
+            "channels": [2, 1, 0] if config.image.pixels == "detector" else [0, 1, 2],
+            "scale": scale.tolist(),
+            "shift": shift.tolist(),
+        }
+    words = config.text.kind == "bigru"
+    text: dict[str, Any] = {
+        "inputs": ["token_ids", "token_lengths"],
+        "length": padded_lengths(config)[-1],
+        "tokenizer": "words.json" if words else "tokenizer.json",
+    }
+    if words:
+        text |= {"lower_case": True, "split_by": "nltk.word_tokenize"}
+        text |= {"first": "<start>", "last": "<end>", "unknown": "<unk>"}
+    return {"format_version": 1, "image": image, "text": text}
+
+
+def _readme(config: Config) -> str:
+    """README.txt: what the files are, and a program that reads them.
+
+    Each section of the template after the first begins with the model that it is for.
+    """
+    regions = takes_regions(config.image)
+    kinds = {"all", "words" if config.text.kind == "bigru" else "tokens"}
+    kinds |= {"regions"} if regions else {"pixels", config.image.resample}
+    template = (TEMPLATES / "exported_readme.txt").read_text(encoding="utf-8")
+    start, *sections = re.split(r"^== ", template, flags=re.MULTILINE)
+    split = (section.partition("\n") for section in sections)
+    return start + "".join(text for kind, _, text in split if kind in kinds)
