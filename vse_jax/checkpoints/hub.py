@@ -15,6 +15,11 @@ from vse_jax.config import MODEL_FILE, SHARED_FILES, WEIGHT_PARTS
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _ADDRESS = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+_HINTS = {  # by the status of the Hub's answer
+    401: f"not logged in: {_LOGIN}",
+    403: "no permission: your token has to be one that may write there",
+    429: "too many requests; try again later",
+}
 
 
 def fetch(address: str) -> Path:
@@ -53,7 +58,7 @@ def fetch(address: str) -> Path:
 
 
 def fetch_released(name: str) -> Path:
-    """Returns the local path of a released checkpoint, downloaded unless it is cached.
+    """The local path of a released checkpoint, downloaded unless it is cached.
 
     Args:
         name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert;
@@ -122,10 +127,7 @@ def _hub_errors(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the Hub's, the HTTP library's and the disk's own
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        hint = _HINTS.get(status, "") if status else ""
+        status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.GatedRepoError):
             hint = f"its owner has to let you in: ask on its page, and {_LOGIN}"
         elif isinstance(error, errors.RevisionNotFoundError):
@@ -136,14 +138,10 @@ def _hub_errors(what: str) -> Iterator[None]:
             hint = _LOGIN
         elif status is None and _is_network(error):
             hint = "the Hub cannot be reached; check the connection"
-        raise InputError(f"{what}: {hint or 'failed'} ({reason})") from error
-
-
-_HINTS = {
-    401: f"not logged in: {_LOGIN}",
-    403: "no permission: your token has to be one that may write there",
-    429: "too many requests; try again later",
-}
+        else:
+            hint = _HINTS.get(status or 0, "failed")
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{what}: {hint} ({reason})") from error
 
 
 def _is_network(error: BaseException | None) -> bool:

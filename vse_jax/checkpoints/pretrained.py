@@ -1,10 +1,9 @@
-"""Pretrained weights as start values: BERT and CNN backbones."""
+"""Pretrained weights that training starts from: BERT and CNN backbones."""
 
 import json
 import re
 from pathlib import Path
 
-import jax  # noqa: F401 (with it, NumPy knows bfloat16)
 import numpy as np
 import safetensors
 
@@ -33,7 +32,7 @@ _BERT_KIND = {
 
 
 def bert_sizes(folder: Path) -> dict[str, int]:
-    """Returns the fields of config.text that a Hugging Face BERT folder decides.
+    """The fields of config.text that a Hugging Face BERT folder decides.
 
     Raises:
         InputError: config.json is missing, broken or not that of a plain BERT.
@@ -64,11 +63,10 @@ def check_bert_sizes(folder: Path, text: Config) -> None:
 
 
 def load_bert(folder: Path, template: dict) -> dict:
-    """Returns the parameters of `models.bert.Bert` from a Hugging Face folder.
+    """The parameters of `models.bert.Bert` from a Hugging Face folder.
 
     Args:
-        folder: holds model.safetensors or pytorch_model.bin (PyTorch then reads it), or
-            several such files and their index.
+        folder: as `read_folder` takes it.
         template: tree of the module's (abstract) parameters.
 
     Raises:
@@ -87,7 +85,7 @@ def load_bert(folder: Path, template: dict) -> dict:
 
 
 def load_backbone(folder: Path, template: dict) -> dict:
-    """Returns parameters and statistics of `models.resnet.ResNet` from a folder.
+    """The parameters and statistics of `models.resnet.ResNet` from a folder.
 
     Args:
         folder: holds backbone.safetensors, under the official or torchvision's keys.
@@ -96,8 +94,8 @@ def load_backbone(folder: Path, template: dict) -> dict:
     Raises:
         InputError: the file cannot be read or does not fit the template.
     """
-    file = folder / "backbone.safetensors"
-    stored, source = read_safetensors(file), str(file)
+    source = str(folder / "backbone.safetensors")
+    stored = _read_tensors(folder / "backbone.safetensors")
     table, _, tensors = keys.unwrapped(stored, keys.BACKBONES, source)
     return keys.from_torch(tensors, table, template, source)
 
@@ -118,25 +116,25 @@ def check_backbone_kind(folder: Path, image: Config) -> None:
         return
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        trained = {
-            "config.image.pixels": about["pixels"],
-            "config.image.backbone.block": about["backbone"]["block"],
+        checked = {
+            "config.image.pixels": (image.pixels, about["pixels"]),
+            "config.image.backbone.block": (
+                image.backbone.block,
+                about["backbone"]["block"],
+            ),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: {error!r}") from None
-    now = {
-        "config.image.pixels": image.pixels,
-        "config.image.backbone.block": image.backbone.block,
-    }
-    for field, value in trained.items():
-        if now[field] != value:
-            raise InputError(f"{field}: {now[field]!r}, but {file} is for {value!r}")
+    for field, (now, trained) in checked.items():
+        if now != trained:
+            raise InputError(f"{field}: {now!r}, but {file} is for {trained!r}")
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
     """(what the file is called, tensors) of a Hugging Face folder.
 
-    One file, or several that an index lists; floating-point tensors may be of any type.
+    It holds model.safetensors, or pytorch_model.bin (PyTorch then reads it), or several
+    such files and their index. huggingface_hub reads these, too, but with PyTorch only.
 
     Raises:
         InputError: there are none, or one cannot be read.
@@ -144,36 +142,28 @@ def read_folder(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         file, index = folder / name, folder / f"{name}.index.json"
         if file.is_file():
-            return str(file), _read_file(file)
+            return str(file), _read_tensors(file)
         if index.is_file():
+            places = read_object(index).get("weight_map")
+            parts = set(places.values()) if isinstance(places, dict) else set()
+            beside = (
+                isinstance(part, str) and Path(part).name == part for part in parts
+            )
+            if not parts or not all(beside):
+                raise InputError(
+                    f"{index}: no weight_map of tensors to files beside it"
+                )
             tensors: dict[str, np.ndarray] = {}
-            for part in _parts(index):
-                tensors |= _read_file(folder / part)
+            for part in sorted(parts):
+                tensors |= _read_tensors(folder / part)
             return str(index), tensors
     raise InputError(f"{folder}: no model.safetensors and no pytorch_model.bin")
 
 
-def _parts(index: Path) -> list[str]:
-    """The files that an index lists."""
-    places = read_object(index).get("weight_map")
-    names = set(places.values()) if isinstance(places, dict) else set()
-    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise InputError(f"{index}: no weight_map of tensors to files beside it")
-    return sorted(names)
-
-
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    return torch_file.arrays(torch_file.read_tensors(file), str(file))
-
-
-def read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file; bfloat16, which NumPy lacks, as float32.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file; bfloat16, which NumPy knows with JAX, as float32."""
+    if file.suffix != ".safetensors":
+        return torch_file.arrays(torch_file.read_tensors(file), str(file))
     try:
         with safetensors.safe_open(file, "np") as content:
             found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118

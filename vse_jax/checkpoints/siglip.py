@@ -4,7 +4,6 @@ config.json, the weights, tokenizer.json and processor_config.json (of today's
 transformers) or preprocessor_config.json are read; sentencepiece is not needed.
 """
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.pretrained import read_folder
 from vse_jax.checkpoints.torch import keys
-from vse_jax.config import ADDED, Config, nested
+from vse_jax.config import ADDED, Config, flat_fields, nested
 from vse_jax.data.tokenizers import FileTokenizer
 from vse_jax.data.vocabulary import find_vocabulary
 
@@ -185,10 +184,9 @@ def settle_siglip(config: Config) -> None:
         fields = config[tower]
         if fields.kind != kind or fields.weights is None:
             continue
-        folder = None
-        with contextlib.suppress(InputError):
+        try:
             folder = resolve_folder(fields.weights)
-        if folder is None:
+        except InputError:
             continue
         sizes = siglip_sizes(folder)
         found = {field: n for field, n in sizes.items() if field.startswith(tower)}
@@ -204,14 +202,10 @@ def settle_siglip(config: Config) -> None:
 
 def is_zero_shot(config: Config) -> bool:
     """Whether a config is a published SigLIP's, from its folder."""
-    flat = nested(ZERO_SHOT)
-    as_published = all(
-        config[part][name] == value
-        for part, fields in flat.items()
-        for name, value in fields.items()
-    )
-    weights = config.image.get("weights")  # a shared config has none
-    return as_published and weights is not None and weights == config.text.weights
+    fields = flat_fields(config)
+    as_published = all(fields[field] == value for field, value in ZERO_SHOT.items())
+    weights = fields.get("image.weights")  # a shared config has none
+    return as_published and weights is not None and weights == fields["text.weights"]
 
 
 def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:

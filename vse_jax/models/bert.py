@@ -17,7 +17,8 @@ _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
 class Bert(nnx.Module):
     """Embeddings and a stack of post-norm transformer layers, without the pooler.
 
-    The tree mirrors PyTorch's names, so that conversion is a table (weights/keys.py).
+    The tree mirrors PyTorch's names, so that conversion is a table
+    (checkpoints/torch/keys.py).
 
     Args:
         vocab_size, hidden, layers, heads, ffn, max_positions: sizes.

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -22,15 +22,6 @@ class Kind(NamedTuple):
     pixels: str
     groups: int = 1
     group_width: int = 64
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of config.image.backbone that this CNN needs."""
-        return {
-            "block": self.block,
-            "layers": self.layers,
-            "groups": self.groups,
-            "group_width": self.group_width,
-        }
 
 
 KINDS = {
@@ -63,13 +54,12 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
     with whole_folder(output) as folder:
         stored = torch_file.read_tensors(file, "base", "top")
         if {"base", "top"} <= stored.keys():
-            parts = {part: stored[part] for part in ("base", "top")}
-            if not all(isinstance(tensors, dict) for tensors in parts.values()):
+            if not all(isinstance(stored[part], dict) for part in ("base", "top")):
                 raise InputError(f"{file}: 'base' and 'top' hold no state dicts")
             stored = {
                 f"{part}.{key}": tensor
-                for part, tensors in parts.items()
-                for key, tensor in tensors.items()
+                for part in ("base", "top")
+                for key, tensor in stored[part].items()
             }
         table, _, stored = keys.unwrapped(stored, keys.BACKBONES, str(file))
         tensors = torch_file.arrays(stored, str(file))
@@ -82,15 +72,19 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
             if not table.ignores(key)
         }
         safetensors.numpy.save_file(kept, folder / "backbone.safetensors")
-        about = {"kind": kind, "source": file.name, "pixels": KINDS[kind].pixels}
-        text = json.dumps(about | {"backbone": KINDS[kind].fields()}, indent=1)
+        backbone = KINDS[kind]._asdict()
+        about = {"kind": kind, "source": file.name, "pixels": backbone.pop("pixels")}
+        text = json.dumps(about | {"backbone": backbone}, indent=1)
         (folder / "backbone.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def build(kind: Kind) -> ResNet:
-    """Returns the kind's CNN with random weights."""
+    """The kind's CNN with random weights."""
     return ResNet(
-        **kind.fields(),
+        block=kind.block,
+        layers=kind.layers,
+        groups=kind.groups,
+        group_width=kind.group_width,
         stem="conv7",
         patch=1,
         width=64,

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,7 +17,7 @@ _OPTIMIZERS = {"adam": "adamw", "sgd": "sgd"}
 
 
 class _Option(NamedTuple):
-    """The field that says what an option says, and how to say it there and back.
+    """The mapping of an option to a field, there and back.
 
     `to_field` raises ValueError for a value that the field cannot have.
     """
@@ -91,47 +90,13 @@ class Recipes(Protocol):
     def region_rules(self) -> tuple: ...
 
 
-@dataclass(frozen=True)
-class _Given:
-    """The options that a checkpoint came with."""
-
-    options: Mapping[str, Any]
-    source: str  # the file's name, for the errors
-
-    def get(self, name: str, default: Any, to_field=lambda value: value) -> Any:
-        """The option, in the field's terms.
-
-        Raises:
-            InputError: not of the default's type, or a value that `to_field` refuses.
-        """
-        value = self.options.get(name, default)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        try:
-            if type(value) is not type(default):
-                raise ValueError(f"not {type(default).__name__}")
-            return to_field(value)
-        except ValueError as error:
-            what = f"{self.source}: option {name} is {value!r}"
-            raise InputError(f"{what}, {error}") from None
-
-    def fields(self, table: Mapping[str, _Option], published: Fields) -> dict[str, Any]:
-        """The table's fields, each from its option."""
-        return {
-            option.field: self.get(
-                name, option.to_option(published[option.field]), option.to_field
-            )
-            for name, option in table.items()
-        }
-
-
 def config_of(
     options: Mapping[str, Any],
     sizes: Fields,
     source: str,
     recipes: Recipes,
 ) -> Config:
-    """Returns the config of a released model.
+    """The config of a released model.
 
     An option that is absent leaves the published recipe's value. `max_violation` is
     not read: the program sets it while it trains, so that a saved one says nothing.
@@ -146,59 +111,61 @@ def config_of(
     Raises:
         InputError: an option of the wrong type or of an unknown value.
     """
-    given = _Given(options, source)
     config = recipes.base()
     published = flat_fields(config)
-    fields = {**sizes, **given.fields(_OPTIONS, published)}
-    data = fields["data.name"]
+
+    def given(name: str, default: Any, to_field=lambda value: value) -> Any:
+        value = options.get(name, default)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        try:
+            if type(value) is not type(default):
+                raise ValueError(f"not {type(default).__name__}")
+            return to_field(value)
+        except ValueError as error:
+            what = f"{source}: option {name} is {value!r}"
+            raise InputError(f"{what}, {error}") from None
+
+    is_grid = sizes["image.kind"] == "grid"
+    fields = dict(sizes)
+    for name, option in (_OPTIONS | (_GRID_OPTIONS if is_grid else {})).items():
+        default = option.to_option(published[option.field])
+        fields[option.field] = given(name, default, option.to_field)
+    data, sgd = fields["data.name"], fields["optimizer.name"] == "sgd"
     fields["data.root"] = f"data/{data}"
     fields["data.dev_captions"] = 5000  # as the program validates
     fields["eval.split"] = "testall" if data == "coco" else "test"
-    if fields["image.kind"] == "region":
-        fields |= _region_fields(fields, recipes)
-    else:
-        fields |= given.fields(_GRID_OPTIONS, published)
-        fields |= _grid_fields(given, fields, recipes)
+    if is_grid:
+        # Without the option only the groups tell ResNet from ResNeXt.
+        source_default = "wsl" if fields["image.backbone.groups"] > 1 else "detector"
+        cnn = given("backbone_source", source_default, _one_of(KINDS))
+        warmup = given("embedding_warmup_epochs", 1)
+        fields |= {
+            "image.backbone.block": cnn.block,
+            "image.pixels": cnn.pixels,
+            "loss.ramp_epoch": warmup,
+            "optimizer.rules": recipes.grid_rules(
+                embedding_warmup=warmup,
+                backbone_warmup=given("backbone_warmup_epochs", 0),
+                backbone=given("backbone_lr_factor", 0.01),
+            ),
+        }
+        if sgd:
+            fields["optimizer.nesterov"] = True
+            fields["optimizer.weight_decay_on"] = "^image/backbone/"
+    else:  # what the program does with region features without asking an option
+        fields["loss.ramp_epoch"] = -1
+        fields["optimizer.rules"] = recipes.region_rules()
+        if sgd:
+            fields["optimizer.weight_decay"] = 0.0
+        elif fields["text.kind"] == "bigru":
+            fields["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
     config.update_from_flattened_dict(fields)
     return config
 
 
-def _region_fields(fields: Fields, recipes: Recipes) -> dict[str, Any]:
-    """What the program does with region features without asking an option."""
-    more = {"loss.ramp_epoch": -1, "optimizer.rules": recipes.region_rules()}
-    if fields["optimizer.name"] == "sgd":
-        more["optimizer.weight_decay"] = 0.0
-    elif fields["text.kind"] == "bigru":
-        more["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
-    return more
-
-
-def _grid_fields(given: _Given, fields: Fields, recipes: Recipes) -> dict[str, Any]:
-    """The CNN and how it is trained."""
-    # Without the option only the groups tell ResNet from ResNeXt.
-    grouped = fields["image.backbone.groups"] > 1
-    kind = given.get(
-        "backbone_source", "wsl" if grouped else "detector", _one_of(KINDS)
-    )
-    warmup = given.get("embedding_warmup_epochs", 1)
-    more = {
-        "image.backbone.block": kind.block,
-        "image.pixels": kind.pixels,
-        "loss.ramp_epoch": warmup,
-        "optimizer.rules": recipes.grid_rules(
-            embedding_warmup=warmup,
-            backbone_warmup=given.get("backbone_warmup_epochs", 0),
-            backbone=given.get("backbone_lr_factor", 0.01),
-        ),
-    }
-    if fields["optimizer.name"] == "sgd":
-        more["optimizer.nesterov"] = True
-        more["optimizer.weight_decay_on"] = "^image/backbone/"
-    return more
-
-
 def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options with which the official program rebuilds the config's model.
+    """The options with which the official program rebuilds the config's model.
 
     Args:
         config: of the model.
@@ -208,12 +175,29 @@ def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a model that the official program has no options for.
     """
-    _check_official(config)
+    fields = flat_fields(config)
     grid, bigru = config.image.kind == "grid", config.text.kind == "bigru"
+    needed: dict[str, tuple] = {
+        "image.pool": ("gpo",),
+        "text.pool": ("gpo",),
+        "text.kind": ("bert", "bigru"),
+        "optimizer.name": tuple(_OPTIMIZERS.values()),
+    }
+    if grid:
+        needed["image.backbone.stem"] = ("conv7",)
+        needed["image.backbone.block"] = ("v1", "torchvision")
+        needed["image.backbone.batch_norm"] = ("frozen",)
+    if config.text.kind == "bert":
+        needed["text.heads"] = (max(config.text.hidden // HEAD_SIZE, 1),)
+    for field, values in needed.items():
+        if fields[field] not in values:
+            raise InputError(
+                f"config.{field}: the official program has no {fields[field]!r}"
+            )
+
     table = _OPTIONS | _SIZES
     table |= _GRID_OPTIONS if grid else {}
     table |= _BIGRU_SIZES if bigru else {}
-    fields = flat_fields(config)
     options = {
         name: option.to_option(fields[option.field]) for name, option in table.items()
     }
@@ -230,50 +214,17 @@ def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
         defaults["vocab_path"] = str(Path(config.data.root).parent / "vocab")
         defaults["vocab_size"] = config.text.vocab_size
     if grid:
-        options["backbone_source"] = _backbone_source(
-            config, released.get("backbone_source")
-        )
-        options |= _warmup_options(config.optimizer.rules)
+        known = released.get("backbone_source")
+        options["backbone_source"] = _backbone_source(config, known)
+        rules = {pattern: rest for pattern, *rest in config.optimizer.rules}
+        layer4 = rules.get("^image/backbone/layer4/")
+        layer3 = rules.get("^image/backbone/layer3/")
+        if layer4 and layer3:  # else no options give the CNN its rules
+            (factor, epoch), (_, next_epoch) = layer4, layer3
+            options["backbone_lr_factor"] = factor
+            options["embedding_warmup_epochs"] = epoch
+            options["backbone_warmup_epochs"] = next_epoch - epoch
     return defaults | dict(released) | options
-
-
-def _warmup_options(rules: tuple) -> dict[str, Any]:
-    """The options that give the CNN these rules; none where it has others."""
-    by_pattern = {pattern: rest for pattern, *rest in rules}
-    layer4 = by_pattern.get("^image/backbone/layer4/")
-    layer3 = by_pattern.get("^image/backbone/layer3/")
-    if not (layer4 and layer3):
-        return {}
-    (factor, opens), (_, next_opens) = layer4, layer3
-    return {
-        "backbone_lr_factor": factor,
-        "embedding_warmup_epochs": opens,
-        "backbone_warmup_epochs": next_opens - opens,
-    }
-
-
-def _check_official(config: Config) -> None:
-    """Raises InputError for what the official program cannot build."""
-    needed = {
-        "image.pool": "gpo",
-        "text.pool": "gpo",
-        "text.kind": ("bert", "bigru"),
-        "optimizer.name": tuple(_OPTIMIZERS.values()),
-    }
-    if config.image.kind == "grid":
-        needed |= {
-            "image.backbone.stem": "conv7",
-            "image.backbone.block": ("v1", "torchvision"),
-            "image.backbone.batch_norm": "frozen",
-        }
-    if config.text.kind == "bert":
-        needed["text.heads"] = max(config.text.hidden // HEAD_SIZE, 1)
-    fields = flat_fields(config)
-    for field, values in needed.items():
-        if fields[field] not in (values if isinstance(values, tuple) else (values,)):
-            raise InputError(
-                f"config.{field}: the official program has no {fields[field]!r}"
-            )
 
 
 def _backbone_source(config: Config, released: str | None) -> str:
@@ -281,16 +232,16 @@ def _backbone_source(config: Config, released: str | None) -> str:
 
     The number of blocks does not count: a smaller model is still of its kind.
     """
-    cnn = config.image.backbone
+    cnn, pixels = config.image.backbone, config.image.pixels
     fitting = [
         name
         for name, kind in KINDS.items()
-        if (kind.block, kind.pixels) == (cnn.block, config.image.pixels)
+        if (kind.block, kind.pixels) == (cnn.block, pixels)
     ]
     if not fitting:
         raise InputError(
             f"config.image: the official program has no {cnn.block} blocks with "
-            f"{config.image.pixels} pixels"
+            f"{pixels} pixels"
         )
     exact = [name for name in fitting if KINDS[name].layers == tuple(cnn.layers)]
     return released if released in fitting else (exact or fitting)[0]

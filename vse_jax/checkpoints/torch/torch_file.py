@@ -26,6 +26,15 @@ from vse_jax.base.files import whole_file
 
 # Where a file of several state dicts keeps that of the model.
 _MODEL_NAMES = ("state_dict", "model", "model_state_dict", "net", "network")
+# What PyTorch's unpickler says, and what it means to a user.
+_REASONS = {
+    # PyTorch's old format keeps the source of a module's class.
+    "persistent_load of storage": "holds a whole module; save its state_dict() instead",
+    "TorchScript": "a TorchScript archive; save its state_dict() instead",
+    # Operations that protocols 4 and 5 alone have.
+    r"Unsupported operand 1(4\d|5[0-2])": "written with another pickle protocol than "
+    "PyTorch's own, 2; save it with torch.save's default",
+}
 
 
 def _harmless() -> list[Any]:
@@ -50,7 +59,7 @@ def _harmless() -> list[Any]:
         datetime.timedelta,
         datetime.timezone,
         *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUMm"},
-        (_plain_dict, "collections.defaultdict"),
+        (lambda *_: {}, "collections.defaultdict"),
     ]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # 1 and 2
         allowed += [(number, f"{module}.scalar"), (array, f"{module}._reconstruct")]
@@ -59,10 +68,6 @@ def _harmless() -> list[Any]:
             kind = getattr(pathlib, f"Pure{name.removeprefix('Pure')}")
             allowed.append((kind, f"{module}.{name}"))
     return allowed
-
-
-def _plain_dict(*_: Any) -> dict:
-    return {}
 
 
 class Refused:
@@ -88,7 +93,7 @@ class Refused:
 
 
 def read(path: Path) -> Any:
-    """Returns what a file of torch.save holds, old (non-zip) or new format, on the CPU.
+    """What a file of torch.save holds, old (non-zip) or new format, on the CPU.
 
     A function or class that is only named in it is a `Refused`.
 
@@ -121,31 +126,14 @@ def read(path: Path) -> Any:
                 continue
             if refused := refusal(error):
                 raise InputError(f"{path}: {refused.strerror}") from None
-            raise _unreadable(path, text or type(error).__name__) from None
-
-
-def _unreadable(path: Path, text: str) -> InputError:
-    """What to raise for what PyTorch's unpickler said."""
-    wanted = re.search(r"GLOBAL ([\w.]+)|but got <class '(\w+\.[\w.]+)'>", text)
-    if wanted:
-        return InputError(
-            f"{path}: refused: it asks for {wanted[1] or wanted[2]}, which is no part "
-            "of a model and could run code; nothing of it was run"
-        )
-    if "persistent_load of storage" in text:  # PyTorch's old format keeps its source
-        return InputError(
-            f"{path}: holds a whole module; save its state_dict() instead"
-        )
-    if "TorchScript" in text:
-        return InputError(
-            f"{path}: a TorchScript archive; save its state_dict() instead"
-        )
-    if re.search(r"Unsupported operand 1(4\d|5[0-2])", text):  # protocol 4's, 5's own
-        return InputError(
-            f"{path}: written with another pickle protocol than PyTorch's own, 2; save "
-            "it with torch.save's default"
-        )
-    return InputError(f"{path}: not a whole PyTorch file ({_first_sentence(text)})")
+            wanted = re.search(r"GLOBAL ([\w.]+)|but got <class '(\w+\.[\w.]+)'>", text)
+            if wanted:
+                raise _asks_for(str(path), wanted[1] or wanted[2]) from None
+            for pattern, reason in _REASONS.items():
+                if re.search(pattern, text):
+                    raise InputError(f"{path}: {reason}") from None
+            reason = _first_sentence(text or type(error).__name__)
+            raise InputError(f"{path}: not a whole PyTorch file ({reason})") from None
 
 
 def read_tensors(path: Path, *names: str) -> dict[str, Any]:
@@ -202,7 +190,7 @@ def plain(value: Any) -> Any:
 
 
 def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a state dict as arrays; floating-point ones as float32.
+    """The tensors of a state dict as arrays; floating-point ones as float32.
 
     Args:
         tensors: key → tensor.
@@ -218,13 +206,12 @@ def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     broken = []
     for key, tensor in tensors.items():
         if isinstance(tensor, Refused):
-            raise _unreadable(Path(source), f"GLOBAL {tensor}")
+            raise _asks_for(source, tensor.name)
         if not isinstance(tensor, torch.Tensor):
-            kind = type(tensor).__name__
-            raise InputError(f"{source}: {key} is no tensor ({kind})")
+            raise InputError(f"{source}: {key} is no tensor ({type(tensor).__name__})")
         tensor = tensor.detach()
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or tensor.is_quantized or tensor.is_complex():
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_dense or tensor.is_quantized or tensor.is_complex():
             raise InputError(f"{source}: {key} is no dense tensor of real numbers")
         if tensor.is_floating_point():
             if tensor.dtype != torch.float32:
@@ -243,10 +230,7 @@ def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
 def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Inverse of `arrays`; the tensors own their memory."""
     torch = _import_torch("writing a PyTorch file")
-    return {
-        key: torch.from_numpy(np.array(array, order="C"))
-        for key, array in arrays.items()
-    }
+    return {k: torch.from_numpy(np.array(x, order="C")) for k, x in arrays.items()}
 
 
 def write(path: Path, content: Any) -> None:
@@ -260,9 +244,8 @@ def write(path: Path, content: Any) -> None:
         with whole_file(path) as temporary:
             torch.save(content, temporary, _use_new_zipfile_serialization=False)
     except (OSError, RuntimeError) as error:  # RuntimeError: no such folder
-        raise InputError(
-            f"{path}: cannot be written ({_first_sentence(str(error))})"
-        ) from None
+        reason = _first_sentence(str(error))
+        raise InputError(f"{path}: cannot be written ({reason})") from None
 
 
 def _import_torch(wanted_by: object) -> Any:
@@ -273,6 +256,13 @@ def _import_torch(wanted_by: object) -> Any:
             f"{wanted_by}: needs PyTorch, which is not installed (make setup-dev)"
         ) from None
     return torch
+
+
+def _asks_for(source: str, name: str) -> InputError:
+    return InputError(
+        f"{source}: refused: it asks for {name}, which is no part of a model and could "
+        "run code; nothing of it was run"
+    )
 
 
 def _first_sentence(text: str) -> str:
