@@ -33,15 +33,15 @@ for count in (3, 1):
         if name in names:
             names[name] = np.array(names[name], kind)
     exec(textwrap.dedent(text), names)
-    np.save(f"{sys.argv[1]}/pictures{count}.npy", names["pictures"])
-    np.save(f"{sys.argv[1]}/sentences{count}.npy", names["sentences"])
+    np.save(f"{sys.argv[1]}/images{count}.npy", names["image_vectors"])
+    np.save(f"{sys.argv[1]}/captions{count}.npy", names["caption_vectors"])
 """
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[Path]:
-    """Three pictures: larger and smaller, one turned by its notes, one transparent."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> list[Path]:
+    """Three images: larger and smaller, one turned by its notes, one transparent."""
+    folder = tmp_path_factory.mktemp("images")
     turned = Image.Exif()
     turned[0x0112] = 6
     tiny.draw("red", "circle", "left").resize((91, 57)).save(
@@ -55,7 +55,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 
 def use(folder: Path, results: Path, environment, **given) -> list[np.ndarray]:
-    """Pictures and sentences, as a process without the package finds them."""
+    """Vectors of images and captions, as a process without the package finds them."""
     run = subprocess.run(
         [sys.executable, "-I", "-c", USE, results],
         cwd=folder,
@@ -66,40 +66,40 @@ def use(folder: Path, results: Path, environment, **given) -> list[np.ndarray]:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    names = ("pictures3", "sentences3", "pictures1", "sentences1")
+    names = ("images3", "captions3", "images1", "captions1")
     return [np.load(results / f"{name}.npy") for name in names]
 
 
-def check(found, pictures, sentences):
-    expected = pictures, sentences, pictures[:1], sentences[:1]
+def check(found, images, captions):
+    expected = images, captions, images[:1], captions[:1]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_a_grid_model_runs_without_the_package(
-    tiny_config, pictures, environment, tmp_path
+    tiny_config, images, environment, tmp_path
 ):
     tiny_config.data.max_tokens = 24
     run = write_run(tiny_config, tmp_path / "run")
     export_model(tiny_config, run)
-    files = list(map(str, pictures))
+    files = list(map(str, images))
     found = use(run / "exported", tmp_path, environment, files=files, captions=CAPTIONS)
     model = vse_jax.load(run)
-    check(found, model.encode_images(pictures), model.encode_captions(CAPTIONS))
+    check(found, model.encode_images(images), model.encode_captions(CAPTIONS))
     text = (run / "exported" / "README.txt").read_text()
     program = text.partition("are given:")[2].strip().splitlines()
     assert len(program) <= 15
 
 
-def test_a_published_siglip_runs_without_the_package(pictures, environment, tmp_path):
+def test_a_published_siglip_runs_without_the_package(images, environment, tmp_path):
     folder = siglip.write_folder(tmp_path / "siglip", siglip.peer())
     model = vse_jax.load(folder)
     export_model(model._config, folder)
-    files = list(map(str, pictures))
+    files = list(map(str, images))
     found = use(
         folder / "exported", tmp_path, environment, files=files, captions=CAPTIONS
     )
-    check(found, model.encode_images(pictures), model.encode_captions(CAPTIONS))
+    check(found, model.encode_images(images), model.encode_captions(CAPTIONS))
 
 
 def test_a_region_model_of_words_runs_without_the_package(

@@ -192,7 +192,7 @@ def _card(
             for field, value in own.items()
         ),
         data=config.data.name,
-        splits=f"\n{_table(['split', 'pictures', 'captions'], splits)}\n"
+        splits=f"\n{_table(['split', 'images', 'captions'], splits)}\n"
         if sizes
         else "",
         results=results,

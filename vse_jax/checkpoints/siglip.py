@@ -130,7 +130,7 @@ def siglip_pixels(folder: Path) -> dict[str, Any]:
     """The fields that processor_config.json or preprocessor_config.json decides.
 
     Raises:
-        InputError: it prepares pictures in a way that this package does not.
+        InputError: it prepares images in a way that this package does not.
     """
     file = folder / "processor_config.json"
     config = read_object(file).get("image_processor") if file.is_file() else None
@@ -174,7 +174,7 @@ def folder_config(folder: Path, base: Config | None = None) -> Config:
 def settle_siglip(config: Config) -> None:
     """Puts the sizes of the SigLIP folders that a config names into its fields.
 
-    Not the pictures' size: position embeddings are resized. A folder that is not there
+    Not the images' size: position embeddings are resized. A folder that is not there
     is no error: a run that goes on, or is evaluated, has its sizes.
 
     Raises:
@@ -211,7 +211,7 @@ def is_zero_shot(config: Config) -> bool:
 def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
     """Parameters of a VSE with SigLIP's towers, or of some of its parts.
 
-    Position embeddings are resized where the template's pictures have another size.
+    Position embeddings are resized where the template's images have another size.
 
     Args:
         folder: holds the weights, as `pretrained.read_folder` reads them.

@@ -31,7 +31,7 @@ KINDS = {
     "imagenet": Kind("v1", (3, 4, 23, 3), "imagenet"),
     "imagenet_res50": Kind("v1", (3, 4, 6, 3), "imagenet"),
     "imagenet_res152": Kind("v1", (3, 8, 36, 3), "imagenet"),
-    # ResNeXt-101 32×8d; wsl: pretrained on hashtags of Instagram pictures.
+    # ResNeXt-101 32×8d; wsl: pretrained on the hashtags of Instagram images.
     "imagenet_resnext": Kind("torchvision", (3, 4, 23, 3), "imagenet", 32, 8),
     "wsl": Kind("torchvision", (3, 4, 23, 3), "imagenet", 32, 8),
 }
