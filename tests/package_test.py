@@ -51,6 +51,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         "vse_search",
     }
     assert "vse_search/page/index.html" in names
+    assert "vse_jax/checkpoints/templates/model_card.md" in names
 
 
 @pytest.mark.parametrize(
