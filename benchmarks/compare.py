@@ -18,7 +18,7 @@ from absl import app, flags
 from benchmarks import report
 from benchmarks.others import Others
 from benchmarks.rows import PEAK, ROWS, Row
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, started
 from vse_jax.base.errors import InputError
 from vse_jax.command_line import errors_on_one_line
 
@@ -96,7 +96,7 @@ def main(_) -> None:
     results["versions"] = {p: importlib.metadata.version(p) for p in ("jax", "torch")}
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(Worker(module))
+            name: stack.enter_context(started(module))
             for name, module in (("ours", "our_rows"), ("pytorch", "pytorch_rows"))
         }
         for row in rows:

@@ -15,9 +15,9 @@ import itertools
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,18 +63,12 @@ def server(workdir: Path) -> Iterator[Running]:
 
 def time_queries(port: int, clients: int, queries: Sequence[str]) -> np.ndarray:
     """Seconds that each query took, asked by so many clients at a time."""
-    seconds: list[float] = []
-    waiting = iter(queries)
-    lock = threading.Lock()
 
-    def work() -> None:
+    def ask(some: Sequence[str]) -> list[float]:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         headers = {"Content-Type": "application/json"}
-        while True:
-            with lock:
-                query = next(waiting, None)
-            if query is None:
-                return connection.close()
+        seconds = []
+        for query in some:
             body = json.dumps({"query": query, "top": 60})
             start = time.perf_counter()
             connection.request("POST", "/api/search", body, headers)
@@ -82,13 +76,12 @@ def time_queries(port: int, clients: int, queries: Sequence[str]) -> np.ndarray:
             data = response.read()
             seconds.append(time.perf_counter() - start)
             assert response.status == 200, data
+        connection.close()
+        return seconds
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return np.array(seconds)
+    with ThreadPoolExecutor(clients) as pool:
+        times = list(pool.map(ask, (queries[n::clients] for n in range(clients))))
+    return np.concatenate(times)
 
 
 def time_mixed(running: Running, index: Path, count: int) -> None:

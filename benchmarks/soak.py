@@ -1,10 +1,10 @@
-"""Many requests, good and bad, to a server; each has to get the answer it deserves."""
+"""Many requests, good and bad, to a server; each has a status that it must get."""
 
 import http.client
 import json
 import random
-import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class Request(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def requests(rng: random.Random, picture: bytes):
-    """Yields good and bad requests without end; `picture` is a file's content."""
+def requests(rng: random.Random, image: bytes):
+    """Yields good and bad requests without end; `image` is a file's content."""
     kind = (("Content-Type", "application/json"),)
 
     def search(status: int, **fields) -> Request:
@@ -31,15 +31,15 @@ def requests(rng: random.Random, picture: bytes):
 
     id = str(rng.randint(1, 8))
     while True:
-        colour = rng.choice(("red", "green", "blue", "white"))
+        color = rng.choice(("red", "green", "blue", "white"))
         yield rng.choice(
             (
-                search(200, query=f"a {colour} car {rng.random()}"),
-                search(200, query=f"'{colour}' - 0.5*'a dog'", before="2100-01-01"),
+                search(200, query=f"a {color} car {rng.random()}"),
+                search(200, query=f"'{color}' - 0.5*'a dog'", before="2100-01-01"),
                 search(200, like=[1], unlike=[2], top=3, min_score=0.1),
                 search(400, query="?"),
-                search(400, query=f"'{colour} - 'dog"),
-                search(400, query=colour, unknown=1),
+                search(400, query=f"'{color} - 'dog"),
+                search(400, query=color, unknown=1),
                 search(404, like=[rng.randint(10**6, 10**9)]),
                 Request("POST", "/api/search", 400, rng.randbytes(50), kind),
                 Request("POST", "/api/search", 413, bytes(140_000), kind),
@@ -51,23 +51,23 @@ def requests(rng: random.Random, picture: bytes):
                 Request("GET", "/api/picture/%2e%2e%2fserver.json", 404),
                 Request("GET", "/api/status", 200),
                 Request("GET", "/api/status", 403, headers=(("Host", "evil.example"),)),
-                Request("POST", "/api/upload", 200, picture + rng.randbytes(2)),
+                Request("POST", "/api/upload", 200, image + rng.randbytes(2)),
                 Request("POST", "/api/upload", 415, rng.randbytes(200)),
                 Request("DELETE", "/api/data/1", 405),
             )
         )
 
 
-def soak(port: int, count: int, picture: bytes, threads: int = 8, seed: int = 0):
+def soak(port: int, count: int, image: bytes, threads: int = 8, seed: int = 0):
     """Sends `count` requests by several threads.
 
     Returns:
         How many got each (status expected, status got); 0: there was no answer.
     """
-    found: Counter[tuple[int, int]] = Counter()
 
-    def work(number: int) -> None:
-        source = requests(random.Random(1000 * seed + number), picture)
+    def work(number: int) -> Counter[tuple[int, int]]:
+        found: Counter[tuple[int, int]] = Counter()
+        source = requests(random.Random(1000 * seed + number), image)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         for _ in range(count // threads):
             request = next(source)
@@ -81,15 +81,12 @@ def soak(port: int, count: int, picture: bytes, threads: int = 8, seed: int = 0)
             except (OSError, http.client.HTTPException):
                 connection.close()
                 got = 0
-            found[request.status, got] += 1  # dict updates by one thread at a time
+            found[request.status, got] += 1
         connection.close()
+        return found
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return found
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(work, range(threads)), start=Counter())
 
 
 def resident(pid: int) -> int:
