@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from PIL import Image, ImageColor
 
 from vse_jax.data.dataset import Split
@@ -23,42 +24,56 @@ def split(tmp_path) -> Split:
     return Split("test", tmp_path, ids, captions, 2, paths, None)
 
 
-def green_frames(path) -> int:
-    """Number of green frames in a retrieval picture, from their horizontal edges."""
-    green = (load_image(path) == ImageColor.getrgb(GREEN)).all(axis=2)
-    frame = 134  # px, a tile with its frame on both sides
-    edges = np.lib.stride_tricks.sliding_window_view(green, frame, axis=1).all(axis=2)
-    return int(edges.sum()) // 10  # an edge is 5 px thick; each frame has two
+def green_frames(figure) -> int:
+    """Number of thumbnails in a green frame."""
+    (axes,) = figure.axes
+    return sum(frame.get_edgecolor() == to_rgba(GREEN) for frame in axes.patches)
 
 
 def test_every_right_picture_among_the_first_five_is_framed(split, tmp_path):
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
-    plot_retrieval(tmp_path / "r.png", split, images, captions)
-    assert green_frames(tmp_path / "r.png") == 12
-    assert load_image(tmp_path / "r.png").shape[1] > 1200
+    figure = plot_retrieval(tmp_path / "r.png", split, images, captions)
+    assert green_frames(figure) == 12
+    picture = load_image(tmp_path / "r.png")
+    assert picture.shape[1] > 1200
+    green = (picture == ImageColor.getrgb(GREEN)).all(axis=2).sum()
+    assert green > 12 * 4 * 100 * 5  # px: sides of more than 100, some 5 wide
 
-    plot_retrieval(tmp_path / "r.png", split, images, -captions)
-    assert green_frames(tmp_path / "r.png") == 0
+    figure = plot_retrieval(tmp_path / "r.png", split, images, -captions)
+    assert green_frames(figure) == 0
 
 
 def test_ties_are_drawn_as_they_count(split, tmp_path):
     collapsed = np.ones((20, 3), np.float32), np.ones((40, 3), np.float32)
-    plot_retrieval(tmp_path / "r.png", split, *collapsed)
-    assert green_frames(tmp_path / "r.png") == 0
+    figure = plot_retrieval(tmp_path / "r.png", split, *collapsed)
+    assert green_frames(figure) == 0
 
 
-def test_a_data_set_without_pictures_and_one_with_a_broken_file(split, tmp_path):
+def test_a_data_set_without_images_and_one_with_a_broken_file(split, tmp_path):
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
-    plot_retrieval(tmp_path / "ids.png", replace(split, images=None), images, captions)
+    path = tmp_path / "r.png"
+    ids = plot_retrieval(path, replace(split, images=None), images, captions)
     split.images[0].write_bytes(b"not a picture")
-    plot_retrieval(tmp_path / "broken.png", split, images, captions)
-    assert green_frames(tmp_path / "ids.png") == green_frames(tmp_path / "broken.png")
+    broken = plot_retrieval(path, split, images, captions)
+    assert green_frames(ids) == green_frames(broken) == 12
+    assert not ids.axes[0].images
+    assert broken.axes[0].images
 
 
 def test_a_split_smaller_than_the_page(split, tmp_path):
     few = replace(split, image_ids=["0", "1"], captions=["a", "", "b", "c"])
     images = np.eye(2, dtype=np.float32)
-    plot_retrieval(tmp_path / "r.png", few, images, np.repeat(images, 2, axis=0))
-    assert green_frames(tmp_path / "r.png") == 2
+    captions = np.repeat(images, 2, axis=0)
+    figure = plot_retrieval(tmp_path / "r.png", few, images, captions)
+    assert green_frames(figure) == 2
+
+
+def test_captions_are_shown_as_they_are_written(split, tmp_path):
+    """Dollars are no formula, and letters without a glyph no warning."""
+    split.captions[0] = "from $5 to $10: 两只狗"
+    images = np.eye(20, dtype=np.float32)
+    captions = np.repeat(images, 2, axis=0)
+    figure = plot_retrieval(tmp_path / "r.png", split, images, captions)
+    assert split.captions[0] in [text.get_text() for text in figure.axes[0].texts]

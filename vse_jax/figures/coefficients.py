@@ -65,7 +65,7 @@ def plot_coefficients(
     As the paper's Figure 4, one panel a tower.
     """
     figure = Figure(figsize=(12, 5), dpi=120, layout="constrained")
-    names = {"image": "image tower", "text": "text tower"}
+    names = {"image": "image encoder", "text": "text encoder"}
     for axes, (tower, curves) in zip(
         figure.subplots(1, 2), towers.items(), strict=True
     ):

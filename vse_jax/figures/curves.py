@@ -1,14 +1,12 @@
 """Curves of a run: training loss and rsum over the epochs."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vse_jax.base.files import write_atomically
-from vse_jax.figures.style import BLUE, GREEN, GREY, ORANGE, tidy
+from vse_jax.figures.style import BLUE, GREEN, GREY, ORANGE, save_png, tidy
 from vse_jax.metrics_logger import read_metrics
 from vse_jax.optimizer import Schedule
 
@@ -48,9 +46,7 @@ def plot_curves(workdir: Path, schedule: Schedule) -> None:
         axes.set_xlim(0, 1.02 * max(epochs, 1e-9))
         tidy(axes)
         _mark_events(axes, schedule, epochs)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_atomically(workdir / "curves.png", png.getvalue())
+    save_png(figure, workdir / "curves.png")
 
 
 def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:

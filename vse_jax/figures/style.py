@@ -1,6 +1,7 @@
-"""How all pictures look, and how they are written."""
+"""How all figures look, and how they are written."""
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -21,14 +22,24 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def save_png(figure: Figure, path: Path) -> None:
+    """Writes the figure as a PNG."""
+    _write(figure, path, "png")
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes the figure as PNG and SVG; the same figure gives the same bytes."""
-    paths = []
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, metadata=metadata)
-            path = folder / f"{name}.{kind}"
-            write_atomically(path, content.getvalue())
-            paths.append(path)
+        _write(figure, paths[0], "png", metadata={})
+        _write(figure, paths[1], "svg", metadata={"Date": None})
     return paths
+
+
+def _write(figure: Figure, path: Path, kind: str, **options) -> None:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # Captions may have letters that no font here has; they become boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(content, format=kind, **options)
+    write_atomically(path, content.getvalue())
