@@ -6,7 +6,7 @@ import pytest
 from tests.helpers import tiny
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
-from vse_jax.commands.evaluate import split_metrics
+from vse_jax.commands.evaluate import format_table, split_metrics
 from vse_jax.data.dataset import Split
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.encode import Embeddings
@@ -48,3 +48,48 @@ def test_cxc_without_its_annotations(split, embeddings, tmp_path):
     other = Split("testall", tmp_path, split.image_ids, split.captions, 5, None, None)
     with pytest.raises(InputError, match="cxc_annots"):
         split_metrics(config, other, embeddings)
+
+
+DIRECTION = {"r1": 45.25, "r5": 80.0, "r10": 100.0, "medr": 2.0, "meanr": 3.456}
+METRICS = {
+    "images": 5000,
+    "captions": 25000,
+    "i2t": DIRECTION,
+    "t2i": DIRECTION,
+    "rsum": 450.5,
+}
+
+
+def test_table():
+    assert format_table(METRICS, "coco testall").splitlines() == [
+        "coco testall: 5,000 images, 25,000 captions",
+        "                           R@1     R@5    R@10  median    mean",
+        "  image to caption        45.2    80.0   100.0     2.0     3.5",
+        "  caption to image        45.2    80.0   100.0     2.0     3.5",
+        "  rsum                   450.5",
+    ]
+
+
+def test_table_of_all_protocols():
+    recalls = {"r1": 44.4, "r5": 70.0, "r10": 80.0}
+    precisions = {"map_at_r": 30.8, "rprecision": 41.5, "r1": 70.1}
+    metrics = METRICS | {
+        "fold5": METRICS | {"images": 1000, "rsum": 500.0},
+        "cxc": dict.fromkeys(("i2t", "t2i", "i2i", "t2t"), recalls),
+        "eccv": {"i2t": precisions, "t2i": precisions},
+    }
+    lines = format_table(metrics, "coco testall").splitlines()
+    assert lines[5] == "mean of 5 folds of 1,000 images"
+    assert lines[9].split() == ["rsum", "500.0"]
+    assert lines[10:] == [
+        "Crisscrossed Captions",
+        "                           R@1     R@5    R@10",
+        "  image to caption        44.4    70.0    80.0",
+        "  caption to image        44.4    70.0    80.0",
+        "  image to image          44.4    70.0    80.0",
+        "  caption to caption      44.4    70.0    80.0",
+        "ECCV Caption",
+        "                           R@1   mAP@R     R-P",
+        "  image to caption        70.1    30.8    41.5",
+        "  caption to image        70.1    30.8    41.5",
+    ]

@@ -1,12 +1,11 @@
 """--mode=embed: the embeddings of a split as files."""
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import whole_folder
 from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config, change_paths, load_config, own_vocabulary
 from vse_jax.data.dataset import Split, read_split
@@ -15,24 +14,38 @@ from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.encode import Embedder, Embeddings
 from vse_jax.evaluation.retrieval import check_finite, ensemble
 
+# Of config.data: what a split is, and how this host reads it.
+_DATA = (
+    "root",
+    "name",
+    "format",
+    "dev_split",
+    "dev_captions",
+    "equal_captions",
+    "on_bad_image",
+    "cache",
+    "workers",
+    "num_workers",
+    "buffer_mb",
+)
+
 
 def embed(config: Config, workdir: Path) -> None:
     """Writes embeddings/<split>/{images.npy, captions.npy, image_ids.txt}.
 
-    Of the best checkpoint in `workdir` and config.eval.split; float32 [N, D].
+    Of the best checkpoint in `workdir` and config.eval.split; float32 [N, D]. The
+    folder is written whole or not at all, and replaces an earlier one.
     """
     split = read_split(config, config.eval.split)
     embeddings = embed_best(config, workdir, split)
 
     def write() -> None:
         folder = workdir / "embeddings" / split.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("images", "captions"):
-            content = io.BytesIO()
-            np.save(content, getattr(embeddings, name))
-            write_atomically(folder / f"{name}.npy", content.getvalue())
-        ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
-        write_atomically(folder / "image_ids.txt", ids.encode())
+        with whole_folder(folder, replace=True) as new:
+            np.save(new / "images.npy", embeddings.images)
+            np.save(new / "captions.npy", embeddings.captions)
+            ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
+            (new / "image_ids.txt").write_bytes(ids.encode())
         print(
             f"{folder}: images {embeddings.images.shape}, "
             f"captions {embeddings.captions.shape}"
@@ -58,7 +71,14 @@ def embed_best(
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
         change_paths(member, os.path.expanduser)
-        _use_data_of(config, member, folder)
+        # A member reads the data of `config`, on its devices.
+        member.mesh, member.eval = config.mesh, config.eval
+        for name in _DATA:
+            member.data[name] = config.data[name]
+        # It keeps the vocabulary that lies in its folder.
+        same = member.text.kind == config.text.kind and config.text.vocab is not None
+        if same and own_vocabulary(folder, member.text.kind) is None:
+            member.text.vocab = config.text.vocab
         embeddings = _embed_with(member, folder, read_split(member, split.name), None)
         members.append((embeddings.images, embeddings.captions))
     return Embeddings(*ensemble(members))
@@ -75,19 +95,3 @@ def _embed_with(
     check_finite(f"{workdir}, images of {split.name!r}", found.images)
     check_finite(f"{workdir}, captions of {split.name!r}", found.captions)
     return found
-
-
-def _use_data_of(config: Config, member: Config, folder: Path) -> None:
-    """Lets a member of an ensemble read the data, and use the devices, of `config`.
-
-    A member keeps the vocabulary that lies in its folder.
-    """
-    hosts = ("root", "cache", "workers", "num_workers", "buffer_mb")
-    split = ("name", "format", "on_bad_image", "dev_split", "dev_captions")
-    for name in (*hosts, *split, "equal_captions"):
-        member.data[name] = config.data[name]
-    member.mesh, member.eval = config.mesh, config.eval
-    has_own = own_vocabulary(folder, member.text.kind) is not None
-    same = member.text.kind == config.text.kind and config.text.vocab is not None
-    if same and not has_own:
-        member.text.vocab = config.text.vocab

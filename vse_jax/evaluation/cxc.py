@@ -7,7 +7,7 @@ evaluation.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Sequence, Set
 
 import numpy as np
 from absl import logging
@@ -18,7 +18,7 @@ from vse_jax.base.files import AnyPath, read_lines, read_object
 from vse_jax.evaluation.joining import join, plain_id
 from vse_jax.evaluation.retrieval import check_finite, positive_ranks, recall
 
-_LEAST_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on a pair is a match
+_MIN_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on an item is a positive
 
 
 def cxc_metrics(
@@ -60,39 +60,50 @@ def cxc_metrics(
     for task in ("i2t", "t2i"):
         if not isinstance(between.get(task), dict):
             raise InputError(f"{path}: no object '{task}'")
-    i2t = [
-        sorted({caption_rows[item] for item, _ in judged if item in caption_rows})
-        for judged in _judgements(between["i2t"], image_rows, path)
-    ]
-    t2i = [
-        sorted({image_rows[item] for item, _ in judged if item in image_rows})
-        for judged in _judgements(between["t2i"], caption_rows, path)
-    ]
+    i2t = _positives(path, between["i2t"], image_rows, caption_rows)
+    t2i = _positives(path, between["t2i"], caption_rows, image_rows)
     per = len(captions) // len(images)
-    own = sum(row // per in right for row, right in enumerate(t2i))
+    own = sum(row // per in positives for row, positives in enumerate(t2i))
     if own < len(t2i) / 2:
         raise InputError(
             f"{path}: {len(t2i) - own} of {len(t2i)} captions do not fit the image of "
             f"their line in {image_file.name} and testall_capids.txt"
         )
-    every_caption = {caption for ids in listed.values() for caption in ids}
-    i2i_file, t2t_file = folder / "cxc_i2i.json", folder / "cxc_t2t.json"
-    i2i = _matches(i2i_file, image_rows, listed.keys(), _LEAST_SCORE["i2i"])
-    t2t = _matches(t2t_file, caption_rows, every_caption, _LEAST_SCORE["t2t"])
-    for caption, right in enumerate(t2t):  # the same picture's other captions match
-        first = caption // per * per
+    within = {}
+    for task, rows, known in (
+        ("i2i", image_rows, listed.keys()),
+        ("t2t", caption_rows, {caption for ids in listed.values() for caption in ids}),
+    ):
+        path = folder / f"cxc_{task}.json"
+        score = _MIN_SCORE[task]
+        found = _positives(path, read_object(path), rows, rows, known, score)
+        if not any(found):
+            raise InputError(f"{path}: no two items of the split match")
+        within[task] = found
+    for caption, positives in enumerate(within["t2t"]):
+        first = caption // per * per  # the same image's other captions are positives
         siblings = set(range(first, first + per)) - {caption}
-        t2t[caption] = sorted(siblings.union(right))
+        within["t2t"][caption] = sorted(siblings.union(positives))
 
-    found = {
+    ranked = {
         "i2t": positive_ranks(images, captions, i2t, "CxC image to caption"),
         "t2i": positive_ranks(captions, images, t2i, "CxC caption to image"),
-        "i2i": _skip_empty(
-            positive_ranks(images, images, i2i, "CxC image to image", True)
+        "i2i": positive_ranks(
+            images, images, within["i2i"], "CxC image to image", True
         ),
-        "t2t": positive_ranks(captions, captions, t2t, "CxC caption to caption", True),
+        "t2t": positive_ranks(
+            captions, captions, within["t2t"], "CxC caption to caption", True
+        ),
     }
-    return {task: _recalls(ranked) for task, ranked in found.items()}
+    # An image without positives is no query.
+    ranked["i2i"] = [ranks for ranks in ranked["i2i"] if ranks.size]
+    # Another query none of whose positives is in the test set cannot succeed.
+    never = np.iinfo(np.int64).max
+    metrics = {}
+    for task, queries in ranked.items():
+        best = np.array([ranks[0] if ranks.size else never for ranks in queries])
+        metrics[task] = {f"r{k}": recall(best, k) for k in (1, 5, 10)}
+    return metrics
 
 
 def _listed_captions(
@@ -121,10 +132,23 @@ def _listed_captions(
     return listed
 
 
-def _judgements(
-    annotations: dict, queries: Collection[str], path: AnyPath
-) -> list[list[tuple[str, float]]]:
-    """(item id, score) pairs of every query, in the order of the queries."""
+def _positives(
+    path: AnyPath,
+    annotations: dict,
+    queries: dict[str, int],
+    items: dict[str, int],
+    known: Set[str] | None = None,
+    min_score: float = -math.inf,
+) -> list[list[int]]:
+    """Rows of the items judged positive for each query, in the order of the queries.
+
+    Args:
+        path: names the file in errors.
+        annotations: {query id: [[item id, score], …]}.
+        queries, items: {id: row} of the split; items that it lacks are left out.
+        known: ids of the test set's items, other ones are an error; None: any.
+        min_score: from there on an item is a positive.
+    """
     entries = {plain_id(query): entry for query, entry in annotations.items()}
     missing = [query for query in queries if query not in entries]
     if missing:
@@ -135,46 +159,18 @@ def _judgements(
     result = []
     for query in queries:
         try:
-            pairs = [(plain_id(item), float(score)) for item, score in entries[query]]
-            finite = all(math.isfinite(score) for _, score in pairs)
+            judged = [(plain_id(item), float(score)) for item, score in entries[query]]
+            finite = all(math.isfinite(score) for _, score in judged)
         except (TypeError, ValueError):
             finite = False
         if not finite:
             raise InputError(f"{path}: entry {query!r} is not a list of [id, score]")
-        result.append(pairs)
-    return result
-
-
-def _matches(
-    path: AnyPath, rows: dict[str, int], known: Set[str], least_score: float
-) -> list[list[int]]:
-    """Rows of the items judged a match of each query within its own set.
-
-    Items of the test set that the split lacks are left out.
-    """
-    result = []
-    judgements = _judgements(read_object(path), rows, path)
-    for query, judged in zip(rows, judgements, strict=True):
-        matching = {item for item, score in judged if score >= least_score}
-        unknown = matching - known
+        positives = {item for item, score in judged if score >= min_score}
+        unknown = positives - known if known is not None else ()
         if unknown:
             raise InputError(
                 f"{path}: entry {query!r} names id {min(unknown)!r}, "
                 "which is not in the test set"
             )
-        result.append(sorted(rows[item] for item in matching if item in rows))
-    if not any(result):
-        raise InputError(f"{path}: no two items of the split match")
+        result.append(sorted(items[item] for item in positives if item in items))
     return result
-
-
-def _skip_empty(ranked: list[np.ndarray]) -> list[np.ndarray]:
-    """An image that matches no other is no query."""
-    return [places for places in ranked if places.size]
-
-
-def _recalls(ranked: list[np.ndarray]) -> dict[str, float]:
-    # A query none of whose right items is in the test set cannot succeed.
-    never = np.iinfo(np.int64).max
-    best = np.array([places[0] if places.size else never for places in ranked])
-    return {f"r{k}": recall(best, k) for k in (1, 5, 10)}

@@ -1,4 +1,4 @@
-"""ECCV Caption: retrieval with the matches that COCO's 5K test set leaves out.
+"""ECCV Caption: retrieval with the positives that COCO's 5K test set leaves out.
 
 Chun et al., ECCV 2022 (Plausible Match: Chun et al., CVPR 2021). The package
 `eccv_caption` holds the annotations and COCO's caption ids; the metrics here equal its
@@ -63,34 +63,32 @@ def eccv_metrics(
         "i2t": (images, captions, image_index, caption_index),
         "t2i": (captions, images, caption_index, image_index),
     }
+
+    def average_precision(ranks: np.ndarray, size: int) -> float:
+        """mAP@R: the precision at every positive among the first R = `size`, / R."""
+        found = ranks[ranks < size]
+        return np.sum(np.arange(1, len(found) + 1) / (found + 1)) / size
+
+    def r_precision(ranks: np.ndarray, size: int) -> float:
+        """R-Precision: the share of positives among the first R = `size`."""
+        return np.count_nonzero(ranks < size) / size
+
+    def percent(values: Iterable[float]) -> float:
+        return 100.0 * float(np.mean(list(values)))
+
     result = {}
     for direction, side in sides.items():
         name = _DIRECTIONS[direction]
         ranked, sizes = _ranked(folder / f"eccv_{name}.json", *side)
         result[direction] = {
-            "map_at_r": _percent(map(_average_precision, ranked, sizes)),
-            "rprecision": _percent(map(_precision, ranked, sizes)),
-            "r1": _percent(0 in places for places in ranked),
+            "map_at_r": percent(map(average_precision, ranked, sizes)),
+            "rprecision": percent(map(r_precision, ranked, sizes)),
+            "r1": percent(0 in ranks for ranks in ranked),
         }
         if plausible is not None:
             ranked, sizes = _ranked(plausible / f"pm_{name}.json", *side)
-            result[direction]["pmrp"] = _percent(map(_precision, ranked, sizes))
+            result[direction]["pmrp"] = percent(map(r_precision, ranked, sizes))
     return result
-
-
-def _average_precision(places: np.ndarray, size: int) -> float:
-    """mAP@R of one query: the precision at every hit among the first `size`, / size."""
-    hits = places[places < size]
-    return float(np.sum(np.arange(1, len(hits) + 1) / (hits + 1)) / size)
-
-
-def _precision(places: np.ndarray, size: int) -> float:
-    """R-Precision of one query: the share of right items among the first `size`."""
-    return np.count_nonzero(places < size) / size
-
-
-def _percent(values: Iterable[float]) -> float:
-    return 100.0 * float(np.mean(list(values)))
 
 
 def _package_folder() -> Path:
@@ -129,18 +127,20 @@ def _ranked(
     query_index: dict[int, int],
     item_index: dict[int, int],
 ) -> tuple[list[np.ndarray], list[int]]:
-    """Positions of the right items of every judged query, and how many are listed."""
+    """Ranks of the positives of every judged query, and how many are listed."""
     listed = _listed(path)
     unknown = listed.keys() - query_index.keys()
     if unknown:
         raise InputError(f"{path}: entry {min(unknown)} is not in COCO's test set")
     rows = [query_index[query] for query in listed]
-    right = [[item_index[i] for i in ids if i in item_index] for ids in listed.values()]
+    positives = [
+        [item_index[i] for i in ids if i in item_index] for ids in listed.values()
+    ]
     sizes = [len(ids) for ids in listed.values()]
-    absent = sum(sizes) - sum(map(len, right))
+    absent = sum(sizes) - sum(map(len, positives))
     if absent:
-        logging.info("%s: %d matches not in the split count as missed", path, absent)
-    return positive_ranks(queries[rows], items, right, path.stem), sizes
+        logging.info("%s: %d positives not in the split count as missed", path, absent)
+    return positive_ranks(queries[rows], items, positives, path.stem), sizes
 
 
 def _listed(path: Path) -> dict[int, list[int]]:
