@@ -78,7 +78,7 @@ def test_a_picture_comes_in_many_forms(model, split):
         forms = [path, str(path), load_image(path), picture, model.prepare(path)]
         found = model.encode_images(forms)
     np.testing.assert_array_equal(found, found[:1].repeat(5, axis=0))
-    with pytest.raises(InputError, match=r"picture 0: float32 \[3, 4, 3\]; what this"):
+    with pytest.raises(InputError, match=r"image 0: float32 \[3, 4, 3\]; what this"):
         model.encode_images([np.zeros((3, 4, 3), np.float32)])
 
 
@@ -90,7 +90,7 @@ def test_a_bad_picture_is_named_or_skipped(model, split, tmp_path):
     found = model.encode_images([bad, split.images[0]], on_bad="skip")
     assert np.isnan(found[0]).all()
     np.testing.assert_array_equal(found[1], model.encode_images(split.images[:2])[0])
-    with pytest.raises(InputError, match=r"picture 0: an array of float64 \[2, 2\]"):
+    with pytest.raises(InputError, match=r"image 0: an array of float64 \[2, 2\]"):
         model.encode_images([np.zeros((2, 2))])
 
 
@@ -236,7 +236,7 @@ def test_a_warm_model_compiles_nothing_for_a_query(run, split):
     model.warm_up()
 
     def programs():
-        return {name: tower._cache_size() for name, tower in model._towers.items()}
+        return set(model._programs._made)
 
     before = programs()
     model.explain(split.images[0], split.captions[0])
@@ -298,14 +298,14 @@ class TestRegions:
         assert abs(parts.sum() - 1) < 1e-5
 
     def test_a_picture_file_is_refused(self, model):
-        with pytest.raises(InputError, match=r"picture 0: this model takes region"):
+        with pytest.raises(InputError, match=r"image 0: this model takes region"):
             model.encode_images(["a.jpg"])
         c = steps.region_config().image
-        with pytest.raises(InputError, match=r"picture 0: \d+ regions; .* at most"):
+        with pytest.raises(InputError, match=r"image 0: \d+ regions; .* at most"):
             model.encode_images([np.zeros((c.max_regions + 1, c.feature_dim))])
         features = np.ones((2, c.feature_dim))
         features[1, 0] = np.inf
-        with pytest.raises(InputError, match=r"picture 1: NaN or infinity in region 1"):
+        with pytest.raises(InputError, match=r"image 1: NaN or infinity in region 1"):
             model.encode_images([np.ones((2, c.feature_dim)), features])
 
 

@@ -5,8 +5,8 @@ import numpy as np
 
 from tests.helpers import tiny
 from vse_jax.config import takes_regions
-from vse_jax.data.loader import eval_captions, eval_images
 from vse_jax.distributed.mesh import make_mesh
+from vse_jax.evaluation.encode import Captions, Images, in_batches, read_batches
 from vse_jax.optimizer import Schedule
 from vse_jax.training.plan import make_plan
 from vse_jax.training.state import initial_state
@@ -54,13 +54,10 @@ def bigru(config):
 
 
 def eval_batches(config, split, what, tokens=None, features=None, host=0, hosts=1):
-    """(batch, index) of every evaluation batch, `what` being images or captions."""
+    """(batch, numbers) of every evaluation batch, `what` being images or captions."""
     if what == "images":
-        batches = eval_images(config, split, config.eval.batch_size, hosts)
+        items = Images.of_split(config, split)
     else:
-        size = config.eval.batch_size
-        batches = eval_captions(config, tokens, size, features, hosts)
-    with batches.read(host) as stream:
-        for batch in stream:
-            index = batch.pop("index")
-            yield batch, index
+        items = Captions(config, tokens, features)
+    order = in_batches(items.order, [config.eval.batch_size])
+    yield from read_batches(items, order, host, hosts)

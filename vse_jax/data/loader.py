@@ -1,4 +1,4 @@
-"""Batches for training and evaluation (see rows.py), made by grain's workers.
+"""Batches for training (see collate.py), made by grain's workers.
 
 The training stream is a pure function of (config, split, step): an epoch's order is
 drawn from (seed, epoch), an element's augmentation from (seed, epoch, place in it). So
@@ -190,73 +190,6 @@ class _TrainBatch:
         raise InputError(f"no pair can stand in for a bad picture: {problems[0]}")
 
 
-@dataclass(frozen=True)
-class EvalBatches:
-    """Every image, or every caption, of a split once.
-
-    A batch's index [B] int32 says which image or caption each row is, −1 for what fills
-    the last batch up; every process gets the same number of batches.
-    """
-
-    config: Config
-    order: np.ndarray  # [batches, batch]
-    make: "_EvalImages | _EvalCaptions"
-    process_count: int
-
-    @property
-    def rows(self) -> int:
-        """How many images or captions there are."""
-        return int((self.order >= 0).sum())
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def shapes(self) -> list[Shapes]:
-        """Those of the batches over all processes, each once, without the index."""
-        found = (self.make.shapes(whole) for whole in self.order)
-        return list({str(shapes): shapes for shapes in found}.values())
-
-    @contextlib.contextmanager
-    def read(self, process_index: int) -> Iterator[Iterator[Batch]]:
-        """This process's share of each batch, with 'index' among its arrays."""
-        share = _share(self.order.shape[1], process_index, self.process_count)
-        make = functools.partial(_eval_share, self.make, self.order, share)
-        size = max(map(size_of, self.shapes())) // self.process_count
-        with _stream(self.config, make, range(len(self)), size) as batches:
-            yield batches
-
-
-def eval_images(
-    config: Config, split: Split, batch_size: int, process_count: int = 1
-) -> EvalBatches:
-    """The split's images in batches, in their order."""
-    order = _padded(np.arange(len(split.image_ids)), batch_size)
-    make = _EvalImages(ImageCollator(config, split))
-    return EvalBatches(config, order, make, process_count)
-
-
-def eval_captions(
-    config: Config,
-    tokens: CaptionTokens,
-    batch_size: int,
-    token_features: NpyRows | np.ndarray | None = None,
-    process_count: int = 1,
-) -> EvalBatches:
-    """Captions sorted by length, so that short ones are padded little.
-
-    Their tokens are not packed: little would be gained, and more programs compiled.
-    """
-    by_length = np.argsort(tokens.lengths, kind="stable")
-    order = _padded(by_length, batch_size)
-    make = _EvalCaptions(CaptionCollator(config, tokens, token_features))
-    return EvalBatches(config, order, make, process_count)
-
-
-def _padded(order: np.ndarray, size: int) -> np.ndarray:
-    """`order` as rows of `size`, the last filled with −1."""
-    return np.append(order, np.full(-len(order) % size, -1)).reshape(-1, size)
-
-
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
     if batch_size % process_count:
         raise InputError(
@@ -264,53 +197,6 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
         )
     size = batch_size // process_count
     return slice(process_index * size, (process_index + 1) * size)
-
-
-def _eval_share(make, order: np.ndarray, share: slice, step: int) -> _Made:
-    index = order[step, share].astype(np.int32)
-    batch, bad = make(order[step], index)
-    return batch | {"index": index}, bad
-
-
-@dataclass(frozen=True)
-class _EvalImages:
-    """(global batch, this process's share of it) → that share's images."""
-
-    images: ImageCollator
-
-    def shapes(self, whole: np.ndarray) -> Shapes:
-        return image_shapes(self.images.image, len(whole))
-
-    def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
-        batch = self.images.empty(len(index))
-        bad: list[str] = []
-        for row, image in enumerate(index[index >= 0].tolist()):
-            try:
-                self.images.read(batch, row, image, None)
-            except InputError as error:
-                # Another picture would falsify the result: the row stays blank.
-                if not self.images.skip:
-                    raise
-                bad.append(str(error))
-        return batch, tuple(bad)
-
-
-@dataclass(frozen=True)
-class _EvalCaptions:
-    """(global batch, this process's share of it) → that share's captions."""
-
-    captions: CaptionCollator
-
-    def shapes(self, whole: np.ndarray) -> Shapes:
-        length = self.captions.padded_length(whole[whole >= 0])
-        return self.captions.shapes(len(whole), length)
-
-    def __call__(self, whole: np.ndarray, index: np.ndarray) -> _Made:
-        length = self.captions.padded_length(whole[whole >= 0])
-        batch = self.captions.empty(len(index), length)
-        for row, caption in enumerate(index[index >= 0].tolist()):
-            self.captions.read(batch, row, caption, None)
-        return batch, ()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ class CompileCache:
     def __init__(self):
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="compile")
         self._made: dict[Hashable, Future[Compiled]] = {}
+        self._starting = threading.Lock()
         self._tracing = threading.Lock()
 
     def __enter__(self) -> "CompileCache":
@@ -36,8 +37,9 @@ class CompileCache:
 
     def start(self, name: str, key: Hashable, lower: Callable[[], Lowered]) -> None:
         """Starts to compile what `lower()` returns, unless the key is known."""
-        if key not in self._made:
-            self._made[key] = self._threads.submit(self._compile, name, lower)
+        with self._starting:
+            if key not in self._made:
+                self._made[key] = self._threads.submit(self._compile, name, lower)
 
     def get(self, name: str, key: Hashable, lower: Callable[[], Lowered]) -> Compiled:
         """The key's program, as soon as it is compiled."""
