@@ -36,7 +36,7 @@ _PUSH = ("workdir", "repo")
 MODES = {
     "retrieval": {
         "train": Mode(
-            "vse_jax.commands.train",
+            "vse_jax.train",
             "train",
             _TRAIN,
             processes=True,

@@ -21,7 +21,7 @@ from benchmarks import inputs, rows
 from benchmarks.rows import Ready, repeated
 from configs import openmoji
 from vse_jax.base.progress import hide
-from vse_jax.data.collate import Batch
+from vse_jax.data.collate import Batch, shapes_of
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import own_process
 from vse_jax.data.loader import TrainData
@@ -37,9 +37,7 @@ from vse_jax.models.pooling import make_pool
 from vse_jax.ops.blocks import keep_apart
 from vse_jax.ops.memory import disable_malloc_trim
 from vse_jax.optimizer import Schedule
-from vse_jax.training.plan import make_plan
-from vse_jax.training.state import initial_state
-from vse_jax.training.step import TrainStep
+from vse_jax.train import Trainer
 
 _EPOCH = 1000  # steps
 _OPEN = 2  # the first epoch with all groups open, the hardest negatives and no ramp
@@ -128,16 +126,17 @@ def training_step(config: ConfigDict, batch: Batch) -> Callable[[], float]:
     """A step with all groups open on a batch; returns the loss."""
     runtime.configure(config)
     mesh = make_mesh(config)
-    plan = make_plan(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
-    state = initial_state(config, plan.optimizer, plan.abstract)
+    schedule = Schedule.from_config(config, _EPOCH, _EPOCH)
+    trainer = Trainer.create(config, mesh, schedule)
+    state = trainer.initial_state()
     state = dataclasses.replace(state, step=state.step + _OPEN * _EPOCH)
-    groups = plan.optimizer.open_groups(_OPEN)
-    step = TrainStep(plan, CompileCache())
+    groups = trainer.optimizer.trainable_groups(_OPEN)
+    step = trainer.lower_step(shapes_of(batch), groups).compile()
 
     def run() -> float:
         nonlocal state
         placed = put_batch(batch, batch_sharding(mesh))
-        state, scalars = step(state, placed, groups)
+        state, scalars = step(state, placed)
         jax.block_until_ready(state)
         return float(scalars["loss"])
 
@@ -176,12 +175,12 @@ def encode() -> Ready:
     config.eval.batch_size = rows.ENCODED
     root = _photographs(config, rows.ENCODED)
     split = read_split(config, "train")
-    plan = make_plan(
-        config, make_mesh(config), Schedule.from_config(config, _EPOCH, _EPOCH)
-    )
-    state = initial_state(config, plan.optimizer, plan.abstract)
+    mesh = make_mesh(config)
+    schedule = Schedule.from_config(config, _EPOCH, _EPOCH)
+    trainer = Trainer.create(config, mesh, schedule)
+    state = trainer.initial_state()
     embedder = Embedder(
-        config, plan.graphdef, plan.abstract.model, plan.mesh, CompileCache()
+        config, trainer.graphdef, trainer.abstract.model, mesh, CompileCache()
     )
 
     def run():

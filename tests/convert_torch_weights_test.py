@@ -170,7 +170,7 @@ def test_training_goes_on_where_the_official_program_stopped(
     assert rates == pytest.approx(dict.fromkeys((100, 110, 120), 5e-5))
     assert [row["step"] for row in rows if "eval/dev/rsum" in row] == [90, 120]
     # From now on it is a run like any other.
-    assert (folder / "checkpoints" / "last" / "120").is_dir()
+    assert (folder / "checkpoints" / "120").is_dir()
 
 
 def test_back_to_pytorch_is_bit_equal(released, environment, tmp_path):

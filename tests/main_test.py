@@ -27,11 +27,11 @@ from tests.helpers.programs import (
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.commands.prepare import prepare
-from vse_jax.commands.train import train
 from vse_jax.config import load_config, save_config
 from vse_jax.data.prepare import openmoji
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.metrics_logger import read_metrics
+from vse_jax.train import train
 
 
 @pytest.fixture(scope="session")
@@ -173,22 +173,22 @@ def test_a_killed_run_ends_with_the_same_bits(
 ):
     workdir = tmp_path / "killed"
     args = [*tiny_args, f"--workdir={workdir}"]
-    last = workdir / "checkpoints" / "last"
+    checkpoints = workdir / "checkpoints"
 
     # First kill: in the middle of an epoch, after a checkpoint.
     process = start(args, environment)
-    assert wait_for(lambda: (last / "14").exists(), process)
+    assert wait_for(lambda: (checkpoints / "14").exists(), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
     # Second kill: while a checkpoint is being written.
     def writing():
-        return any("tmp" in path.name for path in last.glob("*"))
+        return any("tmp" in path.name for path in checkpoints.glob("*"))
 
-    leftovers = {path.name for path in last.glob("*tmp*")}
+    leftovers = {path.name for path in checkpoints.glob("*tmp*")}
     process = start(args, environment)
     assert wait_for(
-        lambda: {path.name for path in last.glob("*tmp*")} - leftovers, process
+        lambda: {path.name for path in checkpoints.glob("*tmp*")} - leftovers, process
     )
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -208,10 +208,10 @@ def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def about(workdir: Path, which: str) -> dict:
-    """What a checkpoint says of itself."""
-    (file,) = (workdir / "checkpoints" / which).glob("[0-9]*/data/metadata")
-    return json.loads(file.read_text())
+def about(workdir: Path) -> dict:
+    """What the newest checkpoint says of the run."""
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    return json.loads((newest / "data" / "metadata").read_text())
 
 
 def test_a_run_goes_on_with_other_data_only_when_told_to(
@@ -237,15 +237,14 @@ def test_a_run_goes_on_with_other_data_only_when_told_to(
     # Accepted and stopped at once: the best model's rsum is that on the new dev split.
     _, err = run([*args, "--accept_new_data", "--config.max_steps=60"], environment)
     assert "accepted: 2 of 3 epochs are done" in err
-    (best,) = (workdir / "checkpoints" / "best").glob("[0-9]*")
     on_new = f"--config.data.root={root}"
     dev = ["--mode=eval", "--config.eval.split=dev", on_new]
     run([f"--workdir={workdir}", *dev], environment)
     scored = json.loads((workdir / "eval_dev.json").read_text())["rsum"]
-    assert about(workdir, "best")["rsum"] == pytest.approx(scored, rel=1e-6)
+    assert about(workdir)["best_rsum"] == pytest.approx(scored, rel=1e-6)
     rescored = [row for row in rows(workdir) if "eval/dev/best_rsum" in row]
     assert [row["step"] for row in rescored] == [60]
-    if best.name == "60":
+    if about(workdir)["best_step"] == 60:
         assert rescored[0]["eval/dev/best_rsum"] == pytest.approx(scored, rel=1e-6)
 
     # It is accepted once; what follows may stop anywhere.
@@ -254,7 +253,7 @@ def test_a_run_goes_on_with_other_data_only_when_told_to(
     metrics = rows(workdir)
     losses = [row["step"] for row in metrics if "train/loss" in row]
     assert losses == list(range(1, 60 + 35 + 1))
-    assert about(workdir, "last")["step"] == 95
+    assert about(workdir)["step"] == 95
     validated = [row["step"] for row in metrics if "eval/dev/rsum" in row]
     assert validated == [30, 60, 75, 95]
 
@@ -294,7 +293,7 @@ def test_a_second_start_touches_nothing_and_says_who_has_the_folder(
     workdir = tmp_path / "two"
     args = [*tiny_args, "--config.checkpoint.every_steps=1", f"--workdir={workdir}"]
     first = start(args, environment)
-    checkpoints = workdir / "checkpoints" / "last"
+    checkpoints = workdir / "checkpoints"
     assert wait_for(lambda: (checkpoints / "3").exists(), first)
     # Again in the middle of its work, once with another config, which would be refused
     # for that.
@@ -336,32 +335,37 @@ def test_an_optimised_build_resumes_with_the_same_bits(
         np.testing.assert_array_equal(parts[path], array, err_msg=path)
 
 
-_KILLED_BETWEEN_SAVES = """
+_KILLED_BEFORE_OLD_ONES_GO = """
 import os, runpy, signal, sys
-from vse_jax.training import loop
-loop.save_best = lambda run, *_: (run.checkpoints.wait(), os.kill(os.getpid(), 9))
+import orbax.checkpoint as ocp
+save = ocp.CheckpointManager.save
+def save_and_be_killed(self, step, **items):
+    if step < 30:
+        return save(self, step, **items)
+    # What Orbax does once a checkpoint is whole, and before it removes others.
+    self._checkpoint_deleter.delete_steps = lambda _: os.kill(os.getpid(), 9)
+    save(self, step, **items)
+    self.wait_until_finished()
+ocp.CheckpointManager.save = save_and_be_killed
 sys.argv[0] = "main.py"
 runpy.run_path("main.py", run_name="__main__")
 """
 
 
-def test_killed_between_two_saves_the_best_is_not_lost(
-    tiny_args, environment, tmp_path
-):
-    """`last` is there, the model is not `best` yet: the next start makes it so."""
+def test_killed_when_the_best_is_saved_it_is_not_lost(tiny_args, environment, tmp_path):
+    """The new best is there, and those before it are not removed yet."""
     workdir = tmp_path / "killed"
     args = [*tiny_args, f"--workdir={workdir}", "--config.max_steps=30"]
-    program = [sys.executable, "-c", _KILLED_BETWEEN_SAVES]
+    program = [sys.executable, "-c", _KILLED_BEFORE_OLD_ONES_GO]
     run(args, environment, code=-signal.SIGKILL, program=program)
     checkpoints = workdir / "checkpoints"
-    assert (checkpoints / "last" / "30").exists()
-    assert not list((checkpoints / "best").glob("[0-9]*"))
+    assert {path.name for path in checkpoints.glob("[0-9]*")} == {"28", "30"}
+    killed = parameters(workdir)
     run(args, environment)
-    assert (checkpoints / "best" / "30").exists()
-    expected, found = parameters(workdir), parameters(workdir, "best")
-    assert expected.keys() == found.keys()
-    for path, array in expected.items():
-        np.testing.assert_array_equal(found[path], array, err_msg=path)
+    assert about(workdir)["best_step"] == 30
+    assert parameters(workdir).keys() == killed.keys()
+    for path, array in parameters(workdir, "best").items():
+        np.testing.assert_array_equal(killed[path], array, err_msg=path)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(trained, environment, tmp_path):
@@ -388,7 +392,7 @@ def test_a_nan_loss_stops_and_names_the_step(trained, environment, tmp_path):
         "--config.optimizer.learning_rate=1e30",
     ]
     assert "at step " in one_line_error(args, environment)
-    assert not list((workdir / "checkpoints" / "last").glob("[0-9]*"))
+    assert not list((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(trained, environment):

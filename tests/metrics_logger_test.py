@@ -95,7 +95,7 @@ def test_training_loads_no_pytorch(tmp_path):
     """tensorboardX would; convert and its tests, where it is used, still can."""
     code = """
 import pathlib, sys
-import vse_jax.commands.train
+import vse_jax.train
 from vse_jax.metrics_logger import MetricsLogger
 writer = MetricsLogger(pathlib.Path(sys.argv[1]))
 writer.write(1, {"train/loss": 1.0})

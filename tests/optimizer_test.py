@@ -7,11 +7,11 @@ import torch
 
 from configs import common
 from vse_jax.base.errors import InputError
-from vse_jax.base.trees import flatten
+from vse_jax.base.trees import flatten, merge
 from vse_jax.optimizer import Optimizer, Schedule
 
 SHAPES = {"image/backbone/kernel": (3, 2), "image/fc/kernel": (2, 4), "text/b": (5,)}
-RULES = (("^image/backbone/", 0.1, 1), (".*", 1.0, 0))  # the CNN opens in epoch 1
+RULES = (("^image/backbone/", 0.1, 1), (".*", 1.0, 0))  # the CNN is unfrozen in epoch 1
 RATE = 0.05
 
 
@@ -58,7 +58,7 @@ def torch_optimizer(config, params):
         {"name": "sgd", "nesterov": True, "weight_decay_on": "^image/backbone/"},
     ],
 )
-def test_steps_equal_pytorch_with_a_group_that_opens_later(fields):
+def test_steps_equal_pytorch_with_a_group_that_is_unfrozen_later(fields):
     config = optimizer_config(**fields)
     start = arrays(0)
     params = tree(start)
@@ -68,11 +68,13 @@ def test_steps_equal_pytorch_with_a_group_that_opens_later(fields):
     peer = torch_optimizer(config, peers)
     for step in range(6):
         epoch = step // 3
-        groups = optimizer.open_groups(epoch)
+        groups = optimizer.trainable_groups(epoch)
         assert groups == (("1",) if epoch == 0 else ("0", "1"))
         grads = {p: 10 * g for p, g in arrays(step + 1).items()}
         chosen = {p: grads[p] for p in optimizer.select(params, groups)}
-        params, state, norm = optimizer.update(chosen, state, params, RATE, groups)
+        before = optimizer.select(params, groups)
+        new, state, norm = optimizer.update(chosen, state, before, RATE, groups)
+        params = merge(params, new)
         for path, x in peers.items():
             x.grad = torch.tensor(np.array(grads[path])) if path in chosen else None
         peer_norm = torch.nn.utils.clip_grad_norm_(peers.values(), config.clip)
@@ -86,14 +88,14 @@ def test_steps_equal_pytorch_with_a_group_that_opens_later(fields):
             frozen = params["image"]["backbone"]["kernel"]
             np.testing.assert_array_equal(frozen, start["image/backbone/kernel"])
     if config.name == "adamw":
-        assert int(state["0"][0].count) == 3  # counts from its opening
+        assert int(state["0"][0].count) == 3  # counts from its unfreeze_epoch
         assert int(state["1"][0].count) == 6
 
 
-def test_a_group_that_never_opens_has_no_state():
+def test_a_group_that_is_never_trained_has_no_state():
     config = optimizer_config(rules=(("^image/", 0.0, -1), (".*", 1.0, 0)))
     optimizer = Optimizer(config, tree(arrays(0)))
-    assert optimizer.open_groups(100) == ("1",)
+    assert optimizer.trainable_groups(100) == ("1",)
     assert list(optimizer.init(tree(arrays(0)))) == ["1"]
 
 
@@ -122,8 +124,8 @@ def test_schedule_of_the_published_grid_recipe():
         config.optimizer,
         _parameters_of_every_group(),
     )
-    assert optimizer.open_groups(0) == ("4", "5")
-    assert optimizer.open_groups(1) == ("0", "1", "2", "3", "4", "5")
+    assert optimizer.trainable_groups(0) == ("4", "5")
+    assert optimizer.trainable_groups(1) == ("0", "1", "2", "3", "4", "5")
 
 
 def test_other_data_change_how_long_an_epoch_is_and_not_which_it_is():
@@ -142,10 +144,10 @@ def test_other_data_change_how_long_an_epoch_is_and_not_which_it_is():
     )
 
 
-def test_gradual_unfreezing_opens_from_the_top():
+def test_gradual_unfreezing_begins_at_the_top():
     config = optimizer_config(rules=common.grid_rules(1, 1))
     optimizer = Optimizer(config, _parameters_of_every_group())
-    assert [len(optimizer.open_groups(epoch)) for epoch in range(6)] == [
+    assert [len(optimizer.trainable_groups(epoch)) for epoch in range(6)] == [
         2,
         3,
         4,

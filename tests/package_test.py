@@ -123,7 +123,7 @@ model = vse_jax.load(sys.argv[1])
 model.encode_captions(["a red bar"])
 model.encode_images([sys.argv[2]])
 check()
-import vse_jax.commands.train, vse_search.commands.index, vse_search.commands.serve
+import vse_jax.train, vse_search.commands.index, vse_search.commands.serve
 check("environment")
 """
 

@@ -1,9 +1,12 @@
 """Schedules and the optimizer: parameter groups, freezing, clipping, AdamW or SGD.
 
-What the published recipes need and optax has no single transformation for: a group
-that opens in epoch e is left alone before (no update, no weight decay, no moments) and
-its Adam step count starts when it opens, while every group follows the one global
+A group is left alone before its `unfreeze_epoch` (no update, no weight decay, no
+moments) and its Adam step count starts there, while every group follows the one global
 learning-rate schedule (VSE∞, supplement 1; PyTorch's parameter groups).
+
+optax lacks a group that is frozen when the program is compiled: `conditionally_mask`
+decides in the program, by counting its own updates, so the gradients of all that is
+frozen would be computed, and a run could not change the length of its epochs.
 """
 
 import re
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.trees import Flat, flatten, merge
+from vse_jax.base.trees import Flat, flatten
 from vse_jax.config import Config
 
 
@@ -22,10 +25,18 @@ class Schedule:
     """What changes with the step: epoch, learning rate, loss scale.
 
     Steps count from 0 over the whole run; every method but `epoch` also takes traced
-    steps. `ramp_steps` is the N of the loss ramp i / N (samples // batch + 1 in the
-    original, which keeps the last partial batch). `hardest_from` is the first epoch of
-    the triplet loss's hardest negatives, which losses.py counts itself.
-    `first_step` and `first_epoch`: steps and epochs that were made with other data.
+    steps.
+
+    Attributes:
+        steps_per_epoch: with today's data.
+        ramp_steps: N of the loss ramp i / N (samples // batch + 1 in the original,
+            which keeps the last partial batch).
+        learning_rate: before the groups' factors.
+        lr_update: the first epoch with a tenth of it.
+        hardest_from: the first epoch of the triplet loss's hardest negatives, which
+            losses.py counts itself.
+        ramp_epoch: the epoch of the ramp.
+        first_step, first_epoch: steps and epochs that were made with other data.
     """
 
     steps_per_epoch: int
@@ -70,35 +81,36 @@ class Schedule:
         return self.learning_rate * jnp.where(dropped, 0.1, 1.0)
 
     def loss_scale(self, step):
-        """i / N in the ramp epoch, in which the CNN opens; 1 elsewhere."""
+        """i / N in the ramp epoch, in which the CNN is unfrozen; 1 elsewhere."""
         ramp = (step - self.first_step) % self.steps_per_epoch / self.ramp_steps
         return jnp.where(self.epoch(step) == self.ramp_epoch, ramp, 1.0)
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """The parameters that one rule of config.optimizer.rules governs.
 
-    key: names its state in checkpoints. factor: of the learning rate. opens: the first
-    epoch that trains it; −1: none does. paths: of its parameters.
+    Attributes:
+        factor: of the learning rate.
+        unfreeze_epoch: the first epoch that trains it; −1: none does.
+        paths: of its parameters.
     """
 
-    key: str
     factor: float
-    opens: int
+    unfreeze_epoch: int
     paths: tuple[str, ...]
 
     @property
-    def ever_trains(self) -> bool:
-        return self.opens >= 0 and self.factor > 0 and bool(self.paths)
-
-    def of(self, flat: Flat) -> Flat:
-        """Its leaves among `flat`."""
-        return {path: flat[path] for path in self.paths}
+    def trainable(self) -> bool:
+        """Whether it is trained, sooner or later."""
+        return self.unfreeze_epoch >= 0 and self.factor > 0 and bool(self.paths)
 
 
 class Optimizer:
-    """Groups of parameters by ordered rules (regex, learning-rate factor, epoch).
+    """Parameter groups by ordered rules (regex, learning-rate factor, unfreeze_epoch).
+
+    The first rule that matches a parameter's path decides. A group's key, which names
+    its state in checkpoints, is the number of its rule.
 
     Args:
         config: `config.optimizer`.
@@ -110,21 +122,20 @@ class Optimizer:
 
     def __init__(self, config: Config, params):
         self._config = config
-        members: list[list[str]] = [[] for _ in config.rules]
+        paths: list[list[str]] = [[] for _ in config.rules]
         for path in flatten(params):
-            members[self._first_match(path)].append(path)
+            for number, (pattern, _, _) in enumerate(config.rules):
+                if re.search(pattern, path):
+                    paths[number].append(path)
+                    break
+            else:
+                raise InputError(
+                    f"config.optimizer.rules: no rule matches parameter {path}"
+                )
         self.groups = {
-            str(number): Group(str(number), factor, opens, tuple(paths))
-            for number, ((_, factor, opens), paths) in enumerate(
-                zip(config.rules, members, strict=True)
-            )
+            str(number): ParameterGroup(factor, unfreeze_epoch, tuple(paths[number]))
+            for number, (_, factor, unfreeze_epoch) in enumerate(config.rules)
         }
-
-    def _first_match(self, path: str) -> int:
-        for number, (pattern, _, _) in enumerate(self._config.rules):
-            if re.search(pattern, path):
-                return number
-        raise InputError(f"config.optimizer.rules: no rule matches parameter {path}")
 
     def _transformation(self) -> optax.GradientTransformation:
         """Direction of descent of one group, before the learning rate."""
@@ -139,66 +150,63 @@ class Optimizer:
         return optax.chain(decay, optax.trace(0.9, nesterov=c.nesterov))
 
     def init(self, params) -> dict[str, optax.OptState]:
-        """State of each group that ever trains, by its key."""
+        """State of each group that is ever trained, by its key."""
         flat = flatten(params)
         return {
-            key: self._transformation().init(group.of(flat))
+            key: self._transformation().init({path: flat[path] for path in group.paths})
             for key, group in self.groups.items()
-            if group.ever_trains
+            if group.trainable
         }
 
-    def open_groups(self, epoch: int) -> tuple[str, ...]:
-        """Keys of the groups that train in `epoch`: a static argument of the step, so
+    def trainable_groups(self, epoch: int) -> tuple[str, ...]:
+        """Keys of the groups that `epoch` trains: a static argument of the step, so
         that XLA never computes a frozen group's gradient."""
         return tuple(
             key
             for key, group in self.groups.items()
-            if group.ever_trains and group.opens <= epoch
+            if group.trainable and group.unfreeze_epoch <= epoch
         )
 
-    def trained_paths(self) -> frozenset[str]:
+    def trainable_paths(self) -> frozenset[str]:
         """The parameters that are trained, sooner or later."""
-        groups = self.groups.values()
         return frozenset(
-            p for group in groups if group.ever_trains for p in group.paths
+            path
+            for group in self.groups.values()
+            if group.trainable
+            for path in group.paths
         )
-
-    def never_opens(self, prefix: str) -> bool:
-        """Whether no parameter below `prefix` is ever trained."""
-        return not any(path.startswith(prefix) for path in self.trained_paths())
 
     def select(self, params, keys: tuple[str, ...]) -> Flat:
         """The leaves of `params` that belong to the groups with these keys."""
-        flat = flatten(params)
-        wanted = {path for key in keys for path in self.groups[key].paths}
-        return {path: x for path, x in flat.items() if path in wanted}
+        paths = {path for key in keys for path in self.groups[key].paths}
+        return {path: x for path, x in flatten(params).items() if path in paths}
 
-    def update(self, grads: Flat, state, params, rate, keys: tuple[str, ...]):
-        """One step over the open groups.
+    def update(self, grads: Flat, state, params: Flat, rate, keys: tuple[str, ...]):
+        """One step of the groups with these keys.
 
         Args:
             grads: gradients of exactly the leaves in these groups.
             state: what `init` returned, or an earlier update.
-            params: the whole parameter tree.
+            params: the same leaves.
             rate: scalar, learning rate before the groups' factors.
-            keys: of the open groups.
+            keys: of the groups that are trained.
 
         Returns:
-            New params, new state, and the gradients' global norm before clipping.
+            The new leaves, the new state, and the gradients' global norm before
+            clipping.
         """
         norm = optax.tree.norm(grads)
         # PyTorch's clip_grad_norm_, with its 1e-6.
         clip = self._config.clip
         scale = jnp.minimum(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
-        clipped = {path: g * scale for path, g in grads.items()}
-        flat = flatten(params)
-        state = dict(state)
-        new: Flat = {}
-        for group in (self.groups[key] for key in keys):
-            members = group.of(flat)
-            direction, state[group.key] = self._transformation().update(
-                group.of(clipped), state[group.key], members
+        state, new = dict(state), {}
+        for key in keys:
+            group = self.groups[key]
+            own = {path: params[path] for path in group.paths}
+            clipped = {path: grads[path] * scale for path in group.paths}
+            direction, state[key] = self._transformation().update(
+                clipped, state[key], own
             )
-            for path, x in members.items():
+            for path, x in own.items():
                 new[path] = x - rate * group.factor * direction[path]
-        return merge(params, new), state, norm
+        return new, state, norm

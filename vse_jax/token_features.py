@@ -41,12 +41,12 @@ def features_folder(workdir: Path) -> Path:
 
 
 def cached_token_features(
-    evaluator: Embedder, model, split: Split, folder: Path
+    embedder: Embedder, model, split: Split, folder: Path
 ) -> NpyRows:
     """Last hidden states of every token of every caption, kept in a file.
 
     Args:
-        evaluator: runs the model on the mesh.
+        embedder: runs the model on the mesh.
         model: {"params", "batch_stats"}; the config's rules freeze its BERT or SigLIP.
         split: whose captions.
         folder: where the file lives; made when missing. Process 0 writes it, and all
@@ -60,13 +60,13 @@ def cached_token_features(
     Raises:
         InputError: the file cannot be written.
     """
-    tokens = evaluator.tokens(split)
-    text = evaluator.config.text
+    tokens = embedder.tokens(split)
+    text = embedder.config.text
     computed_by = (
         __version__,
         jax.default_backend(),
-        evaluator.config.compute_dtype,
-        matmul_precision(evaluator.config, jax.default_backend()),
+        embedder.config.compute_dtype,
+        matmul_precision(embedder.config, jax.default_backend()),
         text.heads,  # which the weights do not show
     )
     digest = hashlib.sha256(repr(computed_by).encode())
@@ -81,7 +81,7 @@ def cached_token_features(
     there = jax.process_index() == 0 and path.exists()
     if not multihost_utils.broadcast_one_to_all(np.bool_(there)):
         shape = (int(tokens.offsets[-1]), text.hidden)
-        captions = evaluator.token_features(model, split)
+        captions = embedder.token_features(model, split)
         if jax.process_index() == 0:
             make_room(folder, 4 * shape[0] * shape[1])
             pieces = ((tokens.span(c).start, features) for c, features in captions)

@@ -127,7 +127,7 @@ def test_a_grid_step_is_ours():
     # Two epochs on, only the hardest negatives count, as in the peer by itself.
     state = dataclasses.replace(state, step=state.step + 8)
     state, scalars = ours(
-        state, put_batch(batch, batch_sharding(mesh)), optimizer.open_groups(2)
+        state, put_batch(batch, batch_sharding(mesh)), optimizer.trainable_groups(2)
     )
     loss, norm = pytorch_training.TrainStep(model, config)((images,), (ids, lengths))
     np.testing.assert_allclose(loss, scalars["loss"], rtol=1e-5)

@@ -16,8 +16,8 @@ from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
 from vse_jax.command_line import read_config
 from vse_jax.commands.push import push
-from vse_jax.commands.train import train
 from vse_jax.config import load_config
+from vse_jax.train import train
 
 OWN = "examples.attention_pool.pool:ElementwiseAttentionPool"
 

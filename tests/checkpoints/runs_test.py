@@ -1,5 +1,6 @@
 """Saving and restoring (kill, resume and full disks: main_test.py)."""
 
+import dataclasses
 import gc
 import json
 import shutil
@@ -12,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, Reached
+from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
 
 
 def model(value: float, size: int = 1000):
@@ -31,30 +32,69 @@ def rest(step: int):
     return {"step": jnp.int32(step), "rng": jax.random.key(step)}
 
 
-def test_last_and_best_come_back(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.last_step() is None
-        checkpoints.save_best(5, model(1.0), {"rsum": 100.5})
-        checkpoints.save_last(model(1.0), rest(5), Reached(5, 5, 100.5, 5))
-        checkpoints.save_last(model(2.0), rest(10), Reached(10, 5, 100.5, 5))
+def steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
+
+def test_the_newest_and_the_best_are_kept_and_come_back(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        checkpoints.save(model(0.5), rest(3), TrainProgress(3, 3, 90.5, 3))
+        checkpoints.save(model(1.0), rest(5), TrainProgress(5, 5, 100.5, 5))
+        checkpoints.save(model(1.5), rest(8), TrainProgress(8, 5, 100.5, 5))
+        checkpoints.save(model(2.0), rest(10), TrainProgress(10, 5, 100.5, 5))
+
+    assert steps(tmp_path) == [5, 10]
     target = abstract(model(0.0)), abstract(rest(0))
     with Checkpoints(tmp_path) as again:
-        assert (again.last_step(), again.best_step()) == (10, 5)
-        reached = again.reached()
-        last, optimizer = again.restore_last(*target)
-        best, best_data = again.restore_best(target[0])
-    jax.tree.map(np.testing.assert_array_equal, last, model(2.0))
+        assert again.latest_step() == 10
+        progress = again.progress()
+        latest, optimizer = again.restore_latest(*target)
+        best, named = again.restore_best(target[0])
+    jax.tree.map(np.testing.assert_array_equal, latest, model(2.0))
     jax.tree.map(np.testing.assert_array_equal, best, model(1.0))
-    assert (reached, best_data) == (Reached(10, 5, 100.5, 5), {"rsum": 100.5})
+    assert progress == named == TrainProgress(10, 5, 100.5, 5)
     assert int(optimizer["step"]) == 10
     assert optimizer["rng"] == jax.random.key(10)
+
+
+def test_what_a_kill_left_goes_with_the_next_save(tmp_path):
+    """The new best was whole, and the ones before it not removed yet."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(model(1.0), rest(5), TrainProgress(5, 5, 1.0, 5))
+        checkpoints.save(model(2.0), rest(7), TrainProgress(7, 5, 1.0, 5))
+    before = tmp_path / "before"
+    shutil.copytree(tmp_path / "checkpoints", before)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(model(3.0), rest(9), TrainProgress(9, 9, 2.0, 9))
+    assert steps(tmp_path) == [9]
+    shutil.copytree(before, tmp_path / "checkpoints", dirs_exist_ok=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        best, progress = checkpoints.restore_best(abstract(model(0.0)))
+        assert progress.best_step == 9
+        checkpoints.save(model(4.0), rest(11), TrainProgress(11, 9, 2.0, 9))
+    jax.tree.map(np.testing.assert_array_equal, best, model(3.0))
+    assert steps(tmp_path) == [9, 11]
+
+
+def test_without_its_newest_checkpoint_a_run_goes_on_from_the_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(model(1.0), rest(5), TrainProgress(5, 5, 1.0, 5))
+        checkpoints.save(model(2.0), rest(7), TrainProgress(7, 5, 1.0, 5))
+    shutil.rmtree(tmp_path / "checkpoints/7")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.progress() == TrainProgress(5, 5, 1.0, 5)
+        found, optimizer = checkpoints.restore_latest(
+            abstract(model(0.0)), abstract(rest(0))
+        )
+    jax.tree.map(np.testing.assert_array_equal, found, model(1.0))
+    assert int(optimizer["step"]) == 5
 
 
 def test_another_models_checkpoint_is_refused_in_one_line(tmp_path):
     named = r"layers/0/w \(\(1000,\) float32 there, \(7,\) float32 here\)"
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_best(1, model(1.0), {"rsum": 1.0})
+        checkpoints.save(model(1.0), rest(1), TrainProgress(1, 1, 1.0, 1))
         checkpoints.wait()
         with pytest.raises(InputError, match=named) as error:
             checkpoints.restore_best(abstract(model(0.0, size=7)))
@@ -64,115 +104,110 @@ def test_another_models_checkpoint_is_refused_in_one_line(tmp_path):
 def test_no_checkpoint_yet(tmp_path):
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(InputError, match="best: no checkpoint; train first"),
+        pytest.raises(InputError, match="checkpoints: no best checkpoint; train first"),
     ):
         checkpoints.restore_best(abstract(model(0.0)))
 
 
 def test_a_save_that_orbax_skips_is_an_error(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_best(30, model(1.0), {"rsum": 1.0})
+        checkpoints.save(model(1.0), rest(30), TrainProgress(30))
         checkpoints.wait()
         with pytest.raises(InputError, match="step 10 was not saved, because step 30"):
-            checkpoints.save_best(10, model(2.0), {"rsum": 99.0})
+            checkpoints.save(model(2.0), rest(10), TrainProgress(10))
 
 
-def test_best_without_last_is_refused_unless_it_was_converted(tmp_path):
-    with Checkpoints(tmp_path / "converted") as checkpoints:
-        checkpoints.check_start()
-        checkpoints.save_best(CONVERTED, model(1.0), {"rsum": 1.0, "epoch": 3})
-        checkpoints.wait()
-        checkpoints.check_start()
-    with Checkpoints(tmp_path / "trained") as checkpoints:
-        checkpoints.save_best(30, model(1.0), {"rsum": 1.0, "epoch": 3})
-        checkpoints.wait()
-        with pytest.raises(InputError, match=r"best/30 .* remove .* to start again"):
-            checkpoints.check_start()
-
-
-def test_best_is_the_one_that_last_names(tmp_path):
+def test_converted_weights_are_the_best_until_a_run_beats_them(tmp_path):
+    converted = TrainProgress(best_rsum=1.0, best_step=CONVERTED, best_epoch=3)
     with Checkpoints(tmp_path) as checkpoints:
-        assert not checkpoints.best_is_missing(Reached(step=7))  # not validated yet
-        assert checkpoints.best_is_missing(Reached(30, 30, 5.0, 30))
-        checkpoints.save_best(30, model(1.0), {"rsum": 1.0})
+        assert not checkpoints.holds_converted()
+        checkpoints.save(model(1.0), None, converted)
         checkpoints.wait()
-        assert not checkpoints.best_is_missing(Reached(30, 30, 5.0, 30))
-        assert not checkpoints.best_is_missing(Reached(45, 45, 5.0, 30))
-        # Stopped in a validation and again after it: found, but `last` is older.
-        assert not checkpoints.best_is_missing(Reached(30, 15, 4.0, 15))
-        assert checkpoints.best_is_missing(Reached(45, 45, 6.0, 45))
-        with pytest.raises(InputError, match="15 was the best, but best/ holds 30"):
-            checkpoints.best_is_missing(Reached(45, 45, 5.0, 15))
+        assert checkpoints.holds_converted()
+        checkpoints.save(model(2.0), rest(7), TrainProgress(7, 7, 2.0, CONVERTED, 3))
+        checkpoints.wait()
+        assert not checkpoints.holds_converted()
+        best, progress = checkpoints.restore_best(abstract(model(0.0)))
+        jax.tree.map(np.testing.assert_array_equal, best, model(1.0))
+        assert (progress.best_rsum, progress.best_epoch) == (2.0, 3)
+        checkpoints.save(model(3.0), rest(9), TrainProgress(9, 9, 4.0, 9, 5))
+    assert steps(tmp_path) == [9]
+
+
+def test_a_run_that_was_stopped_at_its_first_step_has_no_converted_weights(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(model(1.0), rest(0), TrainProgress())
+        checkpoints.wait()
+        assert not checkpoints.holds_converted()
+
+
+def test_a_best_that_is_gone_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(model(1.0), rest(15), TrainProgress(15, 15, 5.0, 15))
+        checkpoints.save(model(2.0), rest(45), TrainProgress(45, 45, 5.0, 15))
+    shutil.rmtree(tmp_path / "checkpoints/15")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(InputError, match=r"45 says that step 15 was .* remove .* to st"),
+    ):
+        checkpoints.progress()
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda about: about.pop("data"),
-        lambda about: about.pop("checksum"),
+        lambda about: about.pop("checksums"),
         lambda about: about.update(from_the_future=1),
     ],
 )
 def test_another_versions_checkpoint_is_named(tmp_path, change):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_last(model(1.0), rest(5), Reached(5))
-    file = tmp_path / "checkpoints/last/5/data/metadata"
+        checkpoints.save(model(1.0), rest(5), TrainProgress(5))
+    file = tmp_path / "checkpoints/5/data/metadata"
     about = json.loads(file.read_text())
     change(about)
     file.write_text(json.dumps(about))
     with (
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(
-            InputError, match="last/5: written by another version of vse_jax"
+            InputError, match="checkpoints/5: written by another version of vse_jax"
         ),
     ):
-        checkpoints.reached()
-
-
-def test_a_best_model_of_an_earlier_version_is_used(tmp_path):
-    """It has no checksum; a run goes on with the version that began it, only."""
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_best(5, model(1.0), {"rsum": 300.0, "epoch": 1})
-    file = tmp_path / "checkpoints/best/5/data/metadata"
-    about = json.loads(file.read_text())
-    del about["checksum"]
-    file.write_text(json.dumps(about))
-    with Checkpoints(tmp_path) as checkpoints:
-        found, data = checkpoints.restore_best(model(0.0))
-    jax.tree.map(np.testing.assert_array_equal, found, model(1.0))
-    assert data == {"rsum": 300.0, "epoch": 1}
+        checkpoints.progress()
 
 
 def test_another_versions_optimizer_is_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_last(model(1.0), rest(5) | {"mu": jnp.zeros(3)}, Reached(5))
+        optimizer = rest(5) | {"mu": jnp.zeros(3)}
+        checkpoints.save(model(1.0), optimizer, TrainProgress(5))
         checkpoints.wait()
         for target in (rest(0), rest(0) | {"mu": jnp.zeros(3, jnp.int32)}):
             with pytest.raises(
                 InputError,
                 match=r"of another version of vse_jax: mu \(\(3,\) float32 th",
             ):
-                checkpoints.restore_last(abstract(model(0.0)), abstract(target))
+                checkpoints.restore_latest(abstract(model(0.0)), abstract(target))
 
 
 def restored(folder):
     """The values of `saved`, as an evaluation and a restart read them."""
     with Checkpoints(folder, read_only=True) as checkpoints:
-        reached = checkpoints.reached()
-        last, optimizer = checkpoints.restore_last(
+        latest, optimizer = checkpoints.restore_latest(
             abstract(model(0.0)), abstract(rest(0))
         )
-        best, data = checkpoints.restore_best(abstract(model(0.0)))
+        best, progress = checkpoints.restore_best(abstract(model(0.0)))
     step, key = optimizer["step"], jax.random.key_data(optimizer["rng"])
-    return jax.device_get((reached, last, step, key, best, data))
+    about = dataclasses.astuple(progress)
+    return jax.device_get((latest, step, key, best, about))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save_last(model(1.0), rest(5), Reached(5, 5, 1.0, 5))
-        checkpoints.save_best(5, model(1.0), {"rsum": 1.0, "epoch": 1})
+        checkpoints.save(model(1.0), rest(5), TrainProgress(5, 5, 1.0, 5, 1))
+        checkpoints.save(model(2.0), rest(6), TrainProgress(6, 5, 1.0, 5, 1))
     return folder
 
 
@@ -214,7 +249,7 @@ def test_any_damaged_file_is_named_or_does_no_harm(saved, tmp_path, damage):
         try:
             found = restored(tmp_path / "run")
         except InputError as error:
-            lines.append((tmp_path.joinpath("run", *name.parts[:3]), str(error)))
+            lines.append((tmp_path.joinpath("run", *name.parts[:2]), str(error)))
         else:
             jax.tree.map(np.testing.assert_array_equal, found, expected)
         copy.write_bytes(file.read_bytes())
@@ -235,13 +270,13 @@ def test_any_damaged_file_is_named_or_does_no_harm(saved, tmp_path, damage):
             jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes."
             ),
-            "/best/5: Cannot allocate memory (RESOURCE_EXHAUSTED: Out of memory while "
-            "trying to allocate 64 bytes.); the checkpoint stays as it is: end what "
-            "else uses it, or use more devices (config.mesh), and run the same command",
+            "/checkpoints/5: Cannot allocate memory (RESOURCE_EXHAUSTED: Out of memory "
+            "while trying to allocate 64 bytes.); the checkpoint stays as it is: end "
+            "what else uses it, or use more devices (config.mesh), and run the same",
         ),
         (
             MemoryError(),
-            "/best/5: Cannot allocate memory; the checkpoint stays as it is",
+            "/checkpoints/5: Cannot allocate memory; the checkpoint stays as it is",
         ),
         (
             PermissionError(13, "Permission denied", "/disk/file"),
@@ -258,7 +293,7 @@ def test_any_damaged_file_is_named_or_does_no_harm(saved, tmp_path, damage):
         ),
         (
             OSError(116, "Stale file handle"),
-            "/best/5: Stale file handle; the checkpoint stays as it is: see to the",
+            "/checkpoints/5: Stale file handle; the checkpoint stays as it is: see to",
         ),
     ],
 )
@@ -293,7 +328,7 @@ def test_a_bug_is_no_damage(saved, monkeypatch):
 def test_a_file_that_cannot_be_opened_is_named(saved, tmp_path, name):
     """Whoever meets it first, Orbax, Tensorstore or we: here a link to itself."""
     shutil.copytree(saved, tmp_path / "run")
-    (file,) = (tmp_path / "run/checkpoints/best/5").glob(
+    (file,) = (tmp_path / "run/checkpoints/5").glob(
         name if "/" in name else f"model/{name}"
     )
     file.unlink()
@@ -309,10 +344,10 @@ def test_a_best_that_a_run_replaces_meanwhile(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     with Checkpoints(tmp_path / "run", read_only=True) as reader:
         with Checkpoints(tmp_path / "run") as writer:
-            writer.save_best(7, model(2.0), {"rsum": 2.0, "epoch": 2})
-        assert not (tmp_path / "run/checkpoints/best/5").exists()
-        best, data = reader.restore_best(abstract(model(0.0)))
-    assert data == {"rsum": 2.0, "epoch": 2}
+            writer.save(model(2.0), rest(7), TrainProgress(7, 7, 2.0, 7, 2))
+        assert steps(tmp_path / "run") == [7]
+        best, progress = reader.restore_best(abstract(model(0.0)))
+    assert progress.best_rsum == 2.0
     jax.tree.map(np.testing.assert_array_equal, best, model(2.0))
 
 
@@ -322,7 +357,7 @@ def test_a_bug_is_no_full_disk(tmp_path):
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(AttributeError, match="object"),
     ):
-        checkpoints.save_best(1, {"params": object()}, {"rsum": 1.0})
+        checkpoints.save({"params": object()}, rest(1), TrainProgress(1))
 
 
 def test_a_failed_last_save_still_ends_orbax(tmp_path, monkeypatch):
@@ -335,4 +370,4 @@ def test_a_failed_last_save_still_ends_orbax(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match="No space left"), Checkpoints(tmp_path):
         monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", full)
-    assert len(closed) == 2
+    assert len(closed) == 1

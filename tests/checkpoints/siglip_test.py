@@ -22,11 +22,11 @@ from vse_jax.checkpoints.siglip import (
     settle_siglip,
 )
 from vse_jax.commands.evaluate import evaluate
-from vse_jax.commands.train import train
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image, preprocess
 from vse_jax.data.tokenizers import FileTokenizer
 from vse_jax.evaluation.retrieval import retrieval_metrics
+from vse_jax.train import train
 
 CAPTIONS = [
     "a Red circle at the LEFT",

@@ -7,7 +7,7 @@ from flax import nnx
 from tests.helpers import tiny
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.runs import Checkpoints
+from vse_jax.checkpoints.runs import Checkpoints, TrainProgress
 from vse_jax.commands.embed import embed, embed_best
 from vse_jax.config import save_config
 from vse_jax.data.dataset import read_split
@@ -40,7 +40,8 @@ def test_embeddings_that_are_not_finite_are_not_written(tiny_config, tmp_path):
     bias = model["params"]["image"]["fc"]["bias"]
     model["params"]["image"]["fc"]["bias"] = np.full_like(bias, np.nan)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_best(1, model, {"rsum": 1.0, "epoch": 1})
+        progress = TrainProgress(1, 1, best_rsum=1.0, best_step=1, best_epoch=1)
+        checkpoints.save(model, None, progress)
     message = rf"{tmp_path}, images of 'test': 32 of 32 embeddings are NaN or infinite"
     with pytest.raises(InputError, match=message):
         embed(tiny_config, tmp_path)

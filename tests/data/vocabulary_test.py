@@ -14,7 +14,6 @@ from configs import common
 from tests.helpers import tiny
 from vse_jax.base.errors import InputError
 from vse_jax.commands.build_vocab import build_vocab
-from vse_jax.commands.train import train
 from vse_jax.data import tokenizers, vocabulary
 from vse_jax.data.vocabulary import (
     SPECIAL,
@@ -25,6 +24,7 @@ from vse_jax.data.vocabulary import (
     settle_vocabulary,
     split_words,
 )
+from vse_jax.train import train
 
 
 @pytest.fixture

@@ -70,11 +70,11 @@ def finish(processes, codes=(0, 0)) -> list[str]:
 
 def send(number, process, processes, workdir):
     """Sends a signal to one of them as soon as there is a new checkpoint."""
-    last = workdir / "checkpoints" / "last"
-    before = {path.name for path in last.glob("*")}
+    checkpoints = workdir / "checkpoints"
+    before = {path.name for path in checkpoints.glob("*")}
 
     def saved():
-        names = {path.name for path in last.glob("*")} - before
+        names = {path.name for path in checkpoints.glob("*")} - before
         return any(name.isdecimal() for name in names)
 
     if not wait_for(saved, processes[0], seconds=600):

@@ -1,5 +1,6 @@
 """Runs the project's programs as a user does, in processes of their own."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -59,12 +60,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def parameters(workdir: Path, which: str = "last") -> dict[str, np.ndarray]:
+def parameters(workdir: Path, which: str = "newest") -> dict[str, np.ndarray]:
     """Every array of a model's checkpoint, read without the project's code."""
     import jax
     import orbax.checkpoint as ocp
 
-    (step,) = (workdir / "checkpoints" / which).glob("[0-9]*")
+    found = (workdir / "checkpoints").glob("[0-9]*")
+    step = max(found, key=lambda path: int(path.name))
+    if which == "best":
+        progress = json.loads((step / "data" / "metadata").read_text())
+        step = step.with_name(str(progress["best_step"]))
     with ocp.StandardCheckpointer() as checkpointer:
         shapes = checkpointer.metadata(step.absolute() / "model").item_metadata.tree
         # As NumPy arrays: the devices that wrote it may be another process's.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from vse_jax.checkpoints.runs import Checkpoints
+from vse_jax.checkpoints.runs import Checkpoints, TrainProgress
 from vse_jax.config import save_config
 from vse_jax.models.build import build_model, split_model
 
@@ -15,5 +15,6 @@ def write_run(config, folder: Path, seed: int = 0) -> Path:
     save_config(config, folder / "config.json")
     _, model = split_model(build_model(config, rngs=nnx.Rngs(seed)))
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save_best(1, model, {"rsum": 1.0, "epoch": 1})
+        progress = TrainProgress(1, 1, best_rsum=1.0, best_step=1, best_epoch=1)
+        checkpoints.save(model, None, progress)
     return folder

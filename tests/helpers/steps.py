@@ -8,9 +8,7 @@ from vse_jax.config import takes_regions
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import Captions, Images, in_batches, read_batches
 from vse_jax.optimizer import Schedule
-from vse_jax.training.plan import make_plan
-from vse_jax.training.state import initial_state
-from vse_jax.training.step import jit_step
+from vse_jax.train import Trainer
 
 
 def batch_of(config, seed=0):
@@ -35,9 +33,8 @@ def batch_of(config, seed=0):
 def set_up(config, devices=1, steps_per_epoch=4):
     mesh = make_mesh(config, jax.devices()[:devices])
     schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
-    plan = make_plan(config, mesh, schedule)
-    start = initial_state(config, plan.optimizer, plan.abstract)
-    return mesh, plan.optimizer, start, jit_step(plan)
+    trainer = Trainer.create(config, mesh, schedule)
+    return mesh, trainer.optimizer, trainer.initial_state(), trainer.step
 
 
 def region_config():

@@ -12,8 +12,7 @@ from tests.helpers import tiny
 from tests.helpers.steps import batch_of, bigru, region_config
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.training.plan import make_plan
-from vse_jax.training.step import train_step
+from vse_jax.train import Trainer, train_step
 
 # Softmax, norms, roots and gates lose too much in eight bits of mantissa.
 DELICATE = {
@@ -87,10 +86,10 @@ def step_of(config):
     """(the training step as equations, shapes of its results)"""
     config.compute_dtype = "bfloat16"
     mesh = make_mesh(config, jax.devices()[:1])
-    plan = make_plan(config, mesh, Schedule.from_config(config, 4, 5))
-    groups = plan.optimizer.open_groups(0)
-    step = functools.partial(train_step, groups=groups, plan=plan)
-    return jax.make_jaxpr(step, return_shape=True)(plan.abstract, batch_of(config))
+    trainer = Trainer.create(config, mesh, Schedule.from_config(config, 4, 5))
+    groups = trainer.optimizer.trainable_groups(0)
+    step = functools.partial(train_step, groups=groups, trainer=trainer)
+    return jax.make_jaxpr(step, return_shape=True)(trainer.abstract, batch_of(config))
 
 
 def vit_siglip():

@@ -17,8 +17,7 @@ from vse_jax.data.collate import caption_shapes, image_shapes, size_of
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import Program, read_program
-from vse_jax.training.plan import make_plan
-from vse_jax.training.step import jit_step, lower_step, train_step
+from vse_jax.train import Trainer, train_step
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
@@ -39,7 +38,7 @@ def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatc
         batch = put_batch(batch_of(config), batch_sharding(mesh))
         kernel = state.params["image"]["fc"]["kernel"]
         assert kernel.is_fully_replicated == (fsdp == 1)
-        compiled = step.lower(state, batch, optimizer.open_groups(0)).compile()
+        compiled = step.lower(state, batch, optimizer.trainable_groups(0)).compile()
         with jax.transfer_guard("disallow"):  # nothing goes through the host
             state, metrics = compiled(state, batch)
         assert kernel.is_deleted()  # donated
@@ -95,10 +94,10 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
     def program(fsdp) -> tuple[Program, dict[str, int]]:
         config.mesh.fsdp = fsdp
         mesh = make_mesh(config)
-        plan = make_plan(config, mesh, Schedule.from_config(config, 4, 5))
-        groups = plan.optimizer.open_groups(config.num_epochs)
-        lowered = lower_step(jit_step(plan), plan, shapes, groups)
-        params = flatten(plan.abstract.params)
+        trainer = Trainer.create(config, mesh, Schedule.from_config(config, 4, 5))
+        groups = trainer.optimizer.trainable_groups(config.num_epochs)
+        lowered = trainer.lower_step(shapes, groups)
+        params = flatten(trainer.abstract.params)
         sizes = {path: 4 * leaf.size for path, leaf in params.items()}
         return read_program(lowered.compile()), sizes
 
@@ -128,7 +127,7 @@ def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
     batch = put_batch(batch_of(config), batch_sharding(mesh))
     counts = []
     for number in range(6):
-        state, _ = step(state, batch, optimizer.open_groups(number // 2))
+        state, _ = step(state, batch, optimizer.trainable_groups(number // 2))
         params = jax.device_get(flatten(state.params))
         for path, x in params.items():
             opens = 1 if "layer2" in path else 2 if "backbone" in path else 0
@@ -147,7 +146,7 @@ def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
 def test_a_full_size_step_of_the_published_recipes_traces(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     schedule = Schedule.from_config(config, 4425, 4426)
-    plan = make_plan(config, make_mesh(config), schedule)
+    trainer = Trainer.create(config, make_mesh(config), schedule)
     b = config.batch_size
 
     def of(shape, dtype=np.float32):
@@ -159,12 +158,12 @@ def test_a_full_size_step_of_the_published_recipes_traces(name):
     else:
         batch["regions"] = of((b, 36, 2048))
         batch["region_lengths"] = of((b,), np.int32)
-    groups = plan.optimizer.open_groups(1)
-    step = functools.partial(train_step, groups=groups, plan=plan)
-    new, metrics = jax.eval_shape(step, plan.abstract, batch)
+    groups = trainer.optimizer.trainable_groups(1)
+    step = functools.partial(train_step, groups=groups, trainer=trainer)
+    new, metrics = jax.eval_shape(step, trainer.abstract, batch)
     assert metrics["loss"].shape == ()
-    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, plan.abstract)
-    count = sum(x.size for x in jax.tree.leaves(plan.abstract.params))
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, trainer.abstract)
+    count = sum(x.size for x in jax.tree.leaves(trainer.abstract.params))
     bert, gpo = 108_891_648, 2 * 2 * 3 * 32 * (32 + 1) + 32
     towers = bert + 768 * 1024 + 1024 + 2048 * 1024 + 1024 + 2 * gpo
     resnet101, mlp = 42_500_160, 2048 * 512 + 512 + 2 * 512 + 512 * 1024 + 1024

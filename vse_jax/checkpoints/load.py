@@ -81,14 +81,15 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
     abstract = with_sharding(abstract, state_sharding(mesh, abstract))
     if is_run:
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            arrays, data = checkpoints.restore_best(abstract)
-        trained_with = data.get("vocabulary")  # of a converted model not known
+            arrays, progress = checkpoints.restore_best(abstract)
+        trained_with = progress.data.get("vocabulary")  # of a converted model not known
         if trained_with not in (None, vocabulary_digest(config)):
             raise InputError(
                 f"{find_vocabulary(config)}: not the vocabulary that the model in "
                 f"{workdir} was trained with; name that with config.text.vocab"
             )
-        logging.info("%s: best checkpoint, dev rsum %.1f", workdir, data["rsum"])
+        rsum = progress.best_rsum
+        logging.info("%s: best checkpoint, dev rsum %.1f", workdir, rsum)
     elif is_shared:
         arrays = put_sharded(_read_arrays(workdir / MODEL_FILE, abstract), abstract)
     else:

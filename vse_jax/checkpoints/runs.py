@@ -1,12 +1,13 @@
-"""Checkpoints of a run: `last` to go on from, `best` to evaluate. Orbax lives here.
+"""Checkpoints of a run. Orbax lives here.
 
-    W/checkpoints/last/<step>/{model,optimizer,data}   everything a restart needs
-    W/checkpoints/best/<step>/{model,data}             the best dev rsum so far
+    W/checkpoints/<step>/model/       parameters and running statistics
+                         optimizer/   what else a restart needs; converted weights: none
+                         data/        `TrainProgress`, and checksums of the arrays
 
-A checkpoint appears under its name only when it is whole (Orbax renames it), and an old
-one goes only after the new one has come: a run killed at any moment, or a disk that
-fills up, leaves a usable one. Each is on disk before the next is started, so `best` is
-the one that `last` names, or is missing where `last` itself is the best.
+The newest checkpoint is the one to go on from. It names the best one, which is kept
+beside it, or is the same. A checkpoint appears under its number only when it is whole
+(Orbax renames it), and others go only after it has come: a run killed at any moment, or
+a disk that fills up, leaves a usable one and the best that it names.
 """
 
 import contextlib
@@ -32,24 +33,29 @@ from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.distributed.cluster import is_peer_failure
 
-_ABOUT = "metadata"  # the JSON file of the item `data`
-CONVERTED = 0  # step of `best` in a folder that convert_torch_weights.py made
+_PROGRESS = "metadata"  # the JSON file of the item `data`
+CONVERTED = 0  # step of the weights that convert_torch_weights.py made
 
 
 @dataclass
-class Reached:
-    """What a run has reached: the item `data` of its last checkpoint.
+class TrainProgress:
+    """How far a run has come: the item `data` of its checkpoints.
 
-    step: finished steps. validated: how many they were at the last validation.
-    best_rsum, best_step: of the best validation (−1, None: none yet; step 0: converted
-    weights). first_step, first_epoch: steps and finished epochs when the data last
-    changed. data: digests of the data (data/digests.py).
+    Attributes:
+        step: finished steps.
+        validated: how many they were at the last validation.
+        best_rsum: of the best validation on dev; −1: none yet.
+        best_step: finished steps at the best validation; None: none yet.
+        best_epoch: finished epochs then.
+        first_step, first_epoch: steps and finished epochs when the data last changed.
+        data: digests of the data (data/digests.py); of converted weights not known.
     """
 
     step: int = 0
     validated: int = 0
     best_rsum: float = -1.0
     best_step: int | None = None
+    best_epoch: int = 0
     first_step: int = 0
     first_epoch: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,12 +63,27 @@ class Reached:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved anything in its folder."""
-    found = (workdir / "checkpoints").glob("*/*")
+    found = (workdir / "checkpoints").glob("*")
     return any(path.name.isdigit() for path in found)
 
 
+@dataclass
+class _NamedStep:
+    """Orbax preserves this step.
+
+    Its own BestN compares the metrics that each checkpoint was saved with. They cannot
+    be compared when the data have changed in between, and of equal ones it takes the
+    later.
+    """
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class Checkpoints:
-    """The `last` and `best` checkpoints below `workdir`; use it in a `with` statement.
+    """The checkpoints below `workdir`; use it in a `with` statement.
 
     Args:
         workdir: the run's folder; created when missing.
@@ -72,8 +93,27 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, read_only: bool = False):
         self._folder = (Path(workdir) / "checkpoints").absolute()
-        self._last = _manager(self._folder / "last", ("model", "optimizer"), read_only)
-        self._best = _manager(self._folder / "best", ("model",), read_only)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for name in ("model", "optimizer"):
+            trees = ocp.StandardCheckpointHandler()
+            registry.add(name, ocp.args.StandardSave, trees)
+            registry.add(name, ocp.args.StandardRestore, trees)
+        progress = ocp.JsonCheckpointHandler(_PROGRESS)
+        registry.add("data", ocp.args.JsonSave, progress)
+        registry.add("data", ocp.args.JsonRestore, progress)
+        self._best = _NamedStep()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            handler_registry=registry,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                    [ocp.checkpoint_managers.LatestN(1), self._best]
+                ),
+                read_only=read_only,
+                # Left half-written by a killed run.
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -86,202 +126,73 @@ class Checkpoints:
                 self.wait()
                 failed = False
         finally:
-            for manager in (self._last, self._best):
-                # What goes wrong here after an error would only hide that error.
-                with contextlib.suppress(*([Exception] if failed else [])):
-                    manager.close()
+            # What goes wrong here after an error would only hide that error.
+            with contextlib.suppress(*([Exception] if failed else [])):
+                self._manager.close()
 
-    def last_step(self) -> int | None:
-        return self._last.latest_step()
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        return self._best.latest_step()
+    def holds_converted(self) -> bool:
+        """Whether all that is there are weights that convert_torch_weights.py made."""
+        return (
+            self.latest_step() == CONVERTED
+            and not (self._step_folder(CONVERTED) / "optimizer").exists()
+        )
 
-    def save_last(self, model, optimizer, reached: Reached) -> None:
+    def _step_folder(self, step: int) -> Path:
+        return self._folder / str(step)
+
+    # ---- Save ------------------------------------------------------------------------
+
+    def save(self, model, optimizer, progress: TrainProgress) -> None:
         """Starts writing; `model` and `optimizer` may be donated once this returns.
 
         Args:
             model: {"params", "batch_stats"}.
-            optimizer: what else the train state holds.
-            reached: where the run stands.
+            optimizer: what else the train state holds; None: the model is converted.
+            progress: of the run; names the checkpoint to keep as the best.
 
         Raises:
             InputError: this or the previous save could not be written.
         """
-        trees = {"model": model, "optimizer": optimizer}
-        self._save(self._last, reached.step, trees, dataclasses.asdict(reached))
-
-    def save_best(self, step: int, model, data: dict) -> None:
-        """As `save_last`, without what only training needs.
-
-        Args:
-            step: finished steps.
-            model: {"params", "batch_stats"}.
-            data: {"rsum": on dev, "epoch": finished epochs}; of a model trained here
-                also "vocabulary", its digest.
-        """
-        self._save(self._best, step, {"model": model}, data)
-
-    def _save(
-        self, manager: ocp.CheckpointManager, step: int, trees: dict[str, Any], data
-    ) -> None:
-        # One after the other, so that `best` is never older than `last` says. (Orbax
-        # numbers its barriers as its threads come to them, too: with two saves going
-        # on, processes might wait for each other for ever.)
+        # One after the other: Orbax numbers its barriers as its threads come to them,
+        # and with two saves going on processes might wait for each other for ever.
         self.wait()
+        trees = {"model": model, "optimizer": optimizer}
+        trees = {name: tree for name, tree in trees.items() if tree is not None}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        about = ocp.args.JsonSave(data | {"checksum": _checksum(trees)})
-        with self._failures_named(manager):
-            saved = manager.save(step, args=ocp.args.Composite(**items, data=about))
+        checksums = {name: _checksum(tree) for name, tree in trees.items()}
+        about = dataclasses.asdict(progress) | {"checksums": checksums}
+        self._best.step = progress.best_step
+        with self._failures_named():
+            saved = self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(**items, data=ocp.args.JsonSave(about)),
+            )
         if not saved:  # Orbax skips a step that is not after the latest one
             raise InputError(
-                f"{manager.directory}: step {step} was not saved, because step "
-                f"{manager.latest_step()} is there"
+                f"{self._folder}: step {progress.step} was not saved, because step "
+                f"{self.latest_step()} is there"
             )
 
-    def reached(self) -> Reached | None:
-        """Where the last checkpoint stands; None where there is none.
-
-        Raises:
-            InputError: it cannot be read (says why), or is of another version.
-        """
-        step = self.last_step()
-        if step is None:
-            return None
-        fields = self._about(self._last, step)
-        known = {"checksum"} | {field.name for field in dataclasses.fields(Reached)}
-        if fields.keys() != known:
-            raise InputError(
-                f"{_folder(self._last, step)}: written by another version of vse_jax; "
-                "finish the run with that version"
-            )
-        del fields["checksum"]
-        return Reached(**fields)
-
-    def restate(self, reached: Reached) -> None:
-        """Replaces what the last checkpoint says of the run, and the best of itself.
-
-        `last` comes after `best`: until it has changed, so has nothing for a restart.
-        """
-        last, best = self.last_step(), self.best_step()
-        assert last is not None
-        if best is not None:
-            fields = {"vocabulary": reached.data["vocabulary"]}
-            self._change_about(self._best, best, fields | {"rsum": reached.best_rsum})
-        self._change_about(self._last, last, dataclasses.asdict(reached))
-
-    def _change_about(
-        self, manager: ocp.CheckpointManager, step: int, fields: dict[str, Any]
-    ) -> None:
-        content = json.dumps(self._about(manager, step) | fields)
-        write_atomically(_folder(manager, step) / "data" / _ABOUT, content.encode())
-
-    def _about(self, manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-        """The item `data` of a checkpoint, with the checksum of its arrays."""
-        folder = _folder(manager, step)
-        with _explained(folder, ("model",)):
-            return _read_about(folder)
-
-    def restore_last(self, model, optimizer):
-        """(model, optimizer) of the last checkpoint.
-
-        The arguments are abstract trees with shardings: restoring without a target
-        would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
-
-        Raises:
-            InputError: it cannot be read (says why), or is of another model or version.
-        """
-        step = self.last_step()
+    def update(self, progress: TrainProgress) -> None:
+        """Replaces what the newest checkpoint says of the run; in one process only."""
+        step = self.latest_step()
         assert step is not None
-        trees = {"model": model, "optimizer": optimizer}
-        restored = self._restore(self._last, step, trees)
-        return restored["model"], restored["optimizer"]
-
-    def restore_best(self, model):
-        """(model, data) of the best checkpoint.
-
-        A run that goes on may replace it meanwhile: then its new one.
-
-        Raises:
-            InputError: there is none, it cannot be read (says why), or it is of another
-                model.
-        """
-        while (step := self.best_step()) is not None:
-            try:
-                data = self.best_progress()
-                return self._restore(self._best, step, {"model": model})["model"], data
-            except InputError:
-                self._best.reload()
-                if self.best_step() in (step, None):
-                    raise
-        raise InputError(f"{self._folder / 'best'}: no checkpoint; train first")
-
-    def best_progress(self) -> dict:
-        """What was saved with the best checkpoint, see `save_best`."""
-        step = self.best_step()
-        assert step is not None
-        about = self._about(self._best, step)
-        about.pop("checksum", None)
-        return about
-
-    def _restore(
-        self, manager: ocp.CheckpointManager, step: int, trees: dict[str, Any]
-    ) -> dict[str, Any]:
-        folder = _folder(manager, step)
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
-        with _explained(folder, tuple(trees)):
-            stored = manager.item_metadata(step)
-            for name, tree in trees.items():
-                _check_fits(folder, stored[name].tree, tree)
-            restored = dict(manager.restore(step, args=ocp.args.Composite(**args)))
-        # A best model that an earlier version saved has none, and is used as it is.
-        if self._about(manager, step).get("checksum") not in (
-            None,
-            _checksum(restored),
-        ):
-            raise InputError(_damaged(folder, "its arrays are not those saved"))
-        return restored
-
-    def check_start(self) -> None:
-        """Raises InputError where `best` has no `last` beside it.
-
-        A run saves `last` first, so somebody removed it; going on from the start would
-        leave that best model in place of the new run's. Converted weights have none.
-        """
-        best = self.best_step()
-        if self.last_step() is None and best not in (None, CONVERTED):
-            raise InputError(
-                f"{self._folder}: best/{best} is there, but no last checkpoint to go "
-                f"on from; name another --workdir, or remove {self._folder} to start "
-                "again"
-            )
-
-    def best_is_missing(self, reached: Reached) -> bool:
-        """Whether a kill between two saves left `last` as the only place of the best.
-
-        Raises:
-            InputError: `best` is not the one that `last` names: somebody changed it.
-        """
-        there = self.best_step()
-        # After a stop in a validation, it may have been found once already.
-        if there in (reached.best_step, reached.step):
-            return False
-        if reached.best_step == reached.step:
-            return True
-        raise InputError(
-            f"{self._folder}: last/{reached.step} says that step {reached.best_step} "
-            f"was the best, but best/ holds {'none' if there is None else there}; "
-            f"bring it back, or remove {self._folder} to start again"
-        )
+        before = self._about(step)
+        after = before | dataclasses.asdict(progress)
+        if after != before:
+            file = self._step_folder(step) / "data" / _PROGRESS
+            write_atomically(file, json.dumps(after).encode())
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        for manager in (self._last, self._best):
-            with self._failures_named(manager):
-                manager.wait_until_finished()
+        with self._failures_named():
+            self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _failures_named(self, manager: ocp.CheckpointManager) -> Iterator[None]:
+    def _failures_named(self) -> Iterator[None]:
         """Full disk, no permission, …: one line; earlier ones are untouched."""
         try:
             yield
@@ -289,9 +200,99 @@ class Checkpoints:
             if refusal(error) is None:
                 raise
             raise InputError(
-                f"{manager.directory}: could not save ({_first_line(error)}); "
+                f"{self._folder}: could not save ({_first_line(error)}); "
                 f"the last good checkpoint there stays usable"
             ) from error
+
+    # ---- Restore ---------------------------------------------------------------------
+
+    def progress(self) -> TrainProgress | None:
+        """What the newest checkpoint says of the run; None where there is none.
+
+        Raises:
+            InputError: it cannot be read (says why), it is of another version, or the
+                best checkpoint that it names is not there.
+        """
+        step = self.latest_step()
+        if step is None:
+            return None
+        fields = self._about(step)
+        known = {"checksums"} | {f.name for f in dataclasses.fields(TrainProgress)}
+        if fields.keys() != known:
+            raise InputError(
+                f"{self._step_folder(step)}: written by another version of vse_jax; "
+                "finish the run with that version"
+            )
+        del fields["checksums"]
+        progress = TrainProgress(**fields)
+        best = progress.best_step
+        if best is not None and best not in self._manager.all_steps():
+            raise InputError(
+                f"{self._folder}: {step} says that step {best} was the best, but it is "
+                f"not there; bring it back, or remove {self._folder} to start again"
+            )
+        return progress
+
+    def restore_latest(self, model, optimizer):
+        """(model, optimizer) of the newest checkpoint.
+
+        The arguments are abstract trees with shardings: restoring without a target
+        would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
+
+        Raises:
+            InputError: it cannot be read (says why), or is of another model or version.
+        """
+        step = self.latest_step()
+        assert step is not None
+        restored = self._restore(step, {"model": model, "optimizer": optimizer})
+        return restored["model"], restored["optimizer"]
+
+    def restore_best(self, model) -> tuple[Any, TrainProgress]:
+        """(model, the run's progress) of the best checkpoint.
+
+        A run that goes on may replace it meanwhile: then its new one.
+
+        Args:
+            model: abstract tree with shardings.
+
+        Raises:
+            InputError: there is none, it cannot be read (says why), or it is of another
+                model.
+        """
+        while (latest := self.latest_step()) is not None:
+            try:
+                progress = self.progress()
+                if progress is None or progress.best_step is None:
+                    break
+                restored = self._restore(progress.best_step, {"model": model})
+                return restored["model"], progress
+            except InputError:
+                self._manager.reload()
+                if self.latest_step() in (latest, None):
+                    raise
+        raise InputError(f"{self._folder}: no best checkpoint; train first")
+
+    def _about(self, step: int) -> dict[str, Any]:
+        """The item `data` of a checkpoint, with the checksums of its arrays."""
+        folder = self._step_folder(step)
+        with _explained(folder, ("model",)):
+            return _read_about(folder)
+
+    def _restore(self, step: int, trees: dict[str, Any]) -> dict[str, Any]:
+        folder = self._step_folder(step)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        with _explained(folder, tuple(trees)):
+            stored = self._manager.item_metadata(step)
+            for name, tree in trees.items():
+                _check_fits(folder, stored[name].tree, tree)
+            restored = dict(
+                self._manager.restore(step, args=ocp.args.Composite(**args))
+            )
+        checksums = self._about(step).get("checksums")
+        for name in trees:
+            if checksums is None or checksums.get(name) != _checksum(restored[name]):
+                raise InputError(_damaged(folder, "its arrays are not those saved"))
+        return restored
 
 
 def _check_fits(folder: Path, stored, target) -> None:
@@ -323,13 +324,13 @@ def _is_key(dtype) -> bool:
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def _checksum(trees: dict[str, Any]) -> int:
+def _checksum(tree) -> int:
     """The sum of the bits of all arrays as numbers, whichever devices hold them.
 
     A file may be damaged in a way that still decodes.
     """
     total = 0
-    for leaf in jax.tree.leaves(trees):
+    for leaf in jax.tree.leaves(tree):
         array = jnp.asarray(jax.random.key_data(leaf) if _is_key(leaf.dtype) else leaf)
         for shard in array.addressable_shards:
             if shard.replica_id == 0:
@@ -342,14 +343,10 @@ def _checksum(trees: dict[str, Any]) -> int:
     return total % 2**32
 
 
-def _folder(manager: ocp.CheckpointManager, step: int) -> Path:
-    return Path(manager.directory) / str(step)
-
-
 def _read_about(folder: Path) -> dict[str, Any]:
-    about = json.loads((folder / "data" / _ABOUT).read_bytes())
+    about = json.loads((folder / "data" / _PROGRESS).read_bytes())
     if not isinstance(about, dict):
-        raise ValueError(f"data/{_ABOUT} is no JSON object")
+        raise ValueError(f"data/{_PROGRESS} is no JSON object")
     return about
 
 
@@ -420,28 +417,6 @@ def _read_all(folder: Path, trees: tuple[str, ...]) -> None:
         shapes = handler.metadata(item).tree
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         handler.restore(item, args=ocp.args.StandardRestore(target))
-
-
-def _manager(
-    folder: Path, trees: tuple[str, ...], read_only: bool
-) -> ocp.CheckpointManager:
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for name in trees:
-        handler = ocp.StandardCheckpointHandler()
-        registry.add(name, ocp.args.StandardSave, handler)
-        registry.add(name, ocp.args.StandardRestore, handler)
-    handler = ocp.JsonCheckpointHandler(_ABOUT)
-    registry.add("data", ocp.args.JsonSave, handler)
-    registry.add("data", ocp.args.JsonRestore, handler)
-    return ocp.CheckpointManager(
-        folder,
-        handler_registry=registry,
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=1,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,  # left half-written by a killed run
-        ),
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -132,11 +132,12 @@ def _card(
     trained = 0.0  # when the best epoch was; earlier evaluations are of another
     if has_checkpoint(workdir):
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            progress = checkpoints.best_progress()
-            best = workdir / "checkpoints" / "best" / str(checkpoints.best_step())
-        trained = best.stat().st_mtime
-        rsum = f"rsum {progress['rsum']:.1f} on {config.data.dev_split}"
-        about.append(("best epoch", f"{progress['epoch']}, {rsum}"))
+            progress = checkpoints.progress()
+        if progress is not None and progress.best_step is not None:
+            best = workdir / "checkpoints" / str(progress.best_step)
+            trained = best.stat().st_mtime
+            rsum = f"rsum {progress.best_rsum:.1f} on {config.data.dev_split}"
+            about.append(("best epoch", f"{progress.best_epoch}, {rsum}"))
 
     own = {field: fields[field] for field in OPEN if is_path(fields[field])}
     data = read_object(run).get("data", {}) if run.is_file() else {}

@@ -42,8 +42,7 @@ from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
 from vse_jax.planning.topology import Topology, find
 from vse_jax.possible import check_config
-from vse_jax.training.plan import make_plan
-from vse_jax.training.step import jit_step, lower_step
+from vse_jax.train import Trainer
 
 # Without the data, COCO's at the published batch of 128.
 _STEPS_PER_EPOCH, _TOKENS, _MEAN_TOKENS, _WORDS = 4425, 32, 13, 11_755
@@ -129,11 +128,11 @@ def _programs(
     mesh = make_mesh(config, place.devices)
     check_training_batch(config, mesh)
     schedule = Schedule.from_config(config, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH + 1)
-    plan = make_plan(config, mesh, schedule)
-    step, optimizer, model = jit_step(plan), plan.optimizer, plan.abstract.model
+    trainer = Trainer.create(config, mesh, schedule)
+    optimizer, model = trainer.optimizer, trainer.abstract.model
     hidden = config.text.hidden if config.text.cache_features else None
 
-    opened = [optimizer.open_groups(epoch) for epoch in range(config.num_epochs)]
+    opened = [optimizer.trainable_groups(epoch) for epoch in range(config.num_epochs)]
     groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
     if not use_packing(config, mesh.size):  # microbatches, for one, rule it out
         usual = usual[0], None
@@ -142,14 +141,14 @@ def _programs(
     buckets = padded if every else [usual]
 
     pairs = pair_shapes(config.image, config.batch_size)
-    for open_groups, (length, packed) in itertools.product(groups, buckets):
+    for trainable, (length, packed) in itertools.product(groups, buckets):
         name = f"train_step, {length} tokens"
         if len(groups) > 1:
-            name += f", {len(open_groups)} of {len(optimizer.groups)} groups"
+            name += f", {len(trainable)} of {len(optimizer.groups)} groups"
         shapes = pairs | caption_shapes(config.batch_size, length, hidden, packed)
-        yield name, partial(lower_step, step, plan, shapes, open_groups)
+        yield name, partial(trainer.lower_step, shapes, trainable)
 
-    towers = jit_towers(plan.graphdef, model, mesh)
+    towers = jit_towers(trainer.graphdef, model, mesh)
     images, captions = batch_sizes(config, mesh.size)
     shapes = image_shapes(config.image, images)
     tower = towers["encode_images"]

@@ -28,7 +28,7 @@ from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
-from vse_jax.checkpoints.runs import CONVERTED, Checkpoints
+from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
 from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.checkpoints.torch.options import HEAD_SIZE, Recipes, config_of, options_of
 from vse_jax.config import Config, load_config, save_config
@@ -120,9 +120,13 @@ def checkpoint_to_run(
         safetensors.numpy.save_file(unused, folder / "official.safetensors")
         text = json.dumps(info, indent=1)
         (folder / "official.json").write_text(f"{text}\n", encoding="utf-8")
-        progress = {"rsum": released.best_rsum, "epoch": released.epoch}
+        progress = TrainProgress(
+            best_rsum=released.best_rsum,
+            best_step=CONVERTED,
+            best_epoch=released.epoch,
+        )
         with Checkpoints(folder) as checkpoints:
-            checkpoints.save_best(CONVERTED, released.model, progress)
+            checkpoints.save(released.model, None, progress)
     return released
 
 
@@ -138,7 +142,6 @@ def run_to_checkpoint(workdir: Path, file: Path) -> None:
         raise InputError(f"{workdir}: no checkpoints there; train first")
     _, abstract = abstract_model(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.best_step()
         model, progress = checkpoints.restore_best(
             with_sharding(abstract, state_sharding(mesh, abstract))
         )
@@ -156,9 +159,9 @@ def run_to_checkpoint(workdir: Path, file: Path) -> None:
     checkpoint = to_checkpoint(
         config,
         model,
-        epoch=progress.get("epoch", 0),
-        best_rsum=progress["rsum"],
-        step=step or 0,
+        epoch=progress.best_epoch,
+        best_rsum=progress.best_rsum,
+        step=progress.best_step or 0,
         info=info,
     )
     torch_file.write(file, checkpoint)

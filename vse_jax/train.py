@@ -1,0 +1,603 @@
+"""--mode=train: the whole training run, from top to bottom.
+
+Read `train` first: it sets up, restores or initialises, loops, and tests. What stands
+above it is what a step reads and writes (`TrainState`), what it is made of (`Trainer`),
+and the step itself (`train_step`).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import nnx, struct
+from jax.sharding import Mesh
+from jax.stages import Lowered
+
+from vse_jax.base.errors import InputError
+from vse_jax.base.progress import progress as progress_bar
+from vse_jax.base.trees import merge
+from vse_jax.checkpoints.folder import check_trainable
+from vse_jax.checkpoints.runs import (
+    CONVERTED,
+    Checkpoints,
+    TrainProgress,
+    has_checkpoint,
+)
+from vse_jax.checkpoints.siglip import settle_siglip
+from vse_jax.checkpoints.towers import load_pretrained
+from vse_jax.commands.evaluate import evaluate
+from vse_jax.config import (
+    EVALUATION_FREE,
+    RESUME_FREE,
+    Config,
+    change_paths,
+    check_same_run,
+    save_config,
+)
+from vse_jax.data.collate import Shapes, described, shapes_of, use_packing
+from vse_jax.data.dataset import Split, read_splits
+from vse_jax.data.digests import changes, data_digests
+from vse_jax.data.loader import TrainData, training_sampler
+from vse_jax.data.sampler import Sampler
+from vse_jax.data.tokenizers import caption_tokenizer
+from vse_jax.data.vocabulary import (
+    copy_vocabulary,
+    settle_vocab_size,
+    settle_vocabulary,
+)
+from vse_jax.distributed import preemption
+from vse_jax.distributed.compile_cache import CompileCache
+from vse_jax.distributed.mesh import (
+    abstract_batch,
+    batch_sharding,
+    check_training_batch,
+    fsdp_sharding,
+    gathered_sharding,
+    make_mesh,
+    put_batch,
+    put_sharded,
+    replicated,
+    sharded_for_update,
+    state_sharding,
+    update_sharding,
+    with_sharding,
+)
+from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
+from vse_jax.evaluation.encode import Embedder, batch_sizes
+from vse_jax.figures.curves import plot_curves
+from vse_jax.losses import batch_loss
+from vse_jax.metrics_logger import MetricsLogger
+from vse_jax.microbatches import loss_and_gradients
+from vse_jax.models.build import abstract_model, build_model, merge_model, split_model
+from vse_jax.ops.blocks import gathered_in_use, keep_apart
+from vse_jax.optimizer import Optimizer, Schedule
+from vse_jax.run_info import write_run_info
+from vse_jax.token_features import cached_token_features, features_folder
+
+# ---- What a step reads and writes, and what it is made of ----------------------------
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a step reads and writes: arrays, or their shapes.
+
+    Attributes:
+        step: finished steps, int32 scalar.
+        params, batch_stats: nested dicts of the model.
+        opt_state: by parameter group.
+        rng: typed key; a step folds its number in.
+    """
+
+    step: Any
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: dict[str, Any]
+    rng: Any
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The part that evaluation needs."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def rest(self) -> dict[str, Any]:
+        """The part that only training needs."""
+        return {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """What a training step is made of: all that no step changes.
+
+    Attributes:
+        config: of the run.
+        mesh: axes (data, fsdp), over all devices of all processes.
+        schedule: epochs, learning rate and loss scale by step.
+        graphdef: the model without its arrays, which are in the `TrainState`.
+        loss_graphdef: the loss without its arrays, params["loss"] of the state.
+        optimizer: parameter groups, and how each is updated.
+        abstract: shapes and shardings of the `TrainState`.
+    """
+
+    config: Config
+    mesh: Mesh
+    schedule: Schedule
+    graphdef: nnx.GraphDef
+    loss_graphdef: nnx.GraphDef
+    optimizer: Optimizer
+    abstract: TrainState
+
+    @classmethod
+    def create(cls, config: Config, mesh: Mesh, schedule: Schedule) -> "Trainer":
+        """The trainer of a config.
+
+        Raises:
+            InputError: a parameter that no rule of the optimizer matches.
+        """
+        graphdef, model = abstract_model(config)
+        loss_graphdef, _ = nnx.split(merge_model(graphdef, model).loss)
+        optimizer = Optimizer(config.optimizer, model["params"])
+        shapes = TrainState(
+            step=jax.ShapeDtypeStruct((), jnp.int32),
+            params=model["params"],
+            batch_stats=model["batch_stats"],
+            opt_state=jax.eval_shape(optimizer.init, model["params"]),
+            rng=jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        shardings = dataclasses.replace(
+            state_sharding(mesh, shapes),
+            opt_state=update_sharding(mesh, shapes.opt_state),
+        )
+        abstract = with_sharding(shapes, shardings)
+        return cls(config, mesh, schedule, graphdef, loss_graphdef, optimizer, abstract)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        steps = self.schedule.steps(self.config.num_epochs)
+        return min(steps, self.config.max_steps or steps)
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step: random weights from config.seed, and the
+        pretrained ones that config.{image,text}.weights name.
+
+        Raises:
+            InputError: pretrained weights that are not there, or of another size.
+        """
+        init_key, run_key = jax.random.split(jax.random.key(self.config.seed))
+        _, model = split_model(build_model(self.config, rngs=nnx.Rngs(params=init_key)))
+        model = load_pretrained(self.config, put_sharded(model, self.abstract.model))
+
+        def rest():
+            zeros = jax.tree.map(jnp.zeros_like, self.abstract.params)
+            step = jnp.zeros((), jnp.int32)
+            return {
+                "step": step,
+                "opt_state": self.optimizer.init(zeros),
+                "rng": run_key,
+            }
+
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract.rest)
+        return TrainState(**model, **jax.jit(rest, out_shardings=shardings)())
+
+    @functools.cached_property
+    def step(self):
+        """`train_step` over the mesh: step(state, batch, groups); donates the state."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        return jax.jit(
+            functools.partial(train_step, trainer=self),
+            static_argnums=2,
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(self.mesh)),
+            out_shardings=(shardings, replicated(self.mesh)),
+        )
+
+    def lower_step(self, shapes: Shapes, groups: tuple[str, ...]) -> Lowered:
+        """`step` for global batches of these shapes."""
+        lowered = self.step.lower(self.abstract, abstract_batch(shapes), groups)
+        return keep_apart(lowered, self.mesh)
+
+    def step_program(self, shapes: Shapes, groups: tuple[str, ...]):
+        """What `CompileCache` asks for: (its name, key, how to lower it)."""
+        lower = functools.partial(self.lower_step, shapes, groups)
+        key = ("train_step", groups, frozenset(shapes.items()))
+        return f"train_step, {described(shapes)}", key, lower
+
+
+# ---- The step ------------------------------------------------------------------------
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    groups: tuple[str, ...],
+    trainer: Trainer,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the global batch.
+
+    Args:
+        state: before the step.
+        batch: see `vse_jax.data.collate`; the first dimension is the global batch.
+        groups: parameter groups that are trained in this epoch; static.
+        trainer: what does not change during a run; static.
+
+    Returns:
+        The next state and scalars: loss (the ramp scales what is descended, not what is
+        reported), grad_norm (before clipping), lr.
+    """
+    config, mesh, schedule = trainer.config, trainer.mesh, trainer.schedule
+    # Gradients are taken in these alone, {path: array}; all else is a constant.
+    trainable = trainer.optimizer.select(state.params, groups)
+    step_key = jax.random.fold_in(state.rng, state.step)
+
+    def embed(trainable, batch_stats, batch, number):
+        # The first microbatch draws what a whole batch would.
+        key = jnp.where(number == 0, step_key, jax.random.fold_in(step_key, number))
+        dropout, size = jax.random.split(key)
+        with gathered_in_use(
+            merge(state.params, trainable), gathered_sharding(mesh), fsdp_sharding(mesh)
+        ) as params:
+            model = merge_model(
+                trainer.graphdef, {"params": params, "batch_stats": batch_stats}
+            )
+            rngs = nnx.Rngs(dropout=dropout, size=size)
+            embeddings = model(batch, train=True, rngs=rngs)
+        return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def loss_of(trainable, images, captions):
+        params = merge(state.params, trainable).get("loss", {})
+        loss = nnx.merge(trainer.loss_graphdef, params)
+        ids = batch["image_ids"] if config.loss.mask_same_image else None
+        return batch_loss(loss, images, captions, schedule.epoch(state.step), ids, mesh)
+
+    loss, grads, batch_stats = loss_and_gradients(
+        embed, loss_of, trainable, state.batch_stats, batch, config.microbatches
+    )
+    scale = schedule.loss_scale(state.step)
+    grads = jax.tree.map(lambda g: scale * g, sharded_for_update(mesh, grads))
+    rate = schedule.rate(state.step)
+    # Each device updates its shard of the parameters; the shardings of the program's
+    # results gather them again.
+    trainable, opt_state, grad_norm = trainer.optimizer.update(
+        grads, state.opt_state, sharded_for_update(mesh, trainable), rate, groups
+    )
+    new = TrainState(
+        step=state.step + 1,
+        params=merge(state.params, trainable),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        rng=state.rng,
+    )
+    return new, {"loss": loss, "grad_norm": grad_norm, "lr": rate}
+
+
+# ---- What a run goes on from ---------------------------------------------------------
+
+
+def resume_progress(
+    config: Config,
+    splits: Sequence[Split],
+    checkpoints: Checkpoints,
+    accept_new_data: bool,
+) -> tuple[TrainProgress, bool]:
+    """(where the run stands, with the digests of its data; whether they are new).
+
+    New data that are accepted begin with an epoch: one that had begun on the old ones
+    is not finished. What was validated on those counts no more.
+
+    Args:
+        config: of the run.
+        splits: to train on, to validate on and to test on.
+        checkpoints: of the run.
+        accept_new_data: goes on where the data have changed since the last one.
+
+    Raises:
+        InputError: the data changed since the last checkpoint, and that is not
+            accepted; or it is damaged, or of another version.
+    """
+    # Process 0 decides for all: each may read a copy of the data of its own.
+    data = on_process_zero(lambda: data_digests(config, splits))
+    before = checkpoints.progress()
+    if before is None or checkpoints.holds_converted():
+        return TrainProgress(data=data), False
+    changed = changes(before.data, data)
+    # Of a split that is not read now (config.eval.split may change) all stays known.
+    data["splits"] = before.data["splits"] | data["splits"]
+    if not changed:
+        return dataclasses.replace(before, data=data), False
+    what = f"changed since the checkpoint of step {before.step}: {'; '.join(changed)}"
+    if not accept_new_data:
+        raise InputError(
+            f"{splits[0].root}: the data of this run {what}; --accept_new_data goes "
+            "on with them and scores the best model again"
+        )
+    old = before.data["splits"][splits[0].name]
+    sampler = Sampler(
+        seed=config.seed,
+        images=old["images"],
+        captions_per_image=old["texts"] // old["images"],
+        batch_size=config.batch_size,
+        distinct_images=config.data.distinct_images,
+        first_step=before.first_step,
+        first_epoch=before.first_epoch,
+    )
+    epoch = sampler.position(before.step).epoch
+    left = "" if epoch < config.num_epochs else "; raise --config.num_epochs to go on"
+    logging.warning(
+        "the data %s; accepted: %d of %d epochs are done%s",
+        what,
+        epoch,
+        config.num_epochs,
+        left,
+    )
+    progress = dataclasses.replace(
+        before, validated=0, first_step=before.step, first_epoch=epoch, data=data
+    )
+    return progress, True
+
+
+def convert(
+    state: TrainState, trainer: Trainer, checkpoints: Checkpoints
+) -> tuple[TrainState, int]:
+    """(the state with converted weights, the epochs that they were trained for)."""
+    # The authors' losses have no parameters; those of another one are initialised.
+    loss = {k: v for k, v in state.params.items() if k == "loss"}
+    target = trainer.abstract.model
+    towers = {k: v for k, v in target["params"].items() if k != "loss"}
+    model, about = checkpoints.restore_best(target | {"params": towers})
+    model["params"] |= loss
+    epochs = about.best_epoch
+    logging.info("converted weights; goes on after epoch %d", epochs)
+    step = state.step + trainer.schedule.steps(epochs)
+    return dataclasses.replace(state, **model, step=step), epochs
+
+
+# ---- The run -------------------------------------------------------------------------
+
+
+def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
+    """Trains in `workdir`, or goes on where it stopped, then tests the best epoch.
+
+    Args:
+        config: of the run.
+        workdir: its folder.
+        accept_new_data: goes on where the data have changed since its last checkpoint.
+
+    Raises:
+        InputError: bad config or data, another config's workdir, changed data, NaN
+            loss, full disk.
+        Preempted: SIGTERM came, and what was reached is on disk.
+    """
+    # ---- Set up: read all that can be wrong before any time is spent on training -----
+
+    check_trainable(workdir)
+    if has_checkpoint(workdir):
+        settle_vocabulary(config, workdir)
+    settle_vocab_size(config)
+    settle_siglip(config)
+    mesh = make_mesh(config)
+    check_training_batch(config, mesh)
+    names = (config.data.train_split, config.data.dev_split, config.eval.split)
+    splits = train_split, dev, test = read_splits(config, names)
+    caption_tokenizer(config)  # another model's vocabulary is refused
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}") from error
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir))
+        programs = stack.enter_context(CompileCache())
+        newest, converted = checkpoints.latest_step(), checkpoints.holds_converted()
+        found = {"newest checkpoint": newest, "converted": converted}
+        assert_equal_across_hosts("workdir", found)
+        if newest is not None and (workdir / "config.json").exists():
+            # Of converted weights the model is given, and the recipe is free.
+            free = EVALUATION_FREE if converted else RESUME_FREE
+            check_same_run(config, workdir / "config.json", free)
+        progress, new_data = resume_progress(
+            config, splits, checkpoints, accept_new_data
+        )
+        first = progress.first_step, progress.first_epoch
+        schedule = Schedule.from_config(
+            config,
+            training_sampler(config, train_split).steps_per_epoch,
+            ramp_steps=len(train_split.captions) // config.batch_size + 1,
+            first=first,
+        )
+        trainer = Trainer.create(config, mesh, schedule)
+        optimizer, steps = trainer.optimizer, trainer.steps
+        if jax.process_index() == 0:
+            copy_vocabulary(config, workdir)
+            saved = config.copy_and_resolve_references()
+            change_paths(saved, lambda path: str(Path(path).absolute()))
+            save_config(saved, workdir / "config.json")  # fit to be used from anywhere
+            write_run_info(
+                config,
+                mesh,
+                trainer.abstract.params,
+                optimizer.trainable_paths(),
+                splits,
+                (steps, schedule.steps_per_epoch),
+                workdir,
+            )
+        batch_sizes(config, mesh.size)  # refused before anything is computed
+        embedder = Embedder(
+            config, trainer.graphdef, trainer.abstract.model, mesh, programs
+        )
+        for split in splits:
+            embedder.tokens(split)  # a bad caption is found before hours of training
+
+        # ---- Restore, convert or initialise ------------------------------------------
+        #
+        # 1. The folder has a checkpoint of this run: all is restored from it.
+        # 2. It has converted weights (convert_torch_weights.py): they are trained on,
+        #    after the epochs that the authors' program trained them for.
+        # 3. The config names pretrained towers: the rest is initialised.
+        # 4. Neither: all is initialised, from config.seed.
+
+        if newest is not None and not converted:
+            model, rest = checkpoints.restore_latest(
+                trainer.abstract.model, trainer.abstract.rest
+            )
+            state = TrainState(**model, **rest)
+            logging.info("resumed from step %d", progress.step)
+        else:
+            state = trainer.initial_state()
+            if converted:
+                state, progress.best_epoch = convert(state, trainer, checkpoints)
+                progress.step = schedule.steps(progress.best_epoch)
+
+        train_features = dev_features = None
+        if config.text.cache_features:
+            encoder = f"text/{config.text.kind}/"
+            if any(path.startswith(encoder) for path in optimizer.trainable_paths()):
+                raise InputError(
+                    "config.text.cache_features: needs a rule in optimizer.rules that "
+                    f"never unfreezes ^{encoder}"
+                )
+            train_features, dev_features = (
+                cached_token_features(
+                    embedder, state.model, split, features_folder(workdir)
+                )
+                for split in (train_split, dev)
+            )
+        data = TrainData(
+            config,
+            train_split,
+            embedder.tokens(train_split),
+            train_features,
+            pack=use_packing(config, mesh.size),
+            first=first,
+        )
+        logger = MetricsLogger(
+            workdir,
+            config.batch_size,
+            first_step=progress.step + 1 if newest is None or converted else None,
+            active=jax.process_index() == 0,
+        )
+        stack.callback(logger.close)
+        logger.truncate_after(progress.step, progress.validated == progress.step)
+
+        def validate() -> None:
+            metrics = embedder.evaluate(state.model, dev, dev_features)
+            logger.write_validation(progress.step, dev.name, metrics)
+            progress.validated = progress.step
+            if metrics["rsum"] > progress.best_rsum:
+                progress.best_rsum = metrics["rsum"]
+                progress.best_step = progress.step
+                progress.best_epoch = schedule.epoch(progress.step - 1) + 1
+
+        def save() -> None:
+            logger.flush()
+            if checkpoints.latest_step() != progress.step:
+                checkpoints.save(state.model, state.rest, progress)
+            else:  # the run was stopped in the validation after this step
+                checkpoints.wait()
+                on_process_zero(lambda: checkpoints.update(progress))
+
+        if converted:  # what they reach on this data is what training has to beat
+            epoch = progress.best_epoch
+            validate()
+            progress.best_step, progress.best_epoch = CONVERTED, epoch
+            save()
+        if new_data:
+            if progress.best_step is not None:
+                best, _ = checkpoints.restore_best(trainer.abstract.model)
+                rsum = embedder.evaluate(best, dev, dev_features)["rsum"]
+                logging.info(
+                    "the best model, of step %d, has rsum %.1f on the new %r (%.1f on "
+                    "the old)",
+                    progress.best_step,
+                    rsum,
+                    dev.name,
+                    progress.best_rsum,
+                )
+                logger.write(progress.step, {f"eval/{dev.name}/best_rsum": rsum})
+                progress.best_rsum = rsum
+            on_process_zero(lambda: checkpoints.update(progress))
+
+        # ---- The loop: what is due after `step` steps, then the next one -------------
+        #
+        # A checkpoint is started before the next batch is drawn, so that what is saved
+        # is exactly what has been trained on.
+
+        start, save_every = progress.step, config.checkpoint.every_steps
+        profile = config.profile.split(":") if config.profile else (0, 0)
+        trace_from, trace_to = map(int, profile)  # counted from 1
+        trace = stack.enter_context(contextlib.ExitStack())
+        rows = batch_sharding(mesh)
+        # Against transfers to and from the device that nobody asked for.
+        debug = jax.transfer_guard("disallow") if config.debug else None
+        try:
+            with (
+                debug or contextlib.nullcontext(),
+                data.batches(
+                    start, jax.process_index(), jax.process_count()
+                ) as batches,
+            ):
+                bar = progress_bar(
+                    range(start, steps),
+                    "training",
+                    total=steps,
+                    unit="step",
+                    initial=start,
+                )
+                for step in itertools.count(start):
+                    epoch = schedule.epoch(step)
+                    begins_epoch = step == schedule.steps(epoch)
+                    if (begins_epoch or step == steps) and progress.validated < step:
+                        logger.flush()
+                        validate()
+                        save()
+                    elif save_every and step % save_every == 0 and step > start:
+                        save()
+                    if next(bar, None) is None:
+                        break
+                    if begins_epoch or step == start:
+                        preemption.check()  # compiling may take minutes
+                        groups = optimizer.trainable_groups(epoch)
+                        # In the order of their use, while other work goes on.
+                        for shapes in data.shapes(epoch):
+                            programs.start(*trainer.step_program(shapes, groups))
+                        embedder.prepare(dev, dev_features)
+                        logger.restart_clock()
+
+                    preemption.check()
+                    if max(trace_from, start + 1) == step + 1 <= trace_to:
+                        trace.callback(logging.info, "profile: %s", workdir / "profile")
+                        trace.enter_context(jax.profiler.trace(workdir / "profile"))
+                    batch = put_batch(logger.timed_next(batches), rows)
+                    program = programs.get(
+                        *trainer.step_program(shapes_of(batch), groups)
+                    )
+                    state, scalars = program(state, batch)
+                    progress.step = step + 1
+                    logger.add(progress.step, scalars)
+                    if progress.step == trace_to:
+                        jax.block_until_ready(scalars)
+                        trace.close()
+                    if progress.step % config.log_every == 0:
+                        logger.flush_soon()
+        except preemption.Preempted:
+            save()
+            checkpoints.wait()
+            logging.info(
+                "SIGTERM: stopped after step %d, saved; run it again", progress.step
+            )
+            raise
+        trace.close()
+
+        # ---- The test, of the best epoch ---------------------------------------------
+
+        on_process_zero(lambda: plot_curves(workdir, schedule))
+        checkpoints.wait()  # the best model is read from the disk
+        evaluate(config, workdir, embedder, test)
