@@ -282,9 +282,11 @@ class Checkpoints:
         folder = self._step_folder(step)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         with _explained(folder, tuple(trees)):
-            stored = self._manager.item_metadata(step)
+            # Not by the manager, which reads about all items of the step.
+            handler = ocp.StandardCheckpointHandler()
             for name, tree in trees.items():
-                _check_fits(folder, stored[name].tree, tree)
+                stored = handler.metadata(epath.Path(folder / name)).tree
+                _check_fits(folder, stored, tree)
             restored = dict(
                 self._manager.restore(step, args=ocp.args.Composite(**args))
             )
