@@ -6,7 +6,7 @@ Sizes come from the tensors, the recipe from the options. In errors, img_enc and
 (the program's names of the towers) stand for the two state dicts. The run's folder:
 
     W/config.json                     rebuilt from the options and the tensors
-    W/checkpoints/best/0              the weights; 0: no step was made here
+    W/checkpoints/0                   the weights; 0: no step was made here
     W/vocab.txt, W/vocab.json, …      the vocabulary, where one was found that fits
     W/official.{json,safetensors}     what only the way back to PyTorch needs
 """
