@@ -28,9 +28,8 @@ from absl import app, flags
 from benchmarks import report
 from vse_jax.base.errors import check_choice
 from vse_jax.command_line import errors_on_one_line
-from vse_search.engine import ALL, Filters
 from vse_search.engines import make_engine
-from vse_search.store import File, NewPicture, Store
+from vse_search.store import ALL, File, Filters, NewImage, Store
 
 DIM, TOP, QUERIES, WARM = 1024, 10, 60, 10
 _CHUNK = 20_000
@@ -54,7 +53,7 @@ def write_index(folder: Path, count: int) -> None:
     with Store.open(folder, read_only=False) as store:
         for start in range(0, count, _CHUNK):
             new = [
-                NewPicture(
+                NewImage(
                     File(f"{n % 100:02}/{n:08}.jpg", 5_000_000, 0, f"{n:064}"),
                     *(4000, 3000, f"{2010 + n % 10}-05-01T12:00:00", "Camera"),
                 )

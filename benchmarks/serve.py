@@ -87,7 +87,7 @@ def time_queries(port: int, clients: int, queries: Sequence[str]) -> np.ndarray:
 def time_mixed(running: Running, index: Path, count: int) -> None:
     """Prints what became of many requests, good and bad, and of the memory."""
     with Store.open(index, read_only=True) as store:
-        path = store.pictures([1])[1].path
+        path = store.images([1])[1].path
         assert path is not None
         picture = (store.folder / path).read_bytes()
     soak(running.port, _WARM, picture)

@@ -1,7 +1,7 @@
 """Approximate search for millions of vectors: only a part of them is looked at.
 
-faiss groups the vectors around centres (IVF) and keeps a byte of each value. A query
-meets the groups of its nearest centres; the best of what it finds there is scored anew
+faiss groups the vectors around centers (IVF) and keeps a byte of each value. A query
+meets the groups of its nearest centers; the best of what it finds there is scored anew
 by the vectors themselves. The groups are a cache, <index>/approximate-….faiss: it may
 be removed at any time and is made again from the vectors.
 """
@@ -17,11 +17,10 @@ from absl import logging
 from jaxtyping import Float32, Int64
 
 from vse_jax import progress, whole_file
-from vse_search.engine import ALL, Filters, Hit
-from vse_search.exact import ExactEngine, best, hits
-from vse_search.store import Snapshot, Store
+from vse_search.engines import ExactEngine, best
+from vse_search.store import ALL, Filters, Hit, Snapshot, Store
 
-_LEAST = 20_000  # pictures; among fewer, exact search takes milliseconds
+_LEAST = 20_000  # images; among fewer, exact search takes milliseconds
 _STALE = 1 / 8  # of the grouped vectors: so many may be gone, or be new
 _PROBED = 48  # groups that a query meets
 _RESCORED = 200  # vectors that are scored exactly, at least
@@ -33,12 +32,12 @@ class _State(NamedTuple):
     """Groups, and the index as of one version."""
 
     snapshot: Snapshot
-    groups: Any  # of pictures with ids up to `last`; None: there are few
+    groups: Any  # of images with ids up to `last`; None: there are few
     last: int
 
 
 class ApproximateEngine:
-    """Approximate search in a store; exact with filters and among few pictures."""
+    """Approximate search in a store; exact with filters and among few images."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -50,7 +49,7 @@ class ApproximateEngine:
     def refresh(self) -> None:
         """Takes in what the index has got since.
 
-        New pictures are searched exactly, and those that are gone passed over, until
+        New images are searched exactly, and those that are gone passed over, until
         they are an eighth of all; then the groups are made anew, which takes minutes
         for a million vectors.
         """
@@ -80,7 +79,7 @@ class ApproximateEngine:
         filters: Filters = ALL,
         min_score: float | None = None,
     ) -> list[Hit]:
-        """See `engine.Engine`."""
+        """See `engines.Engine`."""
         state = self._state
         assert state is not None
         snapshot = state.snapshot
@@ -90,18 +89,16 @@ class ApproximateEngine:
             )
         places = _candidates(state, vector, max(_RESCORED, 2 * top))
         scores = np.vecdot(snapshot.matrix[snapshot.rows[places]], vector)
-        order = best(scores, top)
-        if min_score is not None:
-            order = order[scores[order] >= min_score]
+        order = best(scores, top, min_score)
         ids = snapshot.ids[places[order]]
         found = zip(ids.tolist(), scores[order].tolist(), strict=True)
-        return hits(self._store, snapshot, dict(found), ALL)
+        return self._store.hits(dict(found), of=snapshot)
 
 
 def _candidates(
     state: _State, vector: Float32[np.ndarray, " D"], count: int
 ) -> Int64[np.ndarray, " some"]:
-    """Where in the snapshot the pictures are that are worth a second look."""
+    """Where in the snapshot the images are that are worth a second look."""
     ids = state.snapshot.ids
     _, found = state.groups.search(vector[None], count)
     places = np.searchsorted(ids, found[0])
@@ -138,14 +135,17 @@ def _cached(store: Store, snapshot: Snapshot) -> _State:
 def _grouped(snapshot: Snapshot) -> Any:
     """The vectors in groups."""
     count, dim = len(snapshot.ids), snapshot.matrix.shape[1]
-    centres = int(2 * math.sqrt(count))
-    logging.info("approximate search: %d vectors, %d groups", count, centres)
+    centers = int(2 * math.sqrt(count))
+    logging.info("approximate search: %d vectors, %d groups", count, centers)
     groups = faiss.IndexIVFScalarQuantizer(
-        *(faiss.IndexFlatIP(dim), dim, centres),
-        *(faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT),
+        faiss.IndexFlatIP(dim),
+        dim,
+        centers,
+        faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT,
     )
     groups.cp.niter, groups.cp.min_points_per_centroid = 6, 1
-    sample = np.random.default_rng(0).permutation(count)[: _EACH * centres]
+    sample = np.random.default_rng(0).permutation(count)[: _EACH * centers]
     groups.train(snapshot.matrix[snapshot.rows[np.sort(sample)]])
     for start in progress(range(0, count, _CHUNK), "group", unit="chunks"):
         some = slice(start, start + _CHUNK)

@@ -104,7 +104,7 @@ class Client:
         return self._ask("POST", "/api/search", json.dumps(body).encode())["hits"]
 
     def upload(self, path: Path) -> str:
-        """Id of a picture that the server now has.
+        """Id of an image that the server now has.
 
         Raises:
             InputError: no such file, or what the server says of it; see `search`.

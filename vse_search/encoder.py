@@ -1,4 +1,4 @@
-"""What search needs of a model; vse_jax.api.Model has it."""
+"""What search asks of a model; `vse_jax.Model` has it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,37 +10,28 @@ from jaxtyping import Float32, UInt8
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns pictures and captions into vectors of length 1; threads may share it."""
+    """Turns images and captions into vectors of length 1; threads may share it.
+
+    dim: D, the size of a vector.
+    name: for people.
+    trained_on: name of the data that it has learned from; None: unknown.
+    fingerprint: of the parameters and the preprocessing: tells whose a vector is.
+    takes_regions: an image is an array of region features, no file.
+    batch_size: images that it computes at a time.
+    """
 
     @property
-    def dim(self) -> int:
-        """D, the size of a vector."""
-        ...
-
+    def dim(self) -> int: ...
     @property
-    def name(self) -> str:
-        """For people."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def trained_on(self) -> str | None:
-        """Name of the data that it has learned from; None: unknown."""
-        ...
-
+    def trained_on(self) -> str | None: ...
     @property
-    def fingerprint(self) -> str:
-        """Of the parameters and the preprocessing: tells whose a vector is."""
-        ...
-
+    def fingerprint(self) -> str: ...
     @property
-    def takes_regions(self) -> bool:
-        """Whether a picture is an array of region features, no file."""
-        ...
-
+    def takes_regions(self) -> bool: ...
     @property
-    def batch_size(self) -> int:
-        """Pictures that it computes at a time."""
-        ...
+    def batch_size(self) -> int: ...
 
     def prepare(self, pixels: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
         """What `encode_images` takes, too: as large as the model's input."""
@@ -48,23 +39,20 @@ class Encoder(Protocol):
 
     def encode_images(
         self,
-        pictures: Sequence[Any],
+        images: Sequence[Any],
         *,
         on_bad: Literal["error", "skip"] = "error",
         progress: bool = False,
     ) -> Float32[np.ndarray, "N D"]:
-        """Of files, uint8 arrays [H, W, 3], what `prepare` gives of them, or
-        (`takes_regions`) float arrays [k, F]."""
+        """Of uint8 arrays [H, W, 3], or what `prepare` gives of them."""
         ...
 
     def encode_captions(
         self, captions: Sequence[str], *, progress: bool = False
-    ) -> Float32[np.ndarray, "C D"]:
-        """Of sentences."""
-        ...
+    ) -> Float32[np.ndarray, "C D"]: ...
 
     def image_attributions(
-        self, picture: Path | str | np.ndarray, vector: Float32[np.ndarray, " D"]
+        self, image: Path | str | np.ndarray, vector: Float32[np.ndarray, " D"]
     ) -> Float32[np.ndarray, "..."]:
         """What each cell [rows, columns] adds to <image embedding, vector>."""
         ...
@@ -73,10 +61,6 @@ class Encoder(Protocol):
         self, caption: str, vector: Float32[np.ndarray, " D"]
     ) -> list[tuple[str, float]]:
         """What each word adds to <caption embedding, vector>."""
-        ...
-
-    def explain(self, picture: Path | str | np.ndarray, caption: str) -> Any:
-        """Both, for the similarity of a picture and a caption."""
         ...
 
     def warm_up(self) -> None:

@@ -1,29 +1,26 @@
-"""What is checked of every HTTP request before, and said of every answer."""
+"""What is checked of every HTTP request first, and said with every answer."""
 
 import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
 import math
 import os
 import re
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vse_jax import printable
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 UPLOAD = "/api/upload"
 TOKEN = "/api/token"
@@ -32,10 +29,8 @@ _JSON_BYTES = 128 * 1024  # of a body that is no upload: MOST_LETTERS, each esca
 _SLOWEST = 5_000  # bytes a second of a body, on average
 _WRONG_TOKENS = 10  # from one address within a minute; then none is looked at
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+(?:%[a-z0-9._-]+)?\])(?::\d{1,5})?")
-_SCHEMES = ("http", "https")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
-# The page has nothing to hide: it asks for the token.
-_OPEN = ("/", "/openapi.json", TOKEN)
+_PUBLIC = ("/", "/openapi.json", TOKEN)  # and the page, which asks for the token
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -56,7 +51,7 @@ def is_local(host: str) -> bool:
 
 
 def cookie_of(token: str, until: int) -> str:
-    """What a browser that knew the token keeps; other servers of the host see it.
+    """What a browser that gave the token keeps; other servers of the host see it.
 
     until: seconds since 1970, after which it is worth nothing.
     """
@@ -64,13 +59,28 @@ def cookie_of(token: str, until: int) -> str:
     return f"{until}.{hmac.new(token.encode(), text, hashlib.sha256).hexdigest()}"
 
 
+def same(given: str, secret: str) -> bool:
+    """Compares two texts in a time that does not tell where they differ."""
+    return hmac.compare_digest(given.encode(), secret.encode())
+
+
+def problem(status: int, reason: str, headers: Any = None) -> JSONResponse:
+    """An error as every client gets it: {"error": one line}."""
+    # A text from a request may hold half characters, which cannot be sent.
+    line = " ".join(reason.split()).encode(errors="backslashreplace").decode()
+    return JSONResponse({"error": line}, status, headers)
+
+
 class Guard:
-    """Wraps an application: hosts, origins, the token, sizes and times are checked.
+    """ASGI middleware that checks hosts, origins, the token, sizes and times.
 
     A page of another site may have its own name lead here (DNS rebinding), so a server
-    without a token answers to names only that are its own. With a token such a page
-    gets nothing: it does not know it, and a browser keeps the cookie for the name that
-    the token was given to. So every name is good then.
+    without a token answers only to names that are its own. Such a page does not know
+    the token, and a browser sends the cookie only to the name that it is from: with a
+    token every name is good.
+
+    Starlette's TrustedHostMiddleware knows neither all loopback addresses, nor names
+    that end with a dot, nor two Host headers, and answers in plain text.
 
     What a reverse proxy says of a request (X-Forwarded-For, -Proto, -Host, -Prefix) is
     taken from addresses that Uvicorn trusts: this machine's, or those that the variable
@@ -78,19 +88,19 @@ class Guard:
 
     Args:
         app: what is served.
-        hosts: names that are the server's, beside localhost and loopback addresses;
+        hosts: names of the server beside localhost and loopback addresses;
             '*.example.com' stands for all below it.
         host: address that the server listens at.
         token: that the API asks for; None: for none.
         cookie: name of the cookie that stands for the token.
-        upload_bytes: of an upload, at most.
-        timeout_s: until an answer to a whole request begins, at most; and between two
-            pieces of one.
+        upload_bytes: the most of an upload.
+        timeout_s: the most until an answer to a whole request begins, and between two
+            pieces of a request.
     """
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         host: str,
         hosts: Sequence[str] = (),
@@ -106,86 +116,98 @@ class Guard:
         self._cookie = cookie
         self._upload_bytes = upload_bytes
         self._timeout_s = timeout_s
-        self._tries = _Tries()
+        self._wrong_tokens = _WrongTokens()
         trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1")
-        app_of_uvicorn: Any = self._guarded  # uvicorn types its own kinds of messages
-        self._proxied: Any = ProxyHeadersMiddleware(app_of_uvicorn, trusted)
+        guarded: Any = self._guarded  # uvicorn types its own kinds of messages
+        self._proxied: Any = ProxyHeadersMiddleware(guarded, trusted)
 
-    async def __call__(self, scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"{scope['type']}: only HTTP is served")
         scope = dict(scope)  # uvicorn goes on reading its own
-        peer, port = scope.get("client") or ("", 0)
-        peer = peer.removeprefix("::ffff:")  # IPv4 where both kinds are listened at
-        scope["client"] = peer, port
-        if peer not in self._proxied.trusted_hosts:
-            theirs = (b"x-forwarded-host", b"x-forwarded-prefix")
-            scope["headers"] = [h for h in scope["headers"] if h[0] not in theirs]
+        client, port = scope.get("client") or ("", 0)
+        client = client.removeprefix("::ffff:")  # IPv4 on a socket that takes both
+        scope["client"] = client, port
+        if client not in self._proxied.trusted_hosts:
+            proxys = (b"x-forwarded-host", b"x-forwarded-prefix")
+            scope["headers"] = [h for h in scope["headers"] if h[0] not in proxys]
         await self._proxied(scope, receive, send)
 
-    async def _guarded(self, scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
         answer = _Answer(send, without_body=scope["method"] == "HEAD")
-        pairs = [(k.decode("latin1"), v.decode("latin1")) for k, v in scope["headers"]]
-        headers = dict(pairs)  # names come in lower case
-        path = _below_prefix(scope, headers.get("x-forwarded-prefix", "").rstrip("/"))
-        if not path:  # addresses in the page are relative to its folder
-            location = {"location": f"{scope['path']}/"}
-            return await answer.error(308, "the page has a slash behind it", location)
-        refusal = self._refusal(scope, path, pairs, headers)
-        if refusal:
-            return await answer.error(*refusal)
-        if scope["method"] == "HEAD":
-            scope["method"] = "GET"
-        receive = self._limited(receive, self._most_bytes(path), answer)
+        path = scope["path"]
+        prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
+        if _PREFIX.fullmatch(prefix):  # a proxy may have taken it away, or not
+            if path == prefix or path.startswith(f"{prefix}/"):
+                path = path.removeprefix(prefix)
+            scope["root_path"], scope["path"] = prefix, prefix + path
         try:
+            if not path:  # addresses in the page are relative to its folder
+                location = {"location": f"{scope['path']}/"}
+                raise HTTPException(308, "the page has a slash behind it", location)
+            self._check(scope, path, headers)
+            if scope["method"] == "HEAD":
+                scope["method"] = "GET"
+            receive = self._limited(receive, self._most_bytes(path), answer)
             async with asyncio.timeout(self._timeout_s) as answer.deadline:
                 await self._app(scope, receive, answer.send)
         except TimeoutError:
             if answer.status:
                 raise
-            await answer.error(504, f"no answer within {self._timeout_s:g} seconds")
+            late = problem(504, f"no answer within {self._timeout_s:g} seconds")
+            await late(scope, receive, answer.send)
+        except HTTPException as error:
+            if answer.status:
+                raise
+            refused = problem(error.status_code, str(error.detail), error.headers)
+            await refused(scope, receive, answer.send)
         if path == TOKEN and answer.status == 401:
-            self._tries.failed(_address(scope))
+            self._wrong_tokens.add(_network(scope))
 
-    def _refusal(
-        self, scope, path: str, pairs: list[tuple[str, str]], headers: dict[str, str]
-    ) -> tuple[int, str, dict[str, str]] | tuple[int, str] | None:
-        """(status, why, headers) where a request is not even looked at."""
+    def _check(self, scope: Scope, path: str, headers: Headers) -> None:
+        """Raises HTTPException for a request that the application does not get."""
         host = headers.get("host", "").lower()
-        if sum(name == "host" for name, _ in pairs) != 1:
-            return 403, "Host: a request has one"
+        if len(headers.getlist("host")) != 1:
+            raise HTTPException(403, "Host: a request has one")
         if not self._is_ours(host):
-            return 403, (
+            raise HTTPException(
+                403,
                 f"Host: {_shown(host)} is not a name of this server; "
-                "config.search.hosts can allow it"
+                "config.search.hosts can allow it",
             )
         scheme, _, given = headers.get("authorization", "").partition(" ")
         bearer = given.strip() if scheme.lower() == "bearer" else None
         if self._token is not None and (bearer is not None or path == TOKEN):
-            wait = self._tries.wait(_address(scope))
-            if wait:
-                why = f"too many wrong tokens; try again in {wait} seconds"
-                return 429, why, {"retry-after": str(wait)}
+            if wait := self._wrong_tokens.wait_s(_network(scope)):
+                raise HTTPException(
+                    429,
+                    f"too many wrong tokens; try again in {wait} seconds",
+                    {"retry-after": str(wait)},
+                )
             if bearer is not None and not same(bearer, self._token):
-                self._tries.failed(_address(scope))
+                self._wrong_tokens.add(_network(scope))
                 bearer = None
-        knows = self._token is not None and bearer is not None
-        # Who sends the token itself is no other site's page.
-        if scope["method"] not in ("GET", "HEAD") and not knows:
+        has_token = self._token is not None and bearer is not None
+        # Whoever sends the token itself is no other site's page.
+        if scope["method"] not in ("GET", "HEAD") and not has_token:
             origin = headers.get("origin")
             if not self._is_own_page(origin, host, headers):
-                return 403, (
+                raise HTTPException(
+                    403,
                     f"Origin: {_shown(origin or 'none')} is another site's page; "
-                    "config.search.hosts can allow it"
+                    "config.search.hosts can allow it",
                 )
-        is_open = path in _OPEN or path.startswith("/page/")
-        knows = knows or self._token is None or self._has_cookie(headers)
-        if not is_open and not knows:
-            return 401, "a token is needed", {"www-authenticate": "Bearer"}
+        is_public = path in _PUBLIC or path.startswith("/page/")
+        if not (is_public or self._token is None or has_token):
+            until, _, _ = (cookie := self._cookie_in(headers)).partition(".")
+            is_fresh = re.fullmatch(r"[0-9]{1,12}", until) and int(until) > time.time()
+            if not is_fresh or not same(cookie, cookie_of(self._token, int(until))):
+                needed = {"www-authenticate": "Bearer"}
+                raise HTTPException(401, "a token is needed", needed)
         size = headers.get("content-length", "0")
         if size.isdecimal() and int(size[:20]) > self._most_bytes(path):
-            return 413, _too_large(self._most_bytes(path))
-        return None
+            raise _too_large(self._most_bytes(path))
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server."""
@@ -208,9 +230,7 @@ class Guard:
             for known in self._hosts
         )
 
-    def _is_own_page(
-        self, origin: str | None, host: str, headers: dict[str, str]
-    ) -> bool:
+    def _is_own_page(self, origin: str | None, host: str, headers: Headers) -> bool:
         """Whether the page that asks, if it is one, is this server's.
 
         A browser that says so (Sec-Fetch-Site, over https and to localhost) knows best:
@@ -222,24 +242,15 @@ class Guard:
         if origin is None:
             return True
         hosts = (host, headers.get("x-forwarded-host", host).lower())
-        if any(origin == f"{scheme}://{h}" for h in hosts for scheme in _SCHEMES):
+        if any(origin in (f"http://{name}", f"https://{name}") for name in hosts):
             return True
         try:
             return self._allows((urlsplit(origin).hostname or "").removesuffix("."))
         except ValueError:
             return False
 
-    def _has_cookie(self, headers: dict[str, str]) -> bool:
-        assert self._token is not None
-        try:
-            kept = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        until = kept.value.partition(".")[0] if kept is not None else ""
-        if kept is None or not re.fullmatch(r"[0-9]{1,12}", until):
-            return False
-        is_fresh = int(until) > time.time()
-        return is_fresh and same(kept.value, cookie_of(self._token, int(until)))
+    def _cookie_in(self, headers: Headers) -> str:
+        return cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
 
     def _most_bytes(self, path: str) -> int:
         return self._upload_bytes if path == UPLOAD else _JSON_BYTES
@@ -249,14 +260,14 @@ class Guard:
 
         The time that a body takes is none of the application's.
         """
-        begun, seen, is_whole = time.monotonic(), 0, False
+        start, seen, is_whole = time.monotonic(), 0, False
 
         async def limited() -> Message:
             nonlocal seen, is_whole
             if is_whole:  # it waits for the end of the connection
                 return await receive()
             answer.limit(None)
-            left = begun + seen / _SLOWEST - time.monotonic()
+            left = start + seen / _SLOWEST - time.monotonic()
             try:
                 async with asyncio.timeout(self._timeout_s + min(0.0, left)):
                     message = await receive()
@@ -267,32 +278,22 @@ class Guard:
             is_whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > most:
-                raise HTTPException(413, _too_large(most))
+                raise _too_large(most)
             return message
 
         return limited
-
-
-def _below_prefix(scope, prefix: str) -> str:
-    """The path that is asked for below a proxy's prefix, which the scope then names.
-
-    A proxy may have taken the prefix away or not; without one of its own, '' is asked
-    for where the prefix is all of the path.
-    """
-    path: str = scope["path"]
-    if not _PREFIX.fullmatch(prefix):
-        return path
-    if path == prefix or path.startswith(f"{prefix}/"):
-        path = path.removeprefix(prefix)
-    scope["root_path"], scope["path"] = prefix, prefix + path
-    return path
 
 
 def _shown(text: str) -> str:
     return f"'{printable(text[:100])}'"
 
 
-def _address(scope) -> str:
+def _too_large(most: int) -> HTTPException:
+    size = f"{most // 1_000_000} MB" if most >= 1_000_000 else f"{most // 1024} KB"
+    return HTTPException(413, f"larger than {size}")
+
+
+def _network(scope: Scope) -> str:
     """Whom wrong tokens are counted for: an IPv6 client has all of its /64."""
     client: str = scope["client"][0]
     try:
@@ -302,45 +303,38 @@ def _address(scope) -> str:
     return str(ipaddress.ip_network(f"{client.partition('%')[0]}/64", strict=False))
 
 
-class _Tries:
-    """Counts the wrong tokens of each address in the last minute."""
+class _WrongTokens:
+    """The times of the last wrong tokens of each network."""
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def wait(self, address: str) -> int:
-        """Seconds until a token of this address is looked at again; 0: it is now."""
-        failures = self._failures.get(address)
-        if failures is None or len(failures) < _WRONG_TOKENS:
+    def wait_s(self, network: str) -> int:
+        """Seconds until a token of this network is looked at again; 0: it is now."""
+        times = self._times.get(network)
+        if times is None or len(times) < _WRONG_TOKENS:
             return 0
-        return max(0, math.ceil(failures[0] + 60 - time.monotonic()))
+        return max(0, math.ceil(times[0] + 60 - time.monotonic()))
 
-    def failed(self, address: str) -> None:
-        """Notes a wrong token."""
-        failures = self._failures.setdefault(address, deque(maxlen=_WRONG_TOKENS))
-        failures.append(time.monotonic())
-        self._failures.move_to_end(address)
-        if len(self._failures) > 10_000:
-            self._failures.popitem(last=False)
-
-
-def same(given: str, secret: str) -> bool:
-    """Whether two texts are equal, in a time that does not tell how far they are."""
-    return hmac.compare_digest(given.encode(), secret.encode())
-
-
-def _too_large(most: int) -> str:
-    size = f"{most // 1_000_000} MB" if most >= 1_000_000 else f"{most // 1024} KB"
-    return f"larger than {size}"
+    def add(self, network: str) -> None:
+        times = self._times.setdefault(network, deque(maxlen=_WRONG_TOKENS))
+        times.append(time.monotonic())
+        self._times.move_to_end(network)
+        if len(self._times) > 10_000:
+            self._times.popitem(last=False)
 
 
 class _Answer:
-    """Adds the headers that every answer has; knows whether it has begun."""
+    """Sends with the headers that every answer has.
+
+    status: 0 until the answer has begun.
+    deadline: until which it has to begin.
+    """
 
     def __init__(self, send: Send, *, without_body: bool):
         self._send = send
         self._without_body = without_body
-        self.status = 0  # until it has begun
+        self.status = 0
         self.deadline: asyncio.Timeout | None = None
 
     def limit(self, seconds: float | None) -> None:
@@ -354,19 +348,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.limit(None)  # a slow reader is not an error
             self.status = message["status"]
-            ours = [(k.encode(), v.encode()) for k, v in _HEADERS.items()]
-            message["headers"] = [*message.get("headers", ()), *ours]
+            headers = MutableHeaders(scope=message)
+            headers.update(_HEADERS)
+            # Pages and images may change: a browser asks whether its copy is still good
+            headers.setdefault("cache-control", "private, no-cache")
         elif self._without_body:
             message = {**message, "body": b""}
         await self._send(message)
-
-    async def error(
-        self, status: int, reason: str, headers: dict[str, str] | None = None
-    ) -> None:
-        body = json.dumps({"error": reason}).encode()
-        ours = {"content-type": "application/json", "content-length": str(len(body))}
-        pairs = [(k.encode(), v.encode()) for k, v in (ours | (headers or {})).items()]
-        await self.send(
-            {"type": "http.response.start", "status": status, "headers": pairs}
-        )
-        await self.send({"type": "http.response.body", "body": body})

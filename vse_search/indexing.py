@@ -1,31 +1,30 @@
-"""Brings an index in line with a folder: only new and changed pictures are encoded."""
+"""Brings an index in line with a folder: only new and changed images are encoded."""
 
-import collections
+import contextlib
 import hashlib
 import os
 import stat
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
-from vse_jax import ImageBytes, InputError, printable, progress
-from vse_search import pictures
+from vse_jax import MAX_PIXELS, ImageBytes, InputError, printable, progress
 from vse_search.encoder import Encoder
-from vse_search.pictures import Exclusions, Passed
-from vse_search.store import File, NewPicture, Store
+from vse_search.folders import Exclusions, Passed, check_folder, walk
+from vse_search.images import reading
+from vse_search.store import File, NewImage, Store
 
 _LARGEST = 2**30  # bytes of a file that is read
 _KEPT = 2**28  # bytes of files that wait in memory for their decoding
 _AHEAD = 16  # files that are read ahead
-_LINKS = 1000  # files of known content that are noted together
-_NOTHING = np.zeros((1, 1, 3), np.uint8)  # stands in for a picture that is bad
+_LINKS = 1000  # files of known content that are linked together
 
 
 @dataclass
@@ -38,12 +37,12 @@ class Report:
         renamed: new ones of a content whose other file is gone.
         duplicates: new ones of a content that another file has.
         removed: known ones that are gone, without the renamed.
-        encoded: pictures that went through the model.
+        encoded: images that went through the model.
         unseen: known ones that could not be seen or read, and stay as they are.
-        bad: (path, reason) of each that is no readable picture, and of each folder that
+        bad: (path, reason) of each that is no readable image, and of each folder that
             cannot be read; paths as `files.printable` shows them.
         unmet: patterns that leave nothing out.
-        passed: what is no picture file.
+        passed: what is no image file.
     """
 
     added: int = 0
@@ -59,7 +58,7 @@ class Report:
 
 
 class _Seen(NamedTuple):
-    """A picture file, by what its folder says of it."""
+    """A image file, by what its folder says of it."""
 
     path: str  # relative, with slashes
     bytes: int
@@ -81,14 +80,14 @@ def check_model(store: Store, model: Encoder) -> None:
         )
 
 
-def check_pictures(folder: Path, exclude: Iterable[str] = ()) -> None:
-    """Raises InputError unless there is a picture in the folder, be it a bad one."""
+def check_images(folder: Path, exclude: Iterable[str] = ()) -> None:
+    """Raises InputError unless there is an image in the folder, be it a bad one."""
     passed = Passed()
-    if next(pictures.walk(folder, exclude, passed), None) is None:
-        raise _no_pictures(folder, passed)
+    if next(walk(folder, exclude, passed), None) is None:
+        raise _no_images(folder, passed)
 
 
-def _no_pictures(folder: Path, passed: Passed) -> InputError:
+def _no_images(folder: Path, passed: Passed) -> InputError:
     why = [f"{path}: {reason}" for path, reason in passed.unseen.items()][:1]
     if told := passed.told():
         why.append(f"passed over: {told}")
@@ -103,41 +102,41 @@ def update(
     folder: Path | None = None,
     exclude: Iterable[str] | None = None,
     forget: bool = False,
-    max_pixels: int = pictures.MAX_PIXELS,
-    batch: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    batch: int | None = None,
 ) -> Report:
-    """Makes the index tell what the folder of its pictures holds now.
+    """Makes the index tell what the folder of its images holds now.
 
     A file of the size and time that the index knows is taken for unchanged. Of the
     others the hash of the content decides: what is known is noted, what is new is
-    encoded and kept in batches of `batch` pictures, each decoded while the one before
+    encoded and kept in batches of `batch` images, each decoded while the one before
     is encoded. What is gone leaves the index at the end, so that a renamed file is
     known by its content. What cannot be seen is not gone: see `_absent`.
 
     Args:
         store: the index.
         model: made its vectors.
-        folder: where the pictures lie now. None: where they did.
-        exclude: patterns of what is left out, see `pictures.Exclusions`. The index
+        folder: where the images lie now. None: where they did.
+        exclude: patterns of what is left out, see `folders.Exclusions`. The index
             remembers them. None: those that it remembers.
-        forget: more than a tenth of the pictures may leave the index, and those of a
+        forget: more than a tenth of the images may leave the index, and those of a
             disk that is not there any more.
-        max_pixels: of a picture; a larger one is bad.
-        batch: pictures that are encoded together.
+        max_pixels: of an image; a larger one is bad.
+        batch: images that are encoded together; None: as many as the model takes.
 
     Raises:
-        InputError: no such folder, no picture in it, an index of another model, a wrong
-            pattern, or more pictures are gone than may. Nothing was changed.
+        InputError: no such folder, no image in it, an index of another model, a wrong
+            pattern, or more images are gone than may. Nothing was changed.
     """
     check_model(store, model)
-    folder = pictures.check_folder(folder or store.folder)
+    folder = check_folder(folder or store.folder)
     moved = folder != store.folder
     exclusions = Exclusions(store.exclude if exclude is None else exclude)
     report = Report()
     passed = report.passed
     found = _scan(folder, exclusions, passed)
     if not found:
-        raise _no_pictures(folder, passed)
+        raise _no_images(folder, passed)
     before = store.files()
     fresh = [x for x in found.values() if x[:3] != before.get(x.path, ())[:3]]
     missing = {path: file for path, file in before.items() if path not in found}
@@ -147,30 +146,30 @@ def update(
     hashed = _respelled(
         (seen for seen in fresh if seen.path not in before), missing.values()
     )
-    pictures_before = {file.sha256 for file in before.values()}
+    images_before = {file.sha256 for file in before.values()}
     gone = absent | excluded
 
     def lost() -> set[str]:
-        """Pictures that leave the index although the user did not exclude them."""
+        """Images that leave the index although the user did not exclude them."""
         kept = {file.sha256 for path, file in before.items() if path not in gone}
         kept.update(file.sha256 for file in hashed.values())
         return {before[path].sha256 for path in absent} - kept
 
-    if 10 * len(lost()) > len(pictures_before):
+    if 10 * len(lost()) > len(images_before):
         sizes = {before[path].bytes for path in absent}
         maybe = [x for x in fresh if x.bytes in sizes and x.path not in hashed]
-        reading = _read_ahead(folder, maybe, _Room(0))
-        for seen, outcome in progress(reading, "compare", len(maybe), "pictures"):
+        contents = _read_ahead(folder, maybe, lambda _: False)
+        for seen, _, outcome in progress(contents, "compare", len(maybe), "pictures"):
             if not isinstance(outcome, InputError):
-                hashed[seen.path] = outcome[0]
-        if not forget and 10 * (count := len(lost())) > len(pictures_before):
+                hashed[seen.path] = outcome.file
+        if not forget and 10 * (count := len(lost())) > len(images_before):
             raise InputError(
                 f"{folder}: the index would lose {count:,} of its "
-                f"{len(pictures_before):,} pictures, more than a tenth, for their "
+                f"{len(images_before):,} pictures, more than a tenth, for their "
                 "files are gone; nothing was changed; --config.search.forget=True "
                 "lets them go"
             )
-    renamed = {p: file for p, file in hashed.items() if file.sha256 in pictures_before}
+    renamed = {p: file for p, file in hashed.items() if file.sha256 in images_before}
     unseen = passed.unseen.keys()
     away = {p: disk for p, disk in store.disks.items() if unseen & {p, *_above(p)}}
     if moved:
@@ -181,7 +180,8 @@ def update(
         store.link(renamed.values())
     run = _Run(store, model, folder, max_pixels, report)
     fresh = [seen for seen in fresh if seen.path not in renamed]
-    for _ in progress(run.steps(fresh, batch), "index", len(fresh), "pictures"):
+    steps = run.steps(fresh, batch or model.batch_size)
+    for _ in progress(steps, "index", len(fresh), "pictures"):
         pass
     gone |= run.spoiled & before.keys()
     if gone or fresh or renamed:
@@ -194,9 +194,9 @@ def update(
 
 
 def _scan(folder: Path, exclude: Exclusions, passed: Passed) -> dict[str, _Seen]:
-    """The picture files, by path; what cannot be looked at is noted in `passed`."""
+    """The image files, by path; what cannot be looked at is noted in `passed`."""
     found = {}
-    for path in pictures.walk(folder, exclude, passed):
+    for path in walk(folder, exclude, passed):
         relative = path.relative_to(folder).as_posix()
         try:
             facts = path.lstat()
@@ -225,7 +225,7 @@ def _absent(
     others stay is noted in `passed.unseen`.
 
     Args:
-        folder: of the pictures.
+        folder: of the images.
         missing: paths in the index that the walk did not find.
         found: what it did.
         passed: what else it met.
@@ -286,135 +286,93 @@ def _respelled(new: Iterable[_Seen], missing: Iterable[File]) -> dict[str, File]
     return {path: file._replace(path=path) for path, file in same if file}
 
 
-class _Room:
-    """Memory for files, in bytes. Threads may share it."""
-
-    def __init__(self, bytes: int) -> None:
-        self._free, self._guard = bytes, Lock()
-
-    def take(self, bytes: int) -> bool:
-        """Whether there was so much, which is taken then."""
-        with self._guard:
-            there = bytes <= self._free
-            self._free -= bytes if there else 0
-        return there
-
-    def give(self, bytes: int) -> None:
-        with self._guard:
-            self._free += bytes
-
-
 class _Content(NamedTuple):
-    """A file that was read: its hash, and its bytes where there was room for them."""
+    """A file that was read: its hash, and its bytes where they are kept."""
 
     file: File
-    bytes: ImageBytes | None
+    data: ImageBytes | None
 
 
-def _read(folder: Path, path: str, room: _Room) -> _Content:
+def _read(folder: Path, path: str, keep: bool) -> _Content:
     """Reads a file once.
 
     Raises:
         InputError: it cannot be read, or is too large.
     """
-    content = None
+    data = None
     try:
         with (folder / path).open("rb") as file:
             facts = os.fstat(file.fileno())
             if facts.st_size > _LARGEST:
                 raise InputError(f"{path}: larger than {_LARGEST / 2**30:.0f} GiB")
-            if room.take(facts.st_size):
-                content = ImageBytes(path, file.read(_LARGEST))
-                sha256 = hashlib.sha256(content.data).hexdigest()
+            if keep:
+                data = ImageBytes(path, file.read(_LARGEST))
+                sha256 = hashlib.sha256(data.data).hexdigest()
             else:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         raise _Unreadable(f"{path}: {reason}") from None
-    return _Content(File(path, facts.st_size, facts.st_mtime_ns, sha256), content)
+    return _Content(File(path, facts.st_size, facts.st_mtime_ns, sha256), data)
 
 
 def _read_ahead(
-    folder: Path, files: Iterable[_Seen], room: _Room
-) -> Iterator[tuple[_Seen, _Content | InputError]]:
-    """The files in their order, some of them read ahead by threads."""
+    folder: Path, files: Iterable[_Seen], keep: Callable[[_Seen], bool]
+) -> Generator[tuple[_Seen, bool, _Content | InputError]]:
+    """The files in their order, some of them read ahead by threads.
 
-    def read(path: str) -> _Content | InputError:
-        try:
-            return _read(folder, path, room)
-        except InputError as error:
-            return error
-
-    waiting: collections.deque[tuple[_Seen, Future[_Content | InputError]]]
-    waiting = collections.deque()
-    with ThreadPoolExecutor(os.cpu_count()) as readers:
-        for seen in files:
-            waiting.append((seen, readers.submit(read, seen.path)))
-            if len(waiting) == _AHEAD:
-                first, reading = waiting.popleft()
-                yield first, reading.result()
-        for first, reading in waiting:
-            yield first, reading.result()
-
-
-class _Batch(Sequence[np.ndarray]):
-    """Pictures as the model takes them, each decoded when the model asks for it.
-
-    It is in memory only until it has the model's size. All but the last
-    may be had before the batch `before` is kept: what is lost with a killed process is
-    never more than one batch.
-
-    Attributes:
-        held: bytes of files that it has in memory.
+    keep: whether a file's bytes stay in memory; the answer is given with the file.
     """
 
-    def __init__(
-        self,
-        model: Encoder,
-        folder: Path,
-        contents: list[_Content],
-        max_pixels: int,
-        before: Event,
-    ) -> None:
-        self.files, self.kept = [content.file for content in contents], Event()
-        self.outcomes: list[NewPicture | InputError | None] = [None] * len(contents)
-        self._model = model
-        self._folder, self._max_pixels, self._before = folder, max_pixels, before
-        self.held = sum(x.file.bytes for x in contents if x.bytes is not None)
-        self._bytes = [content.bytes for content in contents]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, at):
-        if at == len(self) - 1:
-            self._before.wait()
-        file, content = self.files[at], self._bytes[at]
-        path = self._folder / file.path
+    def finished() -> tuple[_Seen, bool, _Content | InputError]:
+        seen, is_kept, content = waiting.popleft()
         try:
-            with pictures.reading(content or path, self._max_pixels) as picture:
-                prepared = self._model.prepare(picture.pixels)
-            if content is None:
-                now = path.lstat()
-                if (now.st_size, now.st_mtime_ns) != file[1:3]:
-                    raise _Unreadable(f"{file.path}: changed while it was read")
+            return seen, is_kept, content.result()
         except InputError as error:
-            self.outcomes[at] = error
-            return _NOTHING
-        except Exception as error:  # no file of a folder ends the update of the others
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.outcomes[at] = InputError(f"{file.path}: not readable ({reason})")
-            return _NOTHING
-        facts = picture.width, picture.height, picture.taken, picture.camera
-        self.outcomes[at] = NewPicture(file, *facts)
-        return prepared
+            return seen, is_kept, error
+
+    waiting: deque[tuple[_Seen, bool, Future[_Content]]] = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as readers:
+        for seen in files:
+            is_kept = keep(seen)
+            content = readers.submit(_read, folder, seen.path, is_kept)
+            waiting.append((seen, is_kept, content))
+            if len(waiting) == _AHEAD:
+                yield finished()
+        while waiting:
+            yield finished()
+
+
+class _Decoded(NamedTuple):
+    image: NewImage
+    prepared: np.ndarray  # as `Encoder.prepare` gives it
+
+
+class _Encoded(NamedTuple):
+    """A batch."""
+
+    images: list[NewImage]
+    vectors: Float32[np.ndarray, "images D"]
+    failed: list[tuple[File, InputError]]
+
+
+class _Coming(NamedTuple):
+    """A file of new content on its way to the store."""
+
+    file: File
+    held: int  # bytes of it in memory
+    decoded: Future[_Decoded]
 
 
 class _Run:
     """One update, while it goes on.
 
+    Files are read ahead (`_read_ahead`) and decoded by threads, which hold few images
+    at a time: see `images.reading`. A batch is encoded while the next one is decoded,
+    and kept before the one after is encoded: a killed process loses one batch at most.
+
     Attributes:
-        spoiled: paths of files whose content is no readable picture.
+        spoiled: paths of files whose content is no readable image.
         unread: of those whose content could not be read.
     """
 
@@ -430,84 +388,106 @@ class _Run:
         self.unread: set[str] = set()
         self._store, self._model, self._folder = store, model, folder
         self._max_pixels, self._report = max_pixels, report
-        self._room = _Room(_KEPT)
+        self._held = 0  # bytes of files in memory
         self._coming: set[str] = set()  # contents that are on their way to the store
         self._failed: dict[str, InputError] = {}  # contents, and why
         self._links: list[File] = []  # files of a content that is known or coming
-        self._settled = 0  # files that are dealt with and not yet told of
+        self._done = 0  # files that `steps` has not yet told of
 
     def steps(self, fresh: Sequence[_Seen], size: int) -> Iterator[None]:
-        """Indexes these files; yields once for each."""
-        last = Event()
-        last.set()
-        waiting: collections.deque[tuple[_Batch, Future[np.ndarray]]]
-        waiting = collections.deque()
-        with ThreadPoolExecutor(2) as encoders:
-            try:
-                for contents in self._batches(fresh, size):
-                    if contents:
-                        batch = _Batch(
-                            self._model, self._folder, contents, self._max_pixels, last
-                        )
-                        encoding = encoders.submit(self._model.encode_images, batch)
-                        waiting.append((batch, encoding))
-                        last = batch.kept
-                    while len(waiting) > 1:
-                        yield from self._keep(*waiting.popleft())
-                    yield from self._link()
-                while waiting:
-                    yield from self._keep(*waiting.popleft())
-                yield from self._link()
-            finally:  # whatever happens, no thread waits for ever
-                for batch, _ in waiting:
-                    batch.kept.set()
+        """Indexes these files in batches of `size`; yields once for each file."""
+        batch: list[_Coming] = []
+        encoding: deque[tuple[list[_Coming], Future[_Encoded]]] = deque()
+        with contextlib.ExitStack() as stack:
+            contents = _read_ahead(self._folder, fresh, self._fits)
+            stack.enter_context(contextlib.closing(contents))
+            decoders, encoder = (
+                ThreadPoolExecutor(os.cpu_count()),
+                ThreadPoolExecutor(1),
+            )
+            for pool in (decoders, encoder):
+                stack.callback(pool.shutdown, cancel_futures=True)
+            for seen, is_kept, content in contents:
+                held = seen.bytes if is_kept else 0
+                if isinstance(content, InputError):
+                    self._refuse(seen.path, content)
+                    self._held -= held
+                elif self._is_known(content.file.sha256):
+                    self._links.append(content.file)
+                    self._held -= held
+                else:
+                    self._coming.add(content.file.sha256)
+                    decoded = decoders.submit(self._decode, content)
+                    batch.append(_Coming(content.file, held, decoded))
+                if len(batch) == size:
+                    encoding.append((batch, encoder.submit(self._encode, batch)))
+                    batch = []
+                    if len(encoding) > 1:
+                        self._keep(*encoding.popleft())
+                elif len(self._links) >= _LINKS:
+                    self._link()
+                yield from self._told()
+            encoding.append((batch, encoder.submit(self._encode, batch)))
+            while encoding:
+                self._keep(*encoding.popleft())
+                yield from self._told()
 
-    def _batches(self, fresh: Sequence[_Seen], size: int) -> Iterator[list[_Content]]:
-        """The files of new content, in batches; the others are linked or refused."""
-        batch: list[_Content] = []
-        for seen, content in _read_ahead(self._folder, fresh, self._room):
-            if isinstance(content, InputError):
-                self._refuse(seen.path, content)
-                continue
-            sha256 = content.file.sha256
-            if sha256 in self._coming or self._store.find(sha256):
-                self._links.append(content.file)
-                if content.bytes is not None:
-                    self._room.give(content.file.bytes)
-            else:
-                self._coming.add(sha256)
-                batch.append(content)
-            if len(batch) == size:
-                yield batch
-                batch = []
-            elif len(self._links) >= _LINKS:
-                yield []
-        yield batch
+    def _fits(self, seen: _Seen) -> bool:
+        """Whether there is memory for a file's bytes, which it then has."""
+        fits = self._held + seen.bytes <= _KEPT
+        self._held += seen.bytes if fits else 0
+        return fits
 
-    def _keep(self, batch: _Batch, encoding: Future[np.ndarray]) -> Iterator[None]:
-        """Adds a batch to the store, as soon as it is encoded."""
+    def _is_known(self, sha256: str) -> bool:
+        return sha256 in self._coming or self._store.find(sha256) is not None
+
+    def _decode(self, content: _Content) -> _Decoded:
+        file, path = content.file, self._folder / content.file.path
         try:
-            vectors = encoding.result()
-            new = {
-                at: x
-                for at, x in enumerate(batch.outcomes)
-                if isinstance(x, NewPicture)
-            }
-            if new:
-                self._store.add(list(new.values()), vectors[list(new)])
-        finally:
-            batch.kept.set()
-            self._room.give(batch.held)
-        self._report.encoded += len(new)
-        self._settled += len(new)
-        for file, outcome in zip(batch.files, batch.outcomes, strict=True):
-            self._coming.remove(file.sha256)
-            if isinstance(outcome, InputError):
-                self._failed[file.sha256] = self._refuse(file.path, outcome)
-        yield from self._link()
+            with reading(content.data or path, self._max_pixels) as image:
+                prepared = self._model.prepare(image.pixels)
+            if content.data is None:
+                now = path.lstat()
+                if (now.st_size, now.st_mtime_ns) != (file.bytes, file.modified):
+                    raise _Unreadable(f"{file.path}: changed while it was read")
+        except InputError:
+            raise
+        except Exception as error:  # no file of a folder ends the update of the others
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{file.path}: not readable ({reason})") from None
+        facts = image.width, image.height, image.taken, image.camera
+        return _Decoded(NewImage(file, *facts), prepared)
 
-    def _link(self) -> Iterator[None]:
-        """Notes the files whose content the store has by now; tells what is settled."""
+    def _encode(self, batch: list[_Coming]) -> _Encoded:
+        decoded: list[_Decoded] = []
+        failed: list[tuple[File, InputError]] = []
+        for coming in batch:
+            try:
+                decoded.append(coming.decoded.result())
+            except InputError as error:
+                failed.append((coming.file, error))
+        images = [image for image, _ in decoded]
+        vectors = np.zeros((0, self._model.dim), np.float32)
+        if images:
+            vectors = self._model.encode_images([prepared for _, prepared in decoded])
+        return _Encoded(images, vectors, failed)
+
+    def _keep(self, batch: list[_Coming], encoding: Future[_Encoded]) -> None:
+        """Adds a batch to the store, as soon as it is encoded."""
+        images, vectors, failed = encoding.result()
+        if images:
+            self._store.add(images, vectors)
+        self._report.encoded += len(images)
+        self._done += len(images)
+        for coming in batch:
+            self._coming.remove(coming.file.sha256)
+            self._held -= coming.held
+        for file, error in failed:
+            self._failed[file.sha256] = self._refuse(file.path, error)
+        self._link()
+
+    def _link(self) -> None:
+        """Links the files whose content the store has by now."""
         ready = [file for file in self._links if file.sha256 not in self._coming]
         self._links = [file for file in self._links if file.sha256 in self._coming]
         good = [file for file in ready if file.sha256 not in self._failed]
@@ -516,9 +496,13 @@ class _Run:
                 self._refuse(file.path, error)
         if good:
             self._store.link(good)
-        for _ in range(self._settled + len(good)):
+        self._done += len(good)
+
+    def _told(self) -> Iterator[None]:
+        """Yields once for each file that is done."""
+        for _ in range(self._done):
             yield
-        self._settled = 0
+        self._done = 0
 
     def _refuse(self, path: str, error: InputError) -> InputError:
         """Puts a file on the list of the bad ones; returns why, without its name."""
@@ -528,7 +512,7 @@ class _Run:
         self._report.bad.append((printable(path), reason))
         unread = isinstance(error, _Unreadable)
         (self.unread if unread else self.spoiled).add(path)
-        self._settled += 1
+        self._done += 1
         return type(error)(reason)
 
 

@@ -1,7 +1,7 @@
 """Search by a Qdrant server, for more vectors than one machine holds.
 
 The index stays what counts; a collection of the server is brought in line with it:
-pictures that are new, or whose files have moved, are sent, those that are gone removed.
+images that are new, or whose files have moved, are sent, those that are gone removed.
 `<index>/qdrant.json` notes what the server has, so that nothing is compared in vain.
 """
 
@@ -19,9 +19,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from vse_jax import InputError, progress, write_atomically
-from vse_search.engine import ALL, Filters, Hit, Row
-from vse_search.exact import hits
-from vse_search.store import Snapshot, Store
+from vse_search.store import ALL, Filters, Hit, Snapshot, Store
 
 _SENT = 256  # points at a time
 _COMPARED = 4096
@@ -65,7 +63,7 @@ class QdrantEngine:
         filters: Filters = ALL,
         min_score: float | None = None,
     ) -> list[Hit]:
-        """See `engine.Engine`."""
+        """See `engines.Engine`."""
         snapshot = self._snapshot
         assert snapshot is not None
         with _clear_errors(self._url):
@@ -80,7 +78,7 @@ class QdrantEngine:
         if not found:
             self._store.check_names(filters)
         scores = {int(hit.id): hit.score for hit in found}
-        return hits(self._store, snapshot, scores, filters)
+        return self._store.hits(scores, filters, of=snapshot)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -104,7 +102,7 @@ class QdrantEngine:
         name = _collection(snapshot)
         has = dict(self._digests(name))
         rows = dict(zip(snapshot.ids.tolist(), snapshot.rows.tolist(), strict=True))
-        known = self._store.pictures(of=snapshot)
+        known = self._store.images(of=snapshot)
         payloads = {id: _payload(row) for id, row in known.items() if id in rows}
         gone: list[Any] = list(has.keys() - payloads.keys())
         for ids in _parts(gone, _COMPARED):
@@ -120,7 +118,7 @@ class QdrantEngine:
             self._client.upsert(name, points)
 
     def _digests(self, name: str) -> Iterator[tuple[int, str]]:
-        """What the server has: each picture's id, and the digest of its data."""
+        """What the server has: each image's id, and the digest of its data."""
         offset = None
         while True:
             points, offset = self._client.scroll(
@@ -187,7 +185,7 @@ def _day(day: str) -> int:
     return int(day[:10].replace("-", ""))
 
 
-def _payload(row: Row) -> dict:
+def _payload(row: Hit) -> dict:
     """What filters need, and a digest of it."""
     folders = {
         "/".join(parts[:length])

@@ -1,6 +1,6 @@
-"""What is looked for: sentences and pictures, added and subtracted.
+"""What is looked for: captions and images, added and subtracted.
 
-    query   = SENTENCE | NAME | [sign] term {sign term}
+    query   = CAPTION | NAME | [sign] term {sign term}
     term    = [NUMBER "*"] (quoted | FILE)
     sign    = "+" | "-"
     quoted  = "'" … "'" | '"' … '"'
@@ -9,11 +9,11 @@ Each kind of dash is a sign and each kind of quote a quote, for keyboards and wo
 processors make one of the other. A NUMBER has a decimal point or comma.
 
 A text that does not begin with a quoted part or a FILE, sign and weight aside, is one
-SENTENCE as it stands: its hyphens and apostrophes mean nothing. What in it looks like a
+CAPTION as it stands: its hyphens and apostrophes mean nothing. What in it looks like a
 part of a sum and is none (red car -people) is an error that says how to write it.
-FILE is a name without spaces or quotes that ends like a picture's (.jpg, .png, …); one
+FILE is a name without spaces or quotes that ends like an image's (.jpg, .png, …); one
 with spaces is quoted, or is all of the text (NAME). A quote closes where the text ends
-or a sign follows: an apostrophe inside a quoted sentence does not close it.
+or a sign follows: an apostrophe inside a quoted caption does not close it.
 docs/search_server.md has examples.
 """
 
@@ -41,7 +41,7 @@ _MARKS = str.maketrans(
     | dict.fromkeys("“”„‟«»″＂「」『』", '"')
     | dict.fromkeys(_UNSEEN, " ")
 )
-# Ends of names that mean a picture, whether or not this program reads its format.
+# Ends of names that mean an image, whether or not this program reads its format.
 _ENDINGS = (
     r"\.(?:jpe?g?|jfif|jif|pjpe?g|pjp|jp2|j2k|jpx|jxl|a?png|webp|avifs?|tiff?|gif|bmp|"
     r"dib|hei[cf]s?|hif|ico|svg|psd|p[bgnp]m|dng|cr[23]|nef|arw|orf|rw2|raf|pef|srw)"
@@ -74,12 +74,12 @@ _NEXT_QUOTED = {
 }
 # Tells a quote that is closed wrongly, or not at all, from such an apostrophe.
 _MEANT_AS_SUM = re.compile(r"\S'(?!\S)|\s[+\-]\s")
-# What tells a sum whose first sentence lacks its quotes from a sentence …
+# What tells a sum whose first caption lacks its quotes from a caption …
 _LATER_PART = re.compile(
     rf"\s([+\-])\s*(?:{_NUMBER}\s*\*\s*)?(?:(?P<quote>['\"])|{_FILE.pattern})",
     re.IGNORECASE,
 )
-# … and one in which no sentence has quotes: a sign right before a word, or a weight.
+# … and one in which no caption has quotes: a sign right before a word, or a weight.
 _LETTER = r"(?=[^\W\d_])"
 _BARE_PART = re.compile(
     rf"(?:(?<!\S)[+\-](?:\s*{_NUMBER}\s*\*\s*)?{_LETTER}|^\s*{_NUMBER}\*{_LETTER})"
@@ -90,35 +90,35 @@ _SPACED_SIGN = re.compile(r"(?<=\S)\s+[+\-]\s+(?=\S)")
 
 
 class Part(NamedTuple):
-    """A term of the sum: `weight` × the unit vector of a sentence or a picture file."""
+    """A term of the sum: `weight` × the unit vector of a caption or an image file."""
 
-    kind: Literal["sentence", "picture"]
+    kind: Literal["caption", "image"]
     value: str  # the sentence, or the file's name
     weight: float = 1.0  # negative: subtracted
 
 
-def parse(text: str, is_picture: Callable[[str], bool] = lambda _: False) -> list[Part]:
+def parse(text: str, is_image: Callable[[str], bool] = lambda _: False) -> list[Part]:
     """The parts of a query.
 
     Args:
         text: the query.
-        is_picture: whether all of the text, which ends like a picture's name, is the
+        is_image: whether all of the text, which ends like an image's name, is the
             name of one; then what looks like signs and quotes is part of the name.
 
     Raises:
         InputError: no words, too long, or not the grammar above; names the column,
             from 1.
     """
-    return [part for part, _, _ in _located(text, is_picture)]
+    return [part for part, _, _ in _located(text, is_image)]
 
 
 def is_name(text: str) -> bool:
-    """Whether all of a text may be a picture file's name: it ends like one."""
+    """Whether all of a text may be an image file's name: it ends like one."""
     return bool(_NAME.fullmatch(text.strip()))
 
 
 def hint(text: str) -> str | None:
-    """What to write if a sign inside a sentence was meant to add or to subtract; None
+    """What to write if a sign inside a caption was meant to add or to subtract; None
     where no part of the query can have been meant so."""
     marks = text.translate(_MARKS)
     signs = list(_SPACED_SIGN.finditer(marks))
@@ -127,32 +127,30 @@ def hint(text: str) -> str | None:
     return f"searched as one sentence; to add or subtract, write {_sum_of(text, signs)}"
 
 
-def rename_pictures(
+def rename_images(
     text: str,
     rename: Callable[[str], str | None],
-    is_picture: Callable[[str], bool] = lambda _: False,
+    is_image: Callable[[str], bool] = lambda _: False,
 ) -> str:
-    """A query with other names for its picture files; None: that one stays.
+    """A query with other names for its image files; None: that one stays.
 
     Raises:
         InputError: as `parse`.
     """
-    for part, start, end in reversed(_located(text, is_picture)):
-        if part.kind == "picture" and (name := rename(part.value)) is not None:
+    for part, start, end in reversed(_located(text, is_image)):
+        if part.kind == "image" and (name := rename(part.value)) is not None:
             text = f"{text[:start]}'{name}'{text[end:]}"
     return text
 
 
-def _located(
-    text: str, is_picture: Callable[[str], bool]
-) -> list[tuple[Part, int, int]]:
-    """The parts; where each sentence or name, quotes and all, starts and ends."""
+def _located(text: str, is_image: Callable[[str], bool]) -> list[tuple[Part, int, int]]:
+    """The parts; where each caption or name, quotes and all, starts and ends."""
     if not _has_words(text):
         raise InputError("query: has no words")
     if len(text) > MOST_LETTERS:
         raise InputError(f"query: longer than {MOST_LETTERS:,} characters")
-    if is_name(text) and is_picture(text.strip()):
-        return [(Part("picture", text.strip()), 0, len(text))]
+    if is_name(text) and is_image(text.strip()):
+        return [(Part("image", text.strip()), 0, len(text))]
     marks = text.translate(_MARKS)
     if _is_sum(marks):
         return _parse_sum(text, marks)
@@ -162,9 +160,9 @@ def _located(
             continue
         _fail(0, f"put the sentence before '{later[1]}' in quotes")
     if is_name(marks):
-        return [(Part("picture", text.strip()), 0, len(text))]
+        return [(Part("image", text.strip()), 0, len(text))]
     _check_no_bare_parts(text, marks)
-    return [(Part("sentence", _words(text)), 0, len(text))]
+    return [(Part("caption", _words(text)), 0, len(text))]
 
 
 def _has_words(text: str) -> bool:
@@ -195,7 +193,7 @@ def _is_apostrophe(marks: str, place: int) -> bool:
 
 
 def _check_no_bare_parts(text: str, marks: str) -> None:
-    """Raises InputError where a sentence looks like a sum that lacks its quotes."""
+    """Raises InputError where a caption looks like a sum that lacks its quotes."""
     found = [
         part
         for part in _BARE_PART.finditer(marks)
@@ -278,8 +276,8 @@ def _number(digits: str, place: int) -> float:
 
 def _part(
     text: str, marks: str, place: int
-) -> tuple[Literal["sentence", "picture"], str, int]:
-    """(kind, value, where it ends) of the quoted sentence or file at `place`."""
+) -> tuple[Literal["caption", "image"], str, int]:
+    """(kind, value, where it ends) of the quoted caption or file at `place`."""
     quote = marks[place : place + 1]
     if quote not in _QUOTED:
         file = _FILE.match(marks, place)
@@ -290,7 +288,7 @@ def _part(
             end = place + bare.end() if bare else place
             meant = f": write '{text[place:end].strip()}'" if end > place else ""
             _fail(place, f"a sentence in quotes or a picture file expected{meant}")
-        return "picture", text[place : file.end()], file.end()
+        return "image", text[place : file.end()], file.end()
     quoted = _QUOTED[quote].match(marks, place)
     if not quoted:
         _fail(place, f"{quote} is not closed before the end or a sign")
@@ -298,10 +296,10 @@ def _part(
     if again := _NEXT_QUOTED[quote].search(marks, *quoted.span()):
         _fail(again.start() + 2, "'+' or '-' expected")
     if is_name(inside):
-        return "picture", inside.strip(), quoted.end()
+        return "image", inside.strip(), quoted.end()
     if not _has_words(inside):
         _fail(place, "a sentence without words")
-    return "sentence", _words(inside), quoted.end()
+    return "caption", _words(inside), quoted.end()
 
 
 def _fail(place: int, reason: str) -> NoReturn:

@@ -1,37 +1,53 @@
-"""What a server does with a model and an index, without HTTP."""
+"""Answers queries with the images of an index, for the server and the command line."""
 
+import contextlib
 import functools
 import hashlib
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
-from vse_jax import InputError, printable
-from vse_search.engine import Filters, Row
-from vse_search.gallery import THUMBNAIL, Gallery, Refused
-from vse_search.opening import Opened
-from vse_search.pictures import thumbnail
+from vse_jax import Config, ImageBytes, InputError, opened, printable
+from vse_search.encoder import Encoder
+from vse_search.engines import make_engine
+from vse_search.images import FORMATS, read_image, thumbnail
+from vse_search.indexing import check_model
 from vse_search.query import combine, parse
-from vse_search.stacks import stacks
-from vse_search.store import Order
+from vse_search.store import ALL, Filters, Hit, SortOrder, Store
 
 T = TypeVar("T")
 
+THUMBNAIL = 320  # px, the longer side
+# Cosine of two images' vectors, at least: docs/search_page.md says what it stacks.
+LEAST_COSINE = 0.99
+# A model sees every image as a square: its shape tells it nothing.
+_MOST_DIFFERENCE = 0.02  # of the logarithms of two ratios of width to height
 _UPLOADS = 64  # kept in memory
 _CAPTIONS = 256  # whose vectors are kept: a new filter does not need the model again
 
 
+class HTTPError(InputError):
+    """Bad input with the HTTP status that says what kind."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
 @dataclass(frozen=True)
-class Question:
+class Query:
     """What is looked for; its parts are added.
 
-    query: see `query.parse`. A picture that it names is an upload, HEX.jpg, or one of
+    query: see `query.parse`. An image that it names is an upload, HEX.jpg, or one of
         the index: by its path, or by the last part of it.
-    like, unlike: ids of pictures of the index.
+    like, unlike: ids of images of the index.
     uploads: ids of uploads.
     """
 
@@ -41,47 +57,49 @@ class Question:
     uploads: Sequence[str] = ()
 
     def is_empty(self) -> bool:
-        """Whether nothing is looked for."""
         return not (self.query.strip() or self.like or self.unlike or self.uploads)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which of the pictures found are wanted."""
+class SearchOptions:
+    """Which of the images found are wanted."""
 
     top: int = 60
     min_score: float | None = None
-    filters: Filters = field(default_factory=Filters)
+    filters: Filters = ALL
 
 
-class Term(NamedTuple):
-    """A part of a question."""
+class QueryTerm(NamedTuple):
+    """A part of a query."""
 
     weight: float
-    vector: np.ndarray  # [D]
-    sentence: str | None  # None: it is a picture
+    vector: Float32[np.ndarray, " D"]
+    caption: str | None  # None: it is an image
 
 
 class Upload(NamedTuple):
-    """A picture that is no part of the index."""
+    """An image that is no part of the index."""
 
-    vector: np.ndarray  # [D]
+    vector: Float32[np.ndarray, " D"]
     thumbnail: bytes
     width: int  # px, upright
     height: int
 
 
 class Searcher:
-    """Answers questions with the pictures of an index. Safe to share by threads.
+    """Searches an index. Safe to share by threads.
 
     Args:
-        opened: a model, an index that it made and its engine.
-        gallery: the pictures of this index.
+        encoder: the model.
+        store: an index that it made.
+        options: config.search: which engine, and the most pixels of an image.
     """
 
-    def __init__(self, opened: Opened, gallery: Gallery):
-        self._encoder, self._store, self._engine = opened
-        self._gallery = gallery
+    def __init__(self, encoder: Encoder, store: Store, options: Config):
+        self.store = store
+        self._encoder = encoder
+        self._engine = make_engine(store, options.engine, options.url)
+        self._max_pixels: int = options.max_pixels
         # Of the index that the engine has.
         self._uid, self._version = "", -1
         self._refreshing = threading.Lock()
@@ -91,115 +109,160 @@ class Searcher:
         self._facts = functools.lru_cache(1)(self._facts_of)
         self.explains = False  # until `warm_up` has found out
 
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, options: Config, index: Path, load: Callable[[], Encoder]
+    ) -> Iterator["Searcher"]:
+        """Opens an index to read, with the model that `load` gives.
+
+        Args:
+            options: config.search.
+            index: folder of the index.
+            load: called when the index was found to be whole.
+
+        Raises:
+            InputError: no index, a broken one, one of another model, or no engine.
+        """
+        with Store.open(index, read_only=True) as store:
+            encoder = load()
+            check_model(store, encoder)
+            yield cls(encoder, store, options)
+
     def warm_up(self) -> None:
         """Compiles what queries need, and finds out whether they can be explained."""
         self._encoder.warm_up()
         # No caption: a vocabulary need not hold the words of any that stands here.
         vector = np.full(self._encoder.dim, self._encoder.dim**-0.5, np.float32)
-        self._engine.search(vector, top=1, filters=Filters(), min_score=None)
-        grey = np.full((32, 32, 3), 128, np.uint8)
-        self.explains = bool(self._words("", vector) or self._cells(grey, vector))
+        self._engine.search(vector, top=1)
+        gray = np.full((32, 32, 3), 128, np.uint8)
+        self.explains = bool(self._words("", vector) or self._cells(gray, vector))
 
     # ---- What is known ---------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """What the page shows before anything is asked."""
-        return self._facts(self._store.version())
+        return self._facts(self.store.version())
 
     def _facts_of(self, version: int) -> dict[str, Any]:
-        first, last = self._store.dates()
+        first, last = self.store.dates()
         return {
-            "pictures": self._store.count(),
-            "folder": printable(self._store.folder.name),
+            "pictures": self.store.count(),
+            "folder": printable(self.store.folder.name),
             "model": printable(self._encoder.name),
             "trained_on": self._encoder.trained_on,
             "explains": self.explains,
             "uploads": not self._encoder.takes_regions,
-            "cameras": self._store.cameras(),
-            "folders": self._store.folders(),
-            "first": first and first[:10],
-            "last": last and last[:10],
+            "cameras": self.store.cameras(),
+            "folders": self.store.folders(),
+            "first": first,
+            "last": last,
             "version": version,
         }
 
-    # ---- Search ----------------------------------------------------------------------
-
-    def search(
-        self, question: Question, choice: Choice, *, stacked: bool = False
-    ) -> dict[str, Any]:
-        """The pictures found.
-
-        Returns:
-            hits, best first; total: None; if `stacked`, which compares each hit with
-            each other one, stacks: lists of their ids that are nearly equal.
+    def image(self, id: int) -> Hit:
+        """What is known of an image.
 
         Raises:
-            InputError: a question without words, or one that the grammar, an id or a
+            HTTPError: 404, there is none.
+        """
+        image = self.store.image(id)
+        if image is None:
+            raise HTTPError(404, f"{id}: no such picture")
+        return image
+
+    def file(self, id: int) -> Path:
+        """An image's file, without symbolic links, inside the index's folder.
+
+        Raises:
+            HTTPError: 404, there is none (any more).
+        """
+        folder = self.store.folder.resolve()
+        path = (folder / self.image(id).file).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise HTTPError(404, f"{id}: its file is not there any more")
+        return path
+
+    # ---- Search ----------------------------------------------------------------------
+
+    def search(self, query: Query, options: SearchOptions) -> list[Hit]:
+        """The images found, best first.
+
+        Raises:
+            InputError: a query without words, or one that the grammar, an id or a
                 filter makes impossible.
         """
 
-        def found() -> dict[str, Any]:
+        def found() -> list[Hit]:
             self._take_in_changes()
-            vector, _ = self._combined(self._terms(question))
-            hits = self._engine.search(
+            vector, _ = _combined(self._terms(query))
+            return self._engine.search(
                 vector,
-                top=choice.top,
-                filters=choice.filters,
-                min_score=choice.min_score,
+                top=options.top,
+                filters=options.filters,
+                min_score=options.min_score,
             )
-            described = [_described(hit.row, hit.score) for hit in hits]
-            answer: dict[str, Any] = {"hits": described, "total": None}
-            if stacked:
-                answer["stacks"] = self._stacks(described, neighbours=False)
-            return answer
 
         return self._of_one_index(found)
 
-    def browse(self, choice: Choice, order: Order, offset: int) -> dict[str, Any]:
-        """The pictures that pass the filters, without a question.
+    def search_page(self, query: Query, options: SearchOptions) -> dict[str, Any]:
+        """As `search`: the hits and, as lists of ids, those that are nearly equal.
+
+        It compares each hit with each other one.
+        """
+
+        def found() -> dict[str, Any]:
+            hits = self.search(query, options)
+            stacks = self._stacks(hits, neighbors=False)
+            return {"hits": hits, "stacks": stacks, "total": None}
+
+        return self._of_one_index(found)
+
+    def browse(
+        self, options: SearchOptions, order: SortOrder, offset: int
+    ) -> dict[str, Any]:
+        """The images that pass the filters, without a query.
 
         Returns:
             hits, without scores; stacks; total: how many pass, shown or not.
 
         Raises:
-            InputError: a camera or a folder that no picture has.
+            InputError: a camera or a folder that no image has.
         """
 
         def found() -> dict[str, Any]:
-            filters = choice.filters
-            total, rows = self._store.listed(filters, order, choice.top, offset)
-            hits = [_described(row, None) for row in rows]
-            # A like one of another day, or in another folder, stands where it belongs.
-            alike = self._stacks(hits, neighbours=True)
-            return {"hits": hits, "stacks": alike, "total": total}
+            filters, top = options.filters, options.top
+            total, hits = self.store.listed(filters, order, top, offset)
+            # An equal one of another day, or in another folder, stands where it belongs
+            stacks = self._stacks(hits, neighbors=True)
+            return {"hits": hits, "stacks": stacks, "total": total}
 
         return self._of_one_index(found)
 
-    def _stacks(self, hits: list[dict[str, Any]], neighbours: bool) -> list[list[int]]:
-        """Ids of those that are nearly equal; see `stacks.stacks`."""
-        ratios = np.array([hit["width"] / hit["height"] for hit in hits])
-        vectors = self._store.vectors([hit["id"] for hit in hits])
-        found = stacks(vectors, ratios, neighbours=neighbours)
-        return [[hits[place]["id"] for place in stack] for stack in found]
+    def _stacks(self, hits: list[Hit], neighbors: bool) -> list[list[int]]:
+        ratios = np.array([hit.width / hit.height for hit in hits])
+        vectors = self.store.vectors([hit.id for hit in hits])
+        found = stacks(vectors, ratios, neighbors=neighbors)
+        return [[hits[place].id for place in stack] for stack in found]
 
     def _of_one_index(self, find: Callable[[], T]) -> T:
         """What `find` gives; once more where meanwhile another index, in which ids mean
-        other pictures, was put into the place of the one that it began with."""
-        uid = self._store.uid
+        other images, was put into the place of the one that it began with."""
+        uid = self.store.uid
         try:
             found = find()
         except InputError:
-            if self._store.uid == uid:
+            if self.store.uid == uid:
                 raise
         else:
-            if self._store.uid == uid:
+            if self.store.uid == uid:
                 return found
         return find()
 
     def _take_in_changes(self) -> None:
-        """Of the index. It may take an engine minutes; meanwhile others search what it
-        had before, unless that was another index."""
-        uid, version = self._store.uid, self._store.version()
+        """It may take an engine minutes; meanwhile other threads search what it had
+        before, unless that was another index."""
+        uid, version = self.store.uid, self.store.version()
         if version == self._version:
             return
         if not self._refreshing.acquire(blocking=uid != self._uid):
@@ -211,37 +274,36 @@ class Searcher:
         finally:
             self._refreshing.release()
 
-    def _terms(self, question: Question) -> list[Term]:
+    def _terms(self, query: Query) -> list[QueryTerm]:
         terms = []
-        if question.query.strip() or question.is_empty():
-            for part in parse(question.query, lambda name: bool(self._ids(name))):
-                if part.kind == "sentence":
+        if query.query.strip() or query.is_empty():
+            for part in parse(query.query, lambda name: bool(self.store.named(name))):
+                if part.kind == "caption":
                     vector = self._caption(part.value)
-                    terms.append(Term(part.weight, vector, part.value))
+                    terms.append(QueryTerm(part.weight, vector, part.value))
                 else:
                     vector = self._named(part.value)
-                    terms.append(Term(part.weight, vector, None))
-        for weight, ids in ((1.0, question.like), (-1.0, question.unlike)):
-            terms += [Term(weight, self._indexed(id), None) for id in ids]
-        terms += [
-            Term(1.0, self.upload(name).vector, None) for name in question.uploads
-        ]
+                    terms.append(QueryTerm(part.weight, vector, None))
+        for weight, ids in ((1.0, query.like), (-1.0, query.unlike)):
+            terms += [QueryTerm(weight, self._vector(id), None) for id in ids]
+        for id in query.uploads:
+            terms.append(QueryTerm(1.0, self.upload(id).vector, None))
         return terms
 
-    def _encoded(self, sentence: str) -> np.ndarray:
+    def _encoded(self, caption: str) -> Float32[np.ndarray, " D"]:
         try:
-            return self._encoder.encode_captions([sentence])[0]
+            return self._encoder.encode_captions([caption])[0]
         except InputError:  # its text names files, and the model's owner alone has them
             raise InputError(
-                f"query: the model knows no word of {sentence[:60]!r}"
+                f"query: the model knows no word of {caption[:60]!r}"
             ) from None
 
-    def _named(self, name: str) -> np.ndarray:
-        """The vector of an upload or of a picture of the index."""
+    def _named(self, name: str) -> Float32[np.ndarray, " D"]:
+        """The vector of an upload or of an image of the index."""
         upload = self._uploads.get(name.rpartition(".")[0])
         if upload is not None:
             return upload.vector
-        found = self._ids(name)
+        found = self.store.named(name)
         if not found:
             raise InputError(f"query: {name}: no picture of the index has this name")
         if len(found) > 1:
@@ -251,50 +313,48 @@ class Searcher:
                 f"query: {name}: {len(found):,} pictures have this name: {some}{more}; "
                 "write which"
             )
-        return self._indexed(next(iter(found)))
+        return self._vector(next(iter(found)))
 
-    def _ids(self, name: str) -> dict[int, str]:
-        return self._store.named(name)
-
-    def _indexed(self, id: int) -> np.ndarray:
-        vector = self._store.vector(id)
+    def _vector(self, id: int) -> Float32[np.ndarray, " D"]:
+        vector = self.store.vector(id)
         if vector is None:
-            raise Refused(404, f"{id}: no such picture")
+            raise HTTPError(404, f"{id}: no such picture")
         return vector
-
-    @staticmethod
-    def _combined(terms: list[Term]) -> tuple[np.ndarray, list[float]]:
-        return combine([t.weight for t in terms], [t.vector for t in terms])
 
     # ---- Why -------------------------------------------------------------------------
 
-    def explain(self, question: Question, id: int) -> dict[str, Any]:
-        """Splits the similarity of a picture and a question.
+    def explain(self, query: Query, id: int) -> dict[str, Any]:
+        """Splits the similarity of an image and a query.
 
         Returns:
-            similarity: of the two vectors; cells: [[…]] of the picture, their sum is
-            the similarity; None where the picture's pooling is no sum; words: of the
-            question's sentences. Together with what its pictures add, their sum is the
-            similarity, too.
+            similarity: of the two vectors; cells: [[…]] of the image, whose sum is the
+            similarity; None where the image's pooling is no sum; words: of the query's
+            captions. Together with what its images add, their sum is the similarity,
+            too.
 
         Raises:
             InputError: as `search`.
         """
-        return self._of_one_index(lambda: self._explanation(question, id))
 
-    def _explanation(self, question: Question, id: int) -> dict[str, Any]:
-        terms = self._terms(question)
-        vector, factors = self._combined(terms)
-        image = self._indexed(id)
-        words = []
-        for term, factor in zip(terms, factors, strict=True):
-            if term.sentence is not None:
-                parts = self._words(term.sentence, image)
-                words += [{"word": w, "value": factor * value} for w, value in parts]
-        cells = None
-        if not self._encoder.takes_regions:
-            cells = self._cells(self._gallery.pixels(id), vector)
-        return {"similarity": float(image @ vector), "cells": cells, "words": words}
+        def explanation() -> dict[str, Any]:
+            terms = self._terms(query)
+            vector, factors = _combined(terms)
+            image = self._vector(id)
+            words = []
+            for term, factor in zip(terms, factors, strict=True):
+                if term.caption is not None:
+                    for word, value in self._words(term.caption, image):
+                        words.append({"word": word, "value": factor * value})
+            cells = None
+            if not self._encoder.takes_regions:
+                path = self.file(id)
+                with bad_is_missing(path):
+                    pixels = read_image(path, self._max_pixels).pixels
+                cells = self._cells(pixels, vector)
+            similarity = float(image @ vector)
+            return {"similarity": similarity, "cells": cells, "words": words}
+
+        return self._of_one_index(explanation)
 
     def _cells(self, pixels: np.ndarray, vector: np.ndarray) -> list | None:
         try:
@@ -311,22 +371,22 @@ class Searcher:
     # ---- Uploads ---------------------------------------------------------------------
 
     def add_upload(self, data: bytes) -> str:
-        """Encodes a picture file's content; the last `_UPLOADS` are kept.
+        """Encodes an image file's content; the last `_UPLOADS` are kept.
 
         Returns:
             Its id, 32 hexadecimal digits; equal content has the same one.
 
         Raises:
-            Refused: 413, too many pixels; 415, no picture, or the model takes none.
+            HTTPError: 413, too many pixels; 415, no image, or the model takes none.
         """
         if self._encoder.takes_regions:
-            raise Refused(415, "this model takes region features, no pictures")
+            raise HTTPError(415, "this model takes region features, no pictures")
         id = hashlib.sha256(data).hexdigest()[:32]
         with self._guard:
             if id in self._uploads:
                 self._uploads.move_to_end(id)
                 return id
-        pixels = self._gallery.uploaded(data)
+        pixels = self._uploaded(data)
         vector = self._encoder.encode_images([pixels])[0]
         height, width = pixels.shape[:2]
         upload = Upload(vector, thumbnail(pixels, THUMBNAIL), width, height)
@@ -336,26 +396,70 @@ class Searcher:
                 self._uploads.popitem(last=False)
         return id
 
+    def _uploaded(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+        image = ImageBytes("the upload", data)
+        try:
+            with opened(image, sys.maxsize, FORMATS) as header:  # not yet decoded
+                pixels = header.width * header.height
+            if pixels <= self._max_pixels:
+                return read_image(image, self._max_pixels).pixels
+        except InputError as error:
+            raise HTTPError(415, str(error)) from None
+        reason = f"{pixels:,} pixels; at most {self._max_pixels:,} are read"
+        raise HTTPError(413, reason)
+
     def upload(self, id: str) -> Upload:
         """One of the last uploads.
 
         Raises:
-            Refused: 404, there is none.
+            HTTPError: 404, there is none.
         """
         found = self._uploads.get(id)
         if found is None:
-            raise Refused(404, f"{id}: no such upload, or not kept any more")
+            raise HTTPError(404, f"{id}: no such upload, or not kept any more")
         return found
 
 
-def _described(row: Row, score: float | None) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "path": row.path,
-        "score": None if score is None else round(float(score), 6),
-        "width": row.width,
-        "height": row.height,
-        "taken": row.taken,
-        "camera": row.camera,
-        "copies": len(row.copies),
-    }
+@contextlib.contextmanager
+def bad_is_missing(path: Path) -> Iterator[None]:
+    """Says 404, without the folder, which is nobody's business, of a bad file."""
+    try:
+        yield
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise HTTPError(404, f"{path.name}: {reason}") from None
+
+
+def _combined(terms: list[QueryTerm]) -> tuple[np.ndarray, list[float]]:
+    return combine([term.weight for term in terms], [term.vector for term in terms])
+
+
+def stacks(
+    vectors: Float32[np.ndarray, "N D"],
+    ratios: Float[np.ndarray, " N"],
+    *,
+    neighbors: bool,
+) -> list[list[int]]:
+    """Places of nearly equal images, as those of a burst; the first image first.
+
+    Every image of a stack is nearly equal to the first, so a stack does not drift. No
+    place is in two stacks; one that is alone is in none.
+
+    Args:
+        vectors: of the images, in the order in which they are shown.
+        ratios: width / height of each.
+        neighbors: a stack has only images that follow each other.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = vectors / np.where(lengths > 0, lengths, 1.0)
+    alike = units @ units.T >= LEAST_COSINE
+    alike &= np.abs(np.log(ratios[:, None] / ratios)) <= _MOST_DIFFERENCE
+    found: list[list[int]] = []
+    for place in range(len(vectors)):
+        for stack in found[-1:] if neighbors else found:
+            if alike[stack[0], place]:
+                stack.append(place)
+                break
+        else:
+            found.append([place])
+    return [stack for stack in found if len(stack) > 1]

@@ -55,7 +55,7 @@ def served(folder: Path, token: str = "") -> Iterator[str]:
 
 
 def main(folder: Path, token: str | None) -> None:
-    from vse_search.commands.serve import serve_index
+    from vse_search.serving import serve_index
 
     index = searching.make_index(draw_pictures(folder / "pictures"), folder / "index")
     serve_index(searching.options(port=0, token=token), index, searching.ColourModel)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vse_search.store import File, NewPicture, Store
+from vse_search.store import File, NewImage, Store
 
 COUNT, DIM = 200, 16
 
 
-def new(path: str, sha256: str = "", taken=None, camera=None) -> NewPicture:
-    return NewPicture(File(path, 10, 5, sha256 or path), 4, 3, taken, camera)
+def new(path: str, sha256: str = "", taken=None, camera=None) -> NewImage:
+    return NewImage(File(path, 10, 5, sha256 or path), 4, 3, taken, camera)
 
 
 def unit_vectors() -> np.ndarray:

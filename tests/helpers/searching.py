@@ -147,7 +147,7 @@ def options(**others) -> ConfigDict:
 
 
 def main(folder: str, port: str = "0", seconds: str = "0") -> None:
-    from vse_search.commands.serve import serve_index
+    from vse_search.serving import serve_index
 
     index = make_index(draw_pictures(Path(folder, "pictures")), Path(folder, "index"))
 

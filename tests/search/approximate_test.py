@@ -8,9 +8,8 @@ import pytest
 from tests.helpers.indices import COUNT, new, unit_vectors, write_index
 from vse_search import approximate
 from vse_search.approximate import ApproximateEngine
-from vse_search.engine import Filters
-from vse_search.exact import ExactEngine
-from vse_search.store import Store
+from vse_search.engines import ExactEngine
+from vse_search.store import Filters, Store
 
 
 @pytest.fixture

@@ -16,12 +16,11 @@ from PIL import Image
 
 from tests.helpers.encoder import StandIn
 from tests.helpers.users import folder_of_everybody, ordinary_user
-from tests.search.pictures_test import bomb
+from tests.search.images_test import bomb
 from vse_jax.base.errors import InputError
 from vse_search import indexing
-from vse_search.engine import Filters
 from vse_search.indexing import Report, update
-from vse_search.store import Store
+from vse_search.store import Filters, Store
 
 MODEL = StandIn()
 
@@ -62,7 +61,7 @@ def check_vectors(store: Store) -> dict[str, int]:
     ids = {}
     snapshot = store.snapshot()
     for id, row in zip(snapshot.ids.tolist(), snapshot.rows, strict=True):
-        picture = store.picture(id)
+        picture = store.image(id)
         for path in (picture.file, *picture.copies):
             expected = MODEL.encode_images([store.folder / path])[0]
             assert (snapshot.matrix[row] == expected).all(), path
@@ -76,7 +75,7 @@ def ids(index: Path) -> dict[str, int]:
 
 
 def test_nothing_is_encoded_twice(index, folder, monkeypatch):
-    monkeypatch.setattr(indexing.pictures, "reading", None)
+    monkeypatch.setattr(indexing, "reading", None)
     assert run(index) == Report()
     (folder / "a.png").touch()  # another time, but no other content
     assert run(index) == Report()
@@ -95,7 +94,7 @@ def test_new_changed_and_removed_files(index, folder):
 
 
 def test_a_renamed_picture_keeps_its_id(index, folder, monkeypatch):
-    monkeypatch.setattr(indexing.pictures, "reading", None)
+    monkeypatch.setattr(indexing, "reading", None)
     (folder / "y").mkdir()
     (folder / "b.png").rename(folder / "y/z.png")
 
@@ -184,15 +183,15 @@ def test_a_batch_ends_when_its_model_fails(index, folder):
 
 
 class Meddling(StandIn):
-    """A picture is written anew when it was hashed, and is not yet decoded."""
+    """A picture is written anew when it was hashed, and is just decoded."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
-    def encode_images(self, pictures, **_):
+    def prepare(self, pixels):
         draw(self.path, 51)
-        return super().encode_images(pictures)
+        return super().prepare(pixels)
 
 
 def test_a_file_that_changes_meanwhile_is_what_was_read(index, folder):
@@ -370,7 +369,7 @@ def test_a_new_name_that_the_old_one_still_leads_to_is_a_renaming(
     listing("b.png")
     with Store.open(index, read_only=False) as store:
         assert update(store, MODEL) == Report(renamed=1)
-        assert store.picture(2).path == "B.PNG"
+        assert store.image(2).path == "B.PNG"
 
 
 def test_pictures_of_a_disk_that_is_away_stay(index, folder):
@@ -433,7 +432,7 @@ def test_more_than_a_tenth_leaves_when_it_may(index, folder):
 
 
 def test_renaming_everything_loses_nothing(index, folder, monkeypatch):
-    monkeypatch.setattr(indexing.pictures, "reading", None)
+    monkeypatch.setattr(indexing, "reading", None)
     (folder / "y").mkdir()
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         path.rename(folder / f"y/{number}.png")
@@ -469,7 +468,7 @@ def test_names_of_any_bytes_are_indexed(tmp_path):
     with Store.open(index, read_only=True) as store:
         assert store.folder == folder
         assert store.folders() == ["caf\\xe9"]
-        known = store.pictures()
+        known = store.images()
         assert {row.file for row in known.values()} == set(names)
         assert store.matching(Filters(folder="caf\\xe9")).tolist() == [3]
 
@@ -479,7 +478,7 @@ def test_a_name_that_is_spelled_in_another_way_is_not_read_again():
         draw(folder / unicodedata.normalize("NFC", "é/ü.png"), 50)
         assert run(index) == Report(added=1, encoded=1)
         with Store.open(index, read_only=True) as store:
-            ((id, row),) = store.pictures(folder="é").items()
+            ((id, row),) = store.images(folder="é").items()
         (folder / unicodedata.normalize("NFC", "é")).rename(
             folder / unicodedata.normalize("NFD", "é")
         )
@@ -493,7 +492,7 @@ def test_a_name_that_is_spelled_in_another_way_is_not_read_again():
             for typed in ("NFC", "NFD"):
                 filters = Filters(folder=unicodedata.normalize(typed, "é"))
                 assert store.matching(filters).tolist() == [id]
-            assert store.picture(id).file == unicodedata.normalize("NFD", row.file)
+            assert store.image(id).file == unicodedata.normalize("NFD", row.file)
 
 
 @pytest.mark.parametrize("year", [1, 1902, 2400])
@@ -525,14 +524,14 @@ def test_times_beyond_64_bits_are_indexed(index, folder, year):
 def test_no_error_of_a_decoder_ends_an_update(index, folder, monkeypatch, error):
     draw(folder / "d.png", 50)
     draw(folder / "e.png", 51)
-    read = indexing.pictures.reading
+    read = indexing.reading
 
     def failing(content, *others):
         if content.name == "d.png":
             raise error
         return read(content, *others)
 
-    monkeypatch.setattr(indexing.pictures, "reading", failing)
+    monkeypatch.setattr(indexing, "reading", failing)
     report = run(index)
     ((path, reason),) = report.bad
     assert path == "d.png"

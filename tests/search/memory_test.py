@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vse_jax.base.errors import InputError
-from vse_search.pictures import MAX_PIXELS, memory_for, read_picture
+from vse_search.images import MAX_PIXELS, memory_for, read_image
 
 AROUND = 100_000_000  # bytes for the index, batches and threads
 
@@ -105,7 +105,7 @@ def test_a_large_picture_is_decoded_smaller(tmp_path, monkeypatch):
         exif[0x0112] = 6
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.jpg", exif=exif)
     for name in ("a.png", "a.jpg", "b.jpg"):
-        picture = read_picture(tmp_path / name)
+        picture = read_image(tmp_path / name)
         assert (picture.width, picture.height) == (8000, 7000)
         assert picture.pixels.shape == (1750, 2000, 3)
         for row in (0, 500, 1749):
@@ -116,7 +116,7 @@ def test_a_large_picture_is_decoded_smaller(tmp_path, monkeypatch):
 def test_what_needs_more_than_the_setting_allows_is_refused_by_its_header(tmp_path):
     large_png(tmp_path / "a.png", 70_000, 900)
     with pytest.raises(InputError) as error:
-        read_picture(tmp_path / "a.png", 64_000_000)
+        read_image(tmp_path / "a.png", 64_000_000)
     assert str(error.value) == (
         f"{tmp_path / 'a.png'}: to decode 70,000 × 900 pixels of this kind takes "
         "0.7 GB; config.search.max_pixels = 64,000,000 allows 0.3 GB"

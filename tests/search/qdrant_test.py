@@ -9,11 +9,9 @@ from qdrant_client import QdrantClient
 from tests.helpers.indices import COUNT, DIM, new, unit_vectors, write_index
 from vse_jax.base.errors import InputError
 from vse_search import qdrant
-from vse_search.engine import ALL, Filters
-from vse_search.engines import make_engine
-from vse_search.exact import ExactEngine
+from vse_search.engines import ExactEngine, make_engine
 from vse_search.qdrant import QdrantEngine
-from vse_search.store import File, Store
+from vse_search.store import ALL, File, Filters, Store
 
 
 @pytest.fixture
@@ -56,7 +54,9 @@ def engine(store):
 def test_agrees_with_exact_search(engine, store, vectors, filters):
     found = engine.search(vectors[3], top=7, filters=filters)
     expected = ExactEngine(store).search(vectors[3], top=7, filters=filters)
-    assert [hit[:2] for hit in found] == [hit[:2] for hit in expected]
+    assert [(hit.id, hit.path) for hit in found] == [
+        (hit.id, hit.path) for hit in expected
+    ]
     scores = [hit.score for hit in expected]
     np.testing.assert_allclose([hit.score for hit in found], scores, atol=1e-5)
 

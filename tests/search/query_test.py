@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vse_jax.base.errors import InputError
-from vse_search.pictures import SUFFIXES
+from vse_search.folders import SUFFIXES
 from vse_search.query import (
     MOST_LETTERS,
     MOST_PARTS,
@@ -14,7 +14,7 @@ from vse_search.query import (
     hint,
     is_name,
     parse,
-    rename_pictures,
+    rename_images,
 )
 
 
@@ -58,51 +58,51 @@ from vse_search.query import (
     ],
 )
 def test_a_plain_sentence_stays_one(text):
-    assert parse(text) == [Part("sentence", text)]
+    assert parse(text) == [Part("caption", text)]
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("'a red car'", [Part("sentence", "a red car")]),
+        ("'a red car'", [Part("caption", "a red car")]),
         (
             "'a red car' - 'people' + 0.5*photo.jpg",
             [
-                Part("sentence", "a red car"),
-                Part("sentence", "people", -1.0),
-                Part("picture", "photo.jpg", 0.5),
+                Part("caption", "a red car"),
+                Part("caption", "people", -1.0),
+                Part("image", "photo.jpg", 0.5),
             ],
         ),
         (
             "2 * \"it's a dog\"−.5*'the dog's tail'",
             [
-                Part("sentence", "it's a dog", 2),
-                Part("sentence", "the dog's tail", -0.5),
+                Part("caption", "it's a dog", 2),
+                Part("caption", "the dog's tail", -0.5),
             ],
         ),
-        ("-'people'", [Part("sentence", "people", -1)]),
-        (" + 'sea'", [Part("sentence", "sea")]),
-        ("photo.jpg", [Part("picture", "photo.jpg")]),
-        ("-2*a/b-c+1.HEIC", [Part("picture", "a/b-c+1.HEIC", -2)]),
+        ("-'people'", [Part("caption", "people", -1)]),
+        (" + 'sea'", [Part("caption", "sea")]),
+        ("photo.jpg", [Part("image", "photo.jpg")]),
+        ("-2*a/b-c+1.HEIC", [Part("image", "a/b-c+1.HEIC", -2)]),
         (
             "'my photo.jpg'-'x'",
-            [Part("picture", "my photo.jpg"), Part("sentence", "x", -1)],
+            [Part("image", "my photo.jpg"), Part("caption", "x", -1)],
         ),
-        ("'two  \n dogs '", [Part("sentence", "two dogs")]),
-        ("3.*'x'", [Part("sentence", "x", 3)]),
-        ("0,5*'x'-,25*'y'", [Part("sentence", "x", 0.5), Part("sentence", "y", -0.25)]),
-        ("2 × ‘x’", [Part("sentence", "x", 2)]),
-        ("'rock 'n' roll'", [Part("sentence", "rock 'n' roll")]),
-        ("‘the dog’s tail’", [Part("sentence", "the dog’s tail")]),
-        ("\ufeff'x'\u200b", [Part("sentence", "x")]),
-        ("'Damenmode und -schuhe'", [Part("sentence", "Damenmode und -schuhe")]),
-        ("IMG 1040.JPG", [Part("picture", "IMG 1040.JPG")]),
-        ("dog’s ball (2).Jpeg", [Part("picture", "dog’s ball (2).Jpeg")]),
-        ("‘dog’s ball.jpg’", [Part("picture", "dog’s ball.jpg")]),
-        ("photo.bmp", [Part("picture", "photo.bmp")]),
+        ("'two  \n dogs '", [Part("caption", "two dogs")]),
+        ("3.*'x'", [Part("caption", "x", 3)]),
+        ("0,5*'x'-,25*'y'", [Part("caption", "x", 0.5), Part("caption", "y", -0.25)]),
+        ("2 × ‘x’", [Part("caption", "x", 2)]),
+        ("'rock 'n' roll'", [Part("caption", "rock 'n' roll")]),
+        ("‘the dog’s tail’", [Part("caption", "the dog’s tail")]),
+        ("\ufeff'x'\u200b", [Part("caption", "x")]),
+        ("'Damenmode und -schuhe'", [Part("caption", "Damenmode und -schuhe")]),
+        ("IMG 1040.JPG", [Part("image", "IMG 1040.JPG")]),
+        ("dog’s ball (2).Jpeg", [Part("image", "dog’s ball (2).Jpeg")]),
+        ("‘dog’s ball.jpg’", [Part("image", "dog’s ball.jpg")]),
+        ("photo.bmp", [Part("image", "photo.bmp")]),
         (
             "IMG_1.CR2 – 'x'",
-            [Part("picture", "IMG_1.CR2"), Part("sentence", "x", -1)],
+            [Part("image", "IMG_1.CR2"), Part("caption", "x", -1)],
         ),
     ],
 )
@@ -163,8 +163,8 @@ def test_every_dash_and_quote_means_what_its_plain_one_does(dash, quotes, space)
 
     text = f"{quoted('a red car')}{space}{dash}{space}{quoted('people')}"
     assert parse(text) == [
-        Part("sentence", "a red car"),
-        Part("sentence", "people", -1),
+        Part("caption", "a red car"),
+        Part("caption", "people", -1),
     ]
 
 
@@ -173,8 +173,8 @@ def test_every_dash_and_quote_means_what_its_plain_one_does(dash, quotes, space)
 def test_every_suffix_that_is_indexed_is_a_pictures(suffix, change):
     name = f"a{change(suffix)}"
     assert is_name(name)
-    assert parse(name) == [Part("picture", name)]
-    assert parse(f"{name}+'x'")[0] == Part("picture", name)
+    assert parse(name) == [Part("image", name)]
+    assert parse(f"{name}+'x'")[0] == Part("image", name)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_looks_like_a_part_is_an_error_that_says_how_to_write_it(text, writ
     with pytest.raises(InputError, match=r"^query, column") as error:
         parse(text)
     assert f"write {written}, or" in str(error.value)
-    assert all(part.kind == "sentence" for part in parse(written))
+    assert all(part.kind == "caption" for part in parse(written))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ LETTERS = st.text("abcxyz", min_size=1)
 @given(st.lists(LETTERS, min_size=1), st.sampled_from(["'", "’", "-", "‑"]))
 def test_hyphens_and_apostrophes_inside_words_mean_nothing(words, mark):
     text = " ".join(mark.join(("x", word, "x")) for word in words)
-    assert parse(text) == [Part("sentence", text)]
+    assert parse(text) == [Part("caption", text)]
     assert hint(text) is None
 
 
@@ -253,7 +253,7 @@ WEIGHTS = st.integers(-4000, 4000).map(lambda quarters: quarters / 4)
 @given(st.lists(st.tuples(WORDS, WEIGHTS), min_size=1, max_size=MOST_PARTS))
 def test_what_is_written_as_the_grammar_says_is_read_back(items):
     text = " ".join(f"{'-' if w < 0 else '+'} {abs(w)} * '{s}'" for s, w in items)
-    expected = [Part("sentence", " ".join(s.split()), w) for s, w in items]
+    expected = [Part("caption", " ".join(s.split()), w) for s, w in items]
     assert parse(text) == expected
 
 
@@ -288,9 +288,9 @@ def test_parts_that_cancel_out_are_an_error(weights):
 
 def test_pictures_are_renamed_in_place():
     text = "'the \"b.png\" sign' -'my a.jpg'-2*'x' + .5*c/b.png"
-    renamed = rename_pictures(text, lambda name: f"{len(name)}.jpg")
+    renamed = rename_images(text, lambda name: f"{len(name)}.jpg")
     assert renamed == "'the \"b.png\" sign' -'8.jpg'-2*'x' + .5*'7.jpg'"
-    assert rename_pictures("a dog, b.png,", str.upper) == "a dog, b.png,"
-    assert rename_pictures("a dog, b.png", str.upper) == "'A DOG, B.PNG'"
-    kept = rename_pictures("a.png - b.png", {"b.png": "c.png"}.get)
+    assert rename_images("a dog, b.png,", str.upper) == "a dog, b.png,"
+    assert rename_images("a dog, b.png", str.upper) == "'A DOG, B.PNG'"
+    kept = rename_images("a.png - b.png", {"b.png": "c.png"}.get)
     assert kept == "a.png - 'c.png'"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vse_search.stacks import stacks
+from vse_search.searcher import stacks
 
 
 def fan(*degrees: float) -> np.ndarray:
@@ -14,9 +14,9 @@ def fan(*degrees: float) -> np.ndarray:
     )
 
 
-def found(vectors, ratios=None, neighbours=False):
+def found(vectors, ratios=None, neighbors=False):
     ratios = np.ones(len(vectors)) if ratios is None else np.array(ratios)
-    return stacks(vectors, ratios, neighbours=neighbours)
+    return stacks(vectors, ratios, neighbors=neighbors)
 
 
 def test_the_cosine_decides_whatever_the_lengths():
@@ -29,10 +29,10 @@ def test_a_stack_does_not_drift():
     assert found(fan(0, 7, 14, 21)) == [[0, 1], [2, 3]]
 
 
-def test_what_lies_in_between_ends_a_stack_of_neighbours():
+def test_what_lies_in_between_ends_a_stack_of_neighbors():
     assert found(fan(0, 90, 1)) == [[0, 2]]
-    assert found(fan(0, 90, 1), neighbours=True) == []
-    assert found(fan(0, 1, 90, 91, 2), neighbours=True) == [[0, 1], [2, 3]]
+    assert found(fan(0, 90, 1), neighbors=True) == []
+    assert found(fan(0, 1, 90, 91, 2), neighbors=True) == [[0, 1], [2, 3]]
 
 
 def test_an_upright_picture_is_not_one_that_lies():

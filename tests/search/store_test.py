@@ -15,8 +15,7 @@ import pytest
 from tests.helpers.indices import new
 from tests.helpers.users import folder_of_everybody, ordinary_user
 from vse_jax.base.errors import InputError
-from vse_search.engine import Filters
-from vse_search.store import File, Store
+from vse_search.store import File, Filters, Store
 
 
 def vectors(count: int, start: int = 1) -> np.ndarray:
@@ -54,16 +53,16 @@ def test_it_tells_what_it_knows(index, tmp_path):
         assert store.cameras() == ["Canon", "Nikon"]
         assert store.folders() == ["x", "x/y", "x0"]
         assert store.dates() == ("2019-05-01", "2021-01-01")
-        row = store.picture(1)
+        row = store.image(1)
         assert (row.path, row.copies, row.bytes) == ("a.jpg", ["x/copy.jpg"], 10)
         assert (row.width, row.height, row.camera) == (4, 3, "Canon")
         assert row.taken == "2019-05-01T23:59:59"
-        assert list(store.pictures()) == [1, 2, 3, 4]
-        assert store.pictures()[1] == row
-        assert store.pictures([9, 3, 1]).keys() == {1, 3}
-        assert [r.path for r in store.pictures([1, 4], "x").values()] == ["x/copy.jpg"]
+        assert list(store.images()) == [1, 2, 3, 4]
+        assert store.images()[1] == row
+        assert store.images([9, 3, 1]).keys() == {1, 3}
+        assert [r.path for r in store.images([1, 4], "x").values()] == ["x/copy.jpg"]
         assert store.vector(3).tolist() == [3, 3]
-        assert store.picture(9) is store.vector(9) is None
+        assert store.image(9) is store.vector(9) is None
 
 
 @pytest.mark.parametrize(
@@ -110,17 +109,17 @@ def test_ids_are_never_used_twice(index):
     with Store.open(index, read_only=False) as store:
         store.forget(["x0/d.jpg"])
         store.add([new("e.jpg")], vectors(1, 9))
-        assert store.picture(4) is None
-        assert store.picture(5).path == "e.jpg"
+        assert store.image(4) is None
+        assert store.image(5).path == "e.jpg"
         assert store.vector(5).tolist() == [9, 9]
 
 
 def test_a_picture_goes_with_its_last_file(index):
     with Store.open(index, read_only=False) as store:
         store.forget(["a.jpg"])
-        assert store.picture(1).path == "x/copy.jpg"
+        assert store.image(1).path == "x/copy.jpg"
         store.forget(["x/copy.jpg"])
-        assert store.picture(1) is None
+        assert store.image(1) is None
         assert store.count() == 3
         assert store.snapshot().ids.tolist() == [2, 3, 4]
 
@@ -255,7 +254,7 @@ def test_a_full_disk_is_no_broken_index(index):
 
 
 def test_another_layout_is_refused(index, monkeypatch):
-    monkeypatch.setattr("vse_search.store._LAYOUT", 99)
+    monkeypatch.setattr("vse_search.database._LAYOUT", 99)
     with (
         pytest.raises(InputError, match="of another version of this program"),
         Store.open(index, read_only=True),
@@ -272,7 +271,7 @@ def test_no_index_is_said(tmp_path):
 
 
 def test_an_index_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("vse_search.store._SCHEMA", "CREATE TABLE half (x); wrong")
+    monkeypatch.setattr("vse_search.database._SCHEMA", "CREATE TABLE half (x); wrong")
     with pytest.raises(Exception, match="syntax error"):
         Store.create(tmp_path / "i", model="m", name="n", dim=2, folder=tmp_path)
     assert not list((tmp_path / "i").iterdir())
@@ -299,14 +298,14 @@ def test_a_reader_follows_an_index_that_was_made_anew(index, count):
         assert store.version() > old.version
         assert store.uid != uid
         assert store.folder == index / "elsewhere"
-        assert store.picture(1).path == "other0.jpg"
+        assert store.image(1).path == "other0.jpg"
         assert store.vector(1).tolist() == [70, 70]
         now = store.snapshot(old)
         assert now.ids.tolist() == list(range(1, count + 1))
         assert now.matrix[now.rows, 0].tolist() == list(range(70, 70 + count))
         # What an engine has not yet let go of stays whole: old ids, old names.
         assert old.matrix[old.rows, 0].tolist() == [1, 2, 3, 4]
-        assert store.pictures([1, 2], of=old)[2].path == "x/b.jpg"
+        assert store.images([1, 2], of=old)[2].path == "x/b.jpg"
         assert store.matching(Filters(folder="x"), of=old).tolist() == [1, 2, 3]
 
 
@@ -400,7 +399,7 @@ def test_an_index_can_be_read_where_nothing_may_be_written():
             ordinary_user(folder / "own"),
             Store.open(path, read_only=True) as store,
         ):
-            assert store.picture(1).path == "a.jpg"
+            assert store.image(1).path == "a.jpg"
             assert store.snapshot().matrix.tolist() == [[1, 1]]
         path.chmod(0o755)
 
@@ -423,8 +422,8 @@ def test_names_of_any_bytes_are_kept_and_can_be_shown(tmp_path):
         store.add(pictures, vectors(len(names)))
         assert store.folder == folder
         assert store.files().keys() == set(names)
-        assert [store.picture(id).file for id in range(1, 7)] == names
-        assert [store.picture(id).path for id in range(1, 7)] == [
+        assert [store.image(id).file for id in range(1, 7)] == names
+        assert [store.image(id).path for id in range(1, 7)] == [
             "\\xff/a.jpg",
             "\\xfe/a.jpg",
             "line\\nbreak.jpg",

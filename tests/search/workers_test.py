@@ -3,16 +3,16 @@ import threading
 import time
 
 import pytest
+from fastapi import HTTPException
 
-from vse_search.workers import QueueFull, Workers
+from vse_search.app import Workers
 
 
 @pytest.fixture
 def workers():
     workers = Workers(threads=1, queue=1)
     yield workers
-    workers.stop()
-    assert workers.ended(10.0)
+    assert workers.close(10.0)
 
 
 def test_a_call_gives_its_result_or_its_error(workers):
@@ -31,7 +31,7 @@ def test_a_waiting_call_that_is_given_up_is_not_made_and_leaves_its_place(worker
         first = asyncio.create_task(workers.run(may_end.wait, 10))
         given_up = asyncio.create_task(workers.run(made.append, "given up"))
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
+        with pytest.raises(HTTPException, match="429: too many requests wait"):
             await workers.run(made.append, "refused")
         given_up.cancel()
         await asyncio.sleep(0.01)
@@ -54,7 +54,7 @@ def test_a_call_that_has_begun_keeps_its_place(workers):
         await asyncio.sleep(0.01)
         waiting = asyncio.create_task(workers.run(int))
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
+        with pytest.raises(HTTPException, match="429: too many requests wait"):
             await workers.run(int)
         may_end.set()
         await waiting
@@ -71,9 +71,8 @@ def test_the_end_does_not_wait_longer_than_it_is_told():
         task.cancel()
 
     asyncio.run(start())
-    workers.stop()
     start_s = time.monotonic()
-    assert not workers.ended(0.1)
+    assert not workers.close(0.1)
     assert time.monotonic() - start_s < 1
     may_end.set()
-    assert workers.ended(10.0)
+    assert workers.close(10.0)

@@ -18,7 +18,7 @@ def explain(config: Config, workdir: Path) -> None:
         if not value or not value.strip():
             raise InputError(f"config.search.{field}: needed by --mode=explain")
     parts = parse(query)
-    if len(parts) > 1 or parts[0].kind != "sentence" or parts[0].weight < 0:
+    if len(parts) > 1 or parts[0].kind != "caption" or parts[0].weight < 0:
         raise InputError("config.search.query: --mode=explain takes one sentence")
     sentence = parts[0].value
     picture = load_image(like)

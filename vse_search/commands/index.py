@@ -1,17 +1,15 @@
-"""--mode=index: the index of a folder of pictures, made or brought up to date."""
+"""--mode=index: the index of a folder of images, made or brought up to date."""
 
-import contextlib
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import vse_jax
 from vse_jax import Config, InputError, printable
+from vse_search.commands import index_folder
 from vse_search.encoder import Encoder
-from vse_search.indexing import Report, check_model, check_pictures, update
-from vse_search.opening import index_folder
-from vse_search.pictures import check_folder
+from vse_search.folders import check_folder
+from vse_search.indexing import Report, check_images, update
 from vse_search.store import Store
 
 _LISTED = 50  # bad files
@@ -20,45 +18,25 @@ _LISTED = 50  # bad files
 def index(config: Config, workdir: Path) -> None:
     """Indexes config.search.pictures by the best model in `workdir`.
 
-    Only new and changed pictures are encoded; files that are no readable pictures are
+    Only new and changed images are encoded; files that are no readable images are
     listed and left out. What cannot be seen stays in the index.
 
     Raises:
-        InputError: no folder or no pictures in it, a region model, an index of another
+        InputError: no folder or no images in it, a region model, an index of another
             model or folder, a broken one, another process writes to it, or more than a
-            tenth of its pictures are gone.
+            tenth of its images are gone.
     """
     c = config.search
     start = time.monotonic()
-    # What Pillow has to say of odd notes in a file concerns nobody: it is read or not.
+    # Pillow warns of odd metadata; an image is read or refused all the same.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     place = index_folder(config, workdir)
     folder = None if c.pictures is None else check_folder(Path(c.pictures))
-    if folder is None and not Store.exists(place):
-        raise InputError("config.search.pictures: needed to make an index")
-    with _opened(place, folder, config, workdir) as (store, model):
-        report = update(
-            store,
-            model,
-            folder=folder,
-            exclude=c.exclude,
-            forget=c.forget,
-            max_pixels=c.max_pixels,
-            batch=model.batch_size,
-        )
-        pictures = store.count()
-    _tell(place, pictures, report, time.monotonic() - start)
-
-
-@contextlib.contextmanager
-def _opened(
-    place: Path, folder: Path | None, config: Config, workdir: Path
-) -> Iterator[tuple[Store, Encoder]]:
-    """The index at `place`, which is made where there is none, and its model."""
     model = None
-    if folder is not None and not Store.exists(place):
-        # Or an empty index would be left.
-        check_pictures(folder, config.search.exclude or ())
+    if not Store.exists(place):
+        if folder is None:
+            raise InputError("config.search.pictures: needed to make an index")
+        check_images(folder, c.exclude or ())  # or an empty index would be left
         model = _grid_model(config, workdir)
         Store.create(
             place,
@@ -74,9 +52,16 @@ def _opened(
                 f"{place}: index of the pictures in {there}; name another "
                 "--config.search.index for another folder"
             )
-        model = model or _grid_model(config, workdir)
-        check_model(store, model)
-        yield store, model
+        report = update(
+            store,
+            model or _grid_model(config, workdir),
+            folder=folder,
+            exclude=c.exclude,
+            forget=c.forget,
+            max_pixels=c.max_pixels,
+        )
+        images = store.count()
+    _tell(place, images, report, time.monotonic() - start)
 
 
 def _grid_model(config: Config, workdir: Path) -> Encoder:
@@ -89,7 +74,7 @@ def _grid_model(config: Config, workdir: Path) -> Encoder:
     return model
 
 
-def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:
+def _tell(place: Path, images: int, report: Report, seconds: float) -> None:
     """The summary, after the bad files with their reasons."""
     for pattern in report.unmet:
         print(f"config.search.exclude: {pattern!r} leaves nothing out")
@@ -102,4 +87,4 @@ def _tell(place: Path, pictures: int, report: Report, seconds: float) -> None:
     done = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n) or "no change"
     passed = f"; passed over: {told}" if (told := report.passed.told()) else ""
     name = printable(str(place))
-    print(f"{name}: {pictures:,} pictures ({done}) in {seconds:.1f} s{passed}")
+    print(f"{name}: {images:,} pictures ({done}) in {seconds:.1f} s{passed}")

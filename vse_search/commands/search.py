@@ -1,4 +1,4 @@
-"""--mode=search: the pictures of an index that fit a query best."""
+"""--mode=search: the images of an index that fit a query best."""
 
 import json
 import os
@@ -7,18 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 import vse_jax
 from vse_jax import Config, InputError, printable, read_bytes
-from vse_search.client import MOST_HITS, Client, Unanswered, running
-from vse_search.engine import Filters, Hit
-from vse_search.exact import hits
-from vse_search.opening import index_folder, opened
-from vse_search.query import hint, rename_pictures
-from vse_search.store import Store
+from vse_search.client import MOST_HITS, Unanswered, running
+from vse_search.commands import index_folder
+from vse_search.encoder import Encoder
+from vse_search.query import hint, rename_images
+from vse_search.searcher import Query, Searcher, SearchOptions
+from vse_search.store import Filters, Hit, Store
 
 
 def search(config: Config, workdir: Path) -> None:
@@ -27,7 +26,7 @@ def search(config: Config, workdir: Path) -> None:
     A server of the index answers where one runs that can: the answer is the same.
 
     Raises:
-        InputError: nothing is asked for, a wrong query, filter or picture, no index, or
+        InputError: nothing is asked for, a wrong query, filter or image, no index, or
             one of another model.
     """
     options = config.search
@@ -36,20 +35,30 @@ def search(config: Config, workdir: Path) -> None:
             "config.search.query: say what to look for, or name a picture "
             "with config.search.like"
         )
-    fields = ("after", "before", "camera", "folder")
-    filters = Filters(**{name: options[name] for name in fields})
+    wanted = SearchOptions(
+        options.top,
+        options.min_score,
+        Filters(options.after, options.before, options.camera, options.folder),
+    )
     index = index_folder(config, workdir)
     with Store.open(index, read_only=True) as store:
-        folder, answer = store.folder, None
+        folder, found = store.folder, None
         if options.top <= MOST_HITS and (client := running(index, options.engine)):
             try:
-                answer = _ask(client, options, store, filters)
+                query = _query(options, store, client.upload)
+                answer = client.search(
+                    query=query.query,
+                    uploads=query.uploads,
+                    top=options.top,
+                    min_score=options.min_score,
+                    **asdict(wanted.filters),
+                )
+                scores = {hit["id"]: hit["score"] for hit in answer}
+                found = store.hits(scores, wanted.filters)
             except Unanswered as error:
                 logging.info("%s; searching without the server", error)
-        if answer is None:
-            answer = _find(config, workdir, store, filters)
-        scores = {hit["id"]: hit["score"] for hit in answer}
-        found = hits(store, None, scores, filters)
+        if found is None:
+            found = _search_here(config, workdir, store, wanted)
     if told := hint(options.query or ""):
         logging.info("query: %s", told)
     if options.format == "paths":  # the files' names as they are, for other programs
@@ -60,31 +69,19 @@ def search(config: Config, workdir: Path) -> None:
         print(_shown(found, folder, options.format), end="")
 
 
-def _ask(
-    client: Client, options: Config, store: Store, filters: Filters
-) -> list[dict[str, Any]]:
-    """Asks a server."""
-    query, uploads = _question(options, store, client.upload)
-    limits = {"top": options.top, "min_score": options.min_score}
-    return client.search(query=query, uploads=uploads, **limits, **asdict(filters))
-
-
-def _find(
-    config: Config, workdir: Path, store: Store, filters: Filters
-) -> list[dict[str, Any]]:
+def _search_here(
+    config: Config, workdir: Path, store: Store, wanted: SearchOptions
+) -> list[Hit]:
     """Loads the model and searches as a server does; JAX is started here."""
-    from vse_search.gallery import Gallery  # noqa: PLC0415 (loads OpenCV)
-    from vse_search.searcher import Choice, Question, Searcher  # noqa: PLC0415
-
     options = config.search
-    nobody = (None, None, None)
+
+    def load() -> Encoder:
+        return vse_jax.model_of(config, workdir)
+
     with (
-        vse_jax.started(config, "search", nobody, alone=True),
-        opened(
-            options, store.index, lambda: vse_jax.model_of(config, workdir)
-        ) as found,
+        vse_jax.started(config, "search", (None, None, None), alone=True),
+        Searcher.open(options, store.index, load) as searcher,
     ):
-        searcher = Searcher(found, Gallery(found.store, options.max_pixels))
 
         def upload(path: Path) -> str:
             try:
@@ -95,21 +92,17 @@ def _find(
                     f"{path}: {reason.removeprefix('the upload: ')}"
                 ) from None
 
-        query, uploads = _question(options, store, upload)
-        choice = Choice(options.top, options.min_score, filters)
-        return searcher.search(Question(query, uploads=uploads), choice)["hits"]
+        return searcher.search(_query(options, store, upload), wanted)
 
 
-def _question(
-    options: Config, store: Store, upload: Callable[[Path], str]
-) -> tuple[str, list[str]]:
-    """The query, in which uploads stand for this machine's files, and more uploads.
+def _query(options: Config, store: Store, upload: Callable[[Path], str]) -> Query:
+    """What config.search looks for; uploads stand for this machine's files.
 
-    A name in a query is a file's or, where there is none, that of a picture of the
+    A name in a query is a file's or, where there is none, that of an image of the
     index. `upload` takes a file to whoever searches and gives its id.
     """
 
-    def is_picture(name: str) -> bool:
+    def is_image(name: str) -> bool:
         return os.path.isfile(os.path.expanduser(name)) or bool(store.named(name))
 
     def uploaded(name: str) -> str | None:
@@ -123,18 +116,16 @@ def _question(
             )
         return None
 
-    query = (
-        rename_pictures(options.query, uploaded, is_picture)
-        if options.query is not None
-        else ""
-    )
+    text = ""
+    if options.query is not None:
+        text = rename_images(options.query, uploaded, is_image)
     like = [] if options.like is None else [upload(Path(options.like))]
-    return query, like
+    return Query(text, uploads=like)
 
 
 def _line(folder: Path, hit: Hit) -> bytes:
     """The path of a file. A line break in it would make two paths of it."""
-    path = os.fsencode(folder / hit.row.file)
+    path = os.fsencode(folder / hit.file)
     return (printable(os.fsdecode(path)).encode() if b"\n" in path else path) + b"\n"
 
 
@@ -142,7 +133,11 @@ def _shown(found: list[Hit], folder: Path, form: str) -> str:
     """What is printed: paths are whole for programs, and below `folder` for people."""
     if form == "json":
         facts = [
-            {"path": str(folder / hit.row.file), "score": hit.score, "id": hit.id}
+            {
+                "path": str(folder / hit.file),
+                "score": round(hit.score or 0.0, 6),
+                "id": hit.id,
+            }
             for hit in found
         ]
         return json.dumps(facts, indent=1) + "\n"

@@ -194,7 +194,7 @@ def test_the_vectors_are_the_models(tiny_config, tiny_root, tmp_path):
 
     with Store.open(run / "index", read_only=True) as store:
         snapshot = store.snapshot()
-        known = store.pictures()
+        known = store.images()
         paths = [store.folder / known[id].file for id in snapshot.ids.tolist()]
     expected = vse_jax.load(run).encode_images(paths)
     np.testing.assert_allclose(snapshot.matrix[snapshot.rows], expected, atol=1e-6)

@@ -18,7 +18,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.config import save_config
 from vse_search import client
 from vse_search.commands.search import search
-from vse_search.store import File, NewPicture, Store
+from vse_search.store import File, NewImage, Store
 
 
 @pytest.fixture(scope="module", params=["alone", "through the server"])
@@ -276,7 +276,7 @@ def test_many_hits_are_not_compared_with_each_other(model, tmp_path, capsys):
     Store.create(index, folder=tmp_path, **facts)
     names = [f"{number}.png" for number in range(count)]
     with Store.open(index, read_only=False) as store:
-        files = [NewPicture(File(n, 1, 1, n), 4, 3, None, None) for n in names]
+        files = [NewImage(File(n, 1, 1, n), 4, 3, None, None) for n in names]
         store.add(files, np.ones((count, model.dim), np.float32))
     config = common.base()
     config.search.update(query="red", top=count, format="paths")

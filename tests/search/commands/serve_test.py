@@ -15,10 +15,12 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.soak import resident, soak
+from configs import common
 from tests.helpers import searching
 from vse_jax.base.errors import InputError
 from vse_search import client
-from vse_search.commands.serve import serve_index
+from vse_search.commands.serve import serve
+from vse_search.serving import serve_index
 from vse_search.store import Store
 
 
@@ -235,7 +237,7 @@ def test_an_index_of_another_model_is_an_error(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "vse_search.listening", raising=False)
-    monkeypatch.delattr("vse_search.listening", raising=False)
+    monkeypatch.delitem(sys.modules, "vse_search.serving", raising=False)
+    monkeypatch.delattr("vse_search.serving", raising=False)
     with pytest.raises(InputError, match=r"uvicorn.*make setup-search"):
-        serve_index(searching.options(), tmp_path, not_loaded)
+        serve(common.base(), tmp_path)

@@ -23,8 +23,8 @@ from tests.helpers.runs import write_run
 from tests.helpers.searching import ColourModel
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
-from vse_search.opening import opened
-from vse_search.server import Server
+from vse_search.app import Server
+from vse_search.searcher import Searcher
 
 JSON = {"content-type": "application/json"}
 
@@ -47,11 +47,12 @@ def serve(index):
         def start(model=None, index=index, **options):
             model = model or ColourModel()
             options = searching.options(**options)
-            found = stack.enter_context(opened(options, index, lambda: model))
-            server = Server(found, options, 8765)
-            server.warm_up()
+            opened = Searcher.open(options, index, lambda: model)
+            searcher = stack.enter_context(opened)
+            searcher.warm_up()
+            server = Server(searcher, options, 8765)
             stack.callback(lambda: server.close(60.0))
-            return stack.enter_context(Asker(server.app()))
+            return stack.enter_context(Asker(server.app))
 
         yield start
 
@@ -821,7 +822,7 @@ def test_the_page_is_served_with_its_types(serve, tmp_path, monkeypatch):
     (tmp_path / "index.html").write_text("<!doctype html>")
     (tmp_path / "main.js").write_text("1")
     (tmp_path / "notes.txt").write_text("secret")
-    monkeypatch.setattr("vse_search.server.PAGE", tmp_path)
+    monkeypatch.setattr("vse_search.app.PAGE", tmp_path)
     server = serve()
     reply = server.get("/")
     assert reply.headers["content-type"] == "text/html; charset=utf-8"

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.indices import COUNT, DIM, new, unit_vectors, write_index
-from vse_search.engine import ALL, Filters
-from vse_search.exact import ExactEngine, best
-from vse_search.store import File, Store
+from vse_search.engines import ExactEngine, best
+from vse_search.store import ALL, File, Filters, Store
 
 
 @pytest.fixture
@@ -33,9 +32,7 @@ def test_finds_what_a_matrix_product_finds(index, vectors, filters, step, first)
     with Store.open(index, read_only=True) as store:
         hits = ExactEngine(store).search(query, top=7, filters=filters)
         assert [hit.id for hit in hits] == (first + step * order + 1).tolist()
-        assert [hit.path for hit in hits] == [
-            store.picture(hit.id).path for hit in hits
-        ]
+        assert [hit.path for hit in hits] == [store.image(hit.id).path for hit in hits]
     np.testing.assert_allclose([hit.score for hit in hits], scores[order], rtol=1e-5)
 
 

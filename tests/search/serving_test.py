@@ -11,12 +11,12 @@ import time
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_search.listening import bound
+from vse_search.serving import bound
 
 SERVER = """
 import sys
 from vse_search.guard import Guard
-from vse_search.listening import bound, run
+from vse_search.serving import bound, run
 
 async def app(scope, receive, send):
     body = b""

@@ -3,7 +3,6 @@
 import io
 import struct
 import sys
-import unicodedata
 import zlib
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from tests.helpers.turned_pictures import CORNERS, TURNABLE, turned
 from vse_jax.base.errors import InputError
 from vse_jax.data.images import ImageBytes, load_image
-from vse_search.pictures import Passed, read_picture, thumbnail, walk
+from vse_search.images import read_image, thumbnail
 
 GREEN = (30, 200, 60)
 
@@ -41,7 +40,7 @@ def test_formats_are_read(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (32, 16), GREEN).save(path)
 
-    picture = read_picture(path)
+    picture = read_image(path)
 
     assert (picture.width, picture.height) == (32, 16)
     assert abs(picture.pixels[8, 16].astype(int) - GREEN).max() <= 6
@@ -55,7 +54,7 @@ def test_heic_is_read_whatever_its_name(tmp_path, name):
     pillow_heif.from_pillow(image).save(content, quality=90)
     (tmp_path / name).write_bytes(content.getvalue())
 
-    picture = read_picture(tmp_path / name)
+    picture = read_image(tmp_path / name)
 
     assert picture.pixels.shape == (32, 64, 3)
     assert abs(picture.pixels[8, 16].astype(int) - GREEN).max() <= 6
@@ -66,13 +65,13 @@ def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     pillow_heif.from_pillow(Image.new("RGB", (64, 32))).save(tmp_path / "a.heic")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(InputError, match="make setup-search"):
-        read_picture(tmp_path / "a.heic")
+        read_image(tmp_path / "a.heic")
 
 
 def test_gif_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
+    assert read_image(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
@@ -83,7 +82,7 @@ def test_exif_tells_date_and_camera_and_what_is_up(tmp_path, suffix):
         notes[0x0132] = date
     path = photo(tmp_path / f"a.{suffix}", notes, {0x9003: date})
 
-    picture = read_picture(path)
+    picture = read_image(path)
 
     assert picture.taken == "2019-05-01T12:30:00"
     assert picture.camera == "Canon EOS 5D"
@@ -99,7 +98,7 @@ def test_exif_of_heic(tmp_path):
     image.info["exif"] = exif.tobytes()
     pillow_heif.from_pillow(image).save(tmp_path / "a.heic")
 
-    picture = read_picture(tmp_path / "a.heic")
+    picture = read_image(tmp_path / "a.heic")
 
     assert picture.taken == "2020-02-29T01:02:03"
     assert picture.camera == "Apple iPhone 12"
@@ -143,11 +142,11 @@ def test_exif_of_heic(tmp_path):
 )
 def test_dates_in_all_usual_spellings(tmp_path, date, taken):
     path = photo(tmp_path / "a.jpg", details={0x9003: date})
-    assert read_picture(path).taken == taken
+    assert read_image(path).taken == taken
     if taken is None:  # another date of the file counts then
         notes = {0x0132: "2020:02:29 01:02:03"}
         path = photo(tmp_path / "b.jpg", notes, {0x9003: date})
-        assert read_picture(path).taken == "2020-02-29T01:02:03"
+        assert read_image(path).taken == "2020-02-29T01:02:03"
 
 
 def test_exif_in_front_of_xmp_tells_the_date(tmp_path):
@@ -156,22 +155,22 @@ def test_exif_in_front_of_xmp_tells_the_date(tmp_path):
     for suffix in ("jpg", "webp", "avif", "tiff"):
         tags = {"tiffinfo": {700: xmp}} if suffix == "tiff" else {"xmp": xmp}
         image.save(tmp_path / f"a.{suffix}", **tags)
-        assert read_picture(tmp_path / f"a.{suffix}").taken == "2021-03-04T05:06:07"
+        assert read_image(tmp_path / f"a.{suffix}").taken == "2021-03-04T05:06:07"
     path = tmp_path / "b.jpg"
     image.save(path, xmp=xmp, exif=photo_notes("2019:05:01 12:30:15"))
-    assert read_picture(path).taken == "2019-05-01T12:30:15"
+    assert read_image(path).taken == "2019-05-01T12:30:15"
     path = tmp_path / "c.png"
     text = PngImagePlugin.PngInfo()
     tag = "<exif:DateTimeOriginal>2021-03-04T05:06:07</exif:DateTimeOriginal>"
     text.add_itxt("XML:com.adobe.xmp", tag)
     image.save(path, pnginfo=text)
-    assert read_picture(path).taken == "2021-03-04T05:06:07"
+    assert read_image(path).taken == "2021-03-04T05:06:07"
 
 
 @pytest.mark.parametrize("kind", TURNABLE)
 def test_thumbnails_are_upright(kind):
     for orientation in range(1, 9):
-        picture = read_picture(ImageBytes("a", turned(kind, orientation)))
+        picture = read_image(ImageBytes("a", turned(kind, orientation)))
         with Image.open(io.BytesIO(thumbnail(picture.pixels, 48))) as small:
             found = np.asarray(small.convert("RGB")).astype(int)
         assert found.shape == (32, 48, 3)
@@ -188,7 +187,7 @@ def test_notes_behind_the_pixels_of_a_png_are_read():
     crc = zlib.crc32(b"eXIf" + chunk)
     chunk = struct.pack(">I", len(chunk)) + b"eXIf" + chunk + struct.pack(">I", crc)
 
-    picture = read_picture(ImageBytes("a", png[:-12] + chunk + png[-12:]))
+    picture = read_image(ImageBytes("a", png[:-12] + chunk + png[-12:]))
 
     assert (picture.width, picture.height) == (16, 32)
     assert picture.taken == "2019-05-01T12:30:15"
@@ -199,7 +198,7 @@ def test_damaged_notes_do_not_spoil_a_picture(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff broken")
 
-    picture = read_picture(path)
+    picture = read_image(path)
 
     assert picture.pixels.shape == (8, 8, 3)
     assert (picture.taken, picture.camera) == (None, None)
@@ -219,7 +218,7 @@ def bomb(width: int, height: int) -> bytes:
 
 def test_bombs_are_refused_by_their_header():
     with pytest.raises(InputError) as error:
-        read_picture(ImageBytes("a.png", bomb(100_000, 100_000)))
+        read_image(ImageBytes("a.png", bomb(100_000, 100_000)))
     assert str(error.value) == (
         "a.png: 100,000 × 100,000 pixels are more than the 200,000,000 that are allowed"
     )
@@ -227,9 +226,9 @@ def test_bombs_are_refused_by_their_header():
 
 def test_the_limit_of_pixels_can_be_set(tmp_path):
     path = photo(tmp_path / "a.png", size=(20, 10))
-    assert read_picture(path, max_pixels=200).width == 20
+    assert read_image(path, max_pixels=200).width == 20
     with pytest.raises(InputError, match="more than the 199"):
-        read_picture(path, max_pixels=199)
+        read_image(path, max_pixels=199)
 
 
 @pytest.mark.parametrize(
@@ -239,109 +238,9 @@ def test_other_content_is_no_picture(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(InputError) as error:
-        read_picture(path)
+        read_image(path)
     reason = "cannot identify image file it"
     assert str(error.value) == f"{path}: not a readable picture ({reason})"
-
-
-def test_walk_leaves_out_hidden_excluded_and_linked(tmp_path):
-    outside, inside = tmp_path / "outside", tmp_path / "inside"
-    for path in (
-        *(outside / "o.jpg", inside / "b.JPG", inside / "a" / "c.heic"),
-        *(inside / ".hidden.jpg", inside / ".cache" / "d.jpg", inside / "notes.txt"),
-        *(inside / "raw" / "e.jpg", inside / "a" / "raw" / "f.jpg"),
-        *(inside / "a" / "g.gif", inside / "2019" / "x" / "h.jpg"),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (inside / "link.jpg").symlink_to(outside / "o.jpg")
-    (inside / "linked").symlink_to(outside)
-    (inside / "loop").symlink_to(inside)
-    (inside / "folder.jpg").mkdir()
-
-    found = walk(inside, ("raw", "*.gif", "2019/x"))
-
-    assert [str(path.relative_to(inside)) for path in found] == ["b.JPG", "a/c.heic"]
-
-
-def test_a_file_that_vanishes_meanwhile_is_none(tmp_path, monkeypatch):
-    (tmp_path / "a.jpg").touch()
-    listed = [(str(tmp_path), [], ["a.jpg", "gone.jpg"])]
-    monkeypatch.setattr("os.walk", lambda *_, **__: listed)
-    assert list(walk(tmp_path, ())) == [tmp_path / "a.jpg"]
-
-
-def tree(folder: Path, *paths: str) -> Path:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).touch()
-    return folder
-
-
-def walked(folder: Path, *patterns: str) -> list[str]:
-    return [str(path.relative_to(folder)) for path in walk(folder, patterns)]
-
-
-@pytest.mark.parametrize(
-    ("patterns", "found"),
-    [
-        ((), ["a.jpg", "b.gif", "2019/raw/e.jpg", "2019/x/raw/f.jpg", "raw/g.jpg"]),
-        (("raw/",), ["a.jpg", "b.gif"]),
-        (("/raw",), ["a.jpg", "b.gif", "2019/raw/e.jpg", "2019/x/raw/f.jpg"]),
-        (("2019/raw",), ["a.jpg", "b.gif", "2019/x/raw/f.jpg", "raw/g.jpg"]),
-        (("*/raw/*",), ["a.jpg", "b.gif", "2019/x/raw/f.jpg", "raw/g.jpg"]),
-        (("**/raw/*",), ["a.jpg", "b.gif"]),
-        (("*.gif", "2019"), ["a.jpg", "raw/g.jpg"]),
-        (("*.jpg", "!a.jpg"), ["a.jpg", "b.gif"]),
-        (("a.jpg/",), None),  # no folder
-    ],
-)
-def test_patterns_are_those_of_gitignore(tmp_path, patterns, found):
-    paths = ["a.jpg", "b.gif", "2019/raw/e.jpg", "2019/x/raw/f.jpg", "raw/g.jpg"]
-    assert walked(tree(tmp_path, *paths), *patterns) == (found or paths)
-
-
-def test_a_pattern_finds_a_name_however_unicode_spells_it(tmp_path):
-    composed, apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
-    tree(tmp_path, f"{composed}/a.jpg", f"{apart}/b.jpg", "e/c.jpg")
-    for typed in (composed, apart):
-        assert walked(tmp_path, f"{typed}/") == ["e/c.jpg"]
-
-
-NAS = (
-    *("@eaDir/IMG_1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/a.jpg", "#snapshot/a.jpg"),
-    *(".@__thumb/a.jpg", "@Recycle/a.jpg", "@Recently-Snapshot/1/a.jpg"),
-    *(
-        "lost+found/a.jpg",
-        "$RECYCLE.BIN/S-1-5/a.jpg",
-        "System Volume Information/a.jpg",
-    ),
-    *(".Trash-1000/files/a.jpg", ".thumbnails/a.jpg", "__MACOSX/a.jpg"),
-    *("node_modules/x/a.png", ".git/a.png", "._IMG_1.jpg"),
-)
-
-
-def test_thumbnails_and_trash_are_left_out_unless_they_are_asked_for(tmp_path):
-    deep = [f"2019/{path}" for path in NAS]
-    tree(tmp_path, "IMG_1.jpg", "2019/recycle.jpg", "2019/#1.jpg", *NAS, *deep)
-    assert walked(tmp_path) == ["IMG_1.jpg", "2019/#1.jpg", "2019/recycle.jpg"]
-    back = walked(tmp_path, "!#recycle/", "!.thumbnails/", "2019")
-    assert back == ["IMG_1.jpg", "#recycle/a.jpg", ".thumbnails/a.jpg"]
-
-
-def test_what_is_no_picture_is_told(tmp_path):
-    tree(tmp_path, "a.jpg", "a.jpg.xmp", "b.CR3", "x/c.arw", "x/film.MOV", ".DS_Store")
-    (tmp_path / "x/link").symlink_to(tmp_path)
-    passed = Passed()
-    assert len(list(walk(tmp_path, ["*.gif"], passed))) == 1
-    assert passed.links == {"x/link"}
-    assert passed.raw == {".cr3": 1, ".arw": 1}
-    assert passed.others == {".xmp": 1, ".mov": 1}
-    assert (passed.excluded, passed.unseen) == (0, {})
-    assert passed.told() == (
-        "1 symbolic link, 2 RAW files (.cr3, .arw), 2 other files (.xmp, .mov)"
-    )
-    assert Passed().told() == ""
 
 
 def test_thumbnails_are_small_and_keep_their_shape():
