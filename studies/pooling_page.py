@@ -120,19 +120,23 @@ def _table(runs: Runs) -> list[str]:
         f"of that won in the last {_LAST} epochs |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in POOLINGS:
-        if name not in runs:
-            continue
-        some = runs[name]
-        each = " / ".join(f"{result.test:.1f}" for result in some)
-        difference = "" if name == "gpo" else _difference(some, runs.get("gpo", []))
-        lines.append(
-            f"| {POOLINGS[name].title} | {', '.join(str(r.seed) for r in some)} | "
-            f"{_spread([r.test for r in some])} | {each} | {difference} | "
-            f"{_spread([max(r.dev) for r in some])} | "
-            f"{_spread([_rise(r.dev) for r in some], '+')} |"
-        )
+    for name, some in runs.items():
+        if name in POOLINGS:
+            each = " / ".join(f"{result.test:.1f}" for result in some)
+            gpo = [] if name == "gpo" else runs.get("gpo", [])
+            rise = _spread([_rise(result.dev) for result in some], "+")
+            lines.append(_row(name, some, [each, _difference(some, gpo)], [rise]))
     return lines
+
+
+def _row(
+    name: str, some: Sequence[Result], middle: Sequence[str], end: Sequence[str] = ()
+) -> str:
+    """A variant's line: title, seeds, test, `middle`, best dev, `end`."""
+    seeds = ", ".join(str(result.seed) for result in some)
+    test = _spread([result.test for result in some])
+    dev = _spread([max(result.dev) for result in some])
+    return f"| {' | '.join([VARIANTS[name].title, seeds, test, *middle, dev, *end])} |"
 
 
 def _claims(runs: Runs) -> list[str]:
@@ -174,16 +178,10 @@ def _reasons(runs: Runs) -> list[str]:
         "| run | seeds | test rsum | to GPO | to maximum | best dev rsum |",
         "|---|---|---|---|---|---|",
     ]
-    for name in REASONS:
-        if name not in runs:
-            continue
-        some = runs[name]
-        to_gpo, to_max = (_difference(some, runs.get(n, [])) for n in ("gpo", "max"))
-        lines.append(
-            f"| {REASONS[name].title} | {', '.join(str(r.seed) for r in some)} | "
-            f"{_spread([r.test for r in some])} | {to_gpo} | {to_max} | "
-            f"{_spread([max(r.dev) for r in some])} |"
-        )
+    for name, some in runs.items():
+        if name in REASONS:
+            compared = [_difference(some, runs.get(to, [])) for to in ("gpo", "max")]
+            lines.append(_row(name, some, compared))
     return [*lines, ""]
 
 
