@@ -132,8 +132,9 @@ def _programs(
     optimizer, model = trainer.optimizer, trainer.abstract.model
     hidden = config.text.hidden if config.text.cache_features else None
 
-    opened = [optimizer.trainable_groups(epoch) for epoch in range(config.num_epochs)]
-    groups = list(dict.fromkeys(opened)) if every else [opened[-1]]
+    epochs = range(config.num_epochs)
+    by_epoch = [optimizer.trainable_groups(epoch) for epoch in epochs]
+    groups = list(dict.fromkeys(by_epoch)) if every else by_epoch[-1:]
     if not use_packing(config, mesh.size):  # microbatches, for one, rule it out
         usual = usual[0], None
     # Of each length the padded batch, which costs the most.
