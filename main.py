@@ -16,7 +16,6 @@ from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.checkpoints.folder import model_config
 from vse_jax.distributed import preemption
-from vse_jax.ops import memory
 
 
 class Mode(NamedTuple):
@@ -104,9 +103,11 @@ def run(overrides: list[str]) -> None:
         return getattr(importlib.import_module(mode.module), mode.function)(*values)
     if given.mode == "train":
         preemption.listen()
-    if mode.keeps_memory:
-        memory.disable_malloc_trim()
     from vse_jax.distributed import runtime  # noqa: PLC0415 (loads jax: seconds)
+    from vse_jax.ops import disable_malloc_trim  # noqa: PLC0415 (the same)
+
+    if mode.keeps_memory:
+        disable_malloc_trim()
 
     connection = (given.coordinator, given.process_id, given.num_processes)
     written = given.workdir if mode.writes else None

@@ -32,10 +32,9 @@ from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.evaluation.encode import Embedder
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.metrics_logger import read_metrics
-from vse_jax.models.build import build_image_tower, build_text_tower
+from vse_jax.models.build import build_image_encoder, build_text_encoder
 from vse_jax.models.pooling import make_pool
-from vse_jax.ops.blocks import keep_apart
-from vse_jax.ops.memory import disable_malloc_trim
+from vse_jax.ops import disable_malloc_trim, place
 from vse_jax.optimizer import Schedule
 from vse_jax.train import Trainer
 
@@ -65,11 +64,13 @@ def gpo(shape: tuple[int, int, int]) -> Ready:
 
 def cnn(backward: bool) -> Ready:
     config = inputs.grid_config(rows.CNN_SIZE, rows.CNN_BATCH)
-    tower: Any = build_image_tower(config, rngs=nnx.Rngs(0))
+    mesh = make_mesh(config)
+    tower: Any = build_image_encoder(config, rngs=nnx.Rngs(0))
     graphdef, *parts = nnx.split(tower.backbone, nnx.Param, ...)
 
     def run(params, stats, images):
-        return nnx.merge(graphdef, params, stats)(images, train=backward)
+        backbone = place(nnx.merge(graphdef, params, stats), mesh)
+        return backbone(images, train=backward)
 
     images = inputs.images(config, rows.CNN_BATCH)["images"]
     return _pass(run, parts, images, backward)
@@ -78,11 +79,12 @@ def cnn(backward: bool) -> Ready:
 def bert(backward: bool) -> Ready:
     """BERT's last hidden state; going back, only that of tokens has a gradient."""
     config = inputs.grid_config()
-    tower: Any = build_text_tower(config, rngs=nnx.Rngs(0))
+    mesh = make_mesh(config)
+    tower: Any = build_text_encoder(config, rngs=nnx.Rngs(0))
     graphdef, *parts = nnx.split(tower, nnx.PathContains("bert"), ...)
 
     def run(params, rest, batch):
-        tower = nnx.merge(graphdef, params, rest)
+        tower = place(nnx.merge(graphdef, params, rest), mesh)
         rngs = nnx.Rngs(dropout=1) if backward else None
         features = tower.features(batch, train=backward, rngs=rngs)
         mask = jnp.arange(features.shape[1]) < batch["token_lengths"][:, None]
@@ -107,8 +109,7 @@ def _pass(run: Callable, parts: list[nnx.State], batch, backward: bool) -> Ready
 
 def _jitted(function: Callable, *arguments) -> Ready:
     arguments = jax.device_put(arguments)
-    lowered = jax.jit(function).lower(*arguments)
-    compiled = keep_apart(lowered, make_mesh(inputs.grid_config())).compile()
+    compiled = jax.jit(function).lower(*arguments).compile()
 
     def run():
         jax.block_until_ready(compiled(*arguments))

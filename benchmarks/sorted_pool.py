@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vse_jax.ops import sorted_pool
+from vse_jax.ops.sorted_pool import by_counting, by_network
 
 # Sets, set size, dimensions.
 SHAPES = ((128, 36, 1024), (128, 16, 512), (32, 256, 1024))
@@ -33,8 +33,8 @@ def by_sorting_minor(features, weights, mask):
 WAYS = {
     "jnp.sort": by_sorting,
     "jnp.sort, minor axis": by_sorting_minor,
-    "counting": sorted_pool._by_counting,
-    "network": sorted_pool._by_network,
+    "counting": by_counting,
+    "network": by_network,
 }
 
 

@@ -29,7 +29,7 @@ from vse_jax.models.gpo import GPO, TEMPERATURE, position_encoding
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import interpolate
-from vse_jax.ops.sorted_pool import sorted_pool
+from vse_jax.ops import sorted_pool
 
 Table = dict[str, dict[str, dict[str, float]]]  # range → generator → pattern → RMSE
 

@@ -20,7 +20,7 @@ from vse_jax.config import (
     save_config,
 )
 from vse_jax.losses import LOSSES
-from vse_jax.models.build import IMAGE_TOWERS, TEXT_TOWERS
+from vse_jax.models.build import IMAGE_ENCODERS, TEXT_ENCODERS
 from vse_jax.models.pooling import POOLS
 from vse_jax.possible import CHOICES, CONDITIONS, LEAST, SHARES
 
@@ -109,8 +109,8 @@ def test_rules_and_lists_name_fields_that_exist():
             assert any(f == name or f.startswith(f"{name}.") for f in fields), name
     assert POOLS.names == possible.POOLS
     assert LOSSES.names == possible.LOSSES
-    assert IMAGE_TOWERS.names == CHOICES["image.kind"]
-    assert TEXT_TOWERS.names == CHOICES["text.kind"]
+    assert IMAGE_ENCODERS.names == CHOICES["image.kind"]
+    assert TEXT_ENCODERS.names == CHOICES["text.kind"]
 
 
 def test_added_fields_have_their_old_meaning(tmp_path):

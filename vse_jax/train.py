@@ -59,8 +59,6 @@ from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
     check_training_batch,
-    fsdp_sharding,
-    gathered_sharding,
     make_mesh,
     put_batch,
     put_sharded,
@@ -77,7 +75,7 @@ from vse_jax.losses import batch_loss
 from vse_jax.metrics_logger import MetricsLogger
 from vse_jax.microbatches import loss_and_gradients
 from vse_jax.models.build import abstract_model, build_model, merge_model, split_model
-from vse_jax.ops.blocks import gathered_in_use, keep_apart
+from vse_jax.ops import place
 from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.run_info import write_run_info
 from vse_jax.token_features import cached_token_features, features_folder
@@ -202,8 +200,7 @@ class Trainer:
 
     def lower_step(self, shapes: Shapes, groups: tuple[str, ...]) -> Lowered:
         """`step` for global batches of these shapes."""
-        lowered = self.step.lower(self.abstract, abstract_batch(shapes), groups)
-        return keep_apart(lowered, self.mesh)
+        return self.step.lower(self.abstract, abstract_batch(shapes), groups)
 
     def step_program(self, shapes: Shapes, groups: tuple[str, ...]):
         """What `CompileCache` asks for: (its name, key, how to lower it)."""
@@ -242,14 +239,12 @@ def train_step(
         # The first microbatch draws what a whole batch would.
         key = jnp.where(number == 0, step_key, jax.random.fold_in(step_key, number))
         dropout, size = jax.random.split(key)
-        with gathered_in_use(
-            merge(state.params, trainable), gathered_sharding(mesh), fsdp_sharding(mesh)
-        ) as params:
-            model = merge_model(
-                trainer.graphdef, {"params": params, "batch_stats": batch_stats}
-            )
-            rngs = nnx.Rngs(dropout=dropout, size=size)
-            embeddings = model(batch, train=True, rngs=rngs)
+        params = merge(state.params, trainable)
+        model = merge_model(
+            trainer.graphdef, {"params": params, "batch_stats": batch_stats}
+        )
+        rngs = nnx.Rngs(dropout=dropout, size=size)
+        embeddings = place(model, mesh)(batch, train=True, rngs=rngs)
         return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def loss_of(trainable, images, captions):

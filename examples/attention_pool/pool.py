@@ -1,7 +1,7 @@
-"""A pooling of one's own: attention with a weight for each member and each dimension.
+"""A pooling of your own: attention with a weight for each element and dimension.
 
 Where GPO's weights depend on a value's rank alone, these depend on the values: a
-perceptron scores every dimension of every member, and a softmax over the set makes
+two-layer MLP scores every dimension of every element; a softmax over the set makes
 weights of the scores (as in ESA: Zhu et al., 2023).
 """
 

@@ -1,6 +1,6 @@
-"""A tower of one's own: segments beside regions, each kind with layers of its own.
+"""An image encoder of your own: segments beside regions, each with its own layers.
 
-A row of `<split>_ims.npy` holds the features of one picture: first those of `REGIONS`
+A row of `<split>_ims.npy` holds the features of one image: first those of `REGIONS`
 detected regions, then those of its segments (or of words that OCR read, …). Any NNX
 module may stand here; it sees the arrays that data/collate.py lists.
 """
@@ -10,30 +10,24 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vse_jax.models.image_encoder import xavier_linear
-from vse_jax.models.pooling import Members, make_pool
-from vse_jax.models.set_encoder import SetEncoder
+from vse_jax.models.layers import linear
+from vse_jax.models.pooling import build_pool
+from vse_jax.models.vse import Elements, SetEncoder
 
 REGIONS = 36
 
 
 class SegmentEncoder(SetEncoder):
-    """Two linear layers, then one pooling over both kinds of members."""
+    """Two linear layers, then one pooling over both kinds of elements."""
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         features, embed = config.image.feature_dim, config.embed_dim
         dtype = np.dtype(config.compute_dtype)
-        self.region = xavier_linear(features, embed, dtype=dtype, rngs=rngs)
-        self.segment = xavier_linear(features, embed, dtype=dtype, rngs=rngs)
-        self.gpool = make_pool(
-            config.image.pool,
-            features=embed,
-            embed_dim=embed,
-            k=config.image.pool_k,
-            rngs=rngs,
-        )
+        self.region = linear(features, embed, init="xavier", dtype=dtype, rngs=rngs)
+        self.segment = linear(features, embed, init="xavier", dtype=dtype, rngs=rngs)
+        self.gpool = build_pool(config, "image", embed, rngs=rngs)
 
-    def members(self, batch, *, train=False, rngs=None) -> Members:
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
         """Returns what is pooled [b, k, embed_dim], and which are real."""
         position = jnp.arange(batch["regions"].shape[1])
         mask = position < batch["region_lengths"][:, None]

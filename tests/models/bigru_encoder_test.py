@@ -8,8 +8,8 @@ from flax import nnx
 
 from tests.helpers import golden_weights, tiny
 from vse_jax.checkpoints.torch import keys
-from vse_jax.models.build import build_text_tower
-from vse_jax.models.vse import l2_normalise
+from vse_jax.models.build import build_text_encoder
+from vse_jax.models.vse import l2_normalize
 
 
 def tiny_config(layers=1):
@@ -24,7 +24,9 @@ def case(request):
     golden = golden_weights.load("text_bigru", request.param)
     config = tiny_config(layers=1 if request.param == "one_layer." else 2)
     tower = golden_weights.golden_module(
-        lambda: build_text_tower(config, rngs=nnx.Rngs(0)), keys.BIGRU_TOWER, "txt_enc."
+        lambda: build_text_encoder(config, rngs=nnx.Rngs(0)),
+        keys.BIGRU_TOWER,
+        "txt_enc.",
     )
     batch = {
         "token_ids": jnp.asarray(golden["token_ids"], jnp.int32),
@@ -34,7 +36,7 @@ def case(request):
 
 
 def embed(tower, batch):
-    return jax.jit(lambda batch: l2_normalise(tower(batch)))(batch)
+    return jax.jit(lambda batch: l2_normalize(tower(batch)))(batch)
 
 
 def test_embeddings_equal_the_official_ones(case):
@@ -45,7 +47,7 @@ def test_embeddings_equal_the_official_ones(case):
 def test_gradients_equal_the_official_ones(case):
     golden, tower, batch = case
     gradients = golden_weights.parameter_gradients(
-        tower, lambda m: (l2_normalise(m(batch)) * golden["cotangent"]).sum()
+        tower, lambda m: (l2_normalize(m(batch)) * golden["cotangent"]).sum()
     )
     gradients = keys.to_torch(gradients, keys.BIGRU_TOWER)
     expected = {
@@ -77,7 +79,7 @@ def test_the_order_of_the_captions_does_not_matter(case):
 
 
 def test_start_values():
-    tower = build_text_tower(tiny_config(), rngs=nnx.Rngs(0))
+    tower = build_text_encoder(tiny_config(), rngs=nnx.Rngs(0))
     table = np.asarray(tower.embed.embedding[...])
     assert 0.09 < np.abs(table).max() <= 0.1
     np.testing.assert_allclose(table.mean(), 0, atol=0.01)
@@ -87,7 +89,7 @@ def test_half_precision_stays_close(case):
     _, tower, batch = case
     config = tiny_config(layers=len(tower.rnn))
     config.compute_dtype = "bfloat16"
-    half = build_text_tower(config, rngs=nnx.Rngs(0))
+    half = build_text_encoder(config, rngs=nnx.Rngs(0))
     nnx.update(half, nnx.state(tower))
     embedding = embed(half, batch)
     assert embedding.dtype == np.float32
@@ -100,7 +102,7 @@ def test_without_layers_a_caption_is_the_last_state_of_one_gru(case):
     _, _, batch = case
     config = tiny_config(layers=0)
     config.text.pool = "seq2seq"
-    tower = build_text_tower(config, rngs=nnx.Rngs(0))
+    tower = build_text_encoder(config, rngs=nnx.Rngs(0))
     assert len(tower.rnn) == 0
     pooled = tower(batch)
     for ids, length, row in zip(

@@ -11,8 +11,8 @@ from flax import nnx
 from benchmarks import pytorch_peer
 from tests.helpers.golden_weights import golden_module
 from vse_jax.checkpoints.torch import keys
-from vse_jax.models.build import build_image_tower, build_text_tower
-from vse_jax.models.vse import l2_normalise
+from vse_jax.models.build import build_image_encoder, build_text_encoder
+from vse_jax.models.vse import l2_normalize
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def config_of(recipe):
 
 
 def embed(tower, batch):
-    return np.asarray(jax.jit(lambda batch: l2_normalise(tower(batch)))(batch))
+    return np.asarray(jax.jit(lambda batch: l2_normalize(tower(batch)))(batch))
 
 
 @torch.inference_mode()
@@ -71,7 +71,9 @@ def check_equal(ours, theirs):
 def test_bert_base():
     config = config_of("coco_grid")
     tower = golden_module(
-        lambda: build_text_tower(config, rngs=nnx.Rngs(0)), keys.BERT_TOWER, "txt_enc."
+        lambda: build_text_encoder(config, rngs=nnx.Rngs(0)),
+        keys.BERT_TOWER,
+        "txt_enc.",
     )
     rng = np.random.default_rng(0)
     lengths = np.array([128, 16, 9, 2], np.int32)
@@ -92,7 +94,9 @@ def test_bert_base():
 def test_cnn(recipe):
     config = config_of(recipe)
     tower = golden_module(
-        lambda: build_image_tower(config, rngs=nnx.Rngs(0)), keys.GRID_TOWER, "img_enc."
+        lambda: build_image_encoder(config, rngs=nnx.Rngs(0)),
+        keys.GRID_TOWER,
+        "img_enc.",
     )
     # Coarse squares: a CNN sees fine noise as one grey, and all embeddings as one.
     squares = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)

@@ -6,8 +6,8 @@ from flax import nnx
 
 from tests.helpers import golden_weights, tiny
 from vse_jax.checkpoints.torch import keys
-from vse_jax.models.build import build_image_tower
-from vse_jax.models.vse import l2_normalise
+from vse_jax.models.build import build_image_encoder
+from vse_jax.models.vse import l2_normalize
 
 
 def region_encoder():
@@ -16,7 +16,7 @@ def region_encoder():
     config.image.kind = "region"
     config.image.feature_dim = 48
     return golden_weights.golden_module(
-        lambda: build_image_tower(config, rngs=nnx.Rngs(0)),
+        lambda: build_image_encoder(config, rngs=nnx.Rngs(0)),
         keys.REGION_TOWER,
         "img_enc.",
     )
@@ -33,9 +33,9 @@ def region_batch():
 def test_region_embeddings_equal_the_official_ones():
     tower, batch = region_encoder(), region_batch()
     golden = golden_weights.load("image_region")
-    embedding = l2_normalise(tower(batch))
+    embedding = l2_normalize(tower(batch))
     np.testing.assert_allclose(embedding, golden["eval.embedding"], atol=1e-5)
-    embedding = l2_normalise(tower(batch, train=True))
+    embedding = l2_normalize(tower(batch, train=True))
     np.testing.assert_allclose(embedding, golden["train.embedding"], atol=1e-5)
     for name, ours in (("mean", tower.mlp.bn.mean), ("var", tower.mlp.bn.var)):
         after = golden[f"train.after.mlp.bns.0.running_{name}"]
@@ -47,7 +47,7 @@ def test_region_gradients_equal_the_official_ones():
     batch = region_batch()
 
     def objective(tower):
-        embedding = l2_normalise(tower(batch, train=True))
+        embedding = l2_normalize(tower(batch, train=True))
         return (embedding * golden["cotangent"]).sum()
 
     gradients = golden_weights.parameter_gradients(region_encoder(), objective)
@@ -96,7 +96,7 @@ def kept_shares(drop, train, size=32, batch=512):
     """The share of each image's grid cells that reach the pooling."""
     config = tiny.get_config()
     config.image.drop = drop
-    tower = build_image_tower(config, rngs=nnx.Rngs(0))
+    tower = build_image_encoder(config, rngs=nnx.Rngs(0))
     tower.gpool = Recorder()
     images = jnp.zeros((batch, size, size, 3))
     return np.asarray(tower({"images": images}, train=train, rngs=nnx.Rngs(size=1)))
@@ -122,7 +122,7 @@ def test_at_least_one_cell_stays():
 
 def test_thinning_depends_on_the_random_stream_only():
     config = tiny.get_config()
-    tower = build_image_tower(config, rngs=nnx.Rngs(0))
+    tower = build_image_encoder(config, rngs=nnx.Rngs(0))
     batch = {"images": jax.random.normal(jax.random.key(0), (4, 32, 32, 3))}
 
     def pooled(seed):

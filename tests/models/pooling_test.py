@@ -8,7 +8,8 @@ from flax import nnx
 
 from tests.helpers import tiny
 from vse_jax.models.build import build_model
-from vse_jax.models.pooling import attributions, interpolate, make_pool
+from vse_jax.models.pooling import interpolate, make_pool
+from vse_jax.models.vse import attributions
 
 CLOSED = ("avg", "max", "kmax", "gem", "cls", "last")  # have a formula
 POOLS = (*CLOSED, "gpo", "fspool", "seq2seq", "selfattn", "map")

@@ -84,10 +84,10 @@ def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
         }
     )
     model = build_model(config, rngs=nnx.Rngs(0))
-    features, mask = model.image.members(batch)
+    features, mask = model.image.elements(batch)
     assert features.shape == (len(LENGTHS), 16, 10)
     assert mask.all()
-    features, mask = model.text.members(batch)
+    features, mask = model.text.elements(batch)
     assert features.shape == (len(LENGTHS), siglip.POSITIONS, 10)
     np.testing.assert_array_equal(mask.sum(axis=1), LENGTHS)
     stored = {
@@ -98,7 +98,7 @@ def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
     np.testing.assert_allclose(model.encode_captions(stored), captions, atol=1e-6)
     spoilt = batch | {"token_ids": jnp.where(mask, batch["token_ids"], 7)}
     np.testing.assert_allclose(model.encode_captions(spoilt), captions, atol=1e-6)
-    _, trained = model.image.members(batch, train=True, rngs=nnx.Rngs(size=0))
+    _, trained = model.image.elements(batch, train=True, rngs=nnx.Rngs(size=0))
     assert not trained.all()  # size augmentation
 
 

@@ -6,8 +6,8 @@ from flax import nnx
 
 from tests.helpers import golden_weights, tiny
 from vse_jax.checkpoints.torch import keys
-from vse_jax.models.build import build_text_tower
-from vse_jax.models.vse import l2_normalise
+from vse_jax.models.build import build_text_encoder
+from vse_jax.models.vse import l2_normalize
 
 HEAD = 64  # leading gradient elements that the golden file holds
 
@@ -28,13 +28,15 @@ def tower():
     config.text.ffn = 3072
     config.text.max_positions = 512
     return golden_weights.golden_module(
-        lambda: build_text_tower(config, rngs=nnx.Rngs(0)), keys.BERT_TOWER, "txt_enc."
+        lambda: build_text_encoder(config, rngs=nnx.Rngs(0)),
+        keys.BERT_TOWER,
+        "txt_enc.",
     )
 
 
 @pytest.fixture(scope="module")
 def embed(tower):
-    return jax.jit(lambda batch: l2_normalise(tower(batch)))
+    return jax.jit(lambda batch: l2_normalize(tower(batch)))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_embeddings_equal_the_official_ones(embed, any_batch, golden):
 def test_gradients_equal_the_official_ones(tower, any_batch, golden):
     batch = any_batch
     gradients = golden_weights.parameter_gradients(
-        tower, lambda m: (l2_normalise(m(batch)) * golden["cotangent"]).sum()
+        tower, lambda m: (l2_normalize(m(batch)) * golden["cotangent"]).sum()
     )
     gradients = keys.to_torch(gradients, keys.BERT_TOWER)
     names = [n.removeprefix("grad_norm.") for n in golden if n.startswith("grad_norm.")]
@@ -94,7 +96,7 @@ def test_stored_features_give_the_same_embedding(tower, embed, batch):
 
 
 def test_dropout_acts_in_training_only():
-    tower = build_text_tower(tiny.get_config(), rngs=nnx.Rngs(0))
+    tower = build_text_encoder(tiny.get_config(), rngs=nnx.Rngs(0))
     batch = {"token_ids": jnp.full((2, 16), 5), "token_lengths": jnp.array([16, 3])}
     trained = [tower(batch, train=True, rngs=nnx.Rngs(dropout=s)) for s in (1, 1, 2)]
     np.testing.assert_array_equal(trained[0], trained[1])

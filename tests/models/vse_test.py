@@ -7,7 +7,7 @@ from flax import nnx
 from tests.helpers import tiny
 from vse_jax.base.errors import InputError
 from vse_jax.models.build import build_model
-from vse_jax.models.vse import l2_normalise
+from vse_jax.models.vse import l2_normalize
 
 
 def grid_batch(size=4):
@@ -31,7 +31,7 @@ def test_embeddings_have_unit_length_unless_told_otherwise():
 
 def test_a_zero_vector_has_a_finite_gradient():
     x = jnp.zeros((2, 3)).at[0, 0].set(2.0)
-    gradient = jax.jacobian(l2_normalise)(x)
+    gradient = jax.jacobian(l2_normalize)(x)
     assert np.isfinite(gradient).all()
 
 

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from vse_jax.distributed.mesh import fsdp_sharding, gathered_sharding, make_mesh
-from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.ops.blocks import gathered_in_use, keep_apart, run_block
+from vse_jax.distributed.mesh import make_mesh
+from vse_jax.models.layers import BatchNorm
+from vse_jax.ops import Blocks, place
+from vse_jax.ops.blocks import blocks_reference
 
 
 class Block(nnx.Module):
@@ -25,22 +26,24 @@ class Block(nnx.Module):
         return self.dropout(x, deterministic=not train, rngs=rngs)
 
 
-@pytest.fixture
-def blocks():
+def blocks(remat=False):
     rngs = nnx.Rngs(0)
-    return [Block(rngs) for _ in range(3)]
+    return Blocks((Block(rngs) for _ in range(3)), remat=remat)
 
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)
 
 
-def test_equal_blocks_are_one_function_of_the_program(blocks):
-    def loss(x):
-        for block in blocks:
-            x = run_block(block, x, train=False)
-        return x.sum()
+def mesh_of(devices, fsdp=1):
+    config = tiny.get_config()
+    config.mesh.fsdp = fsdp
+    return make_mesh(config, jax.devices()[:devices])
 
-    text = jax.jit(jax.grad(loss)).lower(X).as_text()
+
+def test_equal_blocks_are_one_function_of_the_program():
+    layers = blocks()
+    gradient = jax.grad(lambda x: layers(x, train=False).sum())
+    text = jax.jit(gradient).lower(X).as_text()
     functions = [
         line for line in text.splitlines() if "func.func private @_run" in line
     ]
@@ -49,15 +52,15 @@ def test_equal_blocks_are_one_function_of_the_program(blocks):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_on_one_cpu_they_stay_functions_in_the_compiled_program(blocks, remat):
-    def loss(x):
-        for block in blocks:
-            x = run_block(block, x, train=False, remat=remat)
-        return jnp.square(x).sum()
+def test_on_one_cpu_they_stay_functions_in_the_compiled_program(remat):
+    split = nnx.split(blocks(remat))
 
     def compiled(devices):
-        mesh = make_mesh(tiny.get_config(), jax.devices()[:devices])
-        return keep_apart(jax.jit(jax.grad(loss)).lower(X), mesh).compile()
+        def loss(x):
+            placed = place(nnx.merge(*split, copy=True), mesh_of(devices))
+            return jnp.square(placed(x, train=False)).sum()
+
+        return jax.jit(jax.grad(loss)).lower(X).compile()
 
     apart, joined = compiled(1), compiled(2)
     assert apart.as_text().count(" call(") >= 6
@@ -66,44 +69,52 @@ def test_on_one_cpu_they_stay_functions_in_the_compiled_program(blocks, remat):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_a_block_gives_what_it_gives_alone(blocks, remat):
+def test_they_give_what_the_reference_gives(remat):
+    layers = blocks(remat)
+
     def through(function):
         return jax.value_and_grad(lambda x: jnp.square(function(x)).sum())(X)
 
-    expected = through(lambda x: blocks[0](x, train=False))
-    found = through(lambda x: run_block(blocks[0], x, train=False, remat=remat))
+    expected = through(lambda x: blocks_reference(layers, x, train=False))
+    found = through(lambda x: layers(x, train=False))
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_training_changes_the_statistics_and_evaluation_does_not(blocks):
-    block = blocks[0]
-    run_block(block, X, train=False)
-    np.testing.assert_array_equal(block.norm.mean[...], np.zeros(4))
-    run_block(block, X, train=True, rngs=nnx.Rngs(dropout=0))
-    expected = 0.1 * block.linear(X).mean(axis=0)
-    np.testing.assert_allclose(block.norm.mean[...], expected, rtol=1e-5)
+def test_training_changes_the_statistics_and_evaluation_does_not():
+    layers = blocks()
+    layers(X, train=False)
+    np.testing.assert_array_equal(layers[0].norm.mean[...], np.zeros(4))
+    layers(X, train=True, rngs=nnx.Rngs(dropout=0))
+    expected = 0.1 * layers[0].linear(X).mean(axis=0)
+    np.testing.assert_allclose(layers[0].norm.mean[...], expected, rtol=1e-5)
 
 
-def test_each_block_drops_other_values(blocks):
+def test_each_block_drops_other_values():
     rngs = nnx.Rngs(dropout=0)
-    first, second = (
-        run_block(blocks[0], X, train=True, rngs=rngs) == 0 for _ in range(2)
-    )
+    one = Blocks([Block(nnx.Rngs(0))])
+    first, second = (one(X, train=True, rngs=rngs) == 0 for _ in range(2))
     assert not np.array_equal(first, second)
 
 
-def test_parameters_outside_of_blocks_are_gathered_at_once():
-    config = tiny.get_config()
-    config.mesh.fsdp = 8
-    mesh = make_mesh(config)
-    params = {"layers": {0: X}, "layer2": {1: X}, "rnn": {0: X}, "fc": X}
+class Tower(nnx.Module):
+    """Blocks, a list of another kind, a layer."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.inner = Blocks([nnx.Linear(4, 4, rngs=rngs)])
+        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs)])
+        self.fc = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+
+
+@pytest.mark.parametrize(("fsdp", "at_once"), [(8, 3), (1, 5)])
+def test_parameters_outside_of_blocks_are_gathered_at_once(fsdp, at_once):
+    graphdef, params = nnx.split(Tower(), nnx.Param)
 
     def use(params):
-        with gathered_in_use(
-            params, gathered_sharding(mesh), fsdp_sharding(mesh)
-        ) as params:
-            return params
+        return nnx.state(
+            place(nnx.merge(graphdef, params, copy=True), mesh_of(8, fsdp))
+        )
 
     equations = jax.make_jaxpr(use)(params).eqns
-    assert [eqn.primitive.name for eqn in equations] == 2 * ["sharding_constraint"]
+    assert [e.primitive.name for e in equations] == at_once * ["sharding_constraint"]

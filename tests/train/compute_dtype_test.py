@@ -41,7 +41,7 @@ def equations(jaxpr, line=("", 0), cached=False):
         ours = (f for f in frames if set(PROJECT) & set(Path(f.file_name).parts))
         here = next(((f.file_name, f.line_num) for f in ours), line)
         shared = equation.primitive.name in ("jit", "pjit", "custom_jvp_call")
-        shared &= equation.params.get("name") != "_run"  # ours: models/blocks.py
+        shared &= equation.params.get("name") != "_run"  # ours: ops/blocks.py
         inner = [
             getattr(value, "jaxpr", value)
             for value in jax.tree.leaves(

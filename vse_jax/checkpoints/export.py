@@ -23,7 +23,7 @@ from vse_jax.data.images import scale_and_shift
 from vse_jax.data.tokenizers import caption_tokenizer, padded_lengths
 from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.models.build import merge_model, split_model
-from vse_jax.models.vse import l2_normalise
+from vse_jax.models.vse import l2_normalize
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _RESIZED = {
@@ -93,8 +93,8 @@ def export_towers(
     captions = {name: captions[name] for name in ("token_ids", "token_lengths")}
     images = image_shapes(config.image, 1)
     return {
-        "image": _export(config, vse.image, images, vse.normalise_images),
-        "text": _export(config, vse.text, captions, vse.normalise_captions),
+        "image": _export(config, vse.image, images, vse.normalize_images),
+        "text": _export(config, vse.text, captions, vse.normalize_captions),
     }
 
 
@@ -108,7 +108,7 @@ def _export(
         held = merge(tree, arrays)
         module = nnx.merge(graphdef, held["params"], held["batch_stats"])
         pooled = module(dict(zip(inputs, values, strict=True)))
-        return l2_normalise(pooled) if normalise else pooled
+        return l2_normalize(pooled) if normalise else pooled
 
     (batch,) = export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)

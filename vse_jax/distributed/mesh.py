@@ -1,8 +1,6 @@
 """The device mesh (data, fsdp) and where every array lives on it."""
 
-import functools
 import math
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -79,16 +77,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def gathered_sharding(mesh: Mesh) -> NamedSharding | None:
-    """Of a parameter in use; None on one device, which needs no all-gather."""
-    return replicated(mesh) if mesh.size > 1 else None
-
-
-def fsdp_sharding(mesh: Mesh) -> Callable | None:
-    """`state_sharding` of parameters; None where they are replicated."""
-    return functools.partial(state_sharding, mesh) if mesh.shape["fsdp"] > 1 else None
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension over all devices: fsdp shards the batch as well."""
     return NamedSharding(mesh, P(AXES))
@@ -135,7 +123,7 @@ def with_sharding(abstract, shardings):
 def sharded_for_update(mesh: Mesh, tree):
     """Each device's shard of parameters or gradients, as `update_sharding` says.
 
-    A gradient is complete before (see `gathered_in_use` in models/blocks.py), or the
+    A gradient is complete before (see `place` in ops/blocks.py), or the
     sharding would spread into the loops that sum it up; TPU's compiler makes one
     reduce-scatter of the sum and this.
     """

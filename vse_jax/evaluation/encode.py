@@ -45,8 +45,6 @@ from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
-    fsdp_sharding,
-    gathered_sharding,
     put_batch,
     replicated,
     state_sharding,
@@ -60,7 +58,7 @@ from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import VSE
-from vse_jax.ops.blocks import gathered_in_use, keep_apart
+from vse_jax.ops import place
 
 Model = dict[str, Any]  # {"params", "batch_stats"}
 
@@ -488,12 +486,7 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
 
     def jit(method: Callable[[VSE, dict, jax.Array], Any]):
         def run(model, batch, of_rows):
-            params = model["params"]
-            with gathered_in_use(
-                params, gathered_sharding(mesh), fsdp_sharding(mesh)
-            ) as params:
-                in_use = merge_model(graphdef, model | {"params": params})
-                return method(in_use, batch, of_rows)
+            return method(place(merge_model(graphdef, model), mesh), batch, of_rows)
 
         return jax.jit(
             run,
@@ -518,7 +511,7 @@ def lower_tower(
     of_rows = jax.ShapeDtypeStruct((rows,), np.int32)
     if dim is not None:
         of_rows = jax.ShapeDtypeStruct((rows, dim), np.float32)
-    return keep_apart(tower.lower(abstract, abstract_batch(shapes), of_rows), mesh)
+    return tower.lower(abstract, abstract_batch(shapes), of_rows)
 
 
 @functools.cache

@@ -16,8 +16,7 @@ from vse_jax.data.collate import image_shapes
 from vse_jax.distributed.mesh import abstract_batch
 from vse_jax.figures.style import GREY, INK, save, tidy
 from vse_jax.models.gpo import GPO
-from vse_jax.models.set_encoder import SetEncoder
-from vse_jax.models.vse import VSE
+from vse_jax.models.vse import VSE, SetEncoder
 
 _SET_SIZES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a tower's largest set
 
@@ -53,7 +52,7 @@ def _largest_set(config: Config, tower: str, encoder: SetEncoder) -> int:
     if tower == "text":
         return min(config.data.max_tokens, 64)  # few captions are longer
     batch = abstract_batch(image_shapes(config.image, 1))
-    _, mask = jax.eval_shape(lambda batch: encoder.members(batch), batch)
+    _, mask = jax.eval_shape(lambda batch: encoder.elements(batch), batch)
     return mask.shape[1]
 
 

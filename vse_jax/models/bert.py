@@ -6,11 +6,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models.transformer import Attention, dense, embedding, layer_norm
-from vse_jax.ops.blocks import run_block
-from vse_jax.ops.packing import unpack
+from vse_jax.models.layers import embedding, layer_norm, linear
+from vse_jax.models.transformer import Attention
+from vse_jax.ops import Blocks, unpack
 
-_NORM_EPSILON = 1e-12
+_EPSILON = 1e-12  # of layer normalization
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
 
 
@@ -25,7 +25,7 @@ class Bert(nnx.Module):
         dropout: on embeddings, attention weights and both residual branches.
         remat: keep only each layer's input for the backward pass, and compute the layer
             again there.
-        dtype: of the matrix products; normalisation statistics and softmax are float32.
+        dtype: of the matrix products; normalization statistics and softmax are float32.
 
     Raises:
         ValueError: heads do not divide hidden, or (in a call) more tokens than
@@ -51,11 +51,13 @@ class Bert(nnx.Module):
         self.embeddings = Embeddings(
             vocab_size, hidden, max_positions, dropout, dtype=dtype, rngs=rngs
         )
-        self.layers = nnx.List(
-            Layer(hidden, heads, ffn, dropout, dtype=dtype, rngs=rngs)
-            for _ in range(layers)
+        self.layers = Blocks(
+            (
+                BertLayer(hidden, heads, ffn, dropout, dtype=dtype, rngs=rngs)
+                for _ in range(layers)
+            ),
+            remat=remat,
         )
-        self.remat = remat
 
     def __call__(
         self,
@@ -71,8 +73,8 @@ class Bert(nnx.Module):
         Args:
             token_ids: WordPiece ids, padded on the right.
             mask: the real tokens; others are never attended to.
-            places: of the real tokens (see `packing`): all but attention then skips
-                the others, whose vectors are 0.
+            places: of the real tokens (see ops/packing.py): all but attention then
+                skips the others, whose vectors are 0.
             train: apply dropout, with the stream `dropout` of `rngs`.
         """
         tokens, most = token_ids.shape[1], self.embeddings.position.num_embeddings
@@ -83,20 +85,18 @@ class Bert(nnx.Module):
             ids = token_ids.reshape(-1).at[places].get(mode="fill", fill_value=0)
             positions = places % tokens
         x = self.embeddings(ids, positions, train=train, rngs=rngs)
-        for layer in self.layers:
-            inputs = (x, mask, places)
-            x = run_block(layer, *inputs, train=train, rngs=rngs, remat=self.remat)
+        x = self.layers(x, mask, places, train=train, rngs=rngs)
         return unpack(x, mask, places)
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token-type embedding, normalised."""
+    """Word + position + token-type embedding, normalized."""
 
     def __init__(self, vocab_size, hidden, max_positions, dropout, *, dtype, rngs):
         self.word = embedding(vocab_size, hidden, dtype=dtype, rngs=rngs)
         self.position = embedding(max_positions, hidden, dtype=dtype, rngs=rngs)
         self.token_type = embedding(_TOKEN_TYPES, hidden, dtype=dtype, rngs=rngs)
-        self.norm = _layer_norm(hidden, dtype, rngs)
+        self.norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, token_ids, positions, *, train, rngs):
@@ -106,15 +106,16 @@ class Embeddings(nnx.Module):
         return self.dropout(self.norm(x), deterministic=not train, rngs=rngs)
 
 
-class Layer(nnx.Module):
-    """Self-attention and a two-layer perceptron, each with residual and norm after."""
+class BertLayer(nnx.Module):
+    """Self-attention and an MLP, each with residual and norm after."""
 
     def __init__(self, hidden, heads, ffn, dropout, *, dtype, rngs):
         self.attention = Attention(hidden, heads, dropout, dtype=dtype, rngs=rngs)
-        self.attention_norm = _layer_norm(hidden, dtype, rngs)
-        self.intermediate = dense(hidden, ffn, dtype=dtype, rngs=rngs)
-        self.output = dense(ffn, hidden, dtype=dtype, rngs=rngs)
-        self.output_norm = _layer_norm(hidden, dtype, rngs)
+        self.attention_norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
+        init = "transformer"
+        self.intermediate = linear(hidden, ffn, init=init, dtype=dtype, rngs=rngs)
+        self.output = linear(ffn, hidden, init=init, dtype=dtype, rngs=rngs)
+        self.output_norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x, mask, places, *, train, rngs=None):
@@ -125,7 +126,3 @@ class Layer(nnx.Module):
         x = self.attention_norm(x + dropout(y))
         y = self.output(jax.nn.gelu(self.intermediate(x), approximate=False))
         return self.output_norm(x + dropout(y))
-
-
-def _layer_norm(features, dtype, rngs):
-    return layer_norm(features, _NORM_EPSILON, dtype=dtype, rngs=rngs)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
-from vse_jax.ops.sorted_pool import sorted_pool
+from vse_jax.ops import sorted_pool
 
 TEMPERATURE = 0.1  # of the softmax over the ranks
 _MASKED_SCORE = -1e4
@@ -39,7 +39,7 @@ class GPO(nnx.Module):
 
         Args:
             features: sets padded to k vectors; what padding holds has no effect.
-            mask: the members of each set, in any places; at least one.
+            mask: the elements of each set, anywhere; at least one.
         """
         weights = self.weights(mask.sum(axis=1), mask.shape[1])
         return sorted_pool(features.astype(jnp.float32), weights, mask)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vse_jax.models.initializers import uniform
+from vse_jax.models.layers import uniform
 
 _FLOAT32 = np.dtype(np.float32)
 

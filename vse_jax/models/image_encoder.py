@@ -1,4 +1,4 @@
-"""Image towers: from pixels or region features to pooled vectors."""
+"""Image encoders: grid cells, patches or regions become a set, which is pooled."""
 
 import jax
 import jax.numpy as jnp
@@ -6,88 +6,96 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool
 
-from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.models.initializers import constant, uniform
-from vse_jax.models.layers import linear
-from vse_jax.models.pooling import Members
+from vse_jax.config import Config
+from vse_jax.models.layers import BatchNorm, linear
+from vse_jax.models.pooling import build_pool
 from vse_jax.models.resnet import ResNet
-from vse_jax.models.set_encoder import SetEncoder
-from vse_jax.models.vit import ViT
+from vse_jax.models.siglip import ViT
+from vse_jax.models.vse import Elements, SetEncoder
 
-# Share of the training images whose grid is never thinned (the official constant).
+# Share of the training images whose grid keeps all cells (the official constant).
 _WHOLE_GRIDS = 0.2
 
 
 class GridEncoder(SetEncoder):
-    """CNN → linear → pooling over the cells of the last feature map.
+    """CNN → linear → pooling over the cells of the last feature map, row by row."""
 
-    `drop`: size augmentation (paper, section 4.3); 0: none.
-    """
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        dtype, cnn = np.dtype(config.compute_dtype), config.image.backbone
+        self.backbone = ResNet(
+            block=cnn.block,
+            stem=cnn.stem,
+            patch=cnn.patch,
+            layers=cnn.layers,
+            width=cnn.width,
+            groups=cnn.groups,
+            group_width=cnn.group_width,
+            frozen_norm=cnn.batch_norm == "frozen",
+            remat=config.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        channels, embed = self.backbone.channels, config.embed_dim
+        self.fc = linear(channels, embed, init="xavier", dtype=dtype, rngs=rngs)
+        self.gpool = build_pool(config, "image", embed, rngs=rngs)
+        self.drop = config.image.drop
 
-    def __init__(
-        self, backbone: ResNet, fc: nnx.Linear, pool: nnx.Module, *, drop: float
-    ):
-        self.backbone = backbone
-        self.fc = fc
-        self.gpool = pool
-        self.drop = drop
-
-    def members(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Members:
-        """Returns the cells of batch['images'] [b, h, w, 3], row by row."""
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
+        """Returns the cells of batch['images'] [b, h, w, 3]; see `SetEncoder`."""
         grid = self.backbone(batch["images"], train=train)
         cells = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-        return self.fc(cells), _cells(cells, self.drop if train else 0, rngs)
+        return self.fc(cells), _kept_cells(cells, self.drop if train else 0.0, rngs)
 
 
 class ViTEncoder(SetEncoder):
-    """ViT → linear → pooling over the patches; without `fc` the tokens are pooled.
+    """ViT → linear → pooling over the patches, row by row.
 
-    `drop`: as in `GridEncoder`.
+    SigLIP's own pooling, 'map', pools the tokens themselves; its vector is the
+    embedding.
     """
 
-    def __init__(
-        self, vit: ViT, fc: nnx.Linear | None, pool: nnx.Module, *, drop: float
-    ):
-        self.vit = vit
-        self.fc = fc
-        self.gpool = pool
-        self.drop = drop
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        image, vit = config.image, config.image.vit
+        dtype, embed = np.dtype(config.compute_dtype), config.embed_dim
+        self.vit = ViT(
+            grid=image.size // vit.patch,
+            patch=vit.patch,
+            hidden=vit.hidden,
+            layers=vit.layers,
+            heads=vit.heads,
+            ffn=vit.ffn,
+            remat=config.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        if image.pool == "map":
+            self.fc = None
+            sizes = {"heads": vit.heads, "ffn": vit.ffn}
+            self.gpool = build_pool(config, "image", vit.hidden, rngs=rngs, **sizes)
+        else:
+            self.fc = linear(vit.hidden, embed, init="xavier", dtype=dtype, rngs=rngs)
+            self.gpool = build_pool(config, "image", embed, rngs=rngs)
+        self.drop = image.drop
 
-    def members(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Members:
-        """Returns the patches of batch['images'] [b, s, s, 3], row by row."""
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
+        """Returns the patches of batch['images'] [b, s, s, 3]; see `SetEncoder`."""
         tokens = self.vit(batch["images"], train=train)
-        mask = _cells(tokens, self.drop if train else 0, rngs)
+        mask = _kept_cells(tokens, self.drop if train else 0.0, rngs)
         return tokens if self.fc is None else self.fc(tokens), mask
 
 
 class RegionEncoder(SetEncoder):
-    """Linear + residual perceptron on each region → pooling."""
+    """Linear + residual MLP on each region → pooling."""
 
-    def __init__(self, fc: nnx.Linear, mlp: "MLP", pool: nnx.Module):
-        self.fc = fc
-        self.mlp = mlp
-        self.gpool = pool
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        dtype = np.dtype(config.compute_dtype)
+        features, embed = config.image.feature_dim, config.embed_dim
+        self.fc = linear(features, embed, init="xavier", dtype=dtype, rngs=rngs)
+        self.mlp = RegionMLP(features, embed // 2, embed, dtype=dtype, rngs=rngs)
+        self.gpool = build_pool(config, "image", embed, rngs=rngs)
 
-    def members(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Members:
-        """Returns the vectors of batch['regions'] [b, k, f].
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
+        """Returns the mapped batch['regions'] [b, k, f]; see `SetEncoder`.
 
         batch['region_lengths'] [b] holds the set sizes; what lies beyond has no effect.
         """
@@ -100,8 +108,8 @@ class RegionEncoder(SetEncoder):
         return self.fc(regions) + self.mlp(regions, counted, train=train), mask
 
 
-class MLP(nnx.Module):
-    """Linear → batch normalisation → ReLU → linear."""
+class RegionMLP(nnx.Module):
+    """Linear → batch normalization → ReLU → linear."""
 
     def __init__(self, in_features, hidden, out_features, *, dtype, rngs):
         self.hidden = linear(in_features, hidden, dtype=dtype, rngs=rngs)
@@ -113,38 +121,18 @@ class MLP(nnx.Module):
         return self.output(jax.nn.relu(x))
 
 
-def xavier_linear(
-    in_features: int, out_features: int, *, dtype: np.dtype, rngs: nnx.Rngs
-) -> nnx.Linear:
-    """A dense layer that starts from U(±√(6 / (in + out))), its bias from 0."""
-    bound = (6 / (in_features + out_features)) ** 0.5
-    return nnx.Linear(
-        in_features,
-        out_features,
-        kernel_init=uniform(bound),
-        bias_init=constant(0.0),
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def _cells(cells, drop, rngs):
-    """[b, k]: all of the cells, or those that size augmentation leaves."""
-    mask = jnp.ones(cells.shape[:2], bool)
-    if drop > 0:
-        assert rngs is not None
-        mask = _thin(rngs.size(), mask, drop)
-    return mask
-
-
-def _thin(key: Array, mask: Bool[Array, "b k"], drop: float) -> Bool[Array, "b k"]:
-    """Drops cells from full masks: size augmentation (VSE∞, section 4.3).
+def _kept_cells(cells, drop: float, rngs: nnx.Rngs | None) -> Bool[Array, "b k"]:
+    """All cells [b, k, d], or those that size augmentation keeps (VSE∞, section 4.3).
 
     An image draws u ~ U(0, 1); above `_WHOLE_GRIDS` each of its cells is dropped with
     probability drop · u. The cell with the highest draw always stays.
     """
-    image_key, cell_key = jax.random.split(key)
-    u = jax.random.uniform(image_key, (len(mask), 1))
+    b, k = cells.shape[:2]
+    if drop == 0:
+        return jnp.ones((b, k), bool)
+    assert rngs is not None
+    image_key, cell_key = jax.random.split(rngs.size())
+    u = jax.random.uniform(image_key, (b, 1))
     threshold = jnp.where(u > _WHOLE_GRIDS, drop * u, 0)
-    draws = jax.random.uniform(cell_key, mask.shape)
+    draws = jax.random.uniform(cell_key, (b, k))
     return draws >= jnp.minimum(threshold, draws.max(axis=1, keepdims=True))

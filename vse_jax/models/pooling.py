@@ -1,6 +1,6 @@
 """The aggregators by their config name: a set of vectors becomes one vector.
 
-All take sets padded to k vectors, `features` [b, k, d], and `mask` [b, k], the members
+All take sets padded to k vectors, `features` [b, k, d], and `mask` [b, k], the elements
 of each set in any places (at least one); what padding holds has no effect. All compute
 in float32. They are those that the paper compares with its GPO (VSE∞, section 5).
 """
@@ -14,24 +14,24 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.base.registry import Registry
+from vse_jax.config import Config
 from vse_jax.models.gpo import GPO
 from vse_jax.models.gru import GRU
-from vse_jax.models.initializers import normal
-from vse_jax.models.layers import linear
-from vse_jax.models.transformer import Attention, Perceptron, layer_norm
-from vse_jax.ops.sorted_pool import sorted_pool
+from vse_jax.models.layers import layer_norm, linear, normal
+from vse_jax.models.transformer import MLP, Attention
+from vse_jax.ops import sorted_pool
 
-Members = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # vectors, which are real
+Sets = Float[Array, "b k d"]
+Mask = Bool[Array, "b k"]
+Pooled = Float[Array, "b p"]
 
 
 @runtime_checkable
 class Pool(Protocol):
     """What a pooling does. It is an `nnx.Module`; padding must have no effect."""
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b p"]:
-        """The pooled vectors, float32, of sets whose members `mask` tells."""
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
+        """The pooled vectors, float32, of sets whose elements `mask` tells."""
         ...
 
 
@@ -54,7 +54,7 @@ def make_pool(
         embed_dim: size of seq2seq's result.
         k: how many values kmax averages.
         heads, ffn: sizes of map; None: 64 features each, and 4 · features.
-        rngs: stream `params` gives the start values.
+        rngs: stream `params` initializes it.
         field: of the config, for errors.
     """
     heads = heads or (features // 64 if features % 64 == 0 else 1)
@@ -62,36 +62,33 @@ def make_pool(
     return POOLS.make(field, name, features=features, **sizes, rngs=rngs)
 
 
-def attributions(
-    pool: nnx.Module, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-) -> Float[Array, "b k d"]:
-    """What each member of a set adds to its pooled vector, by Euler's theorem.
-
-    Scaling all members scales the result of gpo, avg, max, kmax, gem, fspool and cls
-    alike, so that result is Σ over the members of value · slope: of GPO, the weight of
-    the value's rank times the value. Of other poolings the sum is not the result.
-    """
-    features = features.astype(jnp.float32)
-    pooled, pull = jax.vjp(lambda x: pool(x, mask), features)
-    (slope,) = pull(jnp.ones_like(pooled))
-    return jnp.where(mask[..., None], slope * features, 0)
+def build_pool(
+    config: Config, side: str, features: int, *, rngs: nnx.Rngs, **sizes: int
+) -> nnx.Module:
+    """The pooling of config.image or config.text; sizes: as of `make_pool`."""
+    part = getattr(config, side)
+    return make_pool(
+        part.pool,
+        features=features,
+        embed_dim=config.embed_dim,
+        k=part.pool_k,
+        **sizes,
+        rngs=rngs,
+        field=f"config.{side}.pool",
+    )
 
 
 class AveragePool(nnx.Module):
     """The mean of the set."""
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         return jnp.mean(features.astype(jnp.float32), axis=1, where=mask[..., None])
 
 
 class MaxPool(nnx.Module):
     """The largest value of each dimension; equal ones share its gradient."""
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         features = features.astype(jnp.float32)
         return jnp.where(mask[..., None], features, -jnp.inf).max(axis=1)
 
@@ -107,9 +104,7 @@ class KMaxPool(nnx.Module):
     def __init__(self, k: int):
         self.k = k
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         used = jnp.minimum(self.k, mask.sum(axis=1, keepdims=True))
         weights = jnp.where(jnp.arange(mask.shape[1]) < used, 1 / used, 0)
         return sorted_pool(features.astype(jnp.float32), weights, mask)
@@ -125,9 +120,7 @@ class GeMPool(nnx.Module):
         # Its logarithm is what is learned: p stays above 0, where the root exists.
         self.log_p = nnx.Param(np.log(np.float32(3)))
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         p = jnp.exp(self.log_p[...])
         mask = mask[..., None]
         # Padding is replaced before the logarithm, whose gradient there would be NaN.
@@ -148,11 +141,8 @@ class FSPool(nnx.Module):
         shape = (pieces + 1, features)
         self.knots = nnx.Param(normal(1.0)(rngs.params(), shape))
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
-        knots = jnp.asarray(self.knots[...])  # a NumPy array takes no traced index
-        weights = interpolate(knots, mask.sum(axis=1), mask.shape[1])
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
+        weights = interpolate(self.knots[...], mask.sum(axis=1), mask.shape[1])
         return sorted_pool(features.astype(jnp.float32), weights, mask)
 
 
@@ -170,25 +160,24 @@ def interpolate(
     below = jnp.floor(place).astype(jnp.int32)
     share = (place - below)[..., None]
     above = jnp.minimum(below + 1, last)
-    return (1 - share) * knots[below] + share * knots[above]
+    # (jnp.take: knots may be a NumPy array, which takes no traced index itself.)
+    lower = jnp.take(knots, below, axis=0, mode="clip")
+    upper = jnp.take(knots, above, axis=0, mode="clip")
+    return (1 - share) * lower + share * upper
 
 
 class FirstPool(nnx.Module):
     """The set's first vector: [CLS] of a BERT tower."""
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
-        return _member(features, jnp.argmax(mask, axis=1))
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
+        return _element(features, jnp.argmax(mask, axis=1))
 
 
 class LastPool(nnx.Module):
     """The set's last vector: what SigLIP's text tower reads off."""
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
-        return _member(features, _last(mask))
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
+        return _element(features, _last(mask))
 
 
 class Seq2SeqPool(nnx.Module):
@@ -197,18 +186,16 @@ class Seq2SeqPool(nnx.Module):
     def __init__(self, features: int, embed_dim: int, *, rngs: nnx.Rngs):
         self.gru = GRU(features, embed_dim, rngs=rngs)
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b h"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         # Padding may hold anything, and NaN × 0 would reach the kernel's gradient.
         states = self.gru(jnp.where(mask[..., None], features, 0), mask)
-        return _member(states, _last(mask))
+        return _element(states, _last(mask))
 
 
 class SelfAttentionPool(nnx.Module):
     """A mean weighted by softmax attention (Lin et al., ICLR 2017, with one hop).
 
-    A vector's score is a perceptron's: linear to d / 2, tanh, linear to 1.
+    A vector's score is an MLP's: linear to d / 2, tanh, linear to 1.
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
@@ -217,9 +204,7 @@ class SelfAttentionPool(nnx.Module):
         self.hidden = linear(features, hidden, dtype=float32, rngs=rngs)
         self.score = linear(hidden, 1, use_bias=False, dtype=float32, rngs=rngs)
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         features = jnp.where(mask[..., None], features.astype(jnp.float32), 0)
         scores = self.score(jnp.tanh(self.hidden(features)))
         weights = jax.nn.softmax(scores, axis=1, where=mask[..., None])
@@ -229,7 +214,7 @@ class SelfAttentionPool(nnx.Module):
 class MAPPool(nnx.Module):
     """Multihead attention pooling (Zhai et al., CVPR 2022): the head of SigLIP's ViT.
 
-    A learned probe attends to the set; a perceptron with norm before and residual after
+    A learned query attends to the set; an MLP with norm before and residual after
     follows.
     """
 
@@ -238,25 +223,23 @@ class MAPPool(nnx.Module):
         self.probe = nnx.Param(normal(0.02)(rngs.params(), (features,)))
         self.attention = Attention(features, heads, dtype=float32, rngs=rngs)
         self.norm = layer_norm(features, dtype=float32, rngs=rngs)
-        self.mlp = Perceptron(features, ffn, dtype=float32, rngs=rngs)
+        self.mlp = MLP(features, ffn, dtype=float32, rngs=rngs)
 
-    def __call__(
-        self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-    ) -> Float[Array, "b d"]:
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
         features = jnp.where(mask[..., None], features.astype(jnp.float32), 0)
-        probes = jnp.broadcast_to(
+        queries = jnp.broadcast_to(
             self.probe[...], (features.shape[0], 1, features.shape[2])
         )
-        x = self.attention(features, mask, probes=probes)[:, 0]
+        x = self.attention(features, mask, queries=queries)[:, 0]
         return x + self.mlp(self.norm(x))
 
 
 def _last(mask):
-    """The place of each set's last member."""
+    """The place of each set's last element."""
     return mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
 
 
-def _member(features, index):
+def _element(features, index):
     """features[i, index[i]] for each i, float32."""
     rows = jnp.take_along_axis(features, index[:, None, None], axis=1)
     return rows[:, 0].astype(jnp.float32)

@@ -10,13 +10,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vse_jax.models.batch_norm import BatchNorm
-from vse_jax.ops.blocks import run_block
-from vse_jax.ops.conv import Conv
+from vse_jax.models.layers import BatchNorm, Conv
+from vse_jax.ops import Blocks
 
-# Start value of the last normalisation's scale in each residual branch. Small, so that
-# a block begins close to the identity and depth does not blow up the activations of a
-# CNN trained from scratch; pretrained weights replace it.
+# Initial scale of the last normalization in each residual branch. Small, so that a
+# block begins close to the identity and depth does not blow up the activations of a CNN
+# trained from scratch; pretrained weights replace it.
 _BRANCH_SCALE = 0.2
 
 
@@ -34,7 +33,7 @@ class ResNet(nnx.Module):
         width: channels of the stem and of the first stage's 3×3 convolutions.
         groups: groups of the bottlenecks' 3×3 convolutions.
         group_width: channels of one such group per 64 of `width`.
-        frozen_norm: batch normalisation keeps its running statistics.
+        frozen_norm: batch normalization keeps its running statistics.
         remat: keep only each block's input for the backward pass, and compute the block
             again there.
         dtype: of the activations.
@@ -66,7 +65,6 @@ class ResNet(nnx.Module):
         self.bn1 = BatchNorm(width, frozen=frozen_norm)
         self.pool = stem == "conv7"
         self.ceil_pool = block == "v1"
-        self.remat = remat
         self.dtype = dtype
         self.stages = len(layers)
 
@@ -93,7 +91,7 @@ class ResNet(nnx.Module):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(make_block(channels, width * 2**stage, stride))
                 channels = blocks[-1].channels
-            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+            setattr(self, f"layer{stage + 1}", Blocks(blocks, remat=remat))
         self.channels = channels
 
     def __call__(
@@ -106,8 +104,7 @@ class ResNet(nnx.Module):
             x = _max_pool(x, self.ceil_pool)
 
         for stage in range(self.stages):
-            for block in getattr(self, f"layer{stage + 1}"):
-                x = run_block(block, x, train=train, remat=self.remat)
+            x = getattr(self, f"layer{stage + 1}")(x, train=train)
         return x
 
 

@@ -1,12 +1,78 @@
-"""SigLIP's text transformer (Zhai et al., 2023): token ids to token vectors."""
+"""SigLIP's two transformers (Zhai et al., 2023): images, and captions, to tokens."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models.transformer import Layer, embedding, layer_norm
-from vse_jax.ops.blocks import run_block
+from vse_jax.models.layers import Conv, constant, embedding, layer_norm, normal
+from vse_jax.models.transformer import MLP, Attention
+from vse_jax.ops import Blocks
+
+
+class ViT(nnx.Module):
+    """Patches with learned positions, pre-norm layers, a last norm; no class token.
+
+    Args:
+        grid: patches in a row of an image, which is square.
+        patch: side of a patch, px.
+        hidden, layers, heads, ffn: sizes.
+        remat: keep only each layer's input for the backward pass, and compute the layer
+            again there.
+        dtype: of the matrix products; normalization statistics and softmax are float32.
+
+    Raises:
+        ValueError: heads do not divide hidden, or (in a call) images of another size.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: int,
+        patch: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        ffn: int,
+        remat: bool = False,
+        dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.patches = PatchEmbedding(patch, hidden, rngs=rngs)
+        init = normal(hidden**-0.5)
+        self.positions = nnx.Param(init(rngs.params(), (grid * grid, hidden)))
+        self.layers = Blocks(
+            (
+                PreNormLayer(hidden, heads, ffn, dtype=dtype, rngs=rngs)
+                for _ in range(layers)
+            ),
+            remat=remat,
+        )
+        self.norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(
+        self, images: Float[Array, "b s s 3"], *, train: bool = False
+    ) -> Float[Array, "b k h"]:
+        """Returns the vectors of an image's patches, row by row."""
+        x = self.patches(images.astype(self.dtype))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        count = len(self.positions[...])
+        if x.shape[1] != count:
+            raise ValueError(f"{x.shape[1]} patches, but {count} positions")
+        x = x + self.positions[...].astype(x.dtype)
+        return self.norm(self.layers(x, train=train))
+
+
+class PatchEmbedding(Conv):
+    """A linear map of each patch; what is left of an image at its edges is dropped."""
+
+    def __init__(self, patch: int, features: int, *, rngs: nnx.Rngs):
+        super().__init__(3, features, patch, stride=patch, rngs=rngs)
+        self.bias = nnx.Param(constant(0.0)(rngs.params(), (features,)))
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b gh gw o"]:
+        return super().__call__(x) + self.bias[...].astype(x.dtype)
 
 
 class SiglipText(nnx.Module):
@@ -20,7 +86,7 @@ class SiglipText(nnx.Module):
         pad_id: the token that fills a caption up.
         remat: keep only each layer's input for the backward pass, and compute the layer
             again there.
-        dtype: of the matrix products; normalisation statistics and softmax are float32.
+        dtype: of the matrix products; normalization statistics and softmax are float32.
 
     Raises:
         ValueError: heads do not divide hidden, or (in a call) more tokens than
@@ -43,12 +109,15 @@ class SiglipText(nnx.Module):
     ):
         self.word = embedding(vocab_size, hidden, dtype=dtype, rngs=rngs)
         self.position = embedding(positions, hidden, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            Layer(hidden, heads, ffn, dtype=dtype, rngs=rngs) for _ in range(layers)
+        self.layers = Blocks(
+            (
+                PreNormLayer(hidden, heads, ffn, dtype=dtype, rngs=rngs)
+                for _ in range(layers)
+            ),
+            remat=remat,
         )
         self.norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
         self.pad_id = pad_id
-        self.remat = remat
 
     def __call__(
         self,
@@ -64,13 +133,26 @@ class SiglipText(nnx.Module):
             mask: the real tokens.
             train: has no effect, as there is no dropout.
         """
-        places = self.position.num_embeddings
-        missing = places - token_ids.shape[1]
+        positions = self.position.num_embeddings
+        missing = positions - token_ids.shape[1]
         if missing < 0:
-            raise ValueError(f"{token_ids.shape[1]} tokens, but {places} positions")
+            raise ValueError(f"{token_ids.shape[1]} tokens, but {positions} positions")
         ids = jnp.where(mask, token_ids, self.pad_id)
         ids = jnp.pad(ids, ((0, 0), (0, missing)), constant_values=self.pad_id)
-        x = self.word(ids) + self.position(jnp.arange(places))
-        for layer in self.layers:
-            x = run_block(layer, x, train=train, remat=self.remat)
-        return self.norm(x)
+        x = self.word(ids) + self.position(jnp.arange(positions))
+        return self.norm(self.layers(x, train=train))
+
+
+class PreNormLayer(nnx.Module):
+    """Self-attention and an MLP, each with norm before and residual after."""
+
+    def __init__(self, hidden, heads, ffn, *, dtype, rngs):
+        self.attention_norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
+        self.attention = Attention(hidden, heads, dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(hidden, ffn, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        del train  # there is no dropout
+        x = x + self.attention(self.attention_norm(x), None)
+        return x + self.mlp(self.mlp_norm(x))

@@ -1,41 +1,48 @@
-"""Text towers: token ids → BERT or a bidirectional GRU → pooling over the tokens."""
+"""Text encoders: the tokens of a caption become a set, which is pooled.
 
-from collections.abc import Sequence
+All take batch['token_lengths'] [b] and batch['token_ids'] [b, t], padded on the right.
+"""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vse_jax.config import Config
 from vse_jax.models.bert import Bert
 from vse_jax.models.gru import BiGRU
-from vse_jax.models.pooling import Members
-from vse_jax.models.set_encoder import SetEncoder
+from vse_jax.models.layers import linear, uniform
+from vse_jax.models.pooling import build_pool
 from vse_jax.models.siglip import SiglipText
+from vse_jax.models.vse import Batch, Elements, SetEncoder
 
 
 class BertEncoder(SetEncoder):
-    """Pools the linearly mapped BERT vectors of a caption, [CLS] and [SEP] included."""
+    """BERT → linear → pooling over all tokens, [CLS] and [SEP] included."""
 
-    def __init__(self, bert: Bert, linear: nnx.Linear, pool: nnx.Module):
-        self.bert = bert
-        self.linear = linear
-        self.gpool = pool
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        text, embed = config.text, config.embed_dim
+        dtype = np.dtype(config.compute_dtype)
+        self.bert = Bert(
+            vocab_size=text.vocab_size,
+            hidden=text.hidden,
+            layers=text.layers,
+            heads=text.heads,
+            ffn=text.ffn,
+            max_positions=text.max_positions,
+            dropout=text.dropout,
+            remat=config.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.linear = linear(text.hidden, embed, dtype=dtype, rngs=rngs)
+        self.gpool = build_pool(config, "text", embed, rngs=rngs)
 
-    def members(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Members:
-        """Returns the tokens of a batch of captions.
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
+        """Returns the tokens of a batch of captions; see `SetEncoder`.
 
-        Args:
-            batch: 'token_lengths' [b] and either 'token_ids' [b, t], with or without
-                'packed_indices' [n] (see `packing`), or what `features` gave for them
-                earlier, 'token_features' [b, t, h].
-            train: apply dropout, with the stream `dropout` of `rngs`.
-            rngs: see `train`.
+        In place of 'token_ids' the batch may hold what `features` gave for them
+        earlier, 'token_features' [b, t, h].
         """
         features = batch.get("token_features")
         if features is None:
@@ -43,95 +50,83 @@ class BertEncoder(SetEncoder):
         return self.linear(features), _mask(batch, features.shape[1])
 
     def features(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
+        self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b t h"]:
-        """Returns BERT's last hidden state for batch['token_ids']."""
+        """Returns BERT's last hidden state (packed_indices: see ops/packing.py)."""
         ids, places = batch["token_ids"], batch.get("packed_indices")
         mask = _mask(batch, ids.shape[1])
         return self.bert(ids, mask, places, train=train, rngs=rngs)
 
 
 class SiglipEncoder(SetEncoder):
-    """Pools the linearly mapped vectors of SigLIP's text transformer.
+    """SigLIP's text transformer → linear → pooling over the caption's tokens.
 
-    `padded`: the set is all positions, padding included, as SigLIP's own pooling (the
-    last position) needs it; otherwise it is the caption's tokens.
+    SigLIP's own pooling, 'last', takes the last of all positions, padding included.
     """
 
-    def __init__(
-        self, siglip: SiglipText, linear: nnx.Linear, pool: nnx.Module, *, padded: bool
-    ):
-        self.siglip = siglip
-        self.linear = linear
-        self.gpool = pool
-        self.padded = padded
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        text, embed = config.text, config.embed_dim
+        dtype = np.dtype(config.compute_dtype)
+        self.siglip = SiglipText(
+            vocab_size=text.vocab_size,
+            hidden=text.hidden,
+            layers=text.layers,
+            heads=text.heads,
+            ffn=text.ffn,
+            positions=text.max_positions,
+            pad_id=text.pad_id,
+            remat=config.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.linear = linear(text.hidden, embed, dtype=dtype, rngs=rngs)
+        self.gpool = build_pool(config, "text", embed, rngs=rngs)
+        self.padded = text.pool == "last"
 
-    def members(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Members:
-        """Returns the tokens of a batch of captions, or all positions.
-
-        Args:
-            batch: 'token_lengths' [b] and either 'token_ids' [b, t] or what `features`
-                gave for them earlier, 'token_features' [b, t, h].
-            train: has no effect, as there is no dropout.
-            rngs: not used.
-        """
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
+        """Returns the tokens, or all positions; arguments as for `BertEncoder`."""
         features = batch.get("token_features")
         if features is None:
-            features = self._states(batch, train)
-        if not self.padded:
-            features = features[:, : _size(batch)]
+            features = self._all_positions(batch, train)
+            if not self.padded:
+                features = features[:, : batch["token_ids"].shape[1]]
         mask = _mask(batch, features.shape[1]) | self.padded
         return self.linear(features), mask
 
     def features(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
+        self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b t h"]:
-        """Returns the last hidden state for batch['token_ids']."""
-        return self._states(batch, train)[:, : _size(batch)]
+        """Returns the last hidden state of batch['token_ids']."""
+        return self._all_positions(batch, train)[:, : batch["token_ids"].shape[1]]
 
-    def _states(self, batch, train):
+    def _all_positions(self, batch, train):
         ids = batch["token_ids"]
         return self.siglip(ids, _mask(batch, ids.shape[1]), train=train)
 
 
 class BiGRUEncoder(SetEncoder):
-    """Pools the states of a bidirectional GRU over word vectors, both trained here.
+    """Word embeddings → bidirectional GRUs → pooling over the words' states.
 
     The state of a word is the mean of the two directions; <start> and <end> are words
     like any other. Without layers the word vectors themselves are pooled: with
     pool = 'seq2seq' that is the GRU of VSE++, whose last state is the caption.
     """
 
-    def __init__(self, embed: nnx.Embed, layers: Sequence[BiGRU], pool: nnx.Module):
-        self.embed = embed
-        self.rnn = nnx.List(layers)
-        self.gpool = pool
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        text, embed = config.text, config.embed_dim
+        self.embed = nnx.Embed(
+            text.vocab_size, text.word_dim, embedding_init=uniform(0.1), rngs=rngs
+        )
+        inputs = [text.word_dim] + [2 * embed] * text.layers
+        dtype = np.dtype(config.compute_dtype)
+        self.rnn = nnx.List(
+            BiGRU(size, embed, dtype=dtype, rngs=rngs) for size in inputs[: text.layers]
+        )
+        size = embed if text.layers else text.word_dim
+        self.gpool = build_pool(config, "text", size, rngs=rngs)
 
-    def members(
-        self,
-        batch: dict[str, Array],
-        *,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Members:
-        """Returns the words of batch['token_ids'] [b, t].
-
-        Training and evaluation are the same here: there is no dropout.
-        """
+    def elements(self, batch, *, train=False, rngs=None) -> Elements:
+        """Returns the words of batch['token_ids'] [b, t]; there is no dropout."""
         ids = batch["token_ids"]
         mask = _mask(batch, ids.shape[1])
         x = states = self.embed(ids)
@@ -140,13 +135,6 @@ class BiGRUEncoder(SetEncoder):
             x = jnp.concatenate([forward, backward], axis=-1)
             states = (forward + backward) / 2
         return states, mask
-
-
-def _size(batch):
-    """What the captions of a batch are padded to."""
-    return batch["token_features" if "token_features" in batch else "token_ids"].shape[
-        1
-    ]
 
 
 def _mask(batch, size):

@@ -1,0 +1,21 @@
+"""What is tuned to a device: the only place where a platform decides how to compute.
+
+Beside each operation stands its plain version in a few lines of jax.numpy,
+NAME_reference: it says what is computed, and the tests compare the two.
+"""
+
+from vse_jax.ops.blocks import Blocks, place
+from vse_jax.ops.conv import conv2d
+from vse_jax.ops.memory import disable_malloc_trim
+from vse_jax.ops.packing import pack, unpack
+from vse_jax.ops.sorted_pool import sorted_pool
+
+__all__ = [
+    "Blocks",
+    "conv2d",
+    "disable_malloc_trim",
+    "pack",
+    "place",
+    "sorted_pool",
+    "unpack",
+]

@@ -1,133 +1,154 @@
-"""The equal blocks of a network: traced once, gathered one at a time."""
+"""The equal blocks of a network: traced once, all-gathered one at a time.
+
+A transformer's layers, or the blocks of a ResNet's stage, are a list `Blocks`, which is
+called like one of them. Beside it stands what it computes: `blocks_reference`. What the
+two do not share is how long a program is traced, and where its parameters lie.
+
+A `jax.lax.scan` over stacked blocks would do that, too, but the stack is a copy of all
+parameters: docs/performance.md has what was measured.
+"""
 
 import contextlib
-import contextvars
 import functools
-import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, Sharding
-from jax.stages import Lowered
-from jaxlib.mlir import ir
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.lax import with_sharding_constraint
+from jax.sharding import Mesh
 
-Params = Any  # a tree of arrays
-_LISTS = re.compile(r"layer(s|\d+)")  # names of the lists of blocks
-# What a block keeps for its gradient, as primitives of JAX: see `_kept`.
+from vse_jax.distributed.mesh import replicated, state_sharding
+
+M = TypeVar("M", bound=nnx.Module)
+
+# What a block that all-gathers keeps for its gradient, as primitives of JAX. It keeps
+# neither its parameters, which are gathered again, nor what is cheap to compute again:
+# for XLA all that is kept is an array of its own, of which GELU alone would have five.
 _KEPT = (
     *("dot_general", "conv_general_dilated", "reduce_sum", "reduce_max"),
     "name",  # a result that was given one for this, by jax's checkpoint_name
     "max",  # ReLU: the input of the next convolution
     "lt",  # which values dropout keeps
 )
-_IS_RUN = re.compile(r"_run(_\d+)?")  # names of `_run` in a program
 
 
-class Gather(NamedTuple):
-    """All-gathers the parameters of a block when its turn comes.
+class Blocks(nnx.List[nnx.Module]):
+    """Blocks that are called one after another, each on what the one before returned.
 
-    Args:
-        sharded: gives the shardings of a tree of parameters as the devices hold them.
-        gathered: the sharding of a parameter that a computation uses.
-    """
-
-    sharded: Callable[[Params], Params]
-    gathered: Sharding
-
-    def __call__(self, params: Params, inputs: tuple[jax.Array | None, ...]) -> Params:
-        # XLA would gather many blocks early, and hold them all. The barrier's results
-        # would be gathered already if nothing said that they are shards.
-        sharded = self.sharded(params)
-        params = _after(_constrain(params, sharded), inputs)
-        return _constrain(_constrain(params, sharded), self.gathered)
-
-
-_IN_BLOCKS: contextvars.ContextVar[Gather | None] = contextvars.ContextVar(
-    "in_blocks", default=None
-)
-
-
-@contextlib.contextmanager
-def gathered_in_use(
-    params: Params,
-    gathered: Sharding | None,
-    sharded: Callable[[Params], Params] | None,
-) -> Iterator[Params]:
-    """Gives a model's parameters as its computation inside uses them.
-
-    Without this XLA's partitioner is free to leave them and their gradients sharded,
-    and to send the activations of the whole batch around instead.
+    Those of equal sizes share one jitted function, which JAX traces, differentiates and
+    lowers once (BERT has 12 layers, a ResNet-101 33 blocks).
 
     Args:
-        params: the model's.
-        gathered: the sharding of a parameter in use; None: there is one device.
-        sharded: see `Gather`; None: every device has all of each. `run_block`
-            gathers the parameters of a block when its turn comes, in the forward pass
-            and again in the backward pass.
+        blocks: parameters and running statistics are all that they hold.
+        remat: keep only each block's inputs for the backward pass, and compute the
+            block again there.
     """
-    if gathered is None:
-        yield params
-        return
 
-    def gather(path, x):
-        in_a_block = any(_LISTS.fullmatch(str(key.key)) for key in path)
-        return x if sharded and in_a_block else _constrain(x, gathered)
+    def __init__(self, blocks: Iterable[nnx.Module], *, remat: bool = False):
+        super().__init__(blocks)
+        self.remat = remat
+        # How the blocks run: see `place`.
+        self.fsdp: Mesh | None = None
+        self.inline = True
 
-    token = _IN_BLOCKS.set(Gather(sharded, gathered) if sharded else None)
-    try:
-        yield jax.tree.map_with_path(gather, params)
-    finally:
-        _IN_BLOCKS.reset(token)
+    def __call__(
+        self,
+        x: jax.Array,
+        *others: jax.Array | None,
+        train: bool,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Returns `blocks_reference(self, x, *others, train=train, rngs=rngs)`.
 
-
-_constrain = jax.lax.with_sharding_constraint
-
-
-def run_block(
-    block: nnx.Module,
-    *inputs: jax.Array | None,
-    train: bool,
-    rngs: nnx.Rngs | None = None,
-    remat: bool = False,
-) -> jax.Array:
-    """`block(*inputs, train=train)` as a jitted function that its equals share.
-
-    JAX traces, differentiates and lowers such a function once for all blocks of the
-    same sizes (BERT has 12, a ResNet-101 33); XLA puts it in the place of each call.
-
-    Args:
-        block: parameters and running statistics are all it holds. It is an element of
-            a list named layers, or layer1, layer2, …, by which `gathered_in_use`
-            knows it.
-        inputs: its arguments.
-        train: also of the block; only then its running statistics change.
-        rngs: gives a key of the stream `dropout`; the block gets `rngs` of its own.
-        remat: keep only the inputs for the backward pass, and compute the block again
-            there.
-    """
-    graphdef, *state = nnx.split(block, nnx.Param, nnx.BatchStat)
-    key = rngs.dropout() if train and rngs is not None else None
-    gather = _IN_BLOCKS.get()
-    run: Callable[..., Any] = _run
-    if remat or gather:
-        kept = None if remat else _kept
-        run = jax.checkpoint(_run, static_argnums=(0, 1, 2), policy=kept)
-    result, stats = run(graphdef, train, gather, state, inputs, key)
-    if train:
-        nnx.update(block, stats)
-    return result
+        Args:
+            x: the first block's input.
+            others: further arguments of every block.
+            train: also of the blocks; only then their running statistics change.
+            rngs: each block gets a key of its own from the stream `dropout`.
+        """
+        run: Callable[..., Any] = _run
+        if self.remat or self.fsdp:
+            keep = None if self.remat else _is_kept
+            run = jax.checkpoint(_run, static_argnums=(0, 1, 2, 3), policy=keep)
+        for block in self:
+            graphdef, *state = nnx.split(block, nnx.Param, nnx.BatchStat)
+            key = rngs.dropout() if train and rngs is not None else None
+            how = graphdef, train, self.fsdp, self.inline
+            with _inlineable("false", unless=self.inline):
+                x, stats = run(*how, state, (x, *others), key)
+            if train:
+                nnx.update(block, stats)
+        return x
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(graphdef, train, gather, state, inputs, key):
-    if gather:
+def blocks_reference(blocks, x, *others, train, rngs=None):
+    """What `Blocks` computes, but for the random numbers."""
+    random = {} if rngs is None else {"rngs": rngs}
+    for block in blocks:
+        x = block(x, *others, train=train, **random)
+    return x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(graphdef, train, fsdp, inline, state, inputs, key):
+    with _inlineable("true", unless=inline):  # what the block itself calls
         params, stats = state
-        state = gather(params, inputs), stats
-    block = nnx.merge(graphdef, *state)
-    random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
-    return block(*inputs, train=train, **random), nnx.state(block, nnx.BatchStat)
+        if fsdp is not None:
+            params = _all_gather(fsdp, params, inputs)
+        block = nnx.merge(graphdef, params, stats)
+        random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
+        return block(*inputs, train=train, **random), nnx.state(block, nnx.BatchStat)
+
+
+def _inlineable(value: str, *, unless: bool) -> contextlib.AbstractContextManager:
+    """Says whether XLA may put a function that is called here in its call's place."""
+    return contextlib.nullcontext() if unless else set_xla_metadata(inlineable=value)
+
+
+def place(model: M, mesh: Mesh) -> M:
+    """Has a model compute on the devices of a mesh; returns it.
+
+    For inside a jitted function, on a model that was merged there.
+
+    - On several devices each parameter is all-gathered before its use: those in
+      `Blocks` when their block's turn comes, in the forward pass and again in the
+      backward pass; all others at once. Without this XLA's partitioner is free to leave
+      parameters and gradients sharded, and to send the activations of the whole batch
+      around instead.
+    - On one CPU the blocks stay functions of the compiled program. In one function XLA
+      joins element-wise operations across blocks: the sums of a ResNet's residual
+      branches, up to 23, would be computed again in every block.
+    """
+
+    def params(module):
+        return [v for _, v in nnx.iter_graph(module) if isinstance(v, nnx.Param)]
+
+    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    later = set()
+    for _, blocks in nnx.iter_modules(model):
+        if isinstance(blocks, Blocks):
+            blocks.inline = not one_cpu
+            if mesh.shape["fsdp"] > 1:
+                blocks.fsdp = mesh
+                later |= set(map(id, params(blocks)))
+    if mesh.size > 1:
+        for param in params(model):
+            if id(param) not in later:
+                whole = with_sharding_constraint(param[...], replicated(mesh))
+                param.set_value(whole)
+    return model
+
+
+def _all_gather(mesh: Mesh, params, inputs):
+    """The whole parameters of a block whose inputs are there."""
+    # Without a barrier XLA would gather many blocks early, and hold them all. The
+    # barrier's results would be gathered already if nothing said that they are shards.
+    shards = state_sharding(mesh, params)
+    params = _after(with_sharding_constraint(params, shards), inputs)
+    params = with_sharding_constraint(params, shards)
+    return with_sharding_constraint(params, replicated(mesh))
 
 
 @jax.custom_jvp
@@ -141,36 +162,5 @@ def _after_jvp(primals, tangents):
     return _after(*primals), tangents[0]
 
 
-def _kept(primitive, *_, **__) -> bool:
-    """A policy of jax.checkpoint: what a block that gathers keeps for its gradient.
-
-    Neither its parameters, which are gathered anew, nor what is cheap to compute again
-    from the rest: for XLA all that is kept is an array of its own, of which GELU alone
-    would have five.
-    """
+def _is_kept(primitive, *_, **__) -> bool:
     return primitive.name in _KEPT
-
-
-def keep_apart(lowered: Lowered, mesh: Mesh) -> Lowered:
-    """Has XLA leave the blocks of a program for one CPU as functions of their own.
-
-    In one function it joins element-wise operations across blocks: the sums of a
-    ResNet's residual branches, up to 23, would be computed anew in every block.
-
-    Args:
-        lowered: changed in place; on other devices, and on several, it stays as it is.
-        mesh: what it is for.
-    """
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
-        return lowered
-    module: Any = lowered.compiler_ir()
-    with module.context:
-        apart = ir.DictAttr.get({"inlineable": ir.StringAttr.get("false")})
-
-    def mark(op):
-        if op.name == "func.call" and _IS_RUN.fullmatch(op.attributes["callee"].value):
-            op.attributes["mhlo.frontend_attributes"] = apart
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(mark)
-    return lowered

@@ -26,6 +26,17 @@ def unpack(
     return x if places is None else _unpack(x, places, _slots(mask, len(places)))
 
 
+def pack_reference(x, mask, places):
+    """The same as indexing has it; `unpack_reference` as a scatter."""
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.where((places < len(rows))[:, None], rows[places], 0)
+
+
+def unpack_reference(x, mask, places):
+    padded = jnp.zeros((mask.size, x.shape[-1]), x.dtype)
+    return padded.at[places].set(x, mode="drop").reshape(*mask.shape, -1)
+
+
 def _slots(mask, count):
     """[b, t]: where each token lies in the row; `count`, beyond it, for padding."""
     order = jnp.cumsum(mask.reshape(-1)).reshape(mask.shape) - 1

@@ -1,22 +1,20 @@
 """Sort a set's values in every dimension and sum them with one weight per rank.
 
-One dimension of a set of three, with the weights a, b, c of the ranks 0, 1, 2:
+`sorted_pool_reference` says what is computed. A sort branches on the values that it
+compares, which keeps a device's lanes apart; the two ways here do the same work for all
+values, side by side over sets and dimensions. One dimension of a set of three, with the
+weights a, b, c of the ranks 0, 1, 2:
 
-    by sorting     values  2 7 5  →  sorted   7 5 2
-                                     weights  a b c
-                                     sum      7a + 5b + 2c
+    values   2  7  5
+    ranks    2  0  1     how many values come before each one
+    ordered  7  5  2     each value, put at its rank
+    sum      7a + 5b + 2c
+    gradient c  a  b     the weight of each value's rank, looked up
 
-    by counting    values  2 7 5  →  ranks    2 0 1    how many values come before each
-                                     sorted   7 5 2    each value, put at its rank
-    and back                         weights  c a b    each value's, looked up by rank
-
-Counting compares all pairs of values, and putting them at their ranks all pairs again;
-looking up a weight takes k choices by the bits of the rank. All of it runs side by side
-over sets and dimensions. Larger sets go through a sorting network, whose k · log² k
-comparisons are the same for all values, so that these run side by side, too; going back
-through it brings each value its weight.
-A sort finds its way by looking at its values: python -m benchmarks.sorted_pool compares
-all three.
+Sets of up to 64 are counted: all pairs are compared, once for the ranks and once to put
+the values there; a weight is looked up by the bits of its rank. Larger sets go through
+a sorting network, k · log² k comparisons; going back through it brings each value its
+weight. `python -m benchmarks.sorted_pool` compares both with a sort.
 """
 
 import functools
@@ -28,14 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-# Up to this set size, ranks are counted.
 _MAX_COUNTED = 64
 # Loops over fewer vectors LLVM unrolls, and then computes one value at a time on a CPU.
 _UNROLLED = 16
 # Dimensions at a time, on a CPU and elsewhere: what a core's cache (or a TPU's vector
-# memory) holds, and the width of a TPU's registers. Elsewhere all are compared at once:
-# chunks would only have to be copied, and libtpu expects 1.1 million cycles with them,
-# 0.19 million without (16 sets of 36 × 1024, v5e).
+# memory) holds, and the width of a TPU's registers. Elsewhere counting takes all at
+# once: chunks would only have to be copied, and libtpu expects 1.1 million cycles with
+# them, 0.19 million without (16 sets of 36 × 1024, v5e).
 _COUNTED_CHUNKS, _NETWORK_CHUNKS = (128, None), (32, 128)
 
 
@@ -53,25 +50,176 @@ def sorted_pool(
         features: sets of k vectors.
         weights: of the ranks, largest value first, for all dimensions or for each;
             those from a set's size on are unused.
-        mask: the members of each set; other vectors neither count nor get a gradient,
+        mask: the elements of each set; other vectors neither count nor get a gradient,
             whatever they hold.
     """
     features = jnp.where(mask[..., None], features, 0)
     if weights.ndim == 2:
         weights = weights[..., None]
-    small = features.shape[1] <= _MAX_COUNTED
-    pool = _by_counting if small else _by_network
+    pool = by_counting if features.shape[1] <= _MAX_COUNTED else by_network
     return pool(features, weights, mask)
 
 
-def _by_network(
+def sorted_pool_reference(features, weights, mask):
+    """The same by JAX's sort."""
+    mask = mask[..., None]
+    ordered = -jnp.sort(jnp.where(mask, -features, jnp.inf), axis=1, stable=True)
+    weights = weights.reshape(*weights.shape[:2], -1)
+    used = jnp.arange(features.shape[1])[:, None] < mask.sum(axis=1, keepdims=True)
+    return jnp.where(used, weights * jnp.where(used, ordered, 0), 0).sum(axis=1)
+
+
+# ---- Chunks of dimensions ------------------------------------------------------------
+
+
+def _by_platform(function: Callable, chunks: tuple[int | None, int | None], *arguments):
+    """`function(chunk, *arguments)` with the chunk for a CPU or the one elsewhere."""
+    on_cpu, elsewhere = chunks
+    return jax.lax.platform_dependent(
+        *arguments,
+        cpu=functools.partial(function, on_cpu),
+        default=functools.partial(function, elsewhere),
+    )
+
+
+def _split(
+    x: Float[Array, "b k _"], chunk: int | None, dimensions: int
+) -> Float[Array, "n b k _"]:
+    """Chunks of the dimensions; what all of them share (_ = 1) is repeated."""
+    sets, size, own = x.shape
+    if chunk is None or dimensions % chunk:
+        return x[None]
+    if own == 1:
+        return jnp.broadcast_to(x, (dimensions // chunk, *x.shape))
+    return x.reshape(sets, size, -1, chunk).transpose(2, 0, 1, 3)
+
+
+def _joined(x: Float[Array, "n b k c"]) -> Float[Array, "b k d"]:
+    _, sets, size, _ = x.shape
+    return x.transpose(1, 2, 0, 3).reshape(sets, size, -1)
+
+
+# ---- Counting ------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def by_counting(
     features: Float[Array, "b k d"],
     weights: Float[Array, "b k _"],
     mask: Bool[Array, "b k"],
 ) -> Float[Array, "b d"]:
+    """`sorted_pool` of features that are 0 where the mask is False."""
+    return _count_forward(features, weights, mask)[0]
+
+
+def _count_forward(features, weights, mask):
+    def forward(chunk, features, weights, mask):
+        shape = features.shape
+        weights = _split(weights, chunk, shape[2])
+        if chunk is not None and shape[1] < _UNROLLED:
+            fill = (0, 0), (0, _UNROLLED - shape[1])
+            features, mask = jnp.pad(features, (*fill, (0, 0))), jnp.pad(mask, fill)
+        values = _split(features, chunk, shape[2])
+        # Loops keep XLA from joining these steps, which computes ranks more than once.
+        ranks = jax.lax.map(lambda x: _counted_ranks(_sortable(x, mask)), values)
+        ordered = jax.lax.map(lambda of: _by_rank(*of), (values, ranks))
+        ranks, ordered = ranks[:, :, : shape[1]], ordered[:, :, : shape[1]]
+        total = (weights * ordered).sum(axis=2, keepdims=True)
+        # Ranks and ordered values stay as they lie in chunks: `backward` wants them so.
+        return _joined(total)[:, 0], ranks.reshape(shape), ordered.reshape(shape)
+
+    total, ranks, ordered = _by_platform(
+        forward, _COUNTED_CHUNKS, features, weights, mask
+    )
+    return total, (ranks, ordered, weights, mask)
+
+
+def _count_backward(residuals, cotangent):
+    def backward(chunk, ranks, ordered, weights, mask, cotangent):
+        own, dimensions = weights.shape[2], cotangent.shape[1]
+        cotangent = _split(cotangent[:, None], chunk, dimensions)
+        shape = len(cotangent), *ranks.shape[:2], cotangent.shape[3]
+        ranks, ordered = ranks.reshape(shape), ordered.reshape(shape)
+        weights = _split(weights, chunk, dimensions)
+        of_features = jax.lax.map(
+            lambda of: _looked_up(of[0], of[1]) * of[2], (weights, ranks, cotangent)
+        )
+        of_features = jnp.where(mask[..., None], _joined(of_features), 0)
+        of_weights = ordered * cotangent
+        if own == 1:
+            return of_features, of_weights.sum(axis=(0, 3))[..., None]
+        return of_features, _joined(of_weights)
+
+    gradients = _by_platform(backward, _COUNTED_CHUNKS, *residuals, cotangent)
+    return *gradients, None
+
+
+by_counting.defvjp(_count_forward, _count_backward)
+
+
+def _sortable(
+    values: Float[Array, "b k d"], mask: Bool[Array, "b k"]
+) -> Int[Array, "b k d"]:
+    """Integers in the order of the values: NaN first, what the mask excludes last.
+
+    A float's bits without its sign are in its order already.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, 0, values), jnp.int32)
+    limits = jnp.iinfo(jnp.int32)
+    numbers = jnp.where(bits < 0, bits ^ limits.max, bits)
+    numbers = jnp.where(jnp.isnan(values), limits.max, numbers)
+    return jnp.where(mask[..., None], numbers, limits.min + 1)
+
+
+def _counted_ranks(keys: Int[Array, "b k d"]) -> UInt8[Array, "b k d"]:
+    """The number of elements that come before each one, in descending order."""
+    index = jnp.arange(keys.shape[1])[:, None]
+    ranks = jnp.zeros(keys.shape, jnp.uint8)
+    for other in range(keys.shape[1]):
+        key = keys[:, other : other + 1]
+        # Of equal values the one at the lower index comes first.
+        ranks += (key > keys - (other < index)).astype(jnp.uint8)
+    return ranks
+
+
+def _by_rank(
+    values: Float[Array, "b k d"], ranks: UInt8[Array, "b k d"]
+) -> Float[Array, "b k d"]:
+    """The values by their ranks: comparisons again, quicker than a scatter."""
+    positions = jnp.arange(values.shape[1], dtype=ranks.dtype)[:, None]
+    ordered = jnp.zeros(values.shape, values.dtype)
+    for index in range(values.shape[1]):
+        one = slice(index, index + 1)
+        ordered = jnp.where(ranks[:, one] == positions, values[:, one], ordered)
+    return ordered
+
+
+def _looked_up(
+    weights: Float[Array, "b k _"], ranks: UInt8[Array, "b k d"]
+) -> Float[Array, "b k d"]:
+    """Each rank's weight: its bits choose among halves, quarters, …"""
+    rows = [weights[:, i : i + 1] for i in range(weights.shape[1])]
+    bit = 0
+    while len(rows) > 1:
+        odd = (ranks >> bit) & 1 == 1
+        pairs = itertools.zip_longest(rows[::2], rows[1::2], fillvalue=rows[-1])
+        rows = [jnp.where(odd, second, first) for first, second in pairs]
+        bit += 1
+    return jnp.broadcast_to(rows[0], ranks.shape)
+
+
+# ---- A sorting network ---------------------------------------------------------------
+
+
+def by_network(
+    features: Float[Array, "b k d"],
+    weights: Float[Array, "b k _"],
+    mask: Bool[Array, "b k"],
+) -> Float[Array, "b d"]:
+    """`sorted_pool` of features that are 0 where the mask is False."""
     keys = jnp.where(mask[..., None], features, jnp.finfo(features.dtype).min)
-    valid = jnp.arange(features.shape[1]) < mask.sum(axis=1, keepdims=True)
-    total = _network(keys, jnp.where(valid[..., None], weights, 0))
+    used = jnp.arange(features.shape[1]) < mask.sum(axis=1, keepdims=True)
+    total = _network(keys, jnp.where(used[..., None], weights, 0))
     # A NaN compares with nothing, and may have ended among the padding.
     return jnp.where(jnp.isnan(features).any(axis=1), jnp.nan, total)
 
@@ -81,12 +229,21 @@ def _network(
     keys: Float[Array, "b k d"], weights: Float[Array, "b k _"]
 ) -> Float[Array, "b d"]:
     """Σᵣ weights[:, r] · (r-th largest key), of full sets."""
-    (ordered,) = _by_chunk(lambda keys, _: [_sorted(keys)[0]], keys, weights)
-    return (weights * ordered).sum(axis=1)
+
+    def run(chunk, keys):
+        values = _split(keys, chunk, keys.shape[2])
+        return _joined(jax.lax.map(lambda x: _sorted(x)[0], values))
+
+    return (weights * _by_platform(run, _NETWORK_CHUNKS, keys)).sum(axis=1)
 
 
 def _network_forward(keys, weights):
-    ordered, of_each = _by_chunk(_sorted_and_looked_up, keys, weights)
+    def run(chunk, keys, weights):
+        parts = [_split(x, chunk, keys.shape[2]) for x in (keys, weights)]
+        results = jax.lax.map(lambda of: _sorted_and_looked_up(*of), tuple(parts))
+        return [_joined(y) for y in results]
+
+    ordered, of_each = _by_platform(run, _NETWORK_CHUNKS, keys, weights)
     return (weights * ordered).sum(axis=1), (of_each, ordered, weights)
 
 
@@ -101,23 +258,9 @@ def _network_backward(residuals, cotangent):
 _network.defvjp(_network_forward, _network_backward)
 
 
-def _by_chunk(
-    function: Callable, keys: Float[Array, "b k d"], weights: Float[Array, "b k _"]
-) -> list[Float[Array, "b k d"]]:
-    """`function` of keys and weights in turn for chunks of dimensions."""
-
-    def run(chunk, keys, weights):
-        keys, weights = _in_chunks(keys, chunk), _in_chunks(weights, chunk)
-        weights = jnp.broadcast_to(weights, (len(keys), *weights.shape[1:]))
-        results = jax.lax.map(lambda of: function(*of), (keys, weights))
-        return [_from_chunks(y) for y in results]
-
-    return _by_platform(run, _NETWORK_CHUNKS, keys, weights)
-
-
 def _sorted_and_looked_up(
     keys: Float[Array, "b k d"], weights: Float[Array, "b k _"]
-) -> list[Float[Array, "b k d"]]:
+) -> tuple[Float[Array, "b k d"], Float[Array, "b k d"]]:
     """Each dimension in descending order, and the weight of each key's rank.
 
     The network's exchanges, last one first, bring the weights from the ranks to the
@@ -128,7 +271,7 @@ def _sorted_and_looked_up(
     steps = zip(_steps(weights.shape[1]), stayed, strict=True)
     for (_, distance), stay in reversed(list(steps)):
         weights = _exchange(weights, stay, distance)
-    return [ordered, weights[:, : keys.shape[1]]]
+    return ordered, weights[:, : keys.shape[1]]
 
 
 def _sorted(keys: Float[Array, "b k d"]) -> tuple[Float[Array, "b k d"], list[Array]]:
@@ -143,12 +286,11 @@ def _sorted(keys: Float[Array, "b k d"]) -> tuple[Float[Array, "b k d"], list[Ar
     """
     size = keys.shape[1]
     keys = _filled(keys, -jnp.inf)
-    whole = keys.shape[1]
     stayed = []
-    for length, distance in _steps(whole):
+    for length, distance in _steps(keys.shape[1]):
         first, second = _pairs(keys, distance)
-        places = np.arange(0, whole, 2 * distance)
-        descending = (places & length == 0)[:, None, None]
+        positions = np.arange(0, keys.shape[1], 2 * distance)
+        descending = (positions & length == 0)[:, None, None]
         stayed.append((first >= second) == descending)
         keys = _exchange(keys, stayed[-1], distance)
     return keys[:, :size], stayed
@@ -179,134 +321,3 @@ def _exchange(
     first, second = _pairs(x, distance)
     pairs = jnp.where(stay, first, second), jnp.where(stay, second, first)
     return jnp.stack(pairs, axis=2).reshape(x.shape)
-
-
-@jax.custom_vjp
-def _by_counting(
-    features: Float[Array, "b k d"],
-    weights: Float[Array, "b k _"],
-    mask: Bool[Array, "b k"],
-) -> Float[Array, "b d"]:
-    return _count_forward(features, weights, mask)[0]
-
-
-def _count_forward(features, weights, mask):
-    total, ranks, ordered = _by_platform(
-        _forward, _COUNTED_CHUNKS, features, weights, mask
-    )
-    return total, (ranks, ordered, weights, mask)
-
-
-def _count_backward(residuals, cotangent):
-    gradients = _by_platform(_backward, _COUNTED_CHUNKS, *residuals, cotangent)
-    return *gradients, None
-
-
-_by_counting.defvjp(_count_forward, _count_backward)
-
-
-def _by_platform(
-    function: Callable, chunks: tuple[int | None, int | None], *arguments: Array
-):
-    """`function(chunk, *arguments)` with the chunk for a CPU or the one elsewhere."""
-    on_cpu, elsewhere = chunks
-    return jax.lax.platform_dependent(
-        *arguments,
-        cpu=functools.partial(function, on_cpu),
-        default=functools.partial(function, elsewhere),
-    )
-
-
-def _forward(chunk, features, weights, mask):
-    """(total, ranks and ordered values as they lie in chunks)."""
-    shape = features.shape
-    if chunk is not None and shape[1] < _UNROLLED:
-        fill = (0, 0), (0, _UNROLLED - shape[1])
-        features, mask = jnp.pad(features, (*fill, (0, 0))), jnp.pad(mask, fill)
-    values, by_chunk = _in_chunks(features, chunk), _in_chunks(weights, chunk)
-    # Loops keep XLA from joining these steps, which computes ranks more than once.
-    ranks = jax.lax.map(lambda x: _counted_ranks(_whole_numbers(x, mask)), values)
-    ordered = jax.lax.map(lambda of: _by_rank(*of), (values, ranks))
-    ranks, ordered = ranks[:, :, : shape[1]], ordered[:, :, : shape[1]]
-    total = (by_chunk * ordered).sum(axis=2, keepdims=True)
-    return _from_chunks(total)[:, 0], ranks.reshape(shape), ordered.reshape(shape)
-
-
-def _backward(chunk, ranks, ordered, weights, mask, cotangent):
-    """The gradients of features and weights."""
-    cotangent = _in_chunks(cotangent[:, None], chunk)
-    shape = len(cotangent), *ranks.shape[:2], cotangent.shape[3]
-    ranks, ordered = ranks.reshape(shape), ordered.reshape(shape)
-    by_chunk = _in_chunks(weights, chunk)
-    by_chunk = jnp.broadcast_to(by_chunk, (len(ranks), *by_chunk.shape[1:]))
-    of_features = jax.lax.map(
-        lambda of: _looked_up(of[0], of[1]) * of[2], (by_chunk, ranks, cotangent)
-    )
-    of_features = jnp.where(mask[..., None], _from_chunks(of_features), 0)
-    of_weights = ordered * cotangent
-    if weights.shape[2] == 1:  # shared by all dimensions
-        return of_features, of_weights.sum(axis=(0, 3))[..., None]
-    return of_features, _from_chunks(of_weights)
-
-
-def _in_chunks(x: Float[Array, "b k d"], chunk: int | None) -> Float[Array, "n b k c"]:
-    sets, size, dimensions = x.shape
-    if chunk is None or dimensions % chunk:
-        return x[None]
-    return x.reshape(sets, size, -1, chunk).transpose(2, 0, 1, 3)
-
-
-def _from_chunks(x: Float[Array, "n b k c"]) -> Float[Array, "b k d"]:
-    _, sets, size, _ = x.shape
-    return x.transpose(1, 2, 0, 3).reshape(sets, size, -1)
-
-
-def _whole_numbers(
-    values: Float[Array, "b k d"], mask: Bool[Array, "b k"]
-) -> Int[Array, "b k d"]:
-    """Integers in the order of the values: NaN first, what the mask excludes last.
-
-    A float's bits without its sign are in its order already.
-    """
-    bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, 0, values), jnp.int32)
-    limits = jnp.iinfo(jnp.int32)
-    numbers = jnp.where(bits < 0, bits ^ limits.max, bits)
-    numbers = jnp.where(jnp.isnan(values), limits.max, numbers)
-    return jnp.where(mask[..., None], numbers, limits.min + 1)
-
-
-def _counted_ranks(keys: Int[Array, "b k d"]) -> UInt8[Array, "b k d"]:
-    """The number of set members that come before each one, in descending order."""
-    index = jnp.arange(keys.shape[1])[:, None]
-    ranks = jnp.zeros(keys.shape, jnp.uint8)
-    for other in range(keys.shape[1]):
-        key = keys[:, other : other + 1]
-        # Of equal values the one at the lower index comes first.
-        ranks += (key > keys - (other < index)).astype(jnp.uint8)
-    return ranks
-
-
-def _by_rank(
-    values: Float[Array, "b k d"], ranks: UInt8[Array, "b k d"]
-) -> Float[Array, "b k d"]:
-    """The values by their ranks: comparisons again, quicker than a scatter."""
-    places = jnp.arange(values.shape[1], dtype=ranks.dtype)[:, None]
-    ordered = jnp.zeros(values.shape, values.dtype)
-    for index in range(values.shape[1]):
-        one = slice(index, index + 1)
-        ordered = jnp.where(ranks[:, one] == places, values[:, one], ordered)
-    return ordered
-
-
-def _looked_up(
-    weights: Float[Array, "b k _"], ranks: UInt8[Array, "b k d"]
-) -> Float[Array, "b k d"]:
-    """Each rank's weight: its bits choose among halves, quarters, …"""
-    rows = [weights[:, i : i + 1] for i in range(weights.shape[1])]
-    bit = 0
-    while len(rows) > 1:
-        odd = (ranks >> bit) & 1 == 1
-        pairs = itertools.zip_longest(rows[::2], rows[1::2], fillvalue=rows[-1])
-        rows = [jnp.where(odd, second, first) for first, second in pairs]
-        bit += 1
-    return jnp.broadcast_to(rows[0], ranks.shape)

@@ -7,14 +7,14 @@ from tests.helpers import tiny
 from tests.helpers.modules import backbone, tree_of
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch import keys
-from vse_jax.models.build import build_image_tower, build_model
+from vse_jax.models.build import build_image_encoder, build_model
 from vse_jax.models.gpo import GPO
 
 
 def region_tower():
     config = tiny.get_config()
     config.image.kind, config.image.feature_dim = "region", 12
-    return build_image_tower(config, rngs=nnx.Rngs(0))
+    return build_image_encoder(config, rngs=nnx.Rngs(0))
 
 
 def tiny_model():
