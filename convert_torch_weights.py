@@ -15,7 +15,6 @@ import os
 
 from absl import app, flags
 
-from configs import common
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError
 
@@ -73,7 +72,7 @@ def run(_) -> None:
         file = fetch_released(given["hub"])
     else:
         file = given["checkpoint"]
-    found = released.checkpoint_to_run(file, workdir, common, vocab)
+    found = released.checkpoint_to_run(file, workdir, vocab)
     config = found.config
     print(
         f"{workdir}: {config.data.name}, {config.image.kind} + {config.text.kind}, "

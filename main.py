@@ -11,66 +11,72 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from configs import common
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.checkpoints.folder import model_config
+from vse_jax.config import config_dict
 from vse_jax.distributed import preemption
 
 
 class Mode(NamedTuple):
-    module: str
-    function: str  # called with the config and the values of these flags
-    takes: tuple[str, ...] = ("workdir",)
-    devices: bool = True  # it computes on those at hand
-    processes: bool = False  # several may share the work
-    published: bool = False  # it gets the published recipe, too
-    keeps_memory: bool = False  # batch after batch to its end: ops/memory.py says why
-    writes: bool = False  # nobody else may write to its folder meanwhile
+    """What a --mode calls: a function of the config and of some flags, by their names.
+
+    function: 'module:name'; imported when the mode is chosen.
+    flags: which it takes.
+    images: it reads images; OpenCV and Pillow are then set up for this process.
+    devices: it computes on JAX's.
+    processes: several may share the work.
+    keeps_memory: batch after batch to its end: see `ops.disable_malloc_trim`.
+    writes: nobody else may write to its folder meanwhile.
+    """
+
+    function: str
+    flags: tuple[str, ...] = ("workdir",)
+    images: bool = True
+    devices: bool = True
+    processes: bool = False
+    keeps_memory: bool = False
+    writes: bool = False
 
 
-_TRAIN = ("workdir", "accept_new_data")
-_COMPILER = ("workdir", "topology", "all")
-_PUSH = ("workdir", "repo")
 MODES = {
-    "retrieval": {
-        "train": Mode(
-            "vse_jax.train",
-            "train",
-            _TRAIN,
-            processes=True,
-            keeps_memory=True,
-            writes=True,
-        ),
-        "eval": Mode(
-            "vse_jax.commands.evaluate", "evaluate", processes=True, keeps_memory=True
-        ),
-        "embed": Mode(
-            "vse_jax.commands.embed", "embed", processes=True, keeps_memory=True
-        ),
-        "plot": Mode("vse_jax.commands.plot", "plot"),
-        "push": Mode("vse_jax.commands.push", "push", _PUSH, published=True),
-        "export_model": Mode("vse_jax.commands.export_model", "export_model"),
-        "compile": Mode("vse_jax.planning.report", "compile_run", _COMPILER, False),
-        "prepare": Mode("vse_jax.commands.prepare", "prepare", (), False),
-        "export": Mode("vse_jax.commands.export", "export", (), False),
-        "build_vocab": Mode("vse_jax.commands.build_vocab", "build_vocab", (), False),
-        "index": Mode("vse_search.commands.index", "index"),
-        "search": Mode("vse_search.commands.search", "search", devices=False),
-        "serve": Mode("vse_search.commands.serve", "serve"),
-        "explain": Mode("vse_search.commands.explain", "explain"),
-    },
-    "gpo_synthetic": {
-        "train": Mode(
-            "studies.gpo_synthetic", "run_study", keeps_memory=True, writes=True
-        ),
-        "plot": Mode("studies.plots", "plot"),
-    },
+    "train": Mode(
+        "vse_jax.train:train",
+        flags=("workdir", "accept_new_data"),
+        processes=True,
+        keeps_memory=True,
+        writes=True,
+    ),
+    "eval": Mode(
+        "vse_jax.commands.evaluate:evaluate", processes=True, keeps_memory=True
+    ),
+    "embed": Mode("vse_jax.commands.embed:embed", processes=True, keeps_memory=True),
+    "plot": Mode("vse_jax.commands.plot:plot", images=False),
+    "push": Mode("vse_jax.commands.push:push", ("workdir", "repo"), images=False),
+    "export_model": Mode("vse_jax.commands.export_model:export_model", images=False),
+    "compile": Mode(
+        "vse_jax.planning.report:compile_run",
+        flags=("workdir", "topology", "all"),
+        images=False,
+        devices=False,
+    ),
+    "prepare": Mode("vse_jax.commands.prepare:prepare", flags=(), devices=False),
+    "export": Mode("vse_jax.commands.export:export", flags=(), devices=False),
+    "build_vocab": Mode(
+        "vse_jax.commands.build_vocab:build_vocab",
+        flags=(),
+        images=False,
+        devices=False,
+    ),
+    "index": Mode("vse_search.commands.index:index"),
+    "search": Mode("vse_search.commands.search:search", devices=False),
+    "serve": Mode("vse_search.commands.serve:serve"),
+    "explain": Mode("vse_search.commands.explain:explain"),
 }
 
 flags.DEFINE_string("config", None, "FILE.py[:VARIANT], or a run's JSON.")
 flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the run.")
-flags.DEFINE_string("mode", "train", ", ".join(MODES["retrieval"]))
+flags.DEFINE_string("mode", "train", ", ".join(MODES))
 flags.DEFINE_bool("accept_new_data", False, "train: goes on though its data changed.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
@@ -83,36 +89,42 @@ flags.DEFINE_bool("trust_code", False, "A shared model's own classes are importe
 
 def run(overrides: list[str]) -> None:
     """Does what --mode says."""
-    given, home = flags.FLAGS, Path(__file__).parent
-    named = (given.config, given.workdir, overrides)
-    config = cli.full_config(
-        *named, common.base, home, model_config, trust_code=given.trust_code
-    )
-    modes = MODES[config.task]
-    check_choice(f"--mode for config.task={config.task}", given.mode, tuple(modes))
-    mode = modes[given.mode]
-    if "workdir" in mode.takes and not given.workdir:
+    given = flags.FLAGS
+    if given.config:
+        home = Path(__file__).parent
+        values = cli.read_config(given.config, home, trust_code=given.trust_code)
+    elif given.workdir:
+        saved = model_config(given.workdir, trust_code=given.trust_code)
+        values = config_dict(saved)
+    else:
+        raise InputError("--config: name a config file, or the --workdir of a run")
+    config = cli.final_config(values, overrides)
+    check_choice("--mode", given.mode, tuple(MODES))
+    mode = MODES[given.mode]
+    if "workdir" in mode.flags and not given.workdir:
         raise InputError(f"--workdir: needed by --mode={given.mode}")
-    values = [config, *(given[name].value for name in mode.takes)]
-    if mode.published:
-        values.append(common.base())
-    from vse_jax.data import images  # noqa: PLC0415 (a wrong flag needs no OpenCV)
 
-    images.own_process()
+    # A wrong flag is found before these are loaded, which takes seconds.
+    module, _, name = mode.function.partition(":")
+    arguments = {flag: given[flag].value for flag in mode.flags}
+    if mode.images:
+        importlib.import_module("vse_jax.data.images").own_process()
     if not mode.devices:
-        return getattr(importlib.import_module(mode.module), mode.function)(*values)
+        getattr(importlib.import_module(module), name)(config, **arguments)
+        return
     if given.mode == "train":
         preemption.listen()
-    from vse_jax.distributed import runtime  # noqa: PLC0415 (loads jax: seconds)
-    from vse_jax.ops import disable_malloc_trim  # noqa: PLC0415 (the same)
-
     if mode.keeps_memory:
-        disable_malloc_trim()
-
-    connection = (given.coordinator, given.process_id, given.num_processes)
-    written = given.workdir if mode.writes else None
-    with runtime.started(config, given.mode, connection, not mode.processes, written):
-        getattr(importlib.import_module(mode.module), mode.function)(*values)
+        importlib.import_module("vse_jax.ops").disable_malloc_trim()
+    runtime = importlib.import_module("vse_jax.distributed.runtime")
+    with runtime.started(
+        config,
+        given.mode,
+        (given.coordinator, given.process_id, given.num_processes),
+        alone=not mode.processes,
+        written=given.workdir if mode.writes else None,
+    ):
+        getattr(importlib.import_module(module), name)(config, **arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from absl import flags
 
 from configs import openmoji
+from vse_jax.config import typed, with_fields
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import own_process
 from vse_jax.data.loader import TrainData
@@ -21,12 +22,13 @@ BATCHES = 20
 def main() -> None:
     flags.FLAGS.mark_as_parsed()  # grain's processes read absl flags
     own_process()
-    config = openmoji.get_config()
+    config = typed(openmoji.get_config())
     split = read_split(config, "train")
     tokens = caption_tokenizer(config)(split.captions)
     for kind in ("threads", "processes"):
         for workers in (1, 2):
-            config.data.workers, config.data.num_workers = kind, workers
+            changes = {"data.workers": kind, "data.num_workers": workers}
+            config = with_fields(config, changes)
             with TrainData(config, split, tokens).batches() as batches:
                 for _ in range(5):  # start-up and what was made ahead
                     next(batches)

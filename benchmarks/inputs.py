@@ -5,9 +5,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from ml_collections import ConfigDict
 
 from configs import coco_grid, coco_region
+from vse_jax.config import Config, typed, with_fields
 from vse_jax.data.collate import Batch, CaptionCollator, image_shapes, use_packing
 from vse_jax.data.regions import drop_regions
 from vse_jax.data.tokenizers import caption_tokenizer
@@ -22,19 +22,16 @@ _SHORTEST, _LONGEST = 8, 25  # tokens
 _WIDTH, _HEIGHT = 640, 480
 
 
-def grid_config(size: int = 256, batch_size: int = 16) -> ConfigDict:
+def grid_config(size: int = 256, batch_size: int = 16) -> Config:
     """The recipe of coco_grid at another size, from random weights."""
-    config = coco_grid.get_config()
-    config.image.weights = config.text.weights = None
-    config.image.size, config.batch_size = size, batch_size
-    return config
+    changes = {"image.weights": None, "text.weights": None}
+    sizes = {"image.size": size, "batch_size": batch_size}
+    return with_fields(typed(coco_grid.get_config()), changes | sizes)
 
 
-def region_config() -> ConfigDict:
+def region_config() -> Config:
     """The recipe of coco_region, from random weights."""
-    config = coco_region.get_config()
-    config.text.weights = None
-    return config
+    return with_fields(typed(coco_region.get_config()), {"text.weights": None})
 
 
 def sentences(count: int) -> list[str]:
@@ -46,7 +43,7 @@ def sentences(count: int) -> list[str]:
     return [" ".join(rng.choice(_WORDS, length - 2)) for length in lengths]
 
 
-def captions(config: ConfigDict, count: int, train: bool) -> Batch:
+def captions(config: Config, count: int, train: bool) -> Batch:
     """A batch's part of the captions for one device, augmented in training."""
     tokens = caption_tokenizer(config)(sentences(count))
     rows = CaptionCollator(config, tokens, None, pack=use_packing(config, 1))
@@ -59,7 +56,7 @@ def captions(config: ConfigDict, count: int, train: bool) -> Batch:
     return batch
 
 
-def images(config: ConfigDict, count: int) -> Batch:
+def images(config: Config, count: int) -> Batch:
     """A training batch's images: pixels as normalised, or thinned region sets."""
     rng = np.random.default_rng(2)
     shapes = image_shapes(config.image, count)
@@ -79,7 +76,7 @@ def images(config: ConfigDict, count: int) -> Batch:
     return batch
 
 
-def training_batch(config: ConfigDict) -> Batch:
+def training_batch(config: Config) -> Batch:
     """A batch of the config's size."""
     return images(config, config.batch_size) | captions(config, config.batch_size, True)
 

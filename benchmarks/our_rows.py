@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from benchmarks import inputs, rows
 from benchmarks.rows import Ready, repeated
 from configs import openmoji
 from vse_jax.base.progress import hide
+from vse_jax.config import Config, with_fields
 from vse_jax.data.collate import Batch, shapes_of
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import own_process
@@ -123,7 +123,7 @@ def _normal(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def training_step(config: ConfigDict, batch: Batch) -> Callable[[], float]:
+def training_step(config: Config, batch: Batch) -> Callable[[], float]:
     """A step with all groups open on a batch; returns the loss."""
     runtime.configure(config)
     mesh = make_mesh(config)
@@ -144,7 +144,7 @@ def training_step(config: ConfigDict, batch: Batch) -> Callable[[], float]:
     return run
 
 
-def _training(config: ConfigDict) -> Ready:
+def _training(config: Config) -> Ready:
     run = training_step(config, inputs.training_batch(config))
     run()
     run()
@@ -172,9 +172,8 @@ def metrics() -> Ready:
 
 def encode() -> Ready:
     """`Embedder.embed` over picture files, each read and encoded once."""
-    config = inputs.grid_config()
-    config.eval.batch_size = rows.ENCODED
-    root = _photographs(config, rows.ENCODED)
+    config = with_fields(inputs.grid_config(), {"eval.batch_size": rows.ENCODED})
+    config, root = _photographs(config, rows.ENCODED)
     split = read_split(config, "train")
     mesh = make_mesh(config)
     schedule = Schedule.from_config(config, _EPOCH, _EPOCH)
@@ -195,7 +194,7 @@ def encode() -> Ready:
 def pipeline(size: int) -> Ready:
     """Batches of the training pipeline, after two that pay for its start."""
     config = inputs.grid_config(size, rows.PIPELINE_BATCH)
-    root = _photographs(config, 2 * rows.PIPELINE_BATCH)
+    config, root = _photographs(config, 2 * rows.PIPELINE_BATCH)
     split = read_split(config, "train")
     data = TrainData(config, split, caption_tokenizer(config)(split.captions))
 
@@ -213,12 +212,14 @@ def pipeline(size: int) -> Ready:
     return Ready(turn)
 
 
-def _photographs(config: ConfigDict, count: int) -> tempfile.TemporaryDirectory:
-    """Makes pictures the config's data; they go with the object."""
+def _photographs(
+    config: Config, count: int
+) -> tuple[Config, tempfile.TemporaryDirectory]:
+    """The config over new photos, and their folder, which goes with the object."""
     folder = tempfile.TemporaryDirectory()
-    config.data.root = f"{folder.name}/photographs"
+    config = with_fields(config, {"data.root": f"{folder.name}/photographs"})
     inputs.write_photographs(Path(config.data.root), count)
-    return folder
+    return config, folder
 
 
 def demo() -> Ready:

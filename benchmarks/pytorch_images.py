@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from vse_jax.config import Config
 from vse_jax.data.dataset import Split
 from vse_jax.data.tokenizers import CaptionTokens
 
@@ -27,9 +27,9 @@ class Pairs(Dataset):
     """
 
     def __init__(
-        self, config: ConfigDict, split: Split, tokens: CaptionTokens, train: bool
+        self, config: Config, split: Split, tokens: CaptionTokens, train: bool
     ):
-        self._image = config.image.to_dict()
+        self._image = config.image
         assert isinstance(split.images, list)
         self._pictures = [str(path) for path in split.images]
         self._per_image = split.captions_per_image
@@ -50,11 +50,11 @@ class Pairs(Dataset):
 
     def _transformed(self, picture: Image.Image) -> Tensor:
         """Crop → resize → mirror → [3, s, s] float32, BGR minus the means."""
-        size = self._image["size"]
+        size = self._image.size
         if self._train:
-            picture = picture.crop(_crop(*picture.size, self._image["crop_min"]))
+            picture = picture.crop(_crop(*picture.size, self._image.crop_min))
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-        if self._train and random.random() < self._image["flip"]:
+        if self._train and random.random() < self._image.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         return pixels.flip(0).float().sub_(_BGR_MEAN)

@@ -5,11 +5,12 @@ that the tables of vse_jax/checkpoints/torch/keys.py give them the weights of ou
 """
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import BertConfig, BertModel
+
+from vse_jax.config import Config
 
 
 class Bottleneck(nn.Module):
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
     Its statistics stay as they are in training, too (the published recipe).
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         super().__init__()
         c = config.image.backbone
         if c.stem != "conv7" or c.block not in ("v1", "torchvision"):
@@ -172,7 +173,7 @@ class GridEncoder(nn.Module):
 class GridTower(nn.Module):
     """Preprocessed images [b, 3, h, w] → embeddings [b, d]."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         super().__init__()
         self.backbone = Backbone(config)
         self.image_encoder = GridEncoder(
@@ -201,7 +202,7 @@ class MLP(nn.Module):
 class RegionTower(nn.Module):
     """Region features [b, k, f], zero-padded to the longest set, and lengths [b]."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         super().__init__()
         features, embed_dim = config.image.feature_dim, config.embed_dim
         self.fc = nn.Linear(features, embed_dim)
@@ -216,7 +217,7 @@ class RegionTower(nn.Module):
 class BertTower(nn.Module):
     """Token ids [b, t], zero-padded, and lengths [b] → embeddings [b, d]."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         super().__init__()
         text = config.text
         self.bert = BertModel(
@@ -248,7 +249,7 @@ class BertTower(nn.Module):
 class VSE(nn.Module):
     """Both towers, under the names of the official trajectories."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         super().__init__()
         grid = config.image.kind == "grid"
         self.img_enc = GridTower(config) if grid else RegionTower(config)

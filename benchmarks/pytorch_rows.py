@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +20,7 @@ from benchmarks import inputs, pytorch_peer, rows
 from benchmarks.pytorch_images import Pairs, collate
 from benchmarks.pytorch_training import TrainStep
 from benchmarks.rows import Ready, repeated
+from vse_jax.config import Config, with_fields
 from vse_jax.data.collate import Batch
 from vse_jax.data.dataset import read_split
 from vse_jax.data.tokenizers import caption_tokenizer
@@ -101,7 +101,7 @@ def _pass(module: nn.Module, arguments: tuple[Tensor, ...], backward: bool) -> R
     return _faster(module, both if backward else forward_only)
 
 
-def training(config: ConfigDict) -> Ready:
+def training(config: Config) -> Ready:
     """A whole step: towers, loss, gradients, clipping and AdamW."""
     batch = inputs.training_batch(config)
     if config.image.kind == "grid":
@@ -249,11 +249,11 @@ def _loader(pairs: Pairs, batch_size: int, shuffle: bool) -> DataLoader:
 
 
 def _photographs(
-    config: ConfigDict, count: int, train: bool
+    config: Config, count: int, train: bool
 ) -> tuple[tempfile.TemporaryDirectory, Pairs]:
     """(folder that goes with the object, its pictures and captions)."""
     folder = tempfile.TemporaryDirectory()
-    config.data.root = f"{folder.name}/photographs"
+    config = with_fields(config, {"data.root": f"{folder.name}/photographs"})
     inputs.write_photographs(Path(config.data.root), count)
     split = read_split(config, "train")
     tokens = caption_tokenizer(config)(split.captions)

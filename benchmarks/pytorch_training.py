@@ -1,8 +1,9 @@
 """The peer's training step: loss, clipping and AdamW of the published recipe."""
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
+
+from vse_jax.config import Config
 
 
 def hinge_loss(
@@ -31,7 +32,7 @@ class TrainStep:
             groups' of config.optimizer.rules.
     """
 
-    def __init__(self, model: nn.Module, config: ConfigDict):
+    def __init__(self, model: nn.Module, config: Config):
         self._model = model.train()
         self._margin, self._clip = config.loss.margin, config.optimizer.clip
         groups: dict[float, list[nn.Parameter]] = {}

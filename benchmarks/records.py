@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from configs import coco_region, openmoji
 from vse_jax.commands.export import export
+from vse_jax.config import Config, typed, with_fields
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
 
@@ -27,10 +27,9 @@ IMAGES = 1000
 
 
 def main() -> None:
-    measure("picture, decoded", openmoji.get_config(), _picture)
+    measure("picture, decoded", typed(openmoji.get_config()), _picture)
     with tempfile.TemporaryDirectory() as folder:
-        config = coco_region.get_config()
-        config.data.root = folder
+        config = with_fields(typed(coco_region.get_config()), {"data.root": folder})
         write_regions(Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
             export(config)
@@ -45,12 +44,11 @@ def _regions(split, image: int) -> None:
     split.regions[image].sum()  # all of it is read
 
 
-def measure(what: str, config: ConfigDict, read: Callable) -> None:
+def measure(what: str, config: Config, read: Callable) -> None:
     """Prints the median of five rounds over 1000 images in one thread."""
     order = np.random.default_rng(0).permutation(IMAGES).tolist()
     for form in ("folder", "tfds"):
-        config.data.format = form
-        split = read_split(config, "train")
+        split = read_split(with_fields(config, {"data.format": form}), "train")
         rounds = []
         for _ in range(6):
             start = time.perf_counter()

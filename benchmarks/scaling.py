@@ -21,6 +21,7 @@ from benchmarks import inputs, our_rows, report
 from benchmarks.rows import Ready, repeated
 from vse_jax.base.errors import check_choice
 from vse_jax.command_line import errors_on_one_line
+from vse_jax.config import with_fields
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.figures import style
 
@@ -33,9 +34,8 @@ _PANELS = 3  # in a row of the figure
 
 def step(batch: int = _BATCH, regions: int = _REGIONS, tokens: int = _TOKENS) -> Ready:
     """A training step of the region recipe, every set and caption of full size."""
-    config = inputs.region_config()
-    config.batch_size, config.image.max_regions = batch, regions
-    config.image.drop = 0.0
+    changes = {"batch_size": batch, "image.max_regions": regions, "image.drop": 0.0}
+    config = with_fields(inputs.region_config(), changes)
     rng = np.random.default_rng(0)
     captions = {
         "token_ids": rng.integers(1000, 20000, (batch, tokens), np.int32),

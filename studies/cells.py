@@ -19,7 +19,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import named_in_errors, whole_file
 from vse_jax.base.progress import progress
 from vse_jax.command_line import errors_on_one_line, set_up_logging
-from vse_jax.config import Config
+from vse_jax.config import Config, typed, with_fields
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
 
@@ -42,8 +42,7 @@ def write_cells(config: Config) -> list[Path]:
         OSError: a file cannot be written.
     """
     # As pixels, not as the regions that are still to be made.
-    config = config.copy_and_resolve_references()
-    config.image.kind, config.image.input = "grid", "auto"
+    config = with_fields(config, {"image.kind": "grid", "image.input": "auto"})
     precomp = Path(config.data.root) / "precomp"
     files = {name: precomp / f"{name}_ims.npy" for name in SPLITS}
     missing = [name for name, file in files.items() if not file.exists()]
@@ -80,7 +79,7 @@ def _load(path: Path) -> np.ndarray:
 
 def main() -> None:
     set_up_logging()
-    for path in write_cells(openmoji_cells.get_config()):
+    for path in write_cells(typed(openmoji_cells.get_config())):
         print(path)
 
 

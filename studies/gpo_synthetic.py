@@ -1,10 +1,15 @@
 """The paper's synthetic study of coefficient generators (supplement 2.3, Table 6).
 
+    python -m studies.gpo_synthetic --workdir=runs/gpo_synthetic
+
 A generator maps the size of a set to one coefficient per rank. Here each of four is
 taught a known pooling pattern through nothing but pooled vectors: random sets are
 pooled with the pattern's true coefficients, and the generator's pooled vectors have to
 match them. It sees sets of 20 to 100 vectors; then its coefficients are compared with
-the true ones, also for sizes that it never saw.
+the true ones, also for sizes that it never saw. The RMSE is printed beside the paper's,
+written to table6.json in --workdir and drawn. Published for GPO, sets of 20 to 100:
+average 0, max 0.005, 10-max 0.010, mean of the top half 0.006, linear 0; measured:
+docs/results.md.
 """
 
 import functools
@@ -18,13 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import app, flags
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import read_object, write_atomically
 from vse_jax.base.progress import progress
-from vse_jax.config import Config, save_config
+from vse_jax.config import Config
+from vse_jax.distributed.runtime import configure
+from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
 from vse_jax.models.gpo import GPO, TEMPERATURE, position_encoding
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
@@ -234,26 +245,35 @@ class TrainingState:
     losses: Float[Array, "steps patterns"]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How each generator is trained; the paper gives none."""
+
+    steps: int = 3000
+    batch_size: int = 16  # random sets a step
+    learning_rate: float = 2e-3  # at the start; falls to 0 along a cosine
+    seed: int = 0
+
+
 def train_generator(
-    name: str, config: Config
+    name: str, recipe: Recipe
 ) -> tuple[nnx.GraphDef, Params, Float[np.ndarray, "steps patterns"]]:
     """Trains one of GENERATORS on every pattern.
 
-    Adam, the rate falling from config.optimizer.learning_rate to 0 along a cosine over
-    config.max_steps steps of config.batch_size sets. All generators see the same sets.
+    By Adam. All generators see the same sets.
 
     Returns:
         The generator's graph definition; the trained parameters, with an axis for
         PATTERNS in front of each; the losses.
     """
-    make, steps = GENERATORS[name], config.max_steps
-    init_key, data_key = jax.random.split(jax.random.key(config.seed))
-    rate = optax.cosine_decay_schedule(config.optimizer.learning_rate, steps)
+    make, steps = GENERATORS[name], recipe.steps
+    init_key, data_key = jax.random.split(jax.random.key(recipe.seed))
+    rate = optax.cosine_decay_schedule(recipe.learning_rate, steps)
     training = Training(
         graphdef=nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))),
         optimizer=optax.adam(rate),
         data_key=data_key,
-        batch_size=config.batch_size,
+        batch_size=recipe.batch_size,
     )
     init_key = jax.random.fold_in(init_key, list(GENERATORS).index(name))
     params = _initial_params(make, init_key)
@@ -369,24 +389,79 @@ def format_table(table: Table) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def run_study(config: Config, workdir: Path) -> Table:
+def run_study(recipe: Recipe, workdir: Path) -> Table:
     """Trains all generators on all patterns; prints and writes workdir/table6.json.
 
     Raises:
-        InputError: no config.max_steps, or the folder holds a run of another kind.
+        InputError: the folder holds a run of another kind.
     """
-    if config.max_steps is None:
-        raise InputError("config.max_steps: needed by config.task 'gpo_synthetic'")
     if (workdir / "checkpoints").exists():
         raise InputError(f"{workdir}: holds checkpoints of another run")
     workdir.mkdir(parents=True, exist_ok=True)
     table: Table = {name: {} for name in SIZES}
     for generator in GENERATORS:
-        graphdef, params, _ = train_generator(generator, config)
+        graphdef, params, _ = train_generator(generator, recipe)
         for name, row in measure(graphdef, params).items():
             table[name][generator] = row
-    save_config(config, workdir / "config.json")
     text = json.dumps(table, indent=1)
     write_atomically(workdir / "table6.json", (text + "\n").encode())
     print(format_table(table))
     return table
+
+
+def plot_table6(folder: Path) -> list[Path]:
+    """Draws `table6.{png,svg}` of table6.json: our values and the paper's, all cells.
+
+    Raises:
+        InputError: table6.json is missing or damaged.
+    """
+    file = folder / "table6.json"
+    measured = read_object(file)
+    try:
+        found = {
+            (sizes, generator, pattern): float(measured[sizes][generator][pattern])
+            for sizes, table in PAPER.items()
+            for generator in table
+            for pattern in PATTERNS
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({error!r})") from error
+    figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
+    grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
+    for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
+        for axes, pattern in zip(row, PATTERNS, strict=True):
+            for y, generator in enumerate(table):
+                pair = found[sizes, generator, pattern], table[generator][pattern]
+                axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
+                axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
+                axes.plot(pair[0], y, "o", color=BLUE, markersize=5)
+            axes.set_yticks(range(len(table)), list(table))
+            axes.set_ylim(len(table) - 0.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            tidy(axes)
+        row[0].set_ylabel(f"{sizes} sizes", fontsize=12)
+    for axes, pattern in zip(grid[0], PATTERNS, strict=True):
+        axes.set_title(pattern, fontsize=13, color=INK)
+    for axes in grid[-1]:
+        axes.set_xlim(left=-0.006)
+    marks = [
+        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=5),
+        Line2D([], [], color=ORANGE, marker="o", linestyle="", markersize=8, mfc="w"),
+    ]
+    figure.supxlabel("RMSE of the generated coefficients")
+    figure.legend(marks, ["here", "paper"], loc="outside upper right", ncols=2)
+    return save(figure, folder, "table6")
+
+
+def main(_) -> None:
+    workdir = flags.FLAGS.workdir
+    if workdir is None:
+        raise InputError("--workdir: needed, for the results")
+    configure(Config())
+    run_study(Recipe(), workdir)
+    print("\n".join(map(str, plot_table6(workdir))))
+
+
+if __name__ == "__main__":
+    flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the results.")
+    app.run(cli.program(main), flags_parser=cli.parse)

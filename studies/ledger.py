@@ -16,13 +16,10 @@ from typing import Any
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import parse_object, read_lines, write_atomically
-from vse_jax.config import ADDED, HOSTS_OWN, Config, flat_fields, is_in
+from vse_jax.config import FIELDS, HOST, Config, flat_fields
 
-# What decides nothing about a run's results.
-_FREE = (
-    *HOSTS_OWN,
-    *("seed", "log_every", "debug", "profile", "checkpoint", "search", "hub"),
-)
+# What decides nothing about a run's results, beside what a host may change.
+_FREE = ("seed", "log_every", "debug", "profile", "checkpoint", "search", "hub")
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,9 @@ class Ledger:
         there = parse_object(line, f"{self.path}, line 1").get("recipe")
         if not isinstance(there, dict):
             raise InputError(f"{self.path}, line 1: holds no recipe")
-        there = _deciding(ADDED) | there
+        # A field that is newer than the file had its default.
+        defaults = {name: spec.default for name, spec in FIELDS.items()}
+        there = json.loads(json.dumps(_deciding(defaults))) | there
         differing = [
             f"{field} ({there.get(field)!r} there, {self._recipe.get(field)!r} here)"
             for field in sorted(there.keys() | self._recipe.keys())
@@ -119,7 +118,11 @@ class Ledger:
 
 
 def _deciding(flat: dict[str, Any]) -> dict[str, Any]:
-    return {field: value for field, value in flat.items() if not is_in(field, _FREE)}
+    return {
+        field: value
+        for field, value in flat.items()
+        if FIELDS[field].free < HOST and field.partition(".")[0] not in _FREE
+    }
 
 
 def _result(path: Path, number: int, line: str) -> Result:

@@ -6,25 +6,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from studies.gpo_synthetic import PAPER, PATTERNS
 from studies.ledger import Result
-from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object
-from vse_jax.config import Config
-from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
+from vse_jax.figures.style import BLUE, GREY, INK, save, tidy
 
 Runs = Mapping[str, Sequence[Result]]  # variant → its runs, by seed
-
-
-def plot(config: Config, workdir: Path) -> None:
-    """--mode=plot of the paper's synthetic study: draws the table6.json of `workdir`.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    print("\n".join(map(str, table6_picture(workdir, workdir))))
 
 
 def study_dots(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Path]:
@@ -97,47 +83,3 @@ def study_coefficients(
 
 def _colours(count: int) -> np.ndarray:
     return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
-
-
-def table6_picture(folder: Path, destination: Path) -> list[Path]:
-    """Draws `table6.{png,svg}` from table6.json: our values and the paper's, all cells.
-
-    Raises:
-        InputError: table6.json is missing or damaged.
-    """
-    file = folder / "table6.json"
-    measured = read_object(file)
-    try:
-        found = {
-            (sizes, generator, pattern): float(measured[sizes][generator][pattern])
-            for sizes, table in PAPER.items()
-            for generator in table
-            for pattern in PATTERNS
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: damaged ({error!r})") from error
-    figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
-    grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
-    for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
-        for axes, pattern in zip(row, PATTERNS, strict=True):
-            for y, generator in enumerate(table):
-                pair = found[sizes, generator, pattern], table[generator][pattern]
-                axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
-                axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
-                axes.plot(pair[0], y, "o", color=BLUE, markersize=5)
-            axes.set_yticks(range(len(table)), list(table))
-            axes.set_ylim(len(table) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-            tidy(axes)
-        row[0].set_ylabel(f"{sizes} sizes", fontsize=12)
-    for axes, pattern in zip(grid[0], PATTERNS, strict=True):
-        axes.set_title(pattern, fontsize=13, color=INK)
-    for axes in grid[-1]:
-        axes.set_xlim(left=-0.006)
-    marks = [
-        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=5),
-        Line2D([], [], color=ORANGE, marker="o", linestyle="", markersize=8, mfc="w"),
-    ]
-    figure.supxlabel("RMSE of the generated coefficients")
-    figure.legend(marks, ["here", "paper"], loc="outside upper right", ncols=2)
-    return save(figure, destination, "table6")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from configs import openmoji_cells
-from vse_jax.config import Config, flat_fields
+from vse_jax.config import FIELDS, Config, typed, with_fields
 
 
 class Variant(NamedTuple):
@@ -65,21 +65,18 @@ VARIANTS = POOLINGS | REASONS
 
 def recipe() -> Config:
     """The config that all variants change."""
-    return openmoji_cells.get_config()
+    return typed(openmoji_cells.get_config())
 
 
 def config_of(name: str, seed: int) -> Config:
     """The config of a variant's run."""
-    config = recipe()
-    config.update_from_flattened_dict({**VARIANTS[name].changes, "seed": seed})
-    return config
+    return with_fields(recipe(), {**VARIANTS[name].changes, "seed": seed})
 
 
 def flags_of(name: str, seed: int) -> list[str]:
     """The same as arguments of main.py."""
     fields = {"seed": seed} | VARIANTS[name].changes
-    known = flat_fields(recipe())
-    assert fields.keys() <= known.keys()
+    assert fields.keys() <= FIELDS.keys()
     return [f"--config.{field}={value}" for field, value in fields.items()]
 
 

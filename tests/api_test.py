@@ -13,6 +13,7 @@ from PIL import Image
 
 import vse_jax
 from tests.helpers import steps, tiny
+from tests.helpers.drafts import draft
 from tests.helpers.runs import write_run
 from vse_jax import api
 from vse_jax.base.errors import InputError
@@ -30,7 +31,7 @@ from vse_search.store import Store
 
 @pytest.fixture(scope="module")
 def run(tiny_root, tmp_path_factory) -> Path:
-    config = tiny.get_config(str(tiny_root))
+    config = draft(tiny.get_config(str(tiny_root)))
     return write_run(config, tmp_path_factory.mktemp("runs") / "tiny")
 
 
@@ -41,7 +42,7 @@ def model(run):
 
 @pytest.fixture(scope="module")
 def split(tiny_root):
-    return read_split(tiny.get_config(str(tiny_root)), "dev")
+    return read_split(draft(tiny.get_config(str(tiny_root))), "dev")
 
 
 def test_embeds_to_the_bit_what_evaluation_does(model, run, split, tiny_config):
@@ -118,7 +119,7 @@ def test_another_model_has_another_fingerprint(model, run, tiny_config, tmp_path
 def rewritten(run: Path, target: Path, changes) -> Path:
     """A copy of a run, with the same weights, whose config has other values."""
     shutil.copytree(run, target)
-    config = load_config(run / "config.json")
+    config = draft(load_config(run / "config.json"))
     config.update_from_flattened_dict(changes)
     save_config(config, target / "config.json")
     return target
@@ -126,7 +127,7 @@ def rewritten(run: Path, target: Path, changes) -> Path:
 
 @pytest.fixture(scope="module")
 def kmax_run(tiny_root, tmp_path_factory) -> Path:
-    config = tiny.get_config(str(tiny_root))
+    config = draft(tiny.get_config(str(tiny_root)))
     config.image.pool = config.text.pool = "kmax"
     folder = write_run(config, tmp_path_factory.mktemp("runs") / "kmax")
     copy_vocabulary(config, folder)

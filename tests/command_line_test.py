@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
-from vse_jax.command_line import PathParser, full_config, override, read_config
-from vse_jax.config import PATHS, flat_fields, save_config
+from vse_jax.command_line import PathParser, final_config, override, read_config
+from vse_jax.config import FIELDS, Config, config_dict, flat_fields, save_config
 
 HERE = Path.cwd()
+PATHS = [name for name, spec in FIELDS.items() if spec.path or spec.paths]
 
 
 @pytest.fixture
@@ -27,9 +28,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def given(name, *overrides):
     """The config of a command line."""
-    return full_config(
-        name, None, overrides, common.base, HERE, lambda: None, trust_code=False
-    )
+    return final_config(read_config(name, HERE), overrides)
 
 
 class TestPaths:
@@ -49,7 +48,7 @@ class TestPaths:
             "    return c\n"
         )
         assert flat_fields(given("~/mine.py:~/x"))[field] == f"{home}/x"
-        config = common.base()
+        config = draft()
         config.update_from_flattened_dict({field: "~/x"})
         save_config(config, home / "config.json")
         assert flat_fields(given("~/config.json"))[field] == f"{home}/x"
@@ -77,8 +76,8 @@ class TestPaths:
     def test_a_config_in_a_folder_with_a_colon(self, home):
         folder = home / "12:30"
         folder.mkdir()
-        save_config(common.base(), folder / "config.json")
-        assert given("~/12:30/config.json") == common.base()
+        save_config(Config(), folder / "config.json")
+        assert given("~/12:30/config.json") == Config()
 
 
 class TestOverrides:
@@ -89,7 +88,7 @@ class TestOverrides:
             "--config.seed=x",
             "--config.embed_dim=8",
         ]
-        config = common.base()
+        config = config_dict()
         unknown, valueless, wrong_type = override(config, arguments)
         assert unknown.endswith("did you mean --config.batch_size?")
         assert valueless.endswith("write --config.batch_size=VALUE")
@@ -100,9 +99,9 @@ class TestOverrides:
         file = tmp_path / "bad.py"
         file.write_text("def get_config():\n    x = 1\n    return x + 'a'\n")
         with pytest.raises(InputError, match=r"bad\.py, line 3: TypeError"):
-            read_config(str(file), common.base, HERE, trust_code=False)
+            read_config(str(file), HERE)
         with pytest.raises(InputError, match=r"no such file absent\.py"):
-            read_config("absent.py:x", common.base, HERE, trust_code=False)
+            read_config("absent.py:x", HERE)
 
 
 # Each prints what it is, as an info and as a warning, by absl's logger.

@@ -1,28 +1,33 @@
 """Every config builds; configs survive JSON; a run knows its own config."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from configs import coco_grid_imagenet, common
-from vse_jax import possible
+from configs import coco_grid_imagenet
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.config import (
-    ADDED,
-    EVALUATION_FREE,
-    HOSTS_OWN,
-    RESUME_FREE,
+    EVALUATION,
+    FIELDS,
+    HOST,
+    NOBODY,
+    RESUME,
+    Config,
+    check_config,
     check_same_run,
+    config_dict,
     flat_fields,
     load_config,
     save_config,
+    typed,
 )
 from vse_jax.losses import LOSSES
 from vse_jax.models.build import IMAGE_ENCODERS, TEXT_ENCODERS
 from vse_jax.models.pooling import POOLS
-from vse_jax.possible import CHOICES, CONDITIONS, LEAST, SHARES
 
 CONFIGS = sorted(
     path.stem
@@ -35,15 +40,11 @@ CONFIGS = sorted(
 def test_a_config_survives_json(name, tmp_path):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.max_steps = 7
-    save_config(config, tmp_path / "config.json")
-    loaded = load_config(tmp_path / "config.json", common.base())
-    assert flat_fields(loaded) == flat_fields(config)
+    save_config(typed(config), tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == typed(config)
 
 
-RECIPES = [name for name in CONFIGS if name != "gpo_synthetic"]
-
-
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_fast_variant_of_a_recipe_has_bfloat16_towers_and_is_named(name):
     recipe = importlib.import_module(f"configs.{name}").get_config
     published, fast = flat_fields(recipe()), flat_fields(recipe("fast"))
@@ -63,16 +64,16 @@ def test_variants_go_together():
 def test_an_unknown_saved_field_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"image": {"colour": 3}}')
     with pytest.raises(InputError, match=r"config\.json: .*colour"):
-        load_config(tmp_path / "config.json", common.base())
+        load_config(tmp_path / "config.json")
 
 
 def test_no_saved_config(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: no saved config"):
-        load_config(tmp_path / "config.json", common.base())
+        load_config(tmp_path / "config.json")
 
 
 def test_another_run_is_told_by_its_differing_fields(tmp_path):
-    config = common.base()
+    config = draft()
     save_config(config, tmp_path / "config.json")
     config.num_epochs = 1
     config.mesh.data = 4
@@ -89,7 +90,7 @@ def test_another_run_is_told_by_its_differing_fields(tmp_path):
 
 
 def test_a_field_newer_than_the_saved_config_had_its_default(tmp_path):
-    config = common.base()
+    config = draft()
     save_config(config, tmp_path / "config.json")
     saved = json.loads((tmp_path / "config.json").read_text())
     del saved["image"]["pool_k"]
@@ -100,26 +101,53 @@ def test_a_field_newer_than_the_saved_config_had_its_default(tmp_path):
         check_same_run(config, tmp_path / "config.json")
 
 
-def test_rules_and_lists_name_fields_that_exist():
-    fields = flat_fields(common.base())
-    tables = (CHOICES, LEAST, SHARES, ADDED)
-    assert not [field for table in tables for field in table if field not in fields]
-    for names in (HOSTS_OWN, RESUME_FREE, EVALUATION_FREE, [f for f, _ in CONDITIONS]):
-        for name in names:
-            assert any(f == name or f.startswith(f"{name}.") for f in fields), name
-    assert POOLS.names == possible.POOLS
-    assert LOSSES.names == possible.LOSSES
-    assert IMAGE_ENCODERS.names == CHOICES["image.kind"]
-    assert TEXT_ENCODERS.names == CHOICES["text.kind"]
+def test_short_names_are_of_what_is_there():
+    for registry in (POOLS, LOSSES, IMAGE_ENCODERS, TEXT_ENCODERS):
+        for name, path in registry.paths.items():
+            module, _, attribute = path.partition(":")
+            assert hasattr(importlib.import_module(module), attribute), name
 
 
-def test_added_fields_have_their_old_meaning(tmp_path):
-    """A run that was saved before a field existed: today's default may differ."""
-    config = common.base()
-    config.data.dev_captions = 5000
-    save_config(config, tmp_path / "config.json")
-    saved = json.loads((tmp_path / "config.json").read_text())
-    del saved["data"]["dev_captions"], saved["remat"], saved["profile"]
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    loaded = load_config(tmp_path / "config.json", common.base())
-    assert flat_fields(loaded) == flat_fields(config)
+def test_every_field_says_what_it_is():
+    for name, spec in FIELDS.items():
+        assert spec.doc, name
+        assert spec.problem(spec.default) is None, name
+    assert check_nothing_is_lost(config_dict())
+
+
+def check_nothing_is_lost(values) -> bool:
+    return typed(values) == Config() and flat_fields(values) == flat_fields(Config())
+
+
+def test_only_a_field_that_may_be_none_may_be_none():
+    assert FIELDS["max_steps"].problem(None) is None
+    assert FIELDS["seed"].problem(None) == "needs a value"
+
+
+def test_a_config_is_not_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().data.root = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image": {"size": "large"}}, "'size'.* large is of original type"),
+        ({"image": 3}, "'int' object has no attribute"),
+        ({"data": {"rot": "x"}}, "no field 'rot' in the config"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(values, message):
+    with pytest.raises(InputError, match=message):
+        check_config(typed(values))
+
+
+def test_fields_go_from_free_to_bound():
+    """What a host may change, a resume may, too, and evaluation."""
+    assert FIELDS["data.root"].free == HOST
+    assert FIELDS["data.format"].free == RESUME
+    assert FIELDS["data.name"].free == EVALUATION
+    assert FIELDS["search.top"].free == RESUME
+    assert FIELDS["image.backbone.layers"].free == NOBODY
+    assert not FIELDS["hub.license"].shared
+    assert FIELDS["image.vit.heads"].read_by == "vit"

@@ -29,6 +29,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.data import images
 
 images.own_process()  # as main.py does
@@ -53,7 +54,7 @@ def tiny_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_config(tiny_root):
     """A fresh config over `tiny_root`."""
-    return tiny.get_config(str(tiny_root))
+    return draft(tiny.get_config(str(tiny_root)))
 
 
 @pytest.fixture(scope="session")

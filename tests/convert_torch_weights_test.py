@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import vse_jax
-from configs import common
 from tests.helpers import official, tiny
 from tests.helpers.hub import serving
 from vse_jax.base.errors import InputError
@@ -78,10 +77,10 @@ def test_a_vocabulary_that_fits_is_kept_and_no_other(
     assert not (converted / "vocab.txt").exists()  # bert-base-uncased's is larger
     vocabulary = write_words(tmp_path / "data" / "vocab" / "words.txt", 40)
     monkeypatch.chdir(tmp_path)
-    checkpoint_to_run(released, tmp_path / "W", common)
+    checkpoint_to_run(released, tmp_path / "W")
     assert (tmp_path / "W" / "vocab.txt").read_text() == vocabulary.read_text()
     write_words(vocabulary, 39)
-    checkpoint_to_run(released, tmp_path / "V", common)
+    checkpoint_to_run(released, tmp_path / "V")
     assert not (tmp_path / "V" / "vocab.txt").exists()
 
 
@@ -160,7 +159,7 @@ def test_training_goes_on_where_the_official_program_stopped(
     )
     torch.save(checkpoint | {"epoch": 3}, tmp_path / "model.pth")
     folder = tmp_path / "W"
-    checkpoint_to_run(tmp_path / "model.pth", folder, common, words)
+    checkpoint_to_run(tmp_path / "model.pth", folder, words)
     args = [f"--workdir={folder}", f"--config.data.root={region_root}"]
     _, err = run("main.py", [*args, "--config.log_every=10"], environment)
     assert "goes on after epoch 3" in err
@@ -218,14 +217,14 @@ def test_a_bad_file_leaves_nothing_behind(content, tmp_path):
     else:
         file.write_bytes(content)
     with pytest.raises(InputError, match=r"model\.pth: "):
-        checkpoint_to_run(file, tmp_path / "W", common)
+        checkpoint_to_run(file, tmp_path / "W")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
 def test_a_workdir_that_exists_is_left_alone(released, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is already there"):
-        checkpoint_to_run(released, tmp_path, common)
+        checkpoint_to_run(released, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import common
 from tests.helpers import golden_weights, tiny
+from tests.helpers.drafts import draft
 from tests.helpers.steps import batch_of, set_up
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten
@@ -74,7 +74,7 @@ def loss_on(mesh, hardest, block=2**24):
 
 @pytest.fixture(scope="module")
 def mesh():
-    config = common.base()
+    config = draft()
     config.mesh.fsdp = 2
     return make_mesh(config)
 
@@ -142,7 +142,7 @@ LOSSES = ("triplet", "infonce", "sigmoid")
 
 
 def made(name):
-    config = common.base()
+    config = draft()
     config.loss.name = name
     loss = build_loss(config, rngs=nnx.Rngs(0))
     # Away from the start values, so that every parameter matters.
@@ -183,7 +183,7 @@ def test_equals_its_formula_on_any_mesh_and_in_blocks(name, masked):
     loss = made(name)
     expected = formula(name, loss, images, captions, ids[:, None] != ids)
     graphdef, state = nnx.split(loss)
-    config = common.base()
+    config = draft()
     config.mesh.fsdp = 2
 
     results = []
@@ -211,7 +211,7 @@ def test_equals_its_formula_on_any_mesh_and_in_blocks(name, masked):
 @pytest.mark.parametrize("name", ["infonce", "sigmoid"])
 @pytest.mark.parametrize("fsdp", [1, 8])
 def test_its_parameters_are_trained_alike_on_any_mesh_and_with_microbatches(name, fsdp):
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.loss.name = name
     config.text.dropout = config.image.drop = 0.0
     config.image.backbone.batch_norm = "frozen"
@@ -235,7 +235,7 @@ def test_its_parameters_are_trained_alike_on_any_mesh_and_with_microbatches(name
 
 
 def test_no_loss_of_this_name():
-    config = common.base()
+    config = draft()
     config.loss.name = "hinge"
     with pytest.raises(InputError, match=r"loss\.name: 'hinge' is none of triplet, in"):
         build_loss(config, rngs=nnx.Rngs(0))
@@ -259,7 +259,7 @@ def test_a_class_of_ones_own_gets_what_it_asks_for_and_must_fit(tmp_path, monkey
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    config = common.base()
+    config = draft()
     for name, message in (
         ("Narrow", "is no loss: __call__ takes no negatives and no epoch"),
         ("Plain", r"is no loss: no flax\.nnx\S+\.Module"),

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.steps import batch_of, region_config, set_up
 from vse_jax.base.trees import flatten
 from vse_jax.distributed.mesh import batch_sharding, put_batch
@@ -42,7 +43,7 @@ def assert_equal(found, expected):
 
 def exact_config():
     """Nothing random, and statistics that do not depend on the batch."""
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.batch_size = 32
     config.text.dropout = config.image.drop = 0.0
     config.image.backbone.batch_norm = "frozen"
@@ -69,7 +70,7 @@ def test_rematerialised_blocks_give_the_same_gradients(whole):
 
 def test_what_is_random_or_counted_is_so_with_both():
     """Dropout, size augmentation and trained statistics: equal with remat, too."""
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.microbatches = 2
     expected = descent(config)
     config.remat = True
@@ -118,7 +119,7 @@ def kept_bytes(config) -> int:
 
 
 def test_rematerialised_blocks_keep_less():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     everything = kept_bytes(config)
     config.remat = True
     assert kept_bytes(config) < 0.6 * everything

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from configs import common
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten, merge
 from vse_jax.optimizer import Optimizer, Schedule
@@ -31,7 +32,7 @@ def arrays(seed):
 
 
 def optimizer_config(**fields):
-    c = common.base().optimizer
+    c = draft().optimizer
     c.rules = RULES
     c.weight_decay = 0.1
     c.update(fields)
@@ -112,7 +113,7 @@ def _parameters_of_every_group():
 
 
 def test_schedule_of_the_published_grid_recipe():
-    config = common.base()
+    config = draft()
     schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
     steps = jnp.array([0, 9, 10, 15, 20, 149, 150, 249])
     np.testing.assert_allclose(
@@ -130,7 +131,7 @@ def test_schedule_of_the_published_grid_recipe():
 
 def test_other_data_change_how_long_an_epoch_is_and_not_which_it_is():
     """37 steps were made of epochs of 15, then the rest is one of epochs of 10."""
-    config = common.base()
+    config = draft()
     first = Schedule.from_config(config, steps_per_epoch=15, ramp_steps=16)
     epochs = first.epoch(37)
     schedule = Schedule.from_config(config, 10, ramp_steps=11, first=(37, epochs))

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.runs import write_run
 
 HERE = Path.cwd()
@@ -70,7 +71,7 @@ def test_a_lock_holds_what_the_project_asks_for(lock, extra):
 
 
 def test_a_wheel_embeds_outside_the_checkout(wheel, tiny_root, environment, tmp_path):
-    workdir = write_run(tiny.get_config(str(tiny_root)), tmp_path / "run")
+    workdir = write_run(draft(tiny.get_config(str(tiny_root))), tmp_path / "run")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as content:
         content.extractall(site)
@@ -129,7 +130,7 @@ check("environment")
 
 
 def test_a_program_that_loads_a_model_stays_as_it_was(tiny_root, environment, tmp_path):
-    workdir = write_run(tiny.get_config(str(tiny_root)), tmp_path / "run")
+    workdir = write_run(draft(tiny.get_config(str(tiny_root))), tmp_path / "run")
     picture = next((tiny_root / "images").iterdir())
     settings = ("JAX_COMPILATION_CACHE_DIR", "PYTHONWARNINGS")
     run = subprocess.run(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
-from vse_jax.possible import check_config
+from vse_jax.config import check_config, typed
 
 CONFIGS = sorted(
     path.stem
@@ -75,18 +75,17 @@ CONFIGS = sorted(
             {"search.hosts": ("http://nas",)},
             "config.search.hosts: 'http://nas' is no name of",
         ),
-        ({"task": "gpo_synthetic"}, "config.max_steps: needed by task 'gpo_synthetic'"),
     ],
 )
 def test_an_impossible_value_is_named(changes, message):
-    config = common.base()
+    config = draft()
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=re.escape(message)):
         check_config(config)
 
 
 def test_all_impossible_values_are_named_at_once():
-    config = common.base()
+    config = draft()
     config.update_from_flattened_dict(
         {"image.size": 0, "text.heads": 5, "mesh.fsdp": 0}
     )
@@ -98,4 +97,4 @@ def test_all_impossible_values_are_named_at_once():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_possible(name):
-    check_config(importlib.import_module(f"configs.{name}").get_config())
+    check_config(typed(importlib.import_module(f"configs.{name}").get_config()))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from vse_jax.base.lock import only_writer
     from vse_jax.base.progress import progress
-    from vse_jax.config import Config
+    from vse_jax.config import Config, SearchConfig
     from vse_jax.data.images import (
         MAX_PIXELS,
         ImageBytes,
@@ -39,6 +39,7 @@ __all__ = [
     "ImageBytes",
     "InputError",
     "Model",
+    "SearchConfig",
     "load",
     "load_image",
     "model_of",
@@ -67,7 +68,7 @@ _HOMES = {
     ),
     "base.lock": ("only_writer",),
     "base.progress": ("progress",),
-    "config": ("Config",),
+    "config": ("Config", "SearchConfig"),
     "data.images": (
         "MAX_PIXELS",
         "ImageBytes",

@@ -37,12 +37,15 @@ from vse_jax.checkpoints.hub import fetch
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.siglip import is_zero_shot
 from vse_jax.config import (
-    HOSTS_OWN,
+    FIELDS,
     Config,
-    change_paths,
-    flat_fields,
+    check_config,
+    config_dict,
     takes_regions,
+    tower_config,
+    typed,
     vector_fields,
+    with_paths,
 )
 from vse_jax.data.collate import Batch
 from vse_jax.data.digests import vocabulary_digest
@@ -52,7 +55,6 @@ from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import on_one_device
 from vse_jax.evaluation.encode import Captions, Embedder, Images, Items, batch_sizes
-from vse_jax.possible import value_problems
 
 # A file, an image, pixels, what `Model.prepare` gives, or the features of regions.
 ImageLike: TypeAlias = (
@@ -116,25 +118,25 @@ def load(
         folder = fetch(str(folder))
     folder = Path(os.path.expanduser(folder))
     config = model_config(folder, trust_code=trust_code)
+    check_config(config, f"{folder / 'config.json'}: ")
     if overrides:
-        _override(config, overrides)
-    change_paths(config, os.path.expanduser)
+        config = _with_overrides(config, overrides)
+        check_config(config)
+    config = with_paths(config, os.path.expanduser)
     with _without_orbax_notes():
         return model_of(config, folder, name)
 
 
-def _override(config: Config, overrides: Mapping[str, Any]) -> None:
-    known = flat_fields(config).keys() | HOSTS_OWN  # which shared configs are without
+def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    values = config_dict(config)
     for field, value in overrides.items():
-        if field not in known:
+        if field not in FIELDS:
             raise InputError(f"overrides: there is no config field {field!r}")
         try:
-            config.update_from_flattened_dict({field: value})
+            values.update_from_flattened_dict({field: value})
         except TypeError as error:
             raise InputError(f"overrides: config.{field}: {error}") from None
-    # A published SigLIP's has not all the fields that `check_config` compares.
-    if problems := value_problems(flat_fields(config)):
-        raise InputError("; ".join(problems.values()))
+    return typed(values)
 
 
 def model_of(config: Config, workdir: Path, name: str | None = None) -> "Model":
@@ -322,8 +324,9 @@ class Model:
     def _attribute(self, tower: str, items: Items, vector: np.ndarray) -> np.ndarray:
         parts, missing = self._embedder.attribute(self._arrays, items, vector)
         if not missing <= _ROUNDING:
+            pool = tower_config(self._config, tower).pool
             raise InputError(
-                f"config.{tower}.pool: {self._config[tower].pool!r} is no sum over the "
+                f"config.{tower}.pool: {pool!r} is no sum over the "
                 "elements of a set: a similarity cannot be split"
             )
         return parts

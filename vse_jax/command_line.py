@@ -16,8 +16,16 @@ from ml_collections import ConfigDict, config_flags
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import HUB, printable
-from vse_jax.config import change_paths, flat_fields, load_config, plain
-from vse_jax.possible import config_problems
+from vse_jax.config import (
+    Config,
+    config_dict,
+    flat_fields,
+    load_config,
+    plain,
+    problems,
+    typed,
+    with_paths,
+)
 
 _OVERRIDE = "--config."
 _OURS = [Path(__file__).parents[1] / name for name in ("vse_jax", "vse_search")]
@@ -72,53 +80,31 @@ def program(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     return main
 
 
-def full_config(
-    name: str | None,
-    workdir: Path | None,
-    overrides: Sequence[str],
-    base: Callable[[], ConfigDict],
-    home: Path,
-    saved: Callable[..., ConfigDict],
-    *,
-    trust_code: bool,
-) -> ConfigDict:
-    """The config that a command line names, complete and possible.
+def final_config(values: ConfigDict, overrides: Sequence[str]) -> Config:
+    """The config with what a command line sets in it, checked; `~` is spelled out.
 
     Args:
-        name: of --config; None: the one of the model in `workdir`.
-        workdir: of --workdir.
+        values: of a config file or a saved config.
         overrides: --config.FIELD=VALUE.
-        base, home: as for `read_config`.
-        saved: gives the config of the model in a folder, from one with every field and
-            `trust_code`.
-        trust_code: a shared model's own classes may be imported.
 
     Raises:
-        InputError: no config, or wrong fields; names all of them.
+        InputError: wrong fields; names all of them.
     """
-    if name is not None:
-        config = read_config(name, base, home, trust_code=trust_code)
-    elif workdir:
-        config = saved(workdir, base(), trust_code=trust_code)
-    else:
-        raise InputError("--config: name a config file, or the --workdir of a run")
-    problems = [*override(config, overrides), *config_problems(config)]
-    if problems:
-        raise InputError("; ".join(problems))
-    change_paths(config, os.path.expanduser)
-    return config
+    wrong = override(values, overrides)
+    config = typed(values)
+    wrong += problems(config)
+    if wrong:
+        raise InputError("; ".join(wrong))
+    return with_paths(config, os.path.expanduser)
 
 
-def read_config(
-    name: str, base: Callable[[], ConfigDict], home: Path, *, trust_code: bool
-) -> ConfigDict:
+def read_config(name: str, home: Path, *, trust_code: bool = False) -> ConfigDict:
     """The config of a file: FILE.py, FILE.py:VARIANT, or a run's FILE.json.
 
     Args:
         name: path, looked for below the current folder and then below `home`; `~` is
             the user's folder. A Python file defines get_config(), or
             get_config(variant).
-        base: makes the config with every field (configs/common.py).
         home: the project's folder.
         trust_code: a JSON file of a shared model may name classes to import.
 
@@ -132,7 +118,7 @@ def read_config(
     if path is None:
         raise InputError(f"--config={name}: no such file {file}")
     if path.suffix == ".json":
-        return load_config(path, base(), trust_code=trust_code)
+        return config_dict(load_config(path, trust_code=trust_code))
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise InputError(f"--config={name}: neither a .py nor a .json file")
@@ -143,26 +129,18 @@ def read_config(
     except InputError:
         raise
     except Exception as error:  # the file is the user's: anything may go wrong in it
-        raise InputError(f"{path}{_line_in(path, error)}: {_kind(error)}") from error
+        if isinstance(error, SyntaxError):
+            lines, what = [error.lineno], f"SyntaxError: {error.msg}"
+        else:  # the deepest place in the file that the error came through
+            frames = traceback.extract_tb(error.__traceback__)
+            own = path.resolve()
+            lines = [f.lineno for f in frames if Path(f.filename).resolve() == own]
+            what = f"{type(error).__name__}: {plain(error)}"
+        line = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"{path}{line}: {what}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config() returns no ConfigDict")
     return config
-
-
-def _line_in(path: Path, error: Exception) -> str:
-    """', line N' of the deepest place in `path` that an error came through."""
-    if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    file = path.resolve()
-    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file]
-    return f", line {lines[-1]}" if lines else ""
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg}"
-    return f"{type(error).__name__}: {plain(error)}"
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.base.registry import Registry
+from vse_jax.config import LOSS_CLASSES
 
 # ---- The losses ----------------------------------------------------------------------
 
@@ -102,9 +103,9 @@ class SigmoidLoss(nnx.Module):
         return costs / (2 * similarity.shape[1])
 
 
-LOSSES: Registry[nnx.Module] = Registry(
+LOSSES = Registry(
     "loss",
-    {"triplet": TripletLoss, "infonce": InfoNCELoss, "sigmoid": SigmoidLoss},
+    LOSS_CLASSES,
     nnx.Module,
     {"__call__": ("similarity", "positives", "negatives", "epoch")},
 )

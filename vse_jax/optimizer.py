@@ -17,7 +17,7 @@ import optax
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import Flat, flatten
-from vse_jax.config import Config
+from vse_jax.config import Config, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Optimizer:
         InputError: a parameter that no rule matches.
     """
 
-    def __init__(self, config: Config, params):
+    def __init__(self, config: OptimizerConfig, params):
         self._config = config
         paths: list[list[str]] = [[] for _ in config.rules]
         for path in flatten(params):

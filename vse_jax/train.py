@@ -25,22 +25,22 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress as progress_bar
 from vse_jax.base.trees import merge
 from vse_jax.checkpoints.folder import check_trainable
+from vse_jax.checkpoints.load import resolve
 from vse_jax.checkpoints.runs import (
     CONVERTED,
     Checkpoints,
     TrainProgress,
     has_checkpoint,
 )
-from vse_jax.checkpoints.siglip import settle_siglip
 from vse_jax.checkpoints.towers import load_pretrained
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.config import (
-    EVALUATION_FREE,
-    RESUME_FREE,
+    EVALUATION,
+    RESUME,
     Config,
-    change_paths,
     check_same_run,
     save_config,
+    with_paths,
 )
 from vse_jax.data.collate import Shapes, described, shapes_of, use_packing
 from vse_jax.data.dataset import Split, read_splits
@@ -48,11 +48,7 @@ from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.loader import TrainData, training_sampler
 from vse_jax.data.sampler import Sampler
 from vse_jax.data.tokenizers import caption_tokenizer
-from vse_jax.data.vocabulary import (
-    copy_vocabulary,
-    settle_vocab_size,
-    settle_vocabulary,
-)
+from vse_jax.data.vocabulary import copy_vocabulary
 from vse_jax.distributed import preemption
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (
@@ -374,10 +370,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
     # ---- Set up: read all that can be wrong before any time is spent on training -----
 
     check_trainable(workdir)
-    if has_checkpoint(workdir):
-        settle_vocabulary(config, workdir)
-    settle_vocab_size(config)
-    settle_siglip(config)
+    config = resolve(config, workdir if has_checkpoint(workdir) else None)
     mesh = make_mesh(config)
     check_training_batch(config, mesh)
     names = (config.data.train_split, config.data.dev_split, config.eval.split)
@@ -396,7 +389,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         assert_equal_across_hosts("workdir", found)
         if newest is not None and (workdir / "config.json").exists():
             # Of converted weights the model is given, and the recipe is free.
-            free = EVALUATION_FREE if converted else RESUME_FREE
+            free = EVALUATION if converted else RESUME
             check_same_run(config, workdir / "config.json", free)
         progress, new_data = resume_progress(
             config, splits, checkpoints, accept_new_data
@@ -412,9 +405,9 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         optimizer, steps = trainer.optimizer, trainer.steps
         if jax.process_index() == 0:
             copy_vocabulary(config, workdir)
-            saved = config.copy_and_resolve_references()
-            change_paths(saved, lambda path: str(Path(path).absolute()))
-            save_config(saved, workdir / "config.json")  # fit to be used from anywhere
+            # Fit to be used from any folder.
+            saved = with_paths(config, lambda path: str(Path(path).absolute()))
+            save_config(saved, workdir / "config.json")
             write_run_info(
                 config,
                 mesh,

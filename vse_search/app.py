@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import ClientDisconnect
 
 import vse_jax
-from vse_jax import Config, InputError, opened, orientation
+from vse_jax import InputError, SearchConfig, opened, orientation
 from vse_search import guard
 from vse_search.client import MOST_HITS
 from vse_search.guard import problem
@@ -254,7 +254,7 @@ class Server:
         app: the application, with everything that guards it.
     """
 
-    def __init__(self, searcher: Searcher, options: Config, port: int):
+    def __init__(self, searcher: Searcher, options: SearchConfig, port: int):
         self._searcher = searcher
         self._options = options
         self._cookie = f"vse_jax_{port}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from vse_jax import Config, ImageBytes, InputError, opened, printable
+from vse_jax import ImageBytes, InputError, SearchConfig, opened, printable
 from vse_search.encoder import Encoder
 from vse_search.engines import make_engine
 from vse_search.images import FORMATS, read_image, thumbnail
@@ -95,7 +95,7 @@ class Searcher:
         options: config.search: which engine, and the most pixels of an image.
     """
 
-    def __init__(self, encoder: Encoder, store: Store, options: Config):
+    def __init__(self, encoder: Encoder, store: Store, options: SearchConfig):
         self.store = store
         self._encoder = encoder
         self._engine = make_engine(store, options.engine, options.url)
@@ -112,7 +112,7 @@ class Searcher:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, options: Config, index: Path, load: Callable[[], Encoder]
+        cls, options: SearchConfig, index: Path, load: Callable[[], Encoder]
     ) -> Iterator["Searcher"]:
         """Opens an index to read, with the model that `load` gives.
 

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vse_jax import Config, InputError, printable
+from vse_jax import InputError, SearchConfig, printable
 from vse_search import client
 from vse_search.app import Server
 from vse_search.encoder import Encoder
@@ -26,7 +26,9 @@ _COMPUTES_S = 1.5  # for what computes when the connections are closed
 _IDLE_S = 30  # for which a connection may send nothing, or a part of a header
 
 
-def serve_index(options: Config, index: Path, load: Callable[[], Encoder]) -> None:
+def serve_index(
+    options: SearchConfig, index: Path, load: Callable[[], Encoder]
+) -> None:
     """Serves an index with the model that `load` gives, in the main thread.
 
     Args:

@@ -7,6 +7,7 @@ from flax import nnx
 from examples.attention_pool.config import get_config
 from examples.attention_pool.pool import ElementwiseAttentionPool
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.forks import one_step
 
 
@@ -21,7 +22,7 @@ def test_padding_has_no_effect_and_weights_sum_to_one():
 
 
 def test_a_step_trains_it():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.pool = config.text.pool = get_config().image.pool
     changed = one_step(config)
     assert {"image/gpool/score/kernel", "text/gpool/hidden/kernel"} <= changed

@@ -8,8 +8,8 @@ module may stand here; it sees the arrays that data/collate.py lists.
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
+from vse_jax.config import Config
 from vse_jax.models.layers import linear
 from vse_jax.models.pooling import build_pool
 from vse_jax.models.vse import Elements, SetEncoder
@@ -20,7 +20,7 @@ REGIONS = 36
 class SegmentEncoder(SetEncoder):
     """Two linear layers, then one pooling over both kinds of elements."""
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
         features, embed = config.image.feature_dim, config.embed_dim
         dtype = np.dtype(config.compute_dtype)
         self.region = linear(features, embed, init="xavier", dtype=dtype, rngs=rngs)

@@ -39,7 +39,7 @@ class Base:
 
 
 POOLS: Registry[Base] = Registry(
-    "pooling", {"plain": Base}, Base, {"pool": ("values", "mask")}
+    "pooling", {"plain": f"{__name__}:Base"}, Base, {"pool": ("values", "mask")}
 )
 
 
@@ -54,7 +54,6 @@ def own(tmp_path, monkeypatch) -> str:
 
 
 def test_a_short_name_and_a_path(own):
-    assert POOLS.names == ("plain",)
     assert POOLS.make("config.pool", "plain", k=3).k == 3
     made = POOLS.make("config.pool", f"{own}:Fine", k=4, features=8)
     assert made.pool(None, None) == 4

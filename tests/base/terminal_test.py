@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from configs import common
 from tests.helpers import searching
+from tests.helpers.drafts import draft
 from tests.search.commands.serve_test import started
 from vse_jax.config import save_config
 
@@ -56,7 +56,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / os.fsdecode(b"caf\xe9")
     for name in ("東京 \x1b[31m.png", "two\nlines.png"):
         searching.draw(folder / "pictures" / name, "purple")
-    save_config(common.base(), folder / "config.json")
+    save_config(draft(), folder / "config.json")
     with started(folder):
         yield folder
 

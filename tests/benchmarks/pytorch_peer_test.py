@@ -11,6 +11,7 @@ import torch
 from benchmarks import pytorch_peer, pytorch_training
 from configs import common
 from tests.helpers import golden_weights, steps, tiny
+from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
 from vse_jax.distributed.mesh import batch_sharding, put_batch
 
@@ -102,7 +103,7 @@ def test_steps_follow_the_official_trajectory():
 
 def test_a_grid_step_is_ours():
     """The same weights and batch: loss, norm and all parameters afterwards."""
-    config = tiny_text(tiny.get_config())
+    config = tiny_text(draft(tiny.get_config()))
     config.batch_size = 4
     config.image.size, config.image.drop = 64, 0.0
     config.image.backbone.update(

@@ -7,6 +7,7 @@ import jax.export
 import numpy as np
 import pytest
 
+from tests.helpers.drafts import draft
 from vse_jax.checkpoints.export import PLATFORMS, export_towers
 from vse_jax.models.build import abstract_model
 
@@ -21,7 +22,7 @@ from vse_jax.models.build import abstract_model
 )
 def test_published_towers_are_small_programs_for_all_platforms(name, variant, embeds):
     """Weights are no part of a program. Lowered only: there is no GPU or TPU here."""
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config = draft(importlib.import_module(f"configs.{name}").get_config(variant))
     config.text.vocab_size = config.text.vocab_size or 1000
     graphdef, abstract = abstract_model(config)
     model = jax.tree.map(

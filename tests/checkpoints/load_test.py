@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 
 import vse_jax
-from configs import common
 from tests.helpers import bert, tiny
+from tests.helpers.drafts import draft
 from tests.helpers.programs import one_line_error, run
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
@@ -25,13 +25,15 @@ OWN = "examples.attention_pool.pool:ElementwiseAttentionPool"
 def share(config, folder):
     """W/share of a run with these towers, moved away from its run."""
     run = write_run(config, folder / "run")
-    push(config, run, None, common.base())
+    push(config, run, None)
     return shutil.move(run / "share", folder / "theirs")
 
 
 @pytest.fixture(scope="module")
 def original(tiny_root, tmp_path_factory):
-    return share(tiny.get_config(str(tiny_root)), tmp_path_factory.mktemp("shared"))
+    return share(
+        draft(tiny.get_config(str(tiny_root))), tmp_path_factory.mktemp("shared")
+    )
 
 
 @pytest.fixture
@@ -102,8 +104,8 @@ class TestCode:
     def test_nor_by_the_name_of_its_config(self, with_code):
         name = str(with_code / "config.json")
         with pytest.raises(InputError, match="runs code of its author"):
-            read_config(name, common.base, with_code, trust_code=False)
-        config = read_config(name, common.base, with_code, trust_code=True)
+            read_config(name, with_code, trust_code=False)
+        config = read_config(name, with_code, trust_code=True)
         assert config.image.pool == OWN
 
     @pytest.mark.parametrize("where", ["inside", "as a package", "on the path"])
@@ -255,7 +257,7 @@ class TestVocabulary:
         shutil.rmtree(weights)
         tiny_config.max_steps = 2
         train(tiny_config, run)
-        push(load_config(run / "config.json", common.base()), run, None, common.base())
+        push(load_config(run / "config.json"), run, None)
         shared = shutil.copytree(run / "share", tmp_path / "theirs")
         for folder in (run, shared):
             upper, lower = vse_jax.load(folder).encode_captions(

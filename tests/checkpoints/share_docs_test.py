@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.hub import WRITER, serving
 from tests.helpers.runs import write_run
 
@@ -31,7 +32,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 def test_its_commands_work(tiny_root, environment, tmp_path):
-    run = write_run(tiny.get_config(str(tiny_root)), tmp_path / "run")
+    run = write_run(draft(tiny.get_config(str(tiny_root))), tmp_path / "run")
     page = Path("docs/sharing.md").read_text(encoding="utf-8")
     for name, here in (
         ("runs/demo", run),

@@ -1,5 +1,6 @@
 """A SigLIP's Hugging Face folder: what vse_jax.load, training and modes make of it."""
 
+import dataclasses
 import json
 import shutil
 import urllib.request
@@ -11,15 +12,15 @@ import torch
 import transformers
 
 import vse_jax
-from configs import common
 from tests.helpers import programs, siglip, tiny
+from tests.helpers.drafts import draft
 from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.folder import model_config
 from vse_jax.checkpoints.siglip import (
-    folder_config,
     resize_positions,
-    settle_siglip,
+    resolve_siglip,
+    siglip_config,
 )
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.data.dataset import read_split
@@ -182,7 +183,7 @@ def change(file, part=None, **fields):
 
 def test_python_and_the_command_line_make_the_same_index(folder):
     model = vse_jax.load(folder)
-    config = model_config(folder, common.base())
+    config = model_config(folder)
     assert model_of(config, folder).fingerprint == model.fingerprint
     smaller = vse_jax.load(folder, {"image.size": siglip.SIZE // 2})
     assert smaller.fingerprint != model.fingerprint
@@ -238,12 +239,12 @@ def test_another_tokenizer_is_refused(copy):
 
 
 def test_sizes_are_settled_but_not_the_pictures(folder, pictures):
-    config = folder_config(folder)
+    config = draft(siglip_config(folder))
     config.image.size = 48
     config.image.vit.hidden = config.text.max_positions = config.embed_dim = 7
-    settle_siglip(config)
+    config = resolve_siglip(config)
     assert config.image.size == 48
-    assert config.image.vit.to_dict() == {
+    assert dataclasses.asdict(config.image.vit) == {
         "patch": 8,
         "hidden": 24,
         "layers": 2,
@@ -324,7 +325,7 @@ def test_its_folder_is_a_workdir_for_every_mode(folder, tiny_root, environment, 
     args = [f"--workdir={copy}", f"--config.data.root={tiny_root}"]
     programs.run([*args, "--mode=eval", "--config.data.name=tiny"], environment)
     metrics = json.loads((copy / "eval_test.json").read_text())
-    split = read_split(tiny.get_config(str(tiny_root)), "test")
+    split = read_split(draft(tiny.get_config(str(tiny_root))), "test")
     model = vse_jax.load(folder)
     expected = retrieval_metrics(
         model.encode_images(split.images),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import format_table, split_metrics
@@ -26,7 +27,7 @@ def embeddings() -> Embeddings:
 
 
 def test_cxc_and_eccv_only_when_asked(split, embeddings, monkeypatch):
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     assert {"cxc", "eccv"}.isdisjoint(split_metrics(config, split, embeddings))
     config.eval.cxc = config.eval.eccv = True
     asked = []
@@ -43,7 +44,7 @@ def test_cxc_and_eccv_only_when_asked(split, embeddings, monkeypatch):
 
 
 def test_cxc_without_its_annotations(split, embeddings, tmp_path):
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.eval.cxc = True
     other = Split("testall", tmp_path, split.image_ids, split.captions, 5, None, None)
     with pytest.raises(InputError, match="cxc_annots"):

@@ -202,6 +202,7 @@ _KILL = """
 import os, signal, sys
 from tests.helpers import tiny
 from vse_jax.commands import export as command
+from vse_jax.config import typed
 count, encode = 0, command.encode_example
 def encode_or_die(record):
     global count
@@ -210,7 +211,7 @@ def encode_or_die(record):
         os.kill(os.getpid(), signal.SIGKILL)
     return encode(record)
 command.encode_example = encode_or_die
-command.export(tiny.get_config(sys.argv[1]))
+command.export(typed(tiny.get_config(sys.argv[1])))
 """
 
 

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import vse_jax
-from configs import common
 from tests.helpers import siglip, tiny
+from tests.helpers.drafts import draft
 from tests.helpers.hub import READER, WRITER, serving
 from tests.helpers.programs import one_line_error
 from tests.helpers.programs import run as run_program
@@ -49,7 +49,7 @@ except InputError as error:
 @pytest.fixture(scope="module")
 def workdir(tiny_root, tmp_path_factory):
     """A run with parameters of all kinds: statistics, scalars, those of its loss."""
-    config = tiny.get_config(str(tiny_root))
+    config = draft(tiny.get_config(str(tiny_root)))
     config.image.pool, config.loss.name = "gem", "infonce"
     config.search.token = "secret"
     config.text.weights = "/home/somebody/bert"
@@ -67,8 +67,8 @@ def workdir(tiny_root, tmp_path_factory):
 def shared(workdir):
     """Its folder for others, as `--mode=push` without a repository writes it."""
     config = vse_jax.load(workdir)._config
-    config.hub = common.base().hub
-    push(config, workdir, None, common.base())
+    config.hub = draft().hub
+    push(config, workdir, None)
     return workdir / "share"
 
 
@@ -108,14 +108,14 @@ def test_the_card_is_written_from_the_run(shared):
 
 def test_a_changed_card_is_kept_and_another_written_anew(workdir, shared):
     config = vse_jax.load(workdir)._config
-    config.hub = common.base().hub
+    config.hub = draft().hub
     config.hub.license = "cc-by-4.0"
     card = shared / "README.md"
-    push(config, workdir, None, common.base())
+    push(config, workdir, None)
     assert "license: cc-by-4.0" in card.read_text()
     card.write_text(card.read_text().replace("**TO FILL IN**", "mine"))
     config.hub.license = "mit"
-    push(config, workdir, None, common.base())
+    push(config, workdir, None)
     assert "cc-by-4.0" in card.read_text()
     assert "mine" in card.read_text()
     card.unlink()
@@ -246,5 +246,5 @@ def test_a_model_in_the_cache_needs_no_hub(pushed):
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "../b", "a/b@main", "hf://a/b", ""])
 def test_a_malformed_name_is_refused_before_anything_is_written(name, tmp_path):
     with pytest.raises(InputError, match="write USER/NAME"):
-        push(common.base(), tmp_path, name, common.base())
+        push(draft(), tmp_path, name)
     assert list(tmp_path.iterdir()) == []

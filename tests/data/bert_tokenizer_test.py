@@ -7,9 +7,9 @@ import pytest
 import tokenizers
 import transformers
 
-from configs import common
 from tests.helpers import bert
 from tests.helpers.bert import change, older
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.data import bert_tokenizer
 from vse_jax.data.tokenizers import WordPieceTokenizer, caption_tokenizer
@@ -140,7 +140,7 @@ def folder(request, tmp_path_factory):
 
 
 def config_for(folder, **fields):
-    config = common.base()
+    config = draft()
     config.data.root = str(folder / "no data")
     config.text.weights = str(folder)
     config.text.vocab_size = len(transformers.AutoTokenizer.from_pretrained(folder))
@@ -253,7 +253,7 @@ class TestNoOtherModels:
         )
 
     def test_a_folder_that_is_not_here(self, tmp_path):
-        config = common.base()
+        config = draft()
         config.data.root = str(tmp_path / "data")
         config.text.weights = str(tmp_path / "german")
         with pytest.raises(InputError, match="german, and so no vocabulary of these"):

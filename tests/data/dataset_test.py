@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import common
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.data import dataset
 from vse_jax.data.dataset import read_split
@@ -28,7 +28,7 @@ def make_root(root: Path, images: int = 4, per_image: int = 5) -> Path:
 
 
 def config_for(root: Path, kind: str = "grid"):
-    c = common.base()
+    c = draft()
     c.data.root = str(root)
     c.image.kind = kind
     c.image.feature_dim = 8

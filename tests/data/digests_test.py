@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.data.dataset import read_split
 from vse_jax.data.digests import changes, data_digests
 
@@ -19,7 +20,7 @@ def root(tiny_root, tmp_path):
 
 
 def digests(root, kind="grid", **data):
-    config = tiny.get_config(str(root))
+    config = draft(tiny.get_config(str(root)))
     config.data.update(data)
     config.image.kind = kind
     config.image.max_regions, config.image.feature_dim = 7, 8

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from tests.helpers.drafts import draft
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.commands.export import export
@@ -55,7 +56,7 @@ def exported(request, tiny_root, tmp_path_factory):
 def small_config(kind, root):
     from tests.helpers import tiny
 
-    config = tiny.get_config(str(root))
+    config = draft(tiny.get_config(str(root)))
     config.image.kind = kind
     config.image.max_regions, config.image.feature_dim = 7, 8
     config.data.workers, config.data.num_workers = "threads", 2

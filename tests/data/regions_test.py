@@ -53,11 +53,11 @@ _READ = """
 import sys
 import numpy as np
 from configs import coco_region
+from vse_jax.config import typed, with_fields
 from vse_jax.data.dataset import read_split
 from vse_jax.data.collate import ImageCollator
 
-config = coco_region.get_config()
-config.data.root = sys.argv[1]
+config = with_fields(typed(coco_region.get_config()), {"data.root": sys.argv[1]})
 split = read_split(config, "train")
 rows = ImageCollator(config, split)
 batch = rows.empty(128)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import common
+from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
@@ -68,7 +68,7 @@ def test_long_captions_are_cut_and_reported_once(monkeypatch):
 class TestFindVocab:
     @pytest.fixture
     def config(self, tmp_path):
-        c = common.base()
+        c = draft()
         c.data.root = str(tmp_path / "coco")
         return c
 
@@ -116,7 +116,7 @@ class TestBadVocabulary:
             WordPieceTokenizer(path, 512)
 
     def test_larger_than_the_model(self):
-        c = common.base()
+        c = draft()
         c.text.vocab_size = 1000
         with pytest.raises(
             InputError, match=r"30522 tokens, but config.text.vocab_size"
@@ -176,14 +176,14 @@ def test_bucket():
 
 
 def test_no_caption_is_padded_to_much_more_than_its_length():
-    lengths = padded_lengths(common.base())
-    assert lengths[-1] == common.base().data.max_tokens == 128
+    lengths = padded_lengths(draft())
+    assert lengths[-1] == draft().data.max_tokens == 128
     for longest in range(2, 129):
         assert bucket(longest, lengths) <= 1.5 * longest
 
 
 def test_padded_lengths_end_where_captions_do():
-    config = common.base()
+    config = draft()
     config.data.token_buckets = (64, 16, 32)
     assert padded_lengths(config) == (16, 32, 64, 128)
     config.text.max_positions = 40

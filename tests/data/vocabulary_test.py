@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from nltk.tokenize import punkt, word_tokenize
 
-from configs import common
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.commands.build_vocab import build_vocab
 from vse_jax.data import tokenizers, vocabulary
@@ -20,8 +20,8 @@ from vse_jax.data.vocabulary import (
     count_words,
     find_vocabulary,
     read_vocabulary,
-    settle_vocab_size,
-    settle_vocabulary,
+    resolve_vocab_size,
+    resolve_vocabulary,
     split_words,
 )
 from vse_jax.train import train
@@ -167,7 +167,7 @@ class TestReadVocabulary:
 
 
 def config_at(root: Path):
-    c = common.base()
+    c = draft()
     c.data.root, c.data.name = str(root), "pets"
     c.text.kind = "bigru"
     return c
@@ -199,13 +199,13 @@ def test_words_of_another_data_set_are_not_a_models(tmp_path):
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"data": {"name": "coco"}}))
     with pytest.raises(InputError) as error:
-        settle_vocabulary(config, model)
+        resolve_vocabulary(config, model)
     assert str(error.value) == (
         f"{model}: holds no vocabulary: name that of coco, on which the model was "
         "trained, with config.text.vocab"
     )
     (model / "config.json").write_text(json.dumps({"data": {"name": "pets"}}))
-    settle_vocabulary(config, model)
+    config = resolve_vocabulary(config, model)
     assert find_vocabulary(config) == tmp_path / "vocab" / "pets_vocab.json"
 
 
@@ -253,11 +253,9 @@ class TestTokenizeWords:
 
     def test_size_0_takes_the_vocabularys(self, config):
         config.text.vocab_size = 0
-        settle_vocab_size(config)
-        assert config.text.vocab_size == 7
+        assert resolve_vocab_size(config).text.vocab_size == 7
         config.text.vocab_size = 9
-        settle_vocab_size(config)
-        assert config.text.vocab_size == 9
+        assert resolve_vocab_size(config).text.vocab_size == 9
 
 
 class TestBuild:
@@ -330,7 +328,6 @@ def test_a_model_trains_and_is_tested_with_it(tiny_config, tmp_path):
     config.text.update(kind="bigru", layers=1, word_dim=8, vocab_size=0)
     config.text.vocab = str(tmp_path / "v.json")
     build_vocab(config)
-    settle_vocab_size(config)
     train(config, tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["text"]["vocab_size"] == len(read_vocabulary(tmp_path / "v.json"))

@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import common
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.distributed.mesh import (
     check_training_batch,
@@ -15,7 +15,7 @@ from vse_jax.distributed.mesh import (
 
 
 def config(batch_size=128, **mesh):
-    c = common.base()
+    c = draft()
     c.batch_size = batch_size
     c.mesh.update(mesh)
     return c

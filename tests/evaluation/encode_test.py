@@ -8,6 +8,7 @@ from absl import logging
 
 from configs import coco_grid, coco_region, openmoji
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.evaluation.encode import Images, batch_sizes, in_batches, read_batches
 
@@ -23,11 +24,11 @@ from vse_jax.evaluation.encode import Images, batch_sizes, in_batches, read_batc
     ],
 )
 def test_they_follow_the_pictures_and_the_devices(recipe, devices, expected):
-    assert batch_sizes(recipe.get_config(), devices) == expected
+    assert batch_sizes(draft(recipe.get_config()), devices) == expected
 
 
 def test_what_was_asked_for_has_to_divide():
-    config = coco_grid.get_config()
+    config = draft(coco_grid.get_config())
     config.eval.batch_size = 100
     assert batch_sizes(config, 4) == (100, 100)
     with pytest.raises(InputError, match=r"eval\.batch_size: 100 .* the 8 devices"):
@@ -45,7 +46,7 @@ def logged(monkeypatch) -> list[str]:
 
 def items(count, bad=(), on_bad="error"):
     """Images of one pixel whose values are their numbers, all but the `bad` ones."""
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.size = 1
 
     def read(batch, row, number):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.pictures import assert_drawn
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
@@ -15,7 +16,7 @@ from vse_jax.models.build import merge_model
 
 def kept_run(workdir, kind="grid", **pools):
     """A workdir with a best checkpoint of an untrained model, and its config."""
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.kind = kind
     vit = {"patch": 8, "hidden": 16, "layers": 1, "heads": 2, "ffn": 32}
     config.image.vit.update(vit)

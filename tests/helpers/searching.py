@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.helpers.drafts import draft
+from vse_jax.config import SearchConfig
 from vse_jax.data.images import load_image
 from vse_search.indexing import update
 from vse_search.store import Store
@@ -137,11 +138,9 @@ def make_index(folder: Path, index: Path, model=None) -> Path:
     return index
 
 
-def options(**others) -> ConfigDict:
+def options(**others) -> SearchConfig:
     """config.search with the values of configs/common.py."""
-    from configs import common
-
-    config = common.base().search
+    config = draft().search
     config.update(others)
     return config
 

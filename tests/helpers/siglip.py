@@ -10,7 +10,7 @@ import transformers
 from flax import nnx
 
 from tests.helpers import tiny
-from vse_jax.checkpoints.siglip import folder_config, load_siglip
+from vse_jax.checkpoints.siglip import load_siglip, siglip_config
 from vse_jax.models.build import build_model, merge_model, split_model
 
 PAD, EOS, VOCAB, POSITIONS, SIZE = 0, 1, 90, 12, 32
@@ -123,7 +123,7 @@ def inputs(batch, positions=POSITIONS):
 
 def loaded(folder):
     """The model of a folder, as a module."""
-    config = folder_config(folder)
+    config = siglip_config(folder)
     graphdef, model = split_model(build_model(config, rngs=nnx.Rngs(0)))
     params = load_siglip(folder, model["params"])
     return merge_model(graphdef, model | {"params": params})

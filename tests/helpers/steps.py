@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.config import takes_regions
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import Captions, Images, in_batches, read_batches
@@ -38,7 +39,7 @@ def set_up(config, devices=1, steps_per_epoch=4):
 
 
 def region_config():
-    c = tiny.get_config()
+    c = draft(tiny.get_config())
     c.image.kind = "region"
     c.image.feature_dim = 24
     c.image.max_regions = 9

@@ -7,13 +7,14 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights, tiny
+from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_text_encoder
 from vse_jax.models.vse import l2_normalize
 
 
 def tiny_config(layers=1):
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.text.update(kind="bigru", layers=layers, vocab_size=60, word_dim=24)
     return config
 

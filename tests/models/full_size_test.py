@@ -9,6 +9,7 @@ import torch
 from flax import nnx
 
 from benchmarks import pytorch_peer
+from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import golden_module
 from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_image_encoder, build_text_encoder
@@ -26,7 +27,7 @@ def optimised():
 
 
 def config_of(recipe):
-    return importlib.import_module(f"configs.{recipe}").get_config()
+    return draft(importlib.import_module(f"configs.{recipe}").get_config())
 
 
 def embed(tower, batch):

@@ -5,13 +5,14 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights, tiny
+from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_image_encoder
 from vse_jax.models.vse import l2_normalize
 
 
 def region_encoder():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.embed_dim = 32
     config.image.kind = "region"
     config.image.feature_dim = 48
@@ -94,7 +95,7 @@ class Recorder(nnx.Module):
 
 def kept_shares(drop, train, size=32, batch=512):
     """The share of each image's grid cells that reach the pooling."""
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.drop = drop
     tower = build_image_encoder(config, rngs=nnx.Rngs(0))
     tower.gpool = Recorder()
@@ -121,7 +122,7 @@ def test_at_least_one_cell_stays():
 
 
 def test_thinning_depends_on_the_random_stream_only():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     tower = build_image_encoder(config, rngs=nnx.Rngs(0))
     batch = {"images": jax.random.normal(jax.random.key(0), (4, 32, 32, 3))}
 

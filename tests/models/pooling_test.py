@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.models.build import build_model
 from vse_jax.models.pooling import interpolate, make_pool
 from vse_jax.models.vse import attributions
@@ -184,7 +185,7 @@ def test_self_attention_prefers_what_scores_higher():
 
 
 def test_both_towers_take_every_aggregator(kind):
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.pool = config.text.pool = kind
     batch = {
         "images": jnp.zeros((2, tiny.SIZE, tiny.SIZE, 3)),

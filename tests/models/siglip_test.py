@@ -10,8 +10,9 @@ import torch
 import transformers
 from flax import nnx
 
-from configs import coco_siglip2, common, siglip2_zero_shot
+from configs import coco_siglip2, siglip2_zero_shot
 from tests.helpers import siglip
+from tests.helpers.drafts import draft
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.siglip import is_zero_shot, load_siglip, siglip_sizes
 from vse_jax.models.build import abstract_model, build_model, merge_model
@@ -65,7 +66,7 @@ def test_padding_of_the_batch_does_not_matter(model, batch):
 
 @pytest.mark.parametrize("pool", ["gpo", "avg", "map"])
 def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
-    config = common.base()
+    config = draft()
     config.update_from_flattened_dict(
         {
             "embed_dim": 10,
@@ -104,7 +105,7 @@ def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
 
 @pytest.mark.parametrize("recipe", ["gpo", "map", "avg"])
 def test_a_recipe_traces_at_full_size(recipe):
-    config = coco_siglip2.get_config(recipe)
+    config = draft(coco_siglip2.get_config(recipe))
     graphdef, model = abstract_model(config)
     sizes = {"images": (2, 256, 256, 3), "token_ids": (2, 64), "token_lengths": (2,)}
     batch = {
@@ -123,10 +124,10 @@ def test_a_recipe_traces_at_full_size(recipe):
 
 
 def test_the_zero_shot_recipe_is_the_published_model():
-    config = siglip2_zero_shot.get_config()
+    config = draft(siglip2_zero_shot.get_config())
     assert is_zero_shot(config)
-    assert is_zero_shot(coco_siglip2.get_config("map"))
-    assert not is_zero_shot(coco_siglip2.get_config("gpo"))
+    assert is_zero_shot(draft(coco_siglip2.get_config("map")))
+    assert not is_zero_shot(draft(coco_siglip2.get_config("gpo")))
     count = sum(x.size for x in jax.tree.leaves(abstract_model(config)[1]))
     assert count == 375_234_050  # transformers' SiglipModel has as many
 
@@ -146,7 +147,7 @@ def test_so400ms_sizes_come_from_its_config(tmp_path):
     published.save_pretrained(tmp_path)
     with torch.device("meta"):
         peer = transformers.SiglipModel(published)
-    config = siglip2_zero_shot.get_config()
+    config = draft(siglip2_zero_shot.get_config())
     config.update_from_flattened_dict(siglip_sizes(tmp_path))
     ours = jax.tree.leaves(abstract_model(config)[1])
     assert sum(x.size for x in ours) == sum(p.numel() for p in peer.parameters())
@@ -159,7 +160,7 @@ def test_the_base_model_in_full_size_equals_transformers(tmp_path):
     peer = siglip.peer(vision, text)
     assert sum(p.numel() for p in peer.parameters()) == 375_234_050
     peer.save_pretrained(tmp_path)
-    config = siglip2_zero_shot.get_config()
+    config = draft(siglip2_zero_shot.get_config())
     graphdef, model = abstract_model(config)
     model = merge_model(
         graphdef,

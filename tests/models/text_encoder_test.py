@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import golden_weights, tiny
+from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_text_encoder
 from vse_jax.models.vse import l2_normalize
@@ -19,7 +20,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def tower():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.embed_dim = 32
     config.text.vocab_size = 200
     config.text.hidden = 768
@@ -96,7 +97,7 @@ def test_stored_features_give_the_same_embedding(tower, embed, batch):
 
 
 def test_dropout_acts_in_training_only():
-    tower = build_text_encoder(tiny.get_config(), rngs=nnx.Rngs(0))
+    tower = build_text_encoder(draft(tiny.get_config()), rngs=nnx.Rngs(0))
     batch = {"token_ids": jnp.full((2, 16), 5), "token_lengths": jnp.array([16, 3])}
     trained = [tower(batch, train=True, rngs=nnx.Rngs(dropout=s)) for s in (1, 1, 2)]
     np.testing.assert_array_equal(trained[0], trained[1])

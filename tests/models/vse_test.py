@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.models.build import build_model
 from vse_jax.models.vse import l2_normalize
@@ -20,7 +21,7 @@ def grid_batch(size=4):
 
 
 def test_embeddings_have_unit_length_unless_told_otherwise():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     for embedding in build_model(config, rngs=nnx.Rngs(0))(grid_batch()):
         assert embedding.shape == (4, config.embed_dim)
         np.testing.assert_allclose(jnp.linalg.norm(embedding, axis=1), 1, atol=1e-5)
@@ -36,7 +37,7 @@ def test_a_zero_vector_has_a_finite_gradient():
 
 
 def test_low_precision_towers_embed_in_float32():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     full = build_model(config, rngs=nnx.Rngs(0))(grid_batch())
     config.compute_dtype = "bfloat16"
     model = build_model(config, rngs=nnx.Rngs(0))
@@ -47,7 +48,7 @@ def test_low_precision_towers_embed_in_float32():
 
 
 def test_caption_features_may_replace_the_tokens():
-    model = build_model(tiny.get_config(), rngs=nnx.Rngs(0))
+    model = build_model(draft(tiny.get_config()), rngs=nnx.Rngs(0))
     batch = grid_batch()
     stored = {
         "token_features": model.caption_features(batch),
@@ -66,7 +67,7 @@ class OwnTower(nnx.Module):
 
 
 def test_a_tower_without_a_set_cannot_be_split():
-    model = build_model(tiny.get_config(), rngs=nnx.Rngs(0))
+    model = build_model(draft(tiny.get_config()), rngs=nnx.Rngs(0))
     model.image = OwnTower()
     assert model.encode_images(grid_batch()).shape == (4, 32)
     with pytest.raises(InputError, match="OwnTower is no SetEncoder"):
@@ -74,7 +75,7 @@ def test_a_tower_without_a_set_cannot_be_split():
 
 
 def test_the_model_holds_parameters_and_statistics_only():
-    model = build_model(tiny.get_config(), rngs=nnx.Rngs(0))
+    model = build_model(draft(tiny.get_config()), rngs=nnx.Rngs(0))
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # all of it
     rebuilt = nnx.merge(graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
     for a, b in zip(rebuilt(grid_batch()), model(grid_batch()), strict=True):
@@ -82,7 +83,7 @@ def test_the_model_holds_parameters_and_statistics_only():
 
 
 def test_captions_beyond_the_position_table_are_refused():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.text.max_positions = 8
     with pytest.raises(ValueError, match="16 tokens, but 8 positions"):
         build_model(config, rngs=nnx.Rngs(0))(grid_batch())

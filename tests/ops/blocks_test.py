@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.models.layers import BatchNorm
 from vse_jax.ops import Blocks, place
@@ -35,7 +36,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)
 
 
 def mesh_of(devices, fsdp=1):
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.mesh.fsdp = fsdp
     return make_mesh(config, jax.devices()[:devices])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.programs import run
 from vse_jax.base.errors import InputError
 from vse_jax.planning import report as compile_module
@@ -156,7 +157,7 @@ def on_devices_of(monkeypatch):
 def test_what_does_not_fit_comes_with_what_would(
     megabytes, advice, on_devices_of, tmp_path
 ):
-    config = tiny.get_config("/absent")
+    config = draft(tiny.get_config("/absent"))
     with pytest.raises(InputError) as error:
         on_devices_of(config, tmp_path, megabytes * 10**6)
     line = str(error.value)
@@ -168,7 +169,7 @@ def test_what_does_not_fit_comes_with_what_would(
 def test_an_encoder_that_does_not_fit_comes_with_a_smaller_batch(
     on_devices_of, tmp_path
 ):
-    config = tiny.get_config("/absent")
+    config = draft(tiny.get_config("/absent"))
     config.eval.batch_size = 256
     with pytest.raises(InputError) as error:
         on_devices_of(config, tmp_path, 1200 * 10**6)
@@ -178,5 +179,5 @@ def test_an_encoder_that_does_not_fit_comes_with_a_smaller_batch(
 
 
 def test_a_run_that_fits_ends_well(on_devices_of, tmp_path):
-    on_devices_of(tiny.get_config("/absent"), tmp_path, 1200 * 10**6)
+    on_devices_of(draft(tiny.get_config("/absent")), tmp_path, 1200 * 10**6)
     assert json.loads((tmp_path / "compile_cpu_2.json").read_text())["fits"]

@@ -8,6 +8,7 @@ import pytest
 from configs import openmoji_cells
 from studies import cells
 from studies import efficientnet_lite as lite
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.data import dataset
 
@@ -27,7 +28,7 @@ def config_of(root, size):
         for split, some in SPLITS.items()
     }
     dataset.write_root(root, splits, {name: f"{name}.png" for name in names})
-    config = openmoji_cells.get_config()
+    config = draft(openmoji_cells.get_config())
     config.data.root = str(root)
     return config
 

@@ -1,5 +1,6 @@
 """The synthetic study: patterns and errors by hand, generators, training, the table."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,18 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import gpo_synthetic
 from studies import gpo_synthetic as synthetic
+from tests.helpers.pictures import assert_drawn
 from vse_jax.base.errors import InputError
 from vse_jax.models.gpo import GPO, position_encoding
 
-
-@pytest.fixture
-def config():
-    config = gpo_synthetic.get_config()
-    config.batch_size = 4
-    config.max_steps = 6
-    return config
+QUICK = synthetic.Recipe(batch_size=4, steps=6)
 
 
 def weights_of(generator, lengths, size):
@@ -130,13 +125,13 @@ def test_the_loss_compares_pooled_vectors():
     assert synthetic.pooling_loss(generator, features, lengths, mean) == 0
 
 
-def test_training_brings_the_coefficients_nearer(config):
-    config.optimizer.learning_rate = 0.01
-    config.max_steps = 1
-    graphdef, params, _ = synthetic.train_generator("fspool", config)
+def test_training_brings_the_coefficients_nearer():
+    recipe = dataclasses.replace(QUICK, learning_rate=0.01, steps=1)
+    graphdef, params, _ = synthetic.train_generator("fspool", recipe)
     before = synthetic.measure(graphdef, params)["seen"]
-    config.max_steps = 120  # more than two calls of 50 steps
-    graphdef, params, losses = synthetic.train_generator("fspool", config)
+    # More than two calls of 50 steps.
+    recipe = dataclasses.replace(recipe, steps=120)
+    graphdef, params, losses = synthetic.train_generator("fspool", recipe)
     after = synthetic.measure(graphdef, params)["seen"]
     assert losses.shape == (120, len(synthetic.PATTERNS))
     for index, pattern in enumerate(synthetic.PATTERNS[1:], 1):  # A is where it starts
@@ -145,11 +140,11 @@ def test_training_brings_the_coefficients_nearer(config):
     assert after["T-50"] < before["T-50"] * 0.75
 
 
-def test_the_seed_decides_everything(config):
-    _, _, losses = synthetic.train_generator("mlp", config)
-    np.testing.assert_array_equal(synthetic.train_generator("mlp", config)[2], losses)
-    config.seed = 1
-    assert not np.allclose(synthetic.train_generator("mlp", config)[2], losses)
+def test_the_seed_decides_everything():
+    _, _, losses = synthetic.train_generator("mlp", QUICK)
+    np.testing.assert_array_equal(synthetic.train_generator("mlp", QUICK)[2], losses)
+    other = dataclasses.replace(QUICK, seed=1)
+    assert not np.allclose(synthetic.train_generator("mlp", other)[2], losses)
 
 
 def test_measured_errors_are_means_over_the_sizes():
@@ -166,11 +161,9 @@ def test_measured_errors_are_means_over_the_sizes():
     assert measured["smaller"]["M-1"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-def test_a_study_leaves_the_whole_table(config, tmp_path, capsys):
-    config.max_steps = 1
-    table = synthetic.run_study(config, tmp_path)
+def test_a_study_leaves_the_whole_table(tmp_path, capsys):
+    table = synthetic.run_study(dataclasses.replace(QUICK, steps=1), tmp_path)
     assert json.loads((tmp_path / "table6.json").read_text()) == table
-    assert json.loads((tmp_path / "config.json").read_text())["task"] == "gpo_synthetic"
     assert shape(table) == shape(synthetic.PAPER)
     out = capsys.readouterr().out
     assert f"{table['larger']['gpo']['T-50']:.4f} (0.004)" in out
@@ -182,10 +175,24 @@ def shape(table):
     return [(name, g, *row) for name, rows in table.items() for g, row in rows.items()]
 
 
-def test_bad_input(config, tmp_path):
+def test_bad_input(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="holds checkpoints of another run"):
-        synthetic.run_study(config, tmp_path)
-    config.max_steps = None
-    with pytest.raises(InputError, match="max_steps"):
-        synthetic.run_study(config, tmp_path)
+        synthetic.run_study(QUICK, tmp_path)
+
+
+def test_the_table_is_drawn(tmp_path):
+    (tmp_path / "table6.json").write_text(json.dumps(synthetic.PAPER))
+    synthetic.plot_table6(tmp_path)
+    assert_drawn(tmp_path, "table6")
+    cut = {s: table for s, table in synthetic.PAPER.items() if s != "larger"}
+    (tmp_path / "table6.json").write_text(json.dumps(cut))
+    with pytest.raises(InputError, match=r"table6\.json: damaged .*'larger'"):
+        synthetic.plot_table6(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"seen": 1}'])
+def test_damaged_results_are_named(tmp_path, content):
+    (tmp_path / "table6.json").write_text(content)
+    with pytest.raises(InputError, match=r"table6\.json: "):
+        synthetic.plot_table6(tmp_path)

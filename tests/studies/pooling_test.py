@@ -6,15 +6,16 @@ import pytest
 
 from studies import pooling, pooling_page, variants
 from studies.ledger import Ledger
+from tests.helpers.drafts import draft
 from tests.helpers.runs import write_run
 from vse_jax.base.errors import InputError
 from vse_jax.command_line import override
-from vse_jax.config import flat_fields, save_config
+from vse_jax.config import config_dict, flat_fields, save_config
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_a_variants_flags_give_its_config(name):
-    config = variants.recipe()
+    config = config_dict(variants.recipe())
     assert override(config, variants.flags_of(name, 3)) == []
     fields = flat_fields(variants.recipe()) | variants.VARIANTS[name].changes
     assert flat_fields(config) == fields | {"seed": 3}
@@ -49,7 +50,7 @@ def study(tmp_path, monkeypatch):
     trained = []
 
     def train(name, seed):
-        config = variants.config_of(name, seed)
+        config = draft(variants.config_of(name, seed))
         config.embed_dim = 8
         config.text.vocab_size, config.text.layers = 16, 1
         config.text.hidden, config.text.heads, config.text.ffn = 16, 2, 16
@@ -90,7 +91,7 @@ def test_only_what_the_ledger_lacks_is_trained(study, monkeypatch):
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = variants.config_of("gpo", 0)
+    config = draft(variants.config_of("gpo", 0))
     config.loss.margin = 0.3
     workdir = pooling.FOLDER / "gpo_seed0"
     workdir.mkdir(parents=True)

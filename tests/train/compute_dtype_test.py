@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.steps import batch_of, bigru, region_config
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.optimizer import Optimizer, Schedule
@@ -93,7 +94,7 @@ def step_of(config):
 
 
 def vit_siglip():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.kind, config.text.kind = "vit", "siglip"
     sizes = {"patch": 8, "hidden": 32, "layers": 1, "heads": 2, "ffn": 64}
     config.image.vit.update(sizes)

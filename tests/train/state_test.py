@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.optimizer import Schedule
@@ -13,7 +14,7 @@ from vse_jax.train import Trainer
 
 @pytest.fixture(scope="module")
 def trainer():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     mesh = make_mesh(config, jax.devices()[:1])
     return Trainer.create(config, mesh, Schedule.from_config(config, 4, 5))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.steps import batch_of, bigru, region_config, set_up
 from vse_jax.base.trees import flatten
 from vse_jax.data.collate import caption_shapes, image_shapes, size_of
@@ -25,7 +26,7 @@ def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatc
     monkeypatch.setattr(
         "vse_jax.distributed.mesh._SHARD_FROM", 256
     )  # shard toy kernels too
-    config = tiny.get_config() if kind == "grid_bert" else bigru(region_config())
+    config = draft(tiny.get_config()) if kind == "grid_bert" else bigru(region_config())
     # One step of plain descent with rate 1: the change of a parameter is its gradient.
     config.optimizer.update({"name": "sgd", "learning_rate": 1.0, "clip": 1e9})
     config.optimizer.weight_decay = 0.0
@@ -85,7 +86,7 @@ def gathered_elements(program: str) -> list[int]:
 )
 def test_fsdp_sends_parameters_around_and_no_activations(name):
     """The published sizes, one layer deep, on eight devices."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = draft(importlib.import_module(f"configs.{name}").get_config())
     config.text.layers, config.image.backbone.layers = 1, (1,) * 4
     config.batch_size = config.eval.batch_size = 136
     shapes = image_shapes(config.image, 136) | caption_shapes(136, 16)
@@ -116,7 +117,7 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
 
 
 def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.optimizer.rules = (
         ("^image/backbone/layer2/", 1.0, 1),
         ("^image/backbone/", 1.0, 2),
@@ -144,7 +145,7 @@ def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
 
 @pytest.mark.parametrize("name", ["coco_grid", "coco_region"])
 def test_a_full_size_step_of_the_published_recipes_traces(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = draft(importlib.import_module(f"configs.{name}").get_config())
     schedule = Schedule.from_config(config, 4425, 4426)
     trainer = Trainer.create(config, make_mesh(config), schedule)
     b = config.batch_size

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from tests.helpers import golden_weights
+from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.build import build_model, split_model
@@ -31,7 +32,7 @@ REGIONS = TOKENS = 9
 
 
 def region_config() -> ConfigDict:
-    c = common.base()
+    c = draft()
     c.batch_size = 8
     c.image.kind = "region"
     c.image.feature_dim = 48
@@ -42,7 +43,7 @@ def region_config() -> ConfigDict:
 
 
 def grid_config(backbone_warmup: int) -> ConfigDict:
-    c = common.base()
+    c = draft()
     c.batch_size = 6
     c.image.size = 64
     c.image.drop = 0.0

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vse_jax.base.errors import InputError
 from vse_jax.config import MODEL_FILE, Config, load_config
-from vse_jax.possible import check_shared
 
 
 def is_siglip(folder: Path) -> bool:
@@ -28,14 +27,11 @@ def check_trainable(folder: Path) -> None:
         )
 
 
-def model_config(
-    folder: Path, base: Config | None = None, *, trust_code: bool = False
-) -> Config:
+def model_config(folder: Path, *, trust_code: bool = False) -> Config:
     """The config of the model in a folder.
 
     Args:
         folder: of the model.
-        base: gives the fields their types, as for `load_config`.
         trust_code: a shared model's own classes may be imported.
 
     Raises:
@@ -44,11 +40,7 @@ def model_config(
     """
     if is_siglip(folder):
         # On demand: it loads jax, and the command line is quick to refuse without.
-        from vse_jax.checkpoints.siglip import folder_config  # noqa: PLC0415
+        from vse_jax.checkpoints.siglip import siglip_config  # noqa: PLC0415
 
-        return folder_config(folder, base)
-    file = folder / "config.json"
-    config = load_config(file, base, trust_code=trust_code)
-    if base is None and not (folder / "checkpoints").is_dir():
-        check_shared(config, file)
-    return config
+        return siglip_config(folder)
+    return load_config(folder / "config.json", trust_code=trust_code)

@@ -19,14 +19,14 @@ from vse_jax.base.files import resolve_folder
 from vse_jax.base.trees import flatten, merge
 from vse_jax.checkpoints.folder import is_siglip
 from vse_jax.checkpoints.runs import Checkpoints
-from vse_jax.checkpoints.siglip import is_zero_shot, load_siglip, settle_siglip
+from vse_jax.checkpoints.siglip import is_zero_shot, load_siglip, resolve_siglip
 from vse_jax.checkpoints.torch.keys import listed
-from vse_jax.config import EVALUATION_FREE, MODEL_FILE, Config, check_same_run
+from vse_jax.config import EVALUATION, MODEL_FILE, Config, check_same_run
 from vse_jax.data.digests import vocabulary_digest
 from vse_jax.data.vocabulary import (
     find_vocabulary,
-    settle_vocab_size,
-    settle_vocabulary,
+    resolve_vocab_size,
+    resolve_vocabulary,
 )
 from vse_jax.distributed.mesh import (
     make_mesh,
@@ -51,6 +51,22 @@ class LoadedModel(NamedTuple):
     mesh: Mesh
 
 
+def resolve(config: Config, folder: Path | None) -> Config:
+    """The config with what the files that it names decide: vocabulary and sizes.
+
+    Args:
+        config: of a command.
+        folder: of the model that it uses or goes on with; None: there is none yet.
+
+    Raises:
+        InputError: no vocabulary or a bad one, another one than the model's, or a
+            SigLIP of another architecture.
+    """
+    if folder is not None:
+        config = resolve_vocabulary(config, folder)
+    return resolve_siglip(resolve_vocab_size(config))
+
+
 def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> LoadedModel:
     """The best checkpoint in `workdir`, else the shared model there, else a SigLIP.
 
@@ -65,16 +81,13 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
         InputError: no model, another one than the config's, or another vocabulary than
             the model's.
     """
-    settle_vocabulary(config, workdir)
-    settle_vocab_size(config)
+    config = resolve(config, workdir)
     mesh = mesh or make_mesh(config)
     is_run = (workdir / "checkpoints").is_dir()
     is_shared = (workdir / MODEL_FILE).is_file() and not is_siglip(workdir)
     if is_run or is_shared:
-        check_same_run(config, workdir / "config.json", EVALUATION_FREE)
-    elif is_zero_shot(config):
-        settle_siglip(config)
-    else:
+        check_same_run(config, workdir / "config.json", EVALUATION)
+    elif not is_zero_shot(config):
         raise InputError(f"{workdir}: no checkpoints there; train first")
 
     graphdef, abstract = abstract_model(config)
@@ -93,6 +106,7 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
     elif is_shared:
         arrays = put_sharded(_read_arrays(workdir / MODEL_FILE, abstract), abstract)
     else:
+        assert config.image.weights is not None
         folder = resolve_folder(config.image.weights)
         params = load_siglip(folder, abstract["params"])
         arrays = abstract | {"params": put_sharded(params, abstract["params"])}

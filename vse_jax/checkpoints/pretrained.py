@@ -10,7 +10,7 @@ import safetensors
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.config import Config
+from vse_jax.config import ImageConfig, TextConfig
 
 # Our config.text fields: their names in a Hugging Face config.json.
 _BERT_SIZES = {
@@ -48,17 +48,17 @@ def bert_sizes(folder: Path) -> dict[str, int]:
     return {field: config[name] for field, name in _BERT_SIZES.items()}
 
 
-def check_bert_sizes(folder: Path, text: Config) -> None:
+def check_bert_sizes(folder: Path, text: TextConfig) -> None:
     """Checks that `config.text` is of the folder's BERT; no shape shows its heads.
 
     Raises:
         InputError: a size differs, or config.json is not that of a plain BERT.
     """
     for field, size in bert_sizes(folder).items():
-        if text[field] != size:
+        ours = getattr(text, field)
+        if ours != size:
             raise InputError(
-                f"config.text.{field}: {text[field]}, but the BERT in {folder} has "
-                f"{size}"
+                f"config.text.{field}: {ours}, but the BERT in {folder} has {size}"
             )
 
 
@@ -100,7 +100,7 @@ def load_backbone(folder: Path, template: dict) -> dict:
     return keys.from_torch(tensors, table, template, source)
 
 
-def check_backbone_kind(folder: Path, image: Config) -> None:
+def check_backbone_kind(folder: Path, image: ImageConfig) -> None:
     """Checks what the tensors' shapes do not show: block kind and pixel preparation.
 
     Args:

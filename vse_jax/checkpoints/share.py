@@ -19,18 +19,19 @@ from absl import logging
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
-from vse_jax.base.registry import OPEN, is_path
+from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
 from vse_jax.config import (
+    FIELDS,
     MODEL_FILE,
-    RESUME_FREE,
+    RESUME,
     Config,
     flat_fields,
-    is_in,
     own_vocabulary,
     save_shared_config,
     takes_regions,
+    tower_config,
 )
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
@@ -42,8 +43,8 @@ _TO_FILL_IN = "**TO FILL IN**"
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 _SEAL = re.compile(r"\n<!-- vse_jax ([0-9a-f]{64}) -->\n\Z")
 _WEIGHTS = ("image.weights", "text.weights")
-# How a run is carried out, which is no part of its recipe.
-_ASIDE = tuple({*RESUME_FREE} - {*_WEIGHTS, "num_epochs", "max_steps"})
+# Part of a recipe, though a run may be resumed with others.
+_RECIPE = (*_WEIGHTS, "num_epochs", "max_steps")
 
 
 def write_shared(
@@ -51,7 +52,6 @@ def write_shared(
     workdir: Path,
     model: dict[str, Any],
     repository: str | None,
-    published: Config,
 ) -> Path:
     """Writes W/share/ again; a card that was changed by hand stays.
 
@@ -60,7 +60,6 @@ def write_shared(
         workdir: of the run.
         model: {"params", "batch_stats"} of its best checkpoint, on the host.
         repository: USER/NAME on the Hub; None: not known yet.
-        published: the paper's recipe, for the card.
 
     Raises:
         InputError: no vocabulary, or the folder cannot be written.
@@ -76,7 +75,7 @@ def write_shared(
         if kept is None or _is_as_written(kept.decode(errors="replace")):
             vocabulary = own_vocabulary(folder, config.text.kind)
             name = vocabulary.name if vocabulary else ""
-            card = _card(config, published, workdir, model, repository, name).encode()
+            card = _card(config, workdir, model, repository, name).encode()
         else:
             logging.warning(
                 "%s: kept as you changed it; remove it to have it written again", before
@@ -107,7 +106,6 @@ def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
 
 def _card(
     config: Config,
-    published: Config,
     workdir: Path,
     model: dict[str, Any],
     repository: str,
@@ -139,7 +137,7 @@ def _card(
             rsum = f"rsum {progress.best_rsum:.1f} on {config.data.dev_split}"
             about.append(("best epoch", f"{progress.best_epoch}, {rsum}"))
 
-    own = {field: fields[field] for field in OPEN if is_path(fields[field])}
+    own = {f: v for f, v in fields.items() if FIELDS[f].classes and is_path(v)}
     data = read_object(run).get("data", {}) if run.is_file() else {}
     sizes = {split: size for split, size in data.items() if split != "root"}
     splits = (
@@ -158,18 +156,18 @@ def _card(
         results = "Percent of the queries with a right answer among the first k."
         results += f"\n\n{rows}"
 
-    there = flat_fields(published)
     differing = (
-        (f"`{field}`", _short(field, value), _short(field, there.get(field)))
+        (f"`{field}`", _short(field, value), _short(field, FIELDS[field].default))
         for field, value in fields.items()
-        if value != there.get(field) and not is_in(field, _ASIDE)
+        if value != FIELDS[field].default
+        if FIELDS[field].free < RESUME or field in _RECIPE
     )
     licences = [
         ("these weights", config.hub.license or _TO_FILL_IN),
         (f"the data, `{config.data.name}`", _TO_FILL_IN),
     ]
     for tower in ("image", "text"):
-        if (start := config[tower].weights) is not None:
+        if (start := tower_config(config, tower).weights) is not None:
             named = _short(f"{tower}.weights", start)
             licences.append(
                 (f"start weights of the {tower} tower, {named}", _TO_FILL_IN)

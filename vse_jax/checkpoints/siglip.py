@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.pretrained import read_folder
 from vse_jax.checkpoints.torch import keys
-from vse_jax.config import ADDED, Config, flat_fields, nested
+from vse_jax.config import Config, flat_fields, nested, tower_config, typed
 from vse_jax.data.tokenizers import FileTokenizer
 from vse_jax.data.vocabulary import find_vocabulary
 
@@ -59,24 +58,6 @@ ZERO_SHOT: dict[str, Any] = {
     "text.kind": "siglip",
     "text.pool": "last",
     "loss.name": "sigmoid",
-}
-
-# The other fields that a model in use reads, for a folder that no config goes with.
-_IN_USE: dict[str, Any] = {
-    "compute_dtype": "float32",
-    "matmul_precision": "auto",
-    "mesh.data": 1,
-    "mesh.fsdp": 1,
-    "data.token_buckets": (64,),
-    "image.normalise": True,
-    "image.drop": 0.0,
-    "text.normalise": True,
-    "text.vocab": None,
-    "text.augment": 0.0,
-    "text.cache_features": False,
-    "loss.margin": 0.2,
-    "loss.vse_mean_warmup_epochs": 0,
-    "eval.batch_size": None,
 }
 
 # Our parts: their tensors.
@@ -148,13 +129,8 @@ def siglip_pixels(folder: Path) -> dict[str, Any]:
     return {"image.pixels": "siglip", "image.resample": _RESAMPLE[resample]}
 
 
-def folder_config(folder: Path, base: Config | None = None) -> Config:
+def siglip_config(folder: Path) -> Config:
     """The config of the model that a SigLIP's Hugging Face folder holds.
-
-    Args:
-        folder: of the model.
-        base: a config with all fields, that of the model is to be put into; None: it
-            has those only that a model in use reads.
 
     Raises:
         InputError: it is another model than models/ can build; names what differs.
@@ -162,17 +138,11 @@ def folder_config(folder: Path, base: Config | None = None) -> Config:
     found = siglip_sizes(folder) | siglip_pixels(folder) | ZERO_SHOT
     found |= {"image.weights": str(folder), "text.weights": str(folder)}
     found["data.max_tokens"] = found["text.max_positions"]
-    if base is None:
-        config = ConfigDict(nested(ADDED | _IN_USE | found))
-    else:
-        config = base
-        config.update_from_flattened_dict(found)
-    settle_siglip(config)
-    return config
+    return resolve_siglip(_with_sizes(Config(), found, folder))
 
 
-def settle_siglip(config: Config) -> None:
-    """Puts the sizes of the SigLIP folders that a config names into its fields.
+def resolve_siglip(config: Config) -> Config:
+    """The config with the sizes of the SigLIP folders that it names.
 
     Not the images' size: position embeddings are resized. A folder that is not there
     is no error: a run that goes on, or is evaluated, has its sizes.
@@ -180,31 +150,40 @@ def settle_siglip(config: Config) -> None:
     Raises:
         InputError: a folder of another architecture, or without its tokenizer.
     """
-    for tower, kind in (("image", "vit"), ("text", "siglip")):
-        fields = config[tower]
-        if fields.kind != kind or fields.weights is None:
+    for name, kind in (("image", "vit"), ("text", "siglip")):
+        tower = tower_config(config, name)
+        if tower.kind != kind or tower.weights is None:
             continue
         try:
-            folder = resolve_folder(fields.weights)
+            folder = resolve_folder(tower.weights)
         except InputError:
             continue
         sizes = siglip_sizes(folder)
-        found = {field: n for field, n in sizes.items() if field.startswith(tower)}
+        found = {field: n for field, n in sizes.items() if field.startswith(name)}
         found.pop("image.size", None)
-        if tower == "image":
+        if name == "image":
             found |= siglip_pixels(folder)
         else:
             found["text.pad_id"] = FileTokenizer(find_vocabulary(config), 3).pad_id
-        if fields.pool == ZERO_SHOT[f"{tower}.pool"]:
+        if tower.pool == ZERO_SHOT[f"{name}.pool"]:
             found["embed_dim"] = sizes["embed_dim"]
-        config.update_from_flattened_dict(found)
+        config = _with_sizes(config, found, folder)
+    return config
+
+
+def _with_sizes(config: Config, found: dict[str, Any], folder: Path) -> Config:
+    """The config with what a folder's files say; their types are checked."""
+    try:
+        return typed(nested({**flat_fields(config), **found}))
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
 
 
 def is_zero_shot(config: Config) -> bool:
     """Whether a config is a published SigLIP's, from its folder."""
     fields = flat_fields(config)
     as_published = all(fields[field] == value for field, value in ZERO_SHOT.items())
-    weights = fields.get("image.weights")  # a shared config has none
+    weights = fields["image.weights"]
     return as_published and weights is not None and weights == fields["text.weights"]
 
 

@@ -6,7 +6,7 @@ from absl import logging
 
 from vse_jax.base.files import resolve_folder
 from vse_jax.checkpoints import pretrained, siglip
-from vse_jax.config import Config
+from vse_jax.config import Config, tower_config
 from vse_jax.distributed.mesh import put_sharded
 
 
@@ -53,7 +53,7 @@ def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:
     }
     loaded_towers = []
     for tower, kind in (("image", "vit"), ("text", "siglip")):
-        fields = config[tower]
+        fields = tower_config(config, tower)
         if fields.kind != kind or fields.weights is None:
             continue
         folder = resolve_folder(fields.weights)

@@ -1,5 +1,6 @@
 """--mode=embed: the embeddings of a split as files."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from vse_jax.base.files import whole_folder
 from vse_jax.checkpoints.load import load_model
-from vse_jax.config import Config, change_paths, load_config, own_vocabulary
+from vse_jax.config import Config, load_config, own_vocabulary, with_paths
 from vse_jax.data.dataset import Split, read_split
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import on_process_zero
@@ -70,15 +71,20 @@ def embed_best(
     members = []
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
-        change_paths(member, os.path.expanduser)
+        member = with_paths(member, os.path.expanduser)
         # A member reads the data of `config`, on its devices.
-        member.mesh, member.eval = config.mesh, config.eval
-        for name in _DATA:
-            member.data[name] = config.data[name]
+        data = {name: getattr(config.data, name) for name in _DATA}
+        text = member.text
         # It keeps the vocabulary that lies in its folder.
-        same = member.text.kind == config.text.kind and config.text.vocab is not None
-        if same and own_vocabulary(folder, member.text.kind) is None:
-            member.text.vocab = config.text.vocab
+        if text.kind == config.text.kind and own_vocabulary(folder, text.kind) is None:
+            text = dataclasses.replace(text, vocab=config.text.vocab or text.vocab)
+        member = dataclasses.replace(
+            member,
+            data=dataclasses.replace(member.data, **data),
+            text=text,
+            mesh=config.mesh,
+            eval=config.eval,
+        )
         embeddings = _embed_with(member, folder, read_split(member, split.name), None)
         members.append((embeddings.images, embeddings.captions))
     return Embeddings(*ensemble(members))

@@ -70,7 +70,7 @@ def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
     if config.eval.eccv:
         plausible = config.eval.plausible_matches
         metrics["eccv"] = eccv_metrics(
-            images, captions, split.image_ids, plausible and Path(plausible)
+            images, captions, split.image_ids, Path(plausible) if plausible else None
         )
     if config.eval.ensemble is not None:
         metrics["ensemble"] = config.eval.ensemble.split(",")

@@ -12,40 +12,37 @@ from vse_jax.config import Config
 from vse_jax.distributed.mesh import on_one_device
 
 
-def push(
-    config: Config, workdir: Path, repository: str | None, published: Config
-) -> None:
+def push(config: Config, workdir: Path, repo: str | None) -> None:
     """Writes W/share/ and, where a repository is named, uploads it.
 
     Args:
         config: of the run.
         workdir: of the run.
-        repository: USER/NAME on the Hub.
-        published: the paper's recipe, which the model card compares the run to.
+        repo: USER/NAME on the Hub; None: W/share/ only.
 
     Raises:
         InputError: no model, the folder cannot be written, a malformed name, no
             permission, or no connection.
     """
-    if repository is not None:
-        check_repository(repository)
+    if repo is not None:
+        check_repository(repo)
     if config.eval.ensemble is not None:
         raise InputError("config.eval.ensemble: one model is shared, not an ensemble")
     _, mesh = on_one_device(config)
     config, _, arrays, _ = load_model(config, workdir, mesh)
     model = jax.device_get(arrays)
-    folder = write_shared(config, workdir, model, repository, published)
+    folder = write_shared(config, workdir, model, repo)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"{folder}: {size:,.1f} MB; vse_jax.load reads it")
     if "TO FILL IN" in (folder / CARD).read_text(encoding="utf-8"):
         print(f"{folder / CARD}: fill in what is marked TO FILL IN, the licences")
-    if repository is None:
+    if repo is None:
         print("not uploaded: name a repository with --repo=USER/NAME")
         return
     url = publish(
         folder,
-        repository,
+        repo,
         private=config.hub.private,
         message=f"vse_jax: the best model of {workdir.resolve().name}",
     )
-    print(f'{url}: vse_jax.load("hf://{repository}")')
+    print(f'{url}: vse_jax.load("hf://{repo}")')

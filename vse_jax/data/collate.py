@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vse_jax.config import Config, takes_regions
+from vse_jax.config import Config, ImageConfig, takes_regions
 from vse_jax.data.dataset import Split
 from vse_jax.data.images import augment, load_image, preprocess
 from vse_jax.data.records import RecordImages
@@ -34,7 +34,7 @@ Bucket = tuple[int, int | None]
 Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
 
-def image_shapes(image: Config, count: int) -> Shapes:
+def image_shapes(image: ImageConfig, count: int) -> Shapes:
     """Of the image part of a batch, from config.image."""
     if not takes_regions(image):
         return {"images": ((count, image.size, image.size, 3), np.float32)}
@@ -44,7 +44,7 @@ def image_shapes(image: Config, count: int) -> Shapes:
     }
 
 
-def pair_shapes(image: Config, count: int) -> Shapes:
+def pair_shapes(image: ImageConfig, count: int) -> Shapes:
     """Of a training batch, but for its captions."""
     return image_shapes(image, count) | {"image_ids": ((count,), np.int32)}
 

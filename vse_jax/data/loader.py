@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from vse_jax.base.errors import InputError
-from vse_jax.config import Config
+from vse_jax.config import LOSS_CLASSES, Config
 from vse_jax.data.collate import (
     Batch,
     CaptionCollator,
@@ -32,7 +32,6 @@ from vse_jax.data.images import own_process
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.sampler import Sampler
 from vse_jax.data.tokenizers import CaptionTokens
-from vse_jax.possible import LOSSES
 
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 pictures of 512 px
 _ENDLESS = 2**48  # steps
@@ -69,7 +68,7 @@ def training_sampler(
             f"{len(split.captions)} captions of split {split.name!r} are too few for a "
             f"batch (config.batch_size = {config.batch_size})"
         )
-    if order.images == 1 and config.loss.name in LOSSES:
+    if order.images == 1 and config.loss.name in LOSS_CLASSES:
         raise InputError(
             f"{split.root}: split {split.name!r} has one image, which leaves its "
             "captions without negatives"

@@ -36,7 +36,7 @@ from vse_jax.base.files import (
     write_atomically,
 )
 from vse_jax.base.progress import progress
-from vse_jax.config import Config, own_vocabulary, vocabulary_names
+from vse_jax.config import Config, own_vocabulary, vocabulary_names, with_fields
 from vse_jax.data.bert_tokenizer import (
     ABOUT,
     TOKENIZER,
@@ -210,8 +210,8 @@ def copy_vocabulary(config: Config, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)  # of a start with other weights
 
 
-def settle_vocabulary(config: Config, folder: Path) -> None:
-    """Lets a config read the copy in a model's folder, where there is one.
+def resolve_vocabulary(config: Config, folder: Path) -> Config:
+    """The config with the vocabulary in a model's folder, where there is one.
 
     Raises:
         InputError: config.text.vocab names another vocabulary; or there is no copy, and
@@ -228,13 +228,13 @@ def settle_vocabulary(config: Config, folder: Path) -> None:
                     f"{folder}: holds no vocabulary: name that of {trained_on}, on "
                     "which the model was trained, with config.text.vocab"
                 )
-        return
+        return config
     if named is not None and not _same(config.text.kind, Path(named), own):
         raise InputError(
             f"config.text.vocab: {named} is another vocabulary than the model's own, "
             f"{own}"
         )
-    config.text.vocab = str(own)
+    return with_fields(config, {"text.vocab": str(own)})
 
 
 def _same(kind: str, named: Path, own: Path) -> bool:
@@ -244,14 +244,16 @@ def _same(kind: str, named: Path, own: Path) -> bool:
     return _read_bert(named).equals(_read_bert(own))
 
 
-def settle_vocab_size(config: Config) -> None:
-    """Puts the vocabulary's size where config.text.vocab_size is 0 (BiGRU models).
+def resolve_vocab_size(config: Config) -> Config:
+    """The config with its vocabulary's size, where that is 0 (BiGRU models).
 
     Raises:
         InputError: no vocabulary, or a bad one.
     """
-    if config.text.kind == "bigru" and config.text.vocab_size == 0:
-        config.text.vocab_size = len(read_vocabulary(find_vocabulary(config)))
+    if config.text.kind != "bigru" or config.text.vocab_size:
+        return config
+    size = len(read_vocabulary(find_vocabulary(config)))
+    return with_fields(config, {"text.vocab_size": size})
 
 
 def bert_tokenizer(config: Config) -> BertTokenizer:

@@ -8,8 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vse_jax.base.errors import InputError
-from vse_jax.config import Config
-from vse_jax.possible import LOSSES
+from vse_jax.config import LOSS_CLASSES, Config, with_fields
 
 AXES = ("data", "fsdp")
 _SHARD_FROM = 2**16  # elements; smaller leaves are replicated: not worth a collective
@@ -23,7 +22,7 @@ def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
     """
     devices = devices or jax.devices()
     count = len(devices)
-    shape = {axis: config.mesh[axis] for axis in AXES}
+    shape = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
     free = [axis for axis in AXES if shape[axis] == -1]
     used = int(np.prod([n for n in shape.values() if n != -1]))
     if len(free) == 1 and used > 0 and count % used == 0:
@@ -43,9 +42,8 @@ def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def on_one_device(config: Config) -> tuple[Config, Mesh]:
-    """A copy of the config for the first device alone, and its mesh."""
-    config = config.copy_and_resolve_references()
-    config.mesh.update(data=1, fsdp=1)
+    """The config for the first device alone, and its mesh."""
+    config = with_fields(config, {"mesh.data": 1, "mesh.fsdp": 1})
     return config, make_mesh(config, jax.devices()[:1])
 
 
@@ -56,7 +54,7 @@ def check_training_batch(config: Config, mesh: Mesh) -> None:
     Raises:
         InputError: a check fails.
     """
-    if config.batch_size == 1 and config.loss.name in LOSSES:
+    if config.batch_size == 1 and config.loss.name in LOSS_CLASSES:
         raise InputError(
             "config.batch_size: 1 leaves a pair without negatives, with which the loss "
             f"{config.loss.name!r} compares it; give at least 2"

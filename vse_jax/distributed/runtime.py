@@ -57,9 +57,8 @@ def started(
         configure(config)
         if alone and jax.process_count() > 1:
             raise InputError(
-                f"--mode={mode} of config.task={config.task} is for one process, not "
-                f"{jax.process_count()}; --num_processes=1 where a cluster starts "
-                "several"
+                f"--mode={mode} is for one process, not {jax.process_count()}; "
+                "--num_processes=1 where a cluster starts several"
             )
         assert_equal_across_hosts("config", {"mode": mode} | shared_fields(config))
         if several:

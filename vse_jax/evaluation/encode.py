@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
-from vse_jax.config import Config, takes_regions
+from vse_jax.config import Config, ImageConfig, takes_regions
 from vse_jax.data.collate import (
     Batch,
     CaptionCollator,
@@ -92,7 +92,7 @@ class Images:
 
     def __init__(
         self,
-        image: Config,
+        image: ImageConfig,
         count: int,
         read: Callable[[Batch, int, int], None],
         on_bad: Literal["error", "blank", "skip"] = "error",
@@ -339,7 +339,7 @@ class Embedder:
         images = Images(self.config.image, 1, lambda *_: None)
         captions = Captions(self.config, tokens)
         vector = np.zeros((1, self.config.embed_dim), np.float32)
-        runs = []
+        runs: list[tuple[str, Batch, np.ndarray]] = []
         for program, shapes in [
             (images.program, images.shapes(images.order, 1)),
             *((captions.program, shapes) for shapes in captions.all_shapes(1)),

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vse_jax.base.errors import InputError
-from vse_jax.config import Config
+from vse_jax.config import Config, tower_config
 from vse_jax.data.collate import image_shapes
 from vse_jax.distributed.mesh import abstract_batch
 from vse_jax.figures.style import GREY, INK, save, tidy
@@ -37,7 +37,7 @@ def learned_coefficients(config: Config, vse: VSE) -> dict[str, Coefficients | s
         encoder = getattr(vse, tower)
         pool = encoder.gpool if isinstance(encoder, SetEncoder) else None
         if not isinstance(pool, GPO):
-            towers[tower] = config[tower].pool
+            towers[tower] = tower_config(config, tower).pool
             continue
         size = _largest_set(config, tower, encoder)
         sizes = sorted({max(round(size * part), 1) for part in _SET_SIZES})

@@ -11,25 +11,13 @@ import jax
 from flax import nnx
 
 from vse_jax.base.registry import Registry
-from vse_jax.config import Config
+from vse_jax.config import IMAGE_CLASSES, TEXT_CLASSES, Config
 from vse_jax.losses import LOSSES
-from vse_jax.models.image_encoder import GridEncoder, RegionEncoder, ViTEncoder
-from vse_jax.models.text_encoder import BertEncoder, BiGRUEncoder, SiglipEncoder
 from vse_jax.models.vse import VSE
 
 _CALLED_WITH = {"__call__": ("batch", "train", "rngs")}
-IMAGE_ENCODERS: Registry[nnx.Module] = Registry(
-    "image encoder",
-    {"grid": GridEncoder, "region": RegionEncoder, "vit": ViTEncoder},
-    nnx.Module,
-    _CALLED_WITH,
-)
-TEXT_ENCODERS: Registry[nnx.Module] = Registry(
-    "text encoder",
-    {"bert": BertEncoder, "bigru": BiGRUEncoder, "siglip": SiglipEncoder},
-    nnx.Module,
-    _CALLED_WITH,
-)
+IMAGE_ENCODERS = Registry("image encoder", IMAGE_CLASSES, nnx.Module, _CALLED_WITH)
+TEXT_ENCODERS = Registry("text encoder", TEXT_CLASSES, nnx.Module, _CALLED_WITH)
 
 
 def build_model(config: Config, *, rngs: nnx.Rngs) -> VSE:

@@ -14,8 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.base.registry import Registry
-from vse_jax.config import Config
-from vse_jax.models.gpo import GPO
+from vse_jax.config import POOL_CLASSES, Config, tower_config
 from vse_jax.models.gru import GRU
 from vse_jax.models.layers import layer_norm, linear, normal
 from vse_jax.models.transformer import MLP, Attention
@@ -66,7 +65,7 @@ def build_pool(
     config: Config, side: str, features: int, *, rngs: nnx.Rngs, **sizes: int
 ) -> nnx.Module:
     """The pooling of config.image or config.text; sizes: as of `make_pool`."""
-    part = getattr(config, side)
+    part = tower_config(config, side)
     return make_pool(
         part.pool,
         features=features,
@@ -246,21 +245,6 @@ def _element(features, index):
 
 
 # Each takes those of `make_pool`'s arguments that it needs.
-POOLS: Registry[nnx.Module] = Registry(
-    "pooling",
-    {
-        "gpo": GPO,
-        "avg": AveragePool,
-        "max": MaxPool,
-        "kmax": KMaxPool,
-        "gem": GeMPool,
-        "fspool": FSPool,
-        "cls": FirstPool,
-        "last": LastPool,
-        "seq2seq": Seq2SeqPool,
-        "selfattn": SelfAttentionPool,
-        "map": MAPPool,
-    },
-    nnx.Module,
-    {"__call__": ("features", "mask")},
+POOLS = Registry(
+    "pooling", POOL_CLASSES, nnx.Module, {"__call__": ("features", "mask")}
 )

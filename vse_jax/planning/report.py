@@ -20,8 +20,8 @@ from jax.stages import Lowered
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
-from vse_jax.checkpoints.siglip import settle_siglip
-from vse_jax.config import Config
+from vse_jax.checkpoints.siglip import resolve_siglip
+from vse_jax.config import Config, check_config, with_fields
 from vse_jax.data.collate import (
     Bucket,
     CaptionCollator,
@@ -34,14 +34,13 @@ from vse_jax.data.collate import (
 from vse_jax.data.dataset import read_split
 from vse_jax.data.loader import training_sampler
 from vse_jax.data.tokenizers import bucket, caption_tokenizer, padded_lengths
-from vse_jax.data.vocabulary import settle_vocab_size
+from vse_jax.data.vocabulary import resolve_vocab_size
 from vse_jax.distributed.mesh import check_training_batch, make_mesh
 from vse_jax.distributed.runtime import configure, matmul_precision
 from vse_jax.evaluation.encode import batch_sizes, jit_towers, lower_tower
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
 from vse_jax.planning.topology import Topology, find
-from vse_jax.possible import check_config
 from vse_jax.train import Trainer
 
 # Without the data, COCO's at the published batch of 128.
@@ -51,7 +50,7 @@ _TOP = 10  # source lines
 
 
 def compile_run(
-    config: Config, workdir: Path, topology: str | None, every: bool
+    config: Config, workdir: Path, *, topology: str | None, all: bool
 ) -> None:
     """Compiles a run's programs; prints a table, writes compile_<topology>.json.
 
@@ -59,7 +58,7 @@ def compile_run(
         config: needs no data; where its data is here, it decides the captions' length.
         workdir: of the run, or any other folder.
         topology: see `planning.topology.find`.
-        every: all pairs of token bucket and trainable groups, not only the most
+        all: all pairs of token bucket and trainable groups, not only the most
             expensive.
 
     Raises:
@@ -73,19 +72,19 @@ def compile_run(
         "jax_default_matmul_precision", matmul_precision(config, place.platform)
     )
     try:
-        settle_vocab_size(config)
+        config = resolve_vocab_size(config)
     except InputError as error:
-        config.text.vocab_size = _WORDS
+        config = with_fields(config, {"text.vocab_size": _WORDS})
         logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
-    settle_siglip(config)
+    config = resolve_siglip(config)
     usual = _usual_bucket(config, len(place.devices))
     results = []
-    for name, lower in _programs(config, place, usual, every):
+    for name, lower in _programs(config, place, usual, all):
         results.append(_compiled(name, lower, place))
         print("\n".join(_lines(results[-1], place)), flush=True)
-    fits = all(result["fits"] for result in results)
+    too_large = [result for result in results if not result["fits"]]
     contents = {
-        "fits": fits,
+        "fits": not too_large,
         "topology": place.name,
         "devices": len(place.devices),
         "device_memory_bytes": place.memory,
@@ -95,8 +94,8 @@ def compile_run(
     file = workdir / f"compile_{re.sub('[:x]', '_', place.name)}.json"
     write_atomically(file, (json.dumps(contents, indent=1) + "\n").encode())
     logging.info("written: %s", file)
-    if not fits:
-        raise InputError(_what_would_help(config, place, usual, every, results))
+    if too_large:
+        raise InputError(_what_would_help(config, place, usual, all, results))
 
 
 def _usual_bucket(config: Config, devices: int) -> Bucket:
@@ -246,8 +245,7 @@ def _what_would_help(
     name, least = worst["name"], worst["peak_bytes"]
     problem = f"{name} needs {_size(least)} of a device's {_size(place.memory)}"
     for change in _changes(config, len(place.devices), name):
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(change)
+        changed = with_fields(config, change)
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)

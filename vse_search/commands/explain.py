@@ -13,9 +13,9 @@ def explain(config: Config, workdir: Path) -> None:
         InputError: one of them is missing or bad, a region model, or a pooling that is
             no sum over the members of its set.
     """
-    query, like = config.search.query, config.search.like
+    query, like = config.search.query or "", config.search.like or ""
     for field, value in (("query", query), ("like", like)):
-        if not value or not value.strip():
+        if not value.strip():
             raise InputError(f"config.search.{field}: needed by --mode=explain")
     parts = parse(query)
     if len(parts) > 1 or parts[0].kind != "caption" or parts[0].weight < 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import logging
 
 import vse_jax
-from vse_jax import Config, InputError, printable, read_bytes
+from vse_jax import Config, InputError, SearchConfig, printable, read_bytes
 from vse_search.client import MOST_HITS, Unanswered, running
 from vse_search.commands import index_folder
 from vse_search.encoder import Encoder
@@ -95,7 +95,7 @@ def _search_here(
         return searcher.search(_query(options, store, upload), wanted)
 
 
-def _query(options: Config, store: Store, upload: Callable[[Path], str]) -> Query:
+def _query(options: SearchConfig, store: Store, upload: Callable[[Path], str]) -> Query:
     """What config.search looks for; uploads stand for this machine's files.
 
     A name in a query is a file's or, where there is none, that of an image of the

@@ -4,6 +4,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
+from tests.helpers.drafts import draft
 from tests.helpers.modules import backbone, tree_of
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch import keys
@@ -12,17 +13,17 @@ from vse_jax.models.gpo import GPO
 
 
 def region_tower():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.image.kind, config.image.feature_dim = "region", 12
     return build_image_encoder(config, rngs=nnx.Rngs(0))
 
 
 def tiny_model():
-    return build_model(tiny.get_config(), rngs=nnx.Rngs(0))
+    return build_model(draft(tiny.get_config()), rngs=nnx.Rngs(0))
 
 
 def bigru_tower():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     config.text.update(kind="bigru", layers=2, word_dim=6)
     return build_model(config, rngs=nnx.Rngs(0)).text
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from configs import coco_grid, coco_region, common
+from configs import coco_grid, coco_region
 from tests.helpers import official, tiny
+from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import golden_weight, load
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch.released import from_checkpoint, to_checkpoint
@@ -23,7 +24,7 @@ NAMES = ("region_bert", "grid_bert", "region_bigru")
 def pair(request):
     """A checkpoint with every released key and what it converts to; read-only."""
     checkpoint = official.checkpoint(request.param, blocks=99)
-    return checkpoint, from_checkpoint(checkpoint, "model.pth", common)
+    return checkpoint, from_checkpoint(checkpoint, "model.pth")
 
 
 def back(released):
@@ -75,7 +76,7 @@ def test_a_converted_model_gives_the_official_embeddings():
             for prefix, tower in zip(("img_enc.", "txt_enc."), towers, strict=True)
         ]
     }
-    released = from_checkpoint(checkpoint, "model.pth", common)
+    released = from_checkpoint(checkpoint, "model.pth")
     graphdef, _ = abstract_model(released.config)
     model = merge_model(graphdef, jax.tree.map(jnp.asarray, released.model))
     region, text = load("image_region"), load("text_bert")
@@ -93,7 +94,7 @@ def test_a_converted_model_gives_the_official_embeddings():
 
 
 def test_both_names_of_the_cnn_share_their_memory():
-    again = back(from_checkpoint(official.checkpoint("grid_bert"), "model.pth", common))
+    again = back(from_checkpoint(official.checkpoint("grid_bert"), "model.pth"))
     image = again["model"][0]
     start = "module.backbone"
     for resnet, part in (("conv1", "base.0"), ("layer4.0.conv1", "top.0.0.conv1")):
@@ -105,14 +106,14 @@ def test_both_names_of_the_cnn_share_their_memory():
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_keys_without_the_parallel_prefix_are_kept_so(name):
     checkpoint = official.checkpoint(name)
-    released = from_checkpoint(checkpoint, "model.pth", common)
+    released = from_checkpoint(checkpoint, "model.pth")
     plain = checkpoint | {
         "model": [
             {key.removeprefix("module."): tensor for key, tensor in tower.items()}
             for tower in checkpoint["model"]
         ]
     }
-    converted = from_checkpoint(plain, "model.pth", common)
+    converted = from_checkpoint(plain, "model.pth")
     assert converted.info.prefixes == ("", "")
     jax.tree.map(np.testing.assert_array_equal, converted.model, released.model)
     assert_same_tensors(back(converted), plain)
@@ -130,19 +131,17 @@ def test_keys_without_the_parallel_prefix_are_kept_so(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_of_other_wrappers_come_back_as_they_were(name, wrap):
     checkpoint = official.checkpoint(name)
-    expected = from_checkpoint(checkpoint, "model.pth", common)
+    expected = from_checkpoint(checkpoint, "model.pth")
     towers = [{wrap(k): x for k, x in t.items()} for t in checkpoint["model"]]
     wrapped = checkpoint | {"model": towers}
-    found = from_checkpoint(wrapped, "model.pth", common)
+    found = from_checkpoint(wrapped, "model.pth")
     jax.tree.map(np.testing.assert_array_equal, found.model, expected.model)
     assert_same_tensors(back(found), wrapped)
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_layers_are_counted(name):
-    config = from_checkpoint(
-        official.checkpoint(name, blocks=2), "model.pth", common
-    ).config
+    config = from_checkpoint(official.checkpoint(name, blocks=2), "model.pth").config
     assert config.text.layers == 2
     if name == "grid_bert":
         assert config.image.backbone.layers == (2, 2, 2, 2)
@@ -162,8 +161,8 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
         for tower in official.layout(name)
     ]
     checkpoint["model"] = [official.state_dict(tower) for tower in shapes]
-    config = from_checkpoint(checkpoint, "model.pth", common).config
-    expected = recipe.get_config()
+    config = from_checkpoint(checkpoint, "model.pth").config
+    expected = draft(recipe.get_config())
     expected.text.weights = expected.image.weights = None
     assert flat_fields(config) == flat_fields(expected)
 
@@ -260,7 +259,7 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
 )
 def test_options_and_sizes_become_the_config(name, options, fields):
     checkpoint = official.checkpoint(name, **options)
-    released = from_checkpoint(checkpoint, "model.pth", common)
+    released = from_checkpoint(checkpoint, "model.pth")
     found = flat_fields(released.config)
     assert {field: found[field] for field in fields} == fields
     expected = vars(checkpoint["opt"]) | {"embed_size": 64}
@@ -268,7 +267,7 @@ def test_options_and_sizes_become_the_config(name, options, fields):
 
 
 def small(recipe, **backbone):
-    config = recipe.get_config()
+    config = draft(recipe.get_config())
     config.embed_dim = 16
     config.image.feature_dim = 24
     config.text.weights = config.image.weights = None
@@ -307,20 +306,20 @@ def test_a_model_that_was_trained_here_goes_to_the_official_program(name):
     assert checkpoint["opt"].precomp_enc_type == (
         "basic" if name == "region" else "backbone"
     )
-    config_back = from_checkpoint(checkpoint, "model.pth", common).config
+    config_back = from_checkpoint(checkpoint, "model.pth").config
     assert flat_fields(config_back) == flat_fields(config)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_such_a_model_has_exactly_the_released_keys(name):
-    released = from_checkpoint(official.checkpoint(name), "model.pth", common)
+    released = from_checkpoint(official.checkpoint(name), "model.pth")
     fresh = to_checkpoint(released.config, released.model, 0, 0.0, 0, None)
     for found, shapes in zip(fresh["model"], official.small_layout(name), strict=True):
         assert {key: tuple(tensor.shape) for key, tensor in found.items()} == shapes
 
 
 def test_a_model_that_the_official_program_lacks_names_the_field():
-    config = tiny.get_config()
+    config = draft(tiny.get_config())
     with pytest.raises(InputError, match=r"image\.backbone\.stem: .* no 'patch'"):
         to_checkpoint(config, weights(config), 0, 0.0, 0, None)
 
@@ -328,15 +327,15 @@ def test_a_model_that_the_official_program_lacks_names_the_field():
 def test_without_options_the_published_ones_are_taken():
     checkpoint = official.checkpoint("grid_bert")
     del checkpoint["opt"]
-    config = from_checkpoint(checkpoint, "model.pth", common).config
+    config = from_checkpoint(checkpoint, "model.pth").config
     assert config.image.size == 512
-    assert config.optimizer.rules == coco_grid.get_config().optimizer.rules
+    assert config.optimizer.rules == draft(coco_grid.get_config()).optimizer.rules
 
 
 @pytest.mark.parametrize("missing", ["resnet", "base"])
 def test_one_copy_of_the_cnn_is_enough(missing):
     checkpoint = official.checkpoint("grid_bert")
-    expected = from_checkpoint(checkpoint, "model.pth", common)
+    expected = from_checkpoint(checkpoint, "model.pth")
     unwanted = r"resnet" if missing == "resnet" else ("base", "top")
     image = {
         key: tensor
@@ -344,7 +343,7 @@ def test_one_copy_of_the_cnn_is_enough(missing):
         if not key.removeprefix("module.backbone.").startswith(unwanted)
     }
     single = checkpoint | {"model": [image, checkpoint["model"][1]]}
-    found = from_checkpoint(single, "model.pth", common)
+    found = from_checkpoint(single, "model.pth")
     jax.tree.map(np.testing.assert_array_equal, found.model, expected.model)
 
 
@@ -354,7 +353,7 @@ def test_copies_of_the_cnn_that_differ_are_named():
     for part in ("base.0.weight", "top.0.0.bn1.running_mean"):
         image[f"module.backbone.{part}"] = image[f"module.backbone.{part}"] + 1
     with pytest.raises(InputError) as error:
-        from_checkpoint(checkpoint, "model.pth", common)
+        from_checkpoint(checkpoint, "model.pth")
     assert str(error.value) == (
         "model.pth: the two copies of the CNN differ: "
         "img_enc.backbone.resnet.conv1.weight and img_enc.backbone.base.0.weight, "
@@ -371,7 +370,7 @@ def test_missing_extra_and_misshapen_tensors_are_reported_together():
     image["module.fc.bias"] = torch.zeros(5)
     text["module.gpool.extra"] = torch.zeros(5)
     with pytest.raises(InputError) as error:
-        from_checkpoint(checkpoint, "model.pth", common)
+        from_checkpoint(checkpoint, "model.pth")
     for part in (
         "img_enc.mlp.layers.0.bias is missing",
         "txt_enc.bert.embeddings.word_embeddings.weight is missing",
@@ -387,9 +386,9 @@ def test_another_architecture_names_what_differs():
     image, text = checkpoint["model"]  # VSE++: one linear layer and average pooling
     image = {key: tensor for key, tensor in image.items() if ".fc." in key}
     with pytest.raises(InputError, match=r"img_enc\.gpool\.linear\.weight is missing"):
-        from_checkpoint(checkpoint | {"model": [image, text]}, "model.pth", common)
+        from_checkpoint(checkpoint | {"model": [image, text]}, "model.pth")
     with pytest.raises(InputError, match=r"txt_enc is neither of bert, bigru: it h"):
-        from_checkpoint(checkpoint | {"model": [image, image]}, "model.pth", common)
+        from_checkpoint(checkpoint | {"model": [image, image]}, "model.pth")
 
 
 @pytest.mark.parametrize(
@@ -403,7 +402,7 @@ def test_another_architecture_names_what_differs():
 )
 def test_a_file_of_another_program_is_refused(content):
     with pytest.raises(InputError, match=r"^model\.pth: no checkpoint of the official"):
-        from_checkpoint(content, "model.pth", common)
+        from_checkpoint(content, "model.pth")
 
 
 def test_options_that_are_no_json_are_numbers_or_texts_or_left_out(caplog):
@@ -425,7 +424,7 @@ def test_options_that_are_no_json_are_numbers_or_texts_or_left_out(caplog):
         numbers={1: "a"},
     ) | {"Eiters": np.int64(53100), "epoch": torch.tensor(3)}
     with caplog.at_level("INFO", logger="absl"):
-        released = from_checkpoint(checkpoint, "model.pth", common)
+        released = from_checkpoint(checkpoint, "model.pth")
     config, options = released.config, released.info.options
     assert (config.loss.margin, config.num_epochs, config.batch_size) == (0.3, 7, 64)
     assert config.image.normalise is False
@@ -445,7 +444,7 @@ def test_options_that_are_no_json_are_numbers_or_texts_or_left_out(caplog):
 def test_an_option_that_is_read_is_never_left_out(value):
     checkpoint = official.checkpoint("region_bert", margin=value)
     with pytest.raises(InputError, match=r"^model\.pth: option margin is "):
-        from_checkpoint(checkpoint, "model.pth", common)
+        from_checkpoint(checkpoint, "model.pth")
 
 
 @pytest.mark.parametrize(
@@ -470,4 +469,4 @@ def test_an_option_that_is_read_is_never_left_out(value):
 def test_bad_options_are_named(change, message):
     checkpoint = official.checkpoint("grid_bert") | change
     with pytest.raises(InputError, match=rf"^model\.pth: .*{message}"):
-        from_checkpoint(checkpoint, "model.pth", common)
+        from_checkpoint(checkpoint, "model.pth")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import openmoji as openmoji_config
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.commands.prepare import prepare
 from vse_jax.data.dataset import read_split
@@ -45,7 +46,7 @@ def config(tmp_path, monkeypatch):
         writer.writeheader()
         writer.writerows(few)
     monkeypatch.setattr(openmoji, "_CAPTIONS", tmp_path / "few.csv")
-    c = openmoji_config.get_config()
+    c = draft(openmoji_config.get_config())
     c.data.root = str(tmp_path / "openmoji")
     c.data.render_size = 48
     return c

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.commands.prepare import prepare
 from vse_jax.data.dataset import read_split
@@ -30,7 +30,7 @@ def album(tmp_path):
 
 @pytest.fixture
 def config(tmp_path, album):
-    c = common.base()
+    c = draft()
     c.data.name = "mine"
     c.data.root = str(tmp_path / "root")
     c.data.source = str(album)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import vse_jax
-from configs import common
 from tests.helpers.encoder import StandIn
 from tests.helpers.runs import write_run
 from tests.search.indexing_test import check_vectors, draw
@@ -97,7 +96,7 @@ def test_patterns_last_until_others_are_given(config, tmp_path, capsys):
 def test_the_config_of_an_earlier_run_changes_no_patterns(config, tmp_path):
     config.search.exclude = ()  # as it was saved when it meant nothing
     save_config(config, tmp_path / "config.json")
-    saved = load_config(tmp_path / "config.json", common.base())
+    saved = load_config(tmp_path / "config.json")
     assert saved.search.exclude is None
 
 

@@ -11,8 +11,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from configs import common
 from tests.helpers import searching
+from tests.helpers.drafts import draft
 from tests.search.commands.serve_test import started
 from vse_jax.base.errors import InputError
 from vse_jax.config import save_config
@@ -50,7 +50,7 @@ def find(workdir, model, capsys):
     """find(FIELD=…) → what is printed on stdout."""
 
     def run(**fields) -> str:
-        config = common.base()
+        config = draft()
         config.search.update(fields)
         search(config, workdir)
         return capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_a_server_of_another_engine_is_not_asked(find, model):
 
 
 def test_a_server_that_hangs_is_not_waited_for(tmp_path, model, capsys, caplog):
-    config = common.base()
+    config = draft()
     config.search.update(query="a green car", format="json", top=1)
     with started(tmp_path) as server:
         server.process.send_signal(signal.SIGSTOP)
@@ -186,7 +186,7 @@ def test_bad_input_is_one_line(find, fields, error):
 
 
 def test_a_long_path_is_cut_on_a_terminal_only(workdir, model, capsys, monkeypatch):
-    config = common.base()
+    config = draft()
     config.search.update(query="blue", folder="trips")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "20")
@@ -210,7 +210,7 @@ def test_names_of_any_bytes_are_printed(tmp_path, model, capsysbinary, served):
     searching.make_index(folder, tmp_path / "index")
 
     def printed(**fields) -> bytes:
-        config = common.base()
+        config = draft()
         config.search.update(query="red", top=20, **fields)
         search(config, tmp_path)
         return capsysbinary.readouterr().out
@@ -235,7 +235,7 @@ def test_names_of_any_bytes_are_printed(tmp_path, model, capsysbinary, served):
 
 def test_with_a_server_nothing_slow_is_loaded(tmp_path):
     with started(tmp_path):
-        save_config(common.base(), tmp_path / "config.json")
+        save_config(draft(), tmp_path / "config.json")
         arguments = [f"--workdir={tmp_path}", "--mode=search"]
         arguments += ["--config.search.query=red", "--config.search.format=json"]
         code = (
@@ -278,7 +278,7 @@ def test_many_hits_are_not_compared_with_each_other(model, tmp_path, capsys):
     with Store.open(index, read_only=False) as store:
         files = [NewImage(File(n, 1, 1, n), 4, 3, None, None) for n in names]
         store.add(files, np.ones((count, model.dim), np.float32))
-    config = common.base()
+    config = draft()
     config.search.update(query="red", top=count, format="paths")
     tracemalloc.start()
     search(config, tmp_path)

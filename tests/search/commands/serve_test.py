@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.soak import resident, soak
-from configs import common
 from tests.helpers import searching
+from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_search import client
 from vse_search.commands.serve import serve
@@ -240,4 +240,4 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "vse_search.serving", raising=False)
     monkeypatch.delattr("vse_search.serving", raising=False)
     with pytest.raises(InputError, match=r"uvicorn.*make setup-search"):
-        serve(common.base(), tmp_path)
+        serve(draft(), tmp_path)

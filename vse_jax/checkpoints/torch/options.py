@@ -3,11 +3,18 @@
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch.backbones import KINDS
-from vse_jax.config import Config, Fields, flat_fields
+from vse_jax.config import (
+    Config,
+    Fields,
+    flat_fields,
+    grid_rules,
+    region_rules,
+    with_fields,
+)
 
 HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
 
@@ -73,28 +80,10 @@ _BIGRU_SIZES = {
 }
 
 
-@runtime_checkable
-class Recipes(Protocol):
-    """The published recipes: the module configs/common.py.
-
-    The converter's command line passes it in; the package itself does not depend on the
-    configs.
-    """
-
-    def base(self) -> Config: ...
-
-    def grid_rules(
-        self, embedding_warmup: int, backbone_warmup: int, backbone: float
-    ) -> tuple: ...
-
-    def region_rules(self) -> tuple: ...
-
-
 def config_of(
     options: Mapping[str, Any],
     sizes: Fields,
     source: str,
-    recipes: Recipes,
 ) -> Config:
     """The config of a released model.
 
@@ -106,13 +95,11 @@ def config_of(
         options: name → value.
         sizes: config fields (dotted) that the tensors decide, image.kind among them.
         source: the file's name, for the errors.
-        recipes: gives the values that the options do not.
 
     Raises:
         InputError: an option of the wrong type or of an unknown value.
     """
-    config = recipes.base()
-    published = flat_fields(config)
+    published = flat_fields(Config())
 
     def given(name: str, default: Any, to_field=lambda value: value) -> Any:
         value = options.get(name, default)
@@ -144,7 +131,7 @@ def config_of(
             "image.backbone.block": cnn.block,
             "image.pixels": cnn.pixels,
             "loss.ramp_epoch": warmup,
-            "optimizer.rules": recipes.grid_rules(
+            "optimizer.rules": grid_rules(
                 embedding_warmup=warmup,
                 backbone_warmup=given("backbone_warmup_epochs", 0),
                 backbone=given("backbone_lr_factor", 0.01),
@@ -155,13 +142,12 @@ def config_of(
             fields["optimizer.weight_decay_on"] = "^image/backbone/"
     else:  # what the program does with region features without asking an option
         fields["loss.ramp_epoch"] = -1
-        fields["optimizer.rules"] = recipes.region_rules()
+        fields["optimizer.rules"] = region_rules()
         if sgd:
             fields["optimizer.weight_decay"] = 0.0
         elif fields["text.kind"] == "bigru":
             fields["optimizer.weight_decay"] = 0.01  # PyTorch's, as none is given
-    config.update_from_flattened_dict(fields)
-    return config
+    return with_fields(Config(), fields)
 
 
 def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:

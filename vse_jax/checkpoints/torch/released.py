@@ -30,8 +30,8 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
 from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.checkpoints.torch.options import HEAD_SIZE, Recipes, config_of, options_of
-from vse_jax.config import Config, load_config, save_config
+from vse_jax.checkpoints.torch.options import HEAD_SIZE, config_of, options_of
+from vse_jax.config import Config, load_config, save_config, with_fields
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
 from vse_jax.distributed.mesh import on_one_device, state_sharding, with_sharding
@@ -78,9 +78,7 @@ class Released:
 # ---- Files ⇄ runs --------------------------------------------------------------------
 
 
-def checkpoint_to_run(
-    file: Path, workdir: Path, recipes: Recipes, vocab: Path | None = None
-) -> Released:
+def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> Released:
     """Converts a checkpoint of the official program into a new workdir.
 
     `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
@@ -89,7 +87,6 @@ def checkpoint_to_run(
     Args:
         file: of the official program.
         workdir: new folder.
-        recipes: configs/common.py, see `options.config_of`.
         vocab: file of the model's vocabulary; None: one that fits is looked for.
 
     Raises:
@@ -98,9 +95,9 @@ def checkpoint_to_run(
             is left behind.
     """
     with whole_folder(workdir) as folder:
-        released = from_checkpoint(torch_file.read(file), str(file), recipes)
+        released = from_checkpoint(torch_file.read(file), str(file))
         config, info = released.config, dataclasses.asdict(released.info)
-        config.text.vocab = None if vocab is None else str(vocab)
+        config = with_fields(config, {"text.vocab": vocab and str(vocab)})
         try:
             # The checkpoint has none; one that lies where runs look may fit.
             caption_tokenizer(config)
@@ -170,13 +167,12 @@ def run_to_checkpoint(workdir: Path, file: Path) -> None:
 # ---- Their contents ------------------------------------------------------------------
 
 
-def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
+def from_checkpoint(checkpoint: Any, source: str) -> Released:
     """Takes a checkpoint apart.
 
     Args:
         checkpoint: what `torch_file.read` gave.
         source: the file's name, for the errors.
-        recipes: see `options.config_of`.
 
     Raises:
         InputError: not a checkpoint of the official program, or of a model that is not
@@ -224,7 +220,7 @@ def from_checkpoint(checkpoint: Any, source: str, recipes: Recipes) -> Released:
             raise InputError(f"{source}: {name!r} is {value!r}, not a number") from None
 
     sizes = image.sizes(tensors) | text.sizes(tensors)
-    config = config_of(options, sizes, source, recipes)
+    config = config_of(options, sizes, source)
     _, template = abstract_model(config)
     table = _table(image, text)
     return Released(

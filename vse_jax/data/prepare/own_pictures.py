@@ -44,6 +44,7 @@ def prepare(config: Config) -> None:
     Raises:
         InputError: names the file, and the line or field, that is wrong.
     """
+    assert config.data.source is not None
     source = _caption_file(Path(config.data.source))
     pictures = _read_captions(source)
     pictures = _readable(pictures, source, config.data.on_bad_image == "skip")
