@@ -476,6 +476,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         logger.truncate_after(progress.step, progress.validated == progress.step)
 
         def validate() -> None:
+            """Scores the model on dev, and notes when it is the best so far."""
             metrics = embedder.evaluate(state.model, dev, dev_features)
             logger.write_validation(progress.step, dev.name, metrics)
             progress.validated = progress.step
@@ -485,6 +486,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                 progress.best_epoch = schedule.epoch(progress.step - 1) + 1
 
         def save() -> None:
+            """Saves all that a resume needs."""
             logger.flush()
             if checkpoints.latest_step() != progress.step:
                 checkpoints.save(state.model, state.rest, progress)
@@ -553,7 +555,8 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                     if begins_epoch or step == start:
                         preemption.check()  # compiling may take minutes
                         groups = optimizer.trainable_groups(epoch)
-                        # In the order of their use, while other work goes on.
+                        # All programs of the epoch, in the order of their use: they
+                        # are compiled side by side while the first ones run.
                         for shapes in data.shapes(epoch):
                             programs.start(*trainer.step_program(shapes, groups))
                         embedder.prepare(dev, dev_features)
