@@ -1,4 +1,4 @@
-"""Time to make a training batch of 128 pictures, 96 px from 128-px files.
+"""Time to make a training batch of 128 images, 96 px from 128-px files.
 
 python main.py --config=configs/openmoji.py --mode=prepare
 python -m benchmarks.data_loading

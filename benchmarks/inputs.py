@@ -1,6 +1,5 @@
 """What both sides compute on: batches as the pipeline makes them, by NumPy's seeds."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -9,6 +8,7 @@ import numpy as np
 from configs import coco_grid, coco_region
 from vse_jax.config import Config, typed, with_fields
 from vse_jax.data.collate import Batch, CaptionCollator, image_shapes, use_packing
+from vse_jax.data.dataset import write_root
 from vse_jax.data.regions import drop_regions
 from vse_jax.data.tokenizers import caption_tokenizer
 
@@ -84,41 +84,31 @@ def training_batch(config: Config) -> Batch:
 def write_photographs(root: Path, count: int) -> None:
     """A data root whose split train has JPEG files of COCO's size, five captions each.
 
-    The pictures are noise of all scales, as photographs are: about 160 KB a file.
+    The photographs are noise of all scales, as real ones are: about 160 KB a file.
     """
-    (root / "precomp").mkdir(parents=True)
-    (root / "images").mkdir()
+    (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(3)
-    for number in range(count):
-        picture = np.full((_HEIGHT, _WIDTH, 3), 128.0)
+    files = {str(number): f"{number}.jpg" for number in range(count)}
+    for file in files.values():
+        image = np.full((_HEIGHT, _WIDTH, 3), 128.0)
         for octave in range(1, 9):
             cells = rng.normal(0, 120 / 1.43**octave, (3 * 2**octave, 4 * 2**octave, 3))
-            picture += cv2.resize(
-                cells, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC
-            )
-        content = picture.clip(0, 255).astype(np.uint8)
-        cv2.imwrite(
-            str(root / "images" / f"{number}.jpg"),
-            content,
-            [cv2.IMWRITE_JPEG_QUALITY, 92],
-        )
-    lines = "".join(f"{sentence}\n" for sentence in sentences(5 * count))
-    (root / "precomp" / "train_ids.txt").write_text(
-        "".join(f"{n}\n" for n in range(count))
-    )
-    (root / "precomp" / "train_caps.txt").write_text(lines)
-    (root / "id_mapping.json").write_text(
-        json.dumps({str(n): f"{n}.jpg" for n in range(count)})
-    )
+            image += cv2.resize(cells, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC)
+        pixels = image.clip(0, 255).astype(np.uint8)
+        path = str(root / "images" / file)
+        cv2.imwrite(path, pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    texts = sentences(5 * count)
+    rows = [(id, texts[5 * n : 5 * n + 5]) for n, id in enumerate(files)]
+    write_root(root, {"train": rows}, files)
 
 
 def embeddings(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors: of pictures [count, size], of five captions each near them."""
+    """Unit vectors: of images [count, size], of five captions each near them."""
     rng = np.random.default_rng(4)
-    pictures = rng.standard_normal((count, size), np.float32)
+    images = rng.standard_normal((count, size), np.float32)
     noise = rng.standard_normal((5 * count, size), np.float32)
-    near = pictures.repeat(5, axis=0) + 4 * noise
-    return _unit(pictures), _unit(near)
+    near = images.repeat(5, axis=0) + 4 * noise
+    return _unit(images), _unit(near)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

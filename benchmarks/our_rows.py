@@ -237,8 +237,8 @@ def demo() -> Ready:
         seconds, done = 0.0, 0
         for line in lines:
             if "perf/images_per_s" in line:
-                pictures = (line["step"] - done) * openmoji.get_config().batch_size
-                seconds += pictures / line["perf/images_per_s"]
+                images = (line["step"] - done) * openmoji.get_config().batch_size
+                seconds += images / line["perf/images_per_s"]
                 done = line["step"]
         return seconds
 

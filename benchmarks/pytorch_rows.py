@@ -198,7 +198,7 @@ def _ranks(images: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def encode() -> Ready:
-    """As the official program has it: each picture once for each of its captions."""
+    """As the official program has it: each image once for each of its captions."""
     config = inputs.grid_config()
     root, pairs = _photographs(config, rows.ENCODED, train=False)
     loader = _loader(pairs, rows.ENCODED, shuffle=False)

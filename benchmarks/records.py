@@ -4,7 +4,7 @@ python main.py --config=configs/openmoji.py --mode=prepare
 python main.py --config=configs/openmoji.py --mode=export
 python -m benchmarks.records
 
-The pictures are the demo's; region features of the published size are made up in a
+The images are the demo's; region features of the published size are made up in a
 temporary folder (0.6 GB). All files were just written, so the disk plays no part.
 """
 

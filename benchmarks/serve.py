@@ -89,11 +89,11 @@ def time_mixed(running: Running, index: Path, count: int) -> None:
     with Store.open(index, read_only=True) as store:
         path = store.images([1])[1].path
         assert path is not None
-        picture = (store.folder / path).read_bytes()
-    soak(running.port, _WARM, picture)
+        image = (store.folder / path).read_bytes()
+    soak(running.port, _WARM, image)
     before = resident(running.process.pid)
     start = time.perf_counter()
-    found = soak(running.port, count, picture, seed=1)
+    found = soak(running.port, count, image, seed=1)
     seconds = time.perf_counter() - start
     growth = resident(running.process.pid) / before - 1
     wrong = sum(n for (expected, got), n in found.items() if expected != got)
