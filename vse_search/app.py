@@ -142,10 +142,19 @@ class Picture(BaseModel):
     camera: str | None
     copies: int
 
-    @classmethod
-    def of(cls, hit: Hit) -> dict[str, Any]:
-        shown = {name: getattr(hit, name) for name in cls.model_fields}
-        return shown | {"copies": len(hit.copies)}
+    @staticmethod
+    def of(hit: Hit) -> dict[str, Any]:
+        """Its JSON; `copies` is their number."""
+        return {
+            "id": hit.id,
+            "path": hit.path,
+            "score": None if hit.score is None else round(float(hit.score), 6),
+            "width": hit.width,
+            "height": hit.height,
+            "taken": hit.taken,
+            "camera": hit.camera,
+            "copies": len(hit.copies),
+        }
 
 
 class Details(BaseModel):

@@ -193,17 +193,17 @@ class Searcher:
                 filter makes impossible.
         """
 
-        def found() -> list[Hit]:
-            self._take_in_changes()
-            vector, _ = _combined(self._terms(query))
-            return self._engine.search(
-                vector,
-                top=options.top,
-                filters=options.filters,
-                min_score=options.min_score,
-            )
+        return self._of_one_index(lambda: self._found(query, options))
 
-        return self._of_one_index(found)
+    def _found(self, query: Query, options: SearchOptions) -> list[Hit]:
+        self._take_in_changes()
+        vector, _ = _combined(self._terms(query))
+        return self._engine.search(
+            vector,
+            top=options.top,
+            filters=options.filters,
+            min_score=options.min_score,
+        )
 
     def search_page(self, query: Query, options: SearchOptions) -> dict[str, Any]:
         """As `search`: the hits and, as lists of ids, those that are nearly equal.
@@ -212,7 +212,7 @@ class Searcher:
         """
 
         def found() -> dict[str, Any]:
-            hits = self.search(query, options)
+            hits = self._found(query, options)
             stacks = self._stacks(hits, neighbors=False)
             return {"hits": hits, "stacks": stacks, "total": None}
 

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -91,7 +91,7 @@ def _is_day(text: str) -> bool:
 ALL = Filters()  # every image passes
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Hit:
     """An image of an index, and the score with which a search found it.
 
@@ -249,11 +249,10 @@ class Store(Database):
         Without those whose files were removed or changed meanwhile.
         """
         known = self.images(scores, filters.folder, of)
-        return [
-            replace(known[id], score=score)
-            for id, score in scores.items()
-            if id in known
-        ]
+        found = [known[id] for id in scores if id in known]
+        for hit in found:
+            hit.score = scores[hit.id]
+        return found
 
     def named(self, name: str) -> dict[int, str]:
         """The images with a file of this name, and its path: id → path.
