@@ -119,12 +119,12 @@ def test_ensemble_of_different_splits_is_refused():
 WHOLE = st.integers(-2, 2).map(float)
 
 
-@settings(deadline=None)  # a new shape is compiled
+@settings(deadline=None)  # each shape is compiled: there are few
 @given(data=st.data())
 def test_ranks_equal_the_definition(data):
     per = data.draw(st.integers(1, 3), label="captions per image")
-    n = data.draw(st.integers(1, 7), label="images")
-    block = data.draw(st.integers(1, 8), label="block")
+    n = data.draw(st.sampled_from([1, 2, 7]), label="images")
+    block = data.draw(st.sampled_from([1, 3, 8]), label="block")
     images = data.draw(arrays(np.float32, (n, 3), elements=WHOLE))
     captions = data.draw(arrays(np.float32, (n * per, 3), elements=WHOLE))
     found, _ = ranks(images, captions, per, block)
@@ -219,11 +219,11 @@ def test_ranks_of_listed_positives_stated_by_hand():
     assert found.tolist() == [1, 3]  # 0.9, *0.7*, 0.5, *0.5*, 0.1
 
 
-@settings(deadline=None)  # a new shape is compiled
+@settings(deadline=None)  # each shape is compiled: there are few
 @given(data=st.data())
 def test_ranks_of_listed_positives_equal_the_definition(data):
-    n = data.draw(st.integers(1, 4), label="queries")
-    m = data.draw(st.integers(1, 9), label="items")
+    n = data.draw(st.sampled_from([1, 3]), label="queries")
+    m = data.draw(st.sampled_from([1, 4, 9]), label="items")
     whole = st.integers(-2, 2).map(float)
     queries = data.draw(arrays(np.float32, (n, 2), elements=whole))
     items = data.draw(arrays(np.float32, (m, 2), elements=whole))
