@@ -26,13 +26,13 @@ from vse_jax.base.progress import progress as progress_bar
 from vse_jax.base.trees import merge
 from vse_jax.checkpoints.folder import check_trainable
 from vse_jax.checkpoints.load import resolve
+from vse_jax.checkpoints.pretrained import load_pretrained
 from vse_jax.checkpoints.runs import (
     CONVERTED,
     Checkpoints,
     TrainProgress,
     has_checkpoint,
 )
-from vse_jax.checkpoints.towers import load_pretrained
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.config import (
     EVALUATION,

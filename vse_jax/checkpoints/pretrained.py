@@ -1,16 +1,18 @@
-"""Pretrained weights that training starts from: BERT and CNN backbones."""
+"""Pretrained weights that training starts from: BERT, CNN backbones, SigLIP."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import safetensors
+from absl import logging
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object
+from vse_jax.base.files import read_object, resolve_folder
+from vse_jax.checkpoints.siglip import load_siglip
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.config import ImageConfig, TextConfig
+from vse_jax.config import Config, ImageConfig, TextConfig, tower_config
+from vse_jax.distributed.mesh import put_sharded
 
 # Our config.text fields: their names in a Hugging Face config.json.
 _BERT_SIZES = {
@@ -29,6 +31,64 @@ _BERT_KIND = {
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
 }
+
+
+def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:
+    """Replaces the weights of a new model that config.{text,image}.weights name.
+
+    Args:
+        config: of the run.
+        model: {"params", "batch_stats"}, placed on the mesh.
+
+    Raises:
+        InputError: weights that are not there, or of another architecture or size.
+    """
+    params, stats = model["params"], model["batch_stats"]
+    if config.text.kind == "bert" and config.text.weights is not None:
+        folder = resolve_folder(config.text.weights)
+        check_bert_sizes(folder, config.text)
+        bert = load_bert(folder, params["text"]["bert"])
+        text = params["text"] | {"bert": put_sharded(bert, params["text"]["bert"])}
+        params = params | {"text": text}
+        logging.info("BERT weights from %s", folder)
+    if config.image.kind == "grid" and config.image.weights is not None:
+        folder = resolve_folder(config.image.weights)
+        check_backbone_kind(folder, config.image)
+        like = {
+            "params": params["image"]["backbone"],
+            "batch_stats": stats["image"]["backbone"],
+        }
+        loaded = put_sharded(load_backbone(folder, like), like)
+        image = params["image"] | {"backbone": loaded["params"]}
+        params = params | {"image": image}
+        image = stats["image"] | {"backbone": loaded["batch_stats"]}
+        stats = stats | {"image": image}
+        logging.info("CNN weights from %s", folder)
+
+    # A SigLIP tower's own pooling comes with it, temperature and bias with both towers.
+    own_pooling = {
+        "image": config.image.pool == "map",
+        "text": config.text.pool == "last",
+    }
+    parts = {
+        "image": ("vit", "gpool") if own_pooling["image"] else ("vit",),
+        "text": ("siglip", "linear") if own_pooling["text"] else ("siglip",),
+    }
+    loaded_towers = []
+    for tower, kind in (("image", "vit"), ("text", "siglip")):
+        fields = tower_config(config, tower)
+        if fields.kind != kind or fields.weights is None:
+            continue
+        folder = resolve_folder(fields.weights)
+        wanted = {tower: {part: params[tower][part] for part in parts[tower]}}
+        loaded_towers.append(tower)
+        both = loaded_towers == ["image", "text"] and all(own_pooling.values())
+        if both and config.loss.name == "sigmoid":
+            wanted["loss"] = params["loss"]
+        found = put_sharded(load_siglip(folder, wanted), wanted)
+        params = params | {name: params[name] | found[name] for name in found}
+        logging.info("SigLIP weights of the %s tower from %s", tower, folder)
+    return {"params": params, "batch_stats": stats}
 
 
 def bert_sizes(folder: Path) -> dict[str, int]:
@@ -66,13 +126,13 @@ def load_bert(folder: Path, template: dict) -> dict:
     """The parameters of `models.bert.Bert` from a Hugging Face folder.
 
     Args:
-        folder: as `read_folder` takes it.
+        folder: as `torch_file.read_folder` takes it.
         template: tree of the module's (abstract) parameters.
 
     Raises:
         InputError: the file cannot be read or does not fit the template.
     """
-    source, stored = read_folder(folder)
+    source, stored = torch_file.read_folder(folder)
     # bert-base-uncased was saved under its first TensorFlow names, later models not.
     first = {"gamma": "weight", "beta": "bias"}
     pattern = r"(?<=LayerNorm\.)(gamma|beta)$"
@@ -95,7 +155,7 @@ def load_backbone(folder: Path, template: dict) -> dict:
         InputError: the file cannot be read or does not fit the template.
     """
     source = str(folder / "backbone.safetensors")
-    stored = _read_tensors(folder / "backbone.safetensors")
+    stored = torch_file.read_safetensors(folder / "backbone.safetensors")
     table, _, tensors = keys.unwrapped(stored, keys.BACKBONES, source)
     return keys.from_torch(tensors, table, template, source)
 
@@ -128,48 +188,3 @@ def check_backbone_kind(folder: Path, image: ImageConfig) -> None:
     for field, (now, trained) in checked.items():
         if now != trained:
             raise InputError(f"{field}: {now!r}, but {file} is for {trained!r}")
-
-
-def read_folder(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """(what the file is called, tensors) of a Hugging Face folder.
-
-    It holds model.safetensors, or pytorch_model.bin (PyTorch then reads it), or several
-    such files and their index. huggingface_hub reads these, too, but with PyTorch only.
-
-    Raises:
-        InputError: there are none, or one cannot be read.
-    """
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        file, index = folder / name, folder / f"{name}.index.json"
-        if file.is_file():
-            return str(file), _read_tensors(file)
-        if index.is_file():
-            places = read_object(index).get("weight_map")
-            parts = set(places.values()) if isinstance(places, dict) else set()
-            beside = (
-                isinstance(part, str) and Path(part).name == part for part in parts
-            )
-            if not parts or not all(beside):
-                raise InputError(
-                    f"{index}: no weight_map of tensors to files beside it"
-                )
-            tensors: dict[str, np.ndarray] = {}
-            for part in sorted(parts):
-                tensors |= _read_tensors(folder / part)
-            return str(index), tensors
-    raise InputError(f"{folder}: no model.safetensors and no pytorch_model.bin")
-
-
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file; bfloat16, which NumPy knows with JAX, as float32."""
-    if file.suffix != ".safetensors":
-        return torch_file.arrays(torch_file.read_tensors(file), str(file))
-    try:
-        with safetensors.safe_open(file, "np") as content:
-            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, TypeError) as error:
-        raise InputError(f"{file}: {error}") from None  # TypeError: float8
-    return {
-        name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x
-        for name, x in found.items()
-    }

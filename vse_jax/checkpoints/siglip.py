@@ -14,8 +14,7 @@ from jaxtyping import Float
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.base.trees import flatten
-from vse_jax.checkpoints.pretrained import read_folder
-from vse_jax.checkpoints.torch import keys
+from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.config import Config, flat_fields, nested, tower_config, typed
 from vse_jax.data.tokenizers import FileTokenizer
 from vse_jax.data.vocabulary import find_vocabulary
@@ -193,14 +192,14 @@ def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
     Position embeddings are resized where the template's images have another size.
 
     Args:
-        folder: holds the weights, as `pretrained.read_folder` reads them.
+        folder: holds the weights, as `torch_file.read_folder` reads them.
         template: nested dict of (abstract) parameters: image/vit, image/gpool (the MAP
             head), text/siglip, text/linear (the head), loss (temperature and bias).
 
     Raises:
         InputError: the file cannot be read or does not fit the template.
     """
-    source, stored = read_folder(folder)
+    source, stored = torch_file.read_folder(folder)
     _, _, stored = keys.unwrapped(stored, [keys.SIGLIP], source)
     tensors = _our_layout(stored)
     shapes = {path: leaf.shape for path, leaf in flatten(template).items()}

@@ -1,9 +1,9 @@
-"""PyTorch's files, read without trusting them.
+"""PyTorch's files and Hugging Face's folders, read without trusting them.
 
-Such a file is a pickle, and an ordinary pickle runs whatever code its author wanted.
-PyTorch's restricted unpickler builds tensors and plain containers; on top of these only
-what is named here is let through. PyTorch is imported by the functions, so that nothing
-else of the project needs it.
+PyTorch's is a pickle, and an ordinary pickle runs whatever code its author wanted. The
+restricted unpickler of PyTorch builds tensors and plain containers; on top of these
+only what is named here is let through. PyTorch is imported by the functions, so that
+nothing else of the project needs it.
 """
 
 import argparse
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 from absl import logging
 
 from vse_jax.base.errors import InputError, refusal
-from vse_jax.base.files import whole_file
+from vse_jax.base.files import read_object, whole_file
 
 # Where a file of several state dicts keeps that of the model.
 _MODEL_NAMES = ("state_dict", "model", "model_state_dict", "net", "network")
@@ -267,3 +268,56 @@ def _asks_for(source: str, name: str) -> InputError:
 
 def _first_sentence(text: str) -> str:
     return " ".join(text.split()).partition(". ")[0][:200]
+
+
+# ---- Hugging Face's folders ----------------------------------------------------------
+
+
+def read_folder(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """(what the file is called, tensors) of a Hugging Face folder.
+
+    It holds model.safetensors, or pytorch_model.bin (PyTorch then reads it), or several
+    such files and their index. huggingface_hub reads these, too, but with PyTorch only.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        source, files = folder / name, [folder / name]
+        if not source.is_file():
+            source = folder / f"{name}.index.json"
+            if not source.is_file():
+                continue
+            places = read_object(source).get("weight_map")
+            parts = set(places.values()) if isinstance(places, dict) else set()
+            beside = (isinstance(p, str) and Path(p).name == p for p in parts)
+            if not parts or not all(beside):
+                raise InputError(
+                    f"{source}: no weight_map of tensors to files beside it"
+                )
+            files = [folder / part for part in sorted(parts)]
+        found: dict[str, np.ndarray] = {}
+        for file in files:
+            if file.suffix == ".safetensors":
+                found |= read_safetensors(file)
+            else:
+                found |= arrays(read_tensors(file), str(file))
+        return str(source), found
+    raise InputError(f"{folder}: no model.safetensors and no pytorch_model.bin")
+
+
+def read_safetensors(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file; bfloat16, which NumPy knows with JAX, as float32.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with safetensors.safe_open(file, "np") as content:
+            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, TypeError) as error:
+        raise InputError(f"{file}: {error}") from None  # TypeError: float8
+    return {
+        name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+        for name, x in found.items()
+    }
