@@ -36,7 +36,7 @@ _TEXT: dict[str, tuple[str, Any]] = {
     "text.ffn": ("intermediate_size", 3072),
     "text.max_positions": ("max_position_embeddings", 64),
 }
-# What models/vit.py and models/siglip.py build; absent: the same.
+# What models/siglip.py builds; absent: the same.
 _KIND = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _VISION_KIND = _KIND | {"num_channels": 3, "vision_use_head": True}
 # What data/images.py does with pixels = 'siglip'; absent: the same.
