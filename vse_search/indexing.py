@@ -369,7 +369,7 @@ class _Run:
 
     Files are read ahead (`_read_ahead`) and decoded by threads, which hold few images
     at a time: see `images.reading`. A batch is encoded while the next one is decoded,
-    and kept before the one after is encoded: a killed process loses one batch at most.
+    which is encoded when this one is kept: a killed process loses one batch at most.
 
     Attributes:
         spoiled: paths of files whose content is no readable image.
@@ -397,7 +397,7 @@ class _Run:
     def steps(self, fresh: Sequence[_Seen], size: int) -> Iterator[None]:
         """Indexes these files in batches of `size`; yields once for each file."""
         batch: list[_Coming] = []
-        encoding: deque[tuple[list[_Coming], Future[_Encoded]]] = deque()
+        encoding: tuple[list[_Coming], Future[_Encoded]] | None = None
         with contextlib.ExitStack() as stack:
             contents = _read_ahead(self._folder, fresh, self._fits)
             stack.enter_context(contextlib.closing(contents))
@@ -420,17 +420,18 @@ class _Run:
                     decoded = decoders.submit(self._decode, content)
                     batch.append(_Coming(content.file, held, decoded))
                 if len(batch) == size:
-                    encoding.append((batch, encoder.submit(self._encode, batch)))
+                    if encoding:
+                        self._keep(*encoding)
+                    encoding = batch, encoder.submit(self._encode, batch)
                     batch = []
-                    if len(encoding) > 1:
-                        self._keep(*encoding.popleft())
                 elif len(self._links) >= _LINKS:
                     self._link()
                 yield from self._told()
-            encoding.append((batch, encoder.submit(self._encode, batch)))
-            while encoding:
-                self._keep(*encoding.popleft())
+            if encoding:
+                self._keep(*encoding)
                 yield from self._told()
+            self._keep(batch, encoder.submit(self._encode, batch))
+            yield from self._told()
 
     def _fits(self, seen: _Seen) -> bool:
         """Whether there is memory for a file's bytes, which it then has."""
