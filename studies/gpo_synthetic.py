@@ -12,7 +12,6 @@ average 0, max 0.005, 10-max 0.010, mean of the top half 0.006, linear 0; measur
 docs/results.md.
 """
 
-import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -227,25 +226,6 @@ def pooling_loss(
 
 
 @dataclass(frozen=True)
-class Training:
-    """What stays the same over the steps in which one generator learns all patterns."""
-
-    graphdef: nnx.GraphDef  # of the generator
-    optimizer: optax.GradientTransformation
-    data_key: Array  # of all sets; they depend on it and the step only
-    batch_size: int  # sets a step
-
-
-@struct.dataclass
-class TrainingState:
-    """What a step changes. In front of each parameter lies an axis for PATTERNS."""
-
-    params: Params
-    opt_state: optax.OptState
-    losses: Float[Array, "steps patterns"]
-
-
-@dataclass(frozen=True)
 class Recipe:
     """How each generator is trained; the paper gives none."""
 
@@ -268,69 +248,46 @@ def train_generator(
     """
     make, steps = GENERATORS[name], recipe.steps
     init_key, data_key = jax.random.split(jax.random.key(recipe.seed))
-    rate = optax.cosine_decay_schedule(recipe.learning_rate, steps)
-    training = Training(
-        graphdef=nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))),
-        optimizer=optax.adam(rate),
-        data_key=data_key,
-        batch_size=recipe.batch_size,
-    )
     init_key = jax.random.fold_in(init_key, list(GENERATORS).index(name))
-    params = _initial_params(make, init_key)
-    state = TrainingState(
-        params=params,
-        # Adam treats each element on its own, so one optimizer serves all patterns.
-        opt_state=training.optimizer.init(params),
-        losses=jnp.zeros((steps, len(PATTERNS))),
-    )
-    advance = jax.jit(functools.partial(_advance, training))
-    for step in progress(range(steps), name, unit="step"):
-        if step % _STEPS_PER_CALL == 0:
-            end = min(step + _STEPS_PER_CALL, steps)
-            state = jax.block_until_ready(advance(step, end, state))
-    return training.graphdef, state.params, np.asarray(state.losses)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    # Adam treats each element on its own, so one optimizer serves all patterns.
+    optimizer = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, steps))
 
-
-def _initial_params(make: Callable[[nnx.Rngs], Generator], key: Array) -> Params:
-    def of_pattern(key):
+    @jax.vmap
+    def initial_params(key):
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=key)), nnx.Param))
 
-    return jax.vmap(of_pattern)(jax.random.split(key, len(PATTERNS)))
+    def step(number, state):
+        params, opt_state, losses = state
+        key = jax.random.fold_in(data_key, number)
+        features, lengths = random_sets(key, recipe.batch_size)
 
+        def loss(params, coefficients):
+            generator = nnx.merge(graphdef, params)
+            return pooling_loss(generator, features, lengths, coefficients)
 
-def _advance(
-    training: Training, first: Array, end: Array, state: TrainingState
-) -> TrainingState:
-    """The steps first … end − 1."""
-    return jax.lax.fori_loop(first, end, functools.partial(_step, training), state)
-
-
-def _step(training: Training, number: Array, state: TrainingState) -> TrainingState:
-    key = jax.random.fold_in(training.data_key, number)
-    features, lengths = random_sets(key, training.batch_size)
-
-    def loss_and_gradients(params_and_coefficients):
-        return jax.value_and_grad(_loss)(
-            *params_and_coefficients, training.graphdef, features, lengths
+        # One pattern after the other: batched, the GRU's products take longer.
+        coefficients = _all_coefficients(lengths, LARGEST_TRAINED)
+        found, gradients = jax.lax.map(
+            lambda arguments: jax.value_and_grad(loss)(*arguments),
+            (params, coefficients),
         )
+        updates, opt_state = optimizer.update(gradients, opt_state)
+        params = optax.apply_updates(params, updates)
+        return params, opt_state, losses.at[number].set(found)
 
-    # One pattern after the other: batched, the GRU's products take longer.
-    losses, gradients = jax.lax.map(
-        loss_and_gradients,
-        (state.params, _all_coefficients(lengths, LARGEST_TRAINED)),
-    )
-    updates, opt_state = training.optimizer.update(gradients, state.opt_state)
-    return TrainingState(
-        optax.apply_updates(state.params, updates),
-        opt_state,
-        state.losses.at[number].set(losses),
-    )
+    @jax.jit
+    def advance(start, end, state):
+        return jax.lax.fori_loop(start, end, step, state)
 
-
-def _loss(params, coefficients, graphdef, features, lengths):
-    """`pooling_loss` of the generator with these parameters, for one pattern."""
-    generator = nnx.merge(graphdef, params)
-    return pooling_loss(generator, features, lengths, coefficients)
+    params = initial_params(jax.random.split(init_key, len(PATTERNS)))
+    state = params, optimizer.init(params), jnp.zeros((steps, len(PATTERNS)))
+    for number in progress(range(steps), name, unit="step"):
+        if number % _STEPS_PER_CALL == 0:
+            end = min(number + _STEPS_PER_CALL, steps)
+            state = jax.block_until_ready(advance(number, end, state))
+    params, _, losses = state
+    return graphdef, params, np.asarray(losses)
 
 
 def _all_coefficients(lengths, size):

@@ -1,4 +1,4 @@
-"""Pictures of what the studies found."""
+"""Figures of what the studies found."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,13 +35,13 @@ def study_curves(runs: Runs, titles: Mapping[str, str], folder: Path) -> list[Pa
     """Draws `pooling_curves.{png,svg}`: dev rsum after each epoch."""
     figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for (name, some), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+    for (name, some), color in zip(runs.items(), _colors(len(runs)), strict=True):
         curves = np.array([result.dev for result in some])
         epochs = np.arange(1, curves.shape[1] + 1)
         if len(curves) > 1:
-            axes.plot(epochs, curves.T, color=colour, linewidth=0.7, alpha=0.6)
+            axes.plot(epochs, curves.T, color=color, linewidth=0.7, alpha=0.6)
         mean = curves.mean(axis=0)
-        axes.plot(epochs, mean, "o-", color=colour, markersize=4, label=titles[name])
+        axes.plot(epochs, mean, "o-", color=color, markersize=4, label=titles[name])
     lowest = min(result.dev[0] for some in runs.values() for result in some)
     axes.set_ylim(bottom=lowest)
     axes.set_xlabel("epoch (135 steps)")
@@ -56,7 +56,7 @@ def study_coefficients(
 ) -> list[Path]:
     """Draws `pooling_coefficients.{png,svg}`: what the GPOs of each run have learned.
 
-    The whole set of 49 cells, and captions of 16 tokens. A colour for each variant, a
+    The whole set of 49 cells, and captions of 16 tokens. A color for each variant, a
     line for each of its seeds.
 
     Args:
@@ -66,11 +66,11 @@ def study_coefficients(
     figure = Figure(figsize=(13, 6), dpi=120, layout="constrained")
     for axes, (tower, size) in zip(figure.subplots(1, 2), sizes.items(), strict=True):
         ranks = np.arange(1, size + 1)
-        for (name, some), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+        for (name, some), color in zip(runs.items(), _colors(len(runs)), strict=True):
             for number, result in enumerate(some):
                 weights = (result.coefficients[tower] or {})[str(size)]
                 label = titles[name] if number == 0 else None
-                axes.plot(ranks, weights, color=colour, label=label)
+                axes.plot(ranks, weights, color=color, label=label)
         axes.axhline(1 / size, color=GREY, linestyle="--", linewidth=1)
         axes.set_title(f"{tower} tower, {size} vectors", loc="left", fontsize=13)
         axes.set_xlabel("rank of the value in its dimension (1: the largest)")
@@ -81,5 +81,5 @@ def study_coefficients(
     return save(figure, folder, "pooling_coefficients")
 
 
-def _colours(count: int) -> np.ndarray:
+def _colors(count: int) -> np.ndarray:
     return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))

@@ -87,7 +87,7 @@ def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
 
     def arrays():
         _, lower = next(compile_module._programs(tiny_config, place, room, False))
-        return lower.args[2]
+        return lower.args[0]
 
     assert arrays()["packed_indices"] == ((40,), np.int32)
     tiny_config.microbatches = 2
