@@ -555,9 +555,9 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                     if begins_epoch or step == start:
                         preemption.check()  # compiling may take minutes
                         groups = optimizer.trainable_groups(epoch)
-                        # All programs of the epoch, in the order of their use: they
-                        # are compiled side by side while the first ones run.
-                        for shapes in data.shapes(epoch):
+                        # All programs until the epoch's end, in the order of their use:
+                        # they are compiled side by side while the first ones run.
+                        for shapes in data.shapes(step, steps):
                             programs.start(*trainer.step_program(shapes, groups))
                         embedder.prepare(dev, dev_features)
                         logger.restart_clock()

@@ -12,6 +12,7 @@ from absl import flags
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.data import loader
+from vse_jax.data.collate import shapes_of
 from vse_jax.data.dataset import Split, read_split
 from vse_jax.data.loader import TrainData
 from vse_jax.data.regions import NpyRegions
@@ -310,7 +311,7 @@ class TestBadPictures:
     def test_error_names_the_file(self, config, tmp_path, workers):
         config.data.workers = workers
         data = TrainData(config, *self.damaged(config, tmp_path, [7]))
-        with pytest.raises(InputError, match=r"7.jpg: not a readable picture"):
+        with pytest.raises(InputError, match=r"7.jpg: not a readable image"):
             take(data, data.sampler.steps_per_epoch)
 
     def test_skip(self, config, tmp_path, logged):
@@ -337,7 +338,7 @@ class TestBadPictures:
     def test_nothing_can_stand_in(self, config, tmp_path):
         config.data.on_bad_image = "skip"
         data = TrainData(config, *self.damaged(config, tmp_path, range(96)))
-        with pytest.raises(InputError, match="no pair can stand in"):
+        with pytest.raises(InputError, match="no pair can replace"):
             take(data, 1)
 
     def test_evaluation_leaves_the_row_blank(self, config, tmp_path, logged):
@@ -356,6 +357,24 @@ class TestBadPictures:
         assert len(logged) == 1
 
 
+def test_shapes_are_those_of_the_batches_that_come(config):
+    """So that no program is compiled for a batch that a short run never reaches."""
+    config.data.token_buckets = tuple(range(3, 30))
+    data = TrainData(config, *load(config))
+    steps = data.sampler.steps_per_epoch
+
+    def found(batches):
+        return {frozenset(shapes_of(batch).items()) for batch in batches}
+
+    def expected(step, last_step):
+        return {frozenset(x.items()) for x in data.shapes(step, last_step)}
+
+    batches = take(data, steps + 2)
+    assert expected(0, 1000) == found(batches[:steps])
+    assert expected(3, 5) == found(batches[3:5])
+    assert expected(steps - 1, 1000) == found(batches[steps - 1 : steps])
+
+
 def test_batch_must_divide_among_processes(config):
     data = TrainData(config, *load(config))
     with pytest.raises(InputError, match="batch of 16 does not divide among 3"):
@@ -365,8 +384,8 @@ def test_batch_must_divide_among_processes(config):
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 16)])
 def test_auto_workers(config, monkeypatch, cores, workers):
     config.data.workers, config.data.num_workers = "auto", 0
-    monkeypatch.setattr(loader.os, "cpu_count", lambda: cores)
-    assert loader._workers(config) == ("threads", workers)
+    monkeypatch.setattr(loader, "usable_cores", lambda: cores)
+    assert loader._workers(config) == workers
 
 
 def test_batches_made_ahead_are_bounded_in_bytes(config, monkeypatch):
@@ -404,5 +423,6 @@ def test_other_data_begin_with_an_epoch(config):
     alone = take(TrainData(config, *load(config)), 2, start_step=2 * 30)
     data = TrainData(config, *load(config), first=(37, 2))
     assert_equal_streams(take(data, 2, start_step=37), alone)
-    assert data.shapes(2) == TrainData(config, *load(config)).shapes(2)
+    again = TrainData(config, *load(config))
+    assert data.shapes(37, 1000) == again.shapes(2 * 30, 1000)
     assert data.sampler.position(37 + 30).epoch == 3

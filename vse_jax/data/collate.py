@@ -144,14 +144,14 @@ class ImageCollator:
         """Fills a row of `empty`; augmented when an `rng` is given.
 
         Raises:
-            InputError: the picture is bad; the row is untouched.
+            InputError: the image is bad; the row is untouched.
         """
         c = self.image
         if self.regions is None:
-            pixels = load_image(self.images[image])
+            rgb = load_image(self.images[image])
             if rng is not None:
-                pixels = augment(pixels, rng, c.crop_min, c.flip)
-            batch["images"][row] = preprocess(pixels, c.size, c.pixels, c.resample)
+                rgb = augment(rgb, rng, c.crop_min, c.flip)
+            batch["images"][row] = preprocess(rgb, c.size, c.pixels, c.resample)
         else:
             features = self.regions[image]
             if rng is not None:

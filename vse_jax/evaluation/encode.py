@@ -10,7 +10,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from jax.sharding import Mesh
 from jax.stages import Lowered
 from jaxtyping import Float, Int
 
+from vse_jax.base.cores import usable_cores
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
 from vse_jax.config import Config, ImageConfig, takes_regions
@@ -98,7 +98,7 @@ class Images:
         on_bad: Literal["error", "blank", "skip"] = "error",
     ):
         self.order = np.arange(count)
-        self.threads = min(os.cpu_count() or 1, _MAX_THREADS) if count > 1 else 0
+        self.threads = min(usable_cores(), _MAX_THREADS) if count > 1 else 0
         self.read, self.on_bad = read, on_bad
         self._image = image
 
