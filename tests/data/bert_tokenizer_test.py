@@ -312,7 +312,7 @@ class TestVocabularyFile:
         (
             "special_tokens_map.json",
             '{"cls_token": 1}',
-            r"tokenizer\.json: no tokenizer",
+            r"special_tokens_map\.json: ",
         ),
     ],
 )

@@ -8,6 +8,7 @@
 
 A folder is read as `transformers.AutoTokenizer` (5.23) reads it, so that the ids are
 those that the weights were trained with. It is kept as a tokenizer.json that says all.
+(Importing transformers itself takes seconds, since it loads PyTorch.)
 """
 
 import json
@@ -24,9 +25,9 @@ from vse_jax.base.files import AnyPath, read_bytes, read_lines, read_object
 
 TOKENIZER, ABOUT, VOCABULARY = "tokenizer.json", "tokenizer_config.json", "vocab.txt"
 
-# What a BERT's special tokens are called where its files do not say; in the order in
-# which transformers adds those that are missing.
-_NAMES = {
+# A BERT's special tokens where its files name none; in the order in which transformers
+# adds those that are missing.
+_SPECIAL = {
     "bos_token": None,
     "eos_token": None,
     "unk_token": "[UNK]",
@@ -48,7 +49,7 @@ _REBUILT = {
     "RetriBertTokenizer",
     "SqueezeBertTokenizer",
 }
-# What a normalizer may do: the name in tokenizer_config.json, and what absent means.
+# An option of the normalizer: its name in tokenizer_config.json, and its default.
 _OPTIONS = {
     "lowercase": ("do_lower_case", True),
     "handle_chinese_chars": ("tokenize_chinese_chars", True),
@@ -60,8 +61,8 @@ _OPTIONS = {
 class BertTokenizer:
     """A tokenizer of the library `tokenizers`, with what its file cannot say.
 
-    pad, mask: the tokens that fill up and hide. unused: rows of the weights that the
-    folder counts and no token has. kept: the files that a model's folder keeps.
+    pad, mask: the tokens that pad and mask. unused: rows of the weights that the folder
+    counts and no token has. kept: the files that a model's folder keeps.
     """
 
     pieces: tokenizers.Tokenizer
@@ -72,12 +73,9 @@ class BertTokenizer:
 
     def equals(self, other: "BertTokenizer") -> bool:
         """Whether both make the same ids of a caption without special tokens."""
-        mine, theirs = (
-            json.loads(self.pieces.to_str()),
-            json.loads(other.pieces.to_str()),
-        )
+        ours, theirs = (json.loads(x.pieces.to_str()) for x in (self, other))
         vocabularies = self.pieces.get_vocab() == other.pieces.get_vocab()
-        return vocabularies and mine["normalizer"] == theirs["normalizer"]
+        return vocabularies and ours["normalizer"] == theirs["normalizer"]
 
 
 def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
@@ -92,17 +90,39 @@ def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
     folder = file.parent
     about, model = _object(folder / ABOUT), _object(folder / "config.json")
     saved = read_object(file) if file.name == TOKENIZER else None
-    rebuilt = _is_berts(file, about, model, saved is None)
-    names, more, added = _special_tokens(folder, about, saved)
+    rebuilt = _is_rebuilt(file, about, model)
+    special, more, added = _special_tokens(folder, about, saved)
     try:
         if rebuilt:
-            names = {name: names.get(name, usual) for name, usual in _NAMES.items()}
-            pieces = _word_pieces(_tokens(file, saved), names, about)
+            vocab = (
+                _listed_tokens(file) if saved is None else _saved_tokens(file, saved)
+            )
+            special = {
+                name: special.get(name, _added_token(usual) if usual else None)
+                for name, usual in _SPECIAL.items()
+            }
+            names = {name: token.content for name, token in special.items() if token}
+            pieces = _word_pieces(vocab, names["unk_token"], about)
             if saved is not None:
                 _warn_of_difference(file, saved, pieces)
         else:
+            names = {name: token.content for name, token in special.items() if token}
             pieces = tokenizers.Tokenizer.from_str(json.dumps(saved))
-        _add_tokens(pieces, list(names.values()), more, added)
+        # Special and added tokens are recognised inside a caption.
+        there = pieces.get_added_tokens_decoder().values()
+        missing = [
+            added[number]
+            for number in sorted(added)
+            if repr(added[number]) not in map(repr, there)
+        ]
+        known = {token.content for token in (*there, *missing)}
+        for token in (*special.values(), *more):
+            if token is not None and token.content not in known:
+                known.add(token.content)
+                missing.append(token)
+        for token in missing:
+            token.special = token.special or token.content in names.values()
+        pieces.add_tokens(missing)
         if rebuilt:
             pieces.post_processor = _ends(pieces, names)
         pieces.encode_special_tokens = bool(about.get("split_special_tokens"))
@@ -112,19 +132,18 @@ def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
         raise InputError(f"{file}: no tokenizer ({error})") from None
     pieces.no_padding()
     pieces.no_truncation()
-    named = {name: str(_content(token)) for name, token in names.items() if token}
     unused = _unused_rows(pieces, about, model)
     kept = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **named,
+        **names,
         "split_special_tokens": pieces.encode_special_tokens,
         "unused_rows": unused,
     }
-    vocab = pieces.get_vocab()
+    ids = pieces.get_vocab()
     return BertTokenizer(
         pieces,
-        pad=next((t for t in (named.get("pad_token"), "[PAD]") if t in vocab), None),
-        mask=next((t for t in (named.get("mask_token"), "[MASK]") if t in vocab), None),
+        pad=next((t for t in (names.get("pad_token"), "[PAD]") if t in ids), None),
+        mask=next((t for t in (names.get("mask_token"), "[MASK]") if t in ids), None),
         unused=unused,
         kept={TOKENIZER: pieces.to_str().encode(), ABOUT: _json(kept)},
     )
@@ -140,35 +159,35 @@ def read_word_pieces(file: AnyPath) -> BertTokenizer:
         InputError: the file is missing or is no BERT vocabulary.
     """
     about, model = _object(file.parent / ABOUT), _object(file.parent / "config.json")
-    _is_berts(file, about, model, True)
-    vocab = _tokens(file, None)
-    names, _, _ = _special_tokens(file.parent, about, None)
-    names = {name: _content(names.get(name, usual)) for name, usual in _NAMES.items()}
+    _is_rebuilt(file, about, model)
+    vocab = _listed_tokens(file)
+    special, _, _ = _special_tokens(file.parent, about, None)
+    names = _SPECIAL | {name: t and t.content for name, t in special.items()}
     for name in ("cls_token", "sep_token", "unk_token", "mask_token"):
         if names[name] not in vocab:
             raise InputError(f"{file}: no token {names[name]}: not a BERT vocabulary")
     try:
-        pieces = _word_pieces(vocab, names, about)
+        pieces = _word_pieces(vocab, names["unk_token"], about)
     except Exception as error:  # tokenizers raises plain Exceptions
         raise InputError(f"{file.parent / ABOUT}: {error}") from None
     pieces.post_processor = _ends(pieces, names)
     unused = _unused_rows(pieces, about, model)
-    said = {field: about.get(field, usual) for field, usual in _OPTIONS.values()}
-    usual = dict(_OPTIONS.values()) | _NAMES
-    kept = {k: v for k, v in (said | names).items() if v != usual[k]}
+    usual = dict(_OPTIONS.values()) | _SPECIAL
+    said = {option: about.get(*option) for option in _OPTIONS.values()}
+    chosen = {name: value for (name, _), value in said.items()} | names
+    kept = {name: value for name, value in chosen.items() if value != usual[name]}
     kept |= {"unused_rows": unused} if unused else {}
     files = {VOCABULARY: read_bytes(file)} | ({ABOUT: _json(kept)} if kept else {})
     return BertTokenizer(pieces, names["pad_token"], names["mask_token"], unused, files)
 
 
-def _is_berts(
-    file: AnyPath, about: Mapping[str, Any], model: Mapping[str, Any], needed: bool
-) -> bool:
+def _is_rebuilt(file: AnyPath, about: Mapping, model: Mapping) -> bool:
     """Whether a folder's tokenizer is of a class that is rebuilt from its tokens.
 
     Raises:
-        InputError: it is not, and `needed`: there is only a vocabulary file.
+        InputError: it is not, and there is only a vocabulary file.
     """
+    needed = file.name != TOKENIZER
     kind = about.get("tokenizer_class") or model.get("tokenizer_class")
     if kind is None and (needed or model.get("model_type") == "bert"):
         return True
@@ -182,10 +201,23 @@ def _is_berts(
     return False
 
 
+def _listed_tokens(file: AnyPath) -> dict[str, int]:
+    return {token: i for i, token in enumerate(read_lines(file))}
+
+
+def _saved_tokens(file: AnyPath, saved: Mapping[str, Any]) -> dict[str, int]:
+    model = saved.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        raise InputError(
+            f"{file}: holds no WordPiece tokens, as a BertTokenizer's does"
+        )
+    return vocab
+
+
 def _word_pieces(
-    vocab: dict[str, int], names: Mapping[str, Any], about: Mapping[str, Any]
+    vocab: dict[str, int], unknown: str | None, about: Mapping[str, Any]
 ) -> tokenizers.Tokenizer:
-    unknown = str(_content(names["unk_token"]))
     pieces = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=unknown))
     options = {name: about.get(*said) for name, said in _OPTIONS.items()}
     pieces.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
@@ -197,112 +229,70 @@ def _ends(
     pieces: tokenizers.Tokenizer, names: Mapping[str, Any]
 ) -> processors.TemplateProcessing:
     """[CLS] in front of a caption and [SEP] behind it."""
-    first, last = str(_content(names["cls_token"])), str(_content(names["sep_token"]))
+    first, last = names["cls_token"], names["sep_token"]
     return processors.TemplateProcessing(
         single=f"{first}:0 $A:0 {last}:0",
         special_tokens=[(token, pieces.token_to_id(token)) for token in (first, last)],
     )
 
 
-def _tokens(file: AnyPath, saved: Mapping[str, Any] | None) -> dict[str, int]:
-    """Token → id, of a vocabulary file or a tokenizer.json."""
-    if saved is None:
-        return {token: i for i, token in enumerate(read_lines(file))}
-    model = saved.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
-        raise InputError(
-            f"{file}: holds no WordPiece tokens, as a BertTokenizer's does"
-        )
-    return vocab
-
-
 def _special_tokens(
     folder: AnyPath, about: Mapping[str, Any], saved: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], list[Any], dict[int, AddedToken]]:
+) -> tuple[dict[str, AddedToken | None], list[AddedToken], dict[int, AddedToken]]:
     """({"cls_token": token, …} as far as it is said, others, id → added token)."""
-    said, more = dict(about), _more_tokens(about)
+
+    def tokens(said: Mapping[str, Any]) -> tuple[dict, list]:
+        more = said.get("extra_special_tokens") or said.get("additional_special_tokens")
+        more = more.values() if isinstance(more, dict) else more or ()
+        named = {name: said[name] for name in _SPECIAL if name in said}
+        return (
+            {name: _added_token(x) if x else None for name, x in named.items()},
+            [_added_token(token) for token in more],
+        )
+
     added: dict[int, AddedToken] = {}
     where = folder / ABOUT
     try:
+        special, more = tokens(about)
         if "added_tokens_decoder" in about:
             for number, token in about["added_tokens_decoder"].items():
-                added[int(number)] = _added(token)
+                added[int(number)] = _added_token(token)
         else:
             where = folder / "special_tokens_map.json"
-            older = {
-                name: _added(value | {"special": True})
-                if isinstance(value, dict)
-                else value
-                for name, value in _object(where).items()
+            said = {
+                name: token | {"special": True}
+                if name in _SPECIAL and isinstance(token, dict)
+                else token
+                for name, token in _object(where).items()
             }
-            said |= older
-            more = more or _more_tokens(older)
-            special = {_content(said[name]) for name in _NAMES if said.get(name)}
-            special |= {_content(token) for token in more}
+            older, older_more = tokens(said)
+            special |= older
+            more = more or older_more
+            texts = {token.content for token in (*special.values(), *more) if token}
             where = folder / "added_tokens.json"
             for text, number in _object(where).items():
-                known = text in special
                 added[int(number)] = AddedToken(
-                    text, normalized=not known, special=known
+                    text, normalized=text not in texts, special=text in texts
                 )
             where = folder / TOKENIZER
             for token in (saved or {}).get("added_tokens", ()):
-                added[token["id"]] = _added(token)
+                added[token["id"]] = _added_token(token)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{where}: {error!r}") from None
     by_text = {token.content: token for token in added.values()}
-    names = {
-        name: by_text.get(_content(said[name]), said[name])
-        for name in _NAMES
-        if name in said
+    special = {
+        name: token and by_text.get(token.content, token)
+        for name, token in special.items()
     }
-    return names, more, added
+    return special, more, added
 
 
-def _add_tokens(
-    pieces: tokenizers.Tokenizer,
-    named: list[Any],
-    more: list[Any],
-    added: Mapping[int, AddedToken],
-) -> None:
-    """Lets a tokenizer recognise special and added tokens inside a caption."""
-    there = {repr(token) for token in pieces.get_added_tokens_decoder().values()}
-    known = {token.content for token in pieces.get_added_tokens_decoder().values()}
-    missing = [
-        added[number] for number in sorted(added) if repr(added[number]) not in there
-    ]
-    known |= {token.content for token in missing}
-    for token in (*named, *more):
-        if token is not None and _content(token) not in known:
-            known.add(_content(token))
-            missing.append(_added(token))
-    special = {_content(token) for token in named}
-    for token in missing:
-        token.special = token.special or token.content in special
-    pieces.add_tokens(missing)
-
-
-def _more_tokens(said: Mapping[str, Any]) -> list[Any]:
-    """Special tokens that have no name of BERT's."""
-    more = said.get("extra_special_tokens") or said.get("additional_special_tokens")
-    return list(more.values() if isinstance(more, dict) else more or ())
-
-
-def _added(token: Any) -> AddedToken:
+def _added_token(token: Any) -> AddedToken:
     """A token as the files write it: a text, or an object of content and flags."""
-    if isinstance(token, AddedToken):
-        return token
     if isinstance(token, str):
         return AddedToken(token, special=True, normalized=False)
     flags = {k: v for k, v in token.items() if k not in ("id", "__type")}
     return AddedToken(flags.pop("content"), **flags)
-
-
-def _content(token: Any) -> Any:
-    if isinstance(token, dict):
-        return token.get("content")
-    return token.content if isinstance(token, AddedToken) else token
 
 
 def _warn_of_difference(
@@ -311,7 +301,7 @@ def _warn_of_difference(
     there = saved.get("normalizer")
     taken = json.loads(pieces.to_str())["normalizer"]
     if not isinstance(there, dict) or there.get("type") != taken["type"]:
-        there = {}
+        return
     apart = [name for name in _OPTIONS if there.get(name, taken[name]) != taken[name]]
     if apart:
         logging.warning(

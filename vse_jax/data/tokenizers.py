@@ -1,4 +1,4 @@
-"""Captions as token ids: BERT's WordPieces, or the words of a BiGRU's vocabulary."""
+"""Captions as token ids: BERT's and SigLIP's pieces, or the words of a vocabulary."""
 
 import functools
 import itertools
@@ -229,7 +229,15 @@ class _PieceTokenizer:
         """The word that each token is a piece of; −1 for what is put around them."""
         if self._has_words:
             return [-1 if word is None else word for word in encoding.word_ids]
-        return _piece_words(encoding)
+        # SentencePiece's pieces begin with ▁ where a word begins.
+        numbers, word = [], -1
+        for token, special in zip(
+            encoding.tokens, encoding.special_tokens_mask, strict=True
+        ):
+            if not special and (word < 0 or token.startswith("▁")):
+                word += 1
+            numbers.append(-1 if special else word)
+        return numbers
 
 
 class WordPieceTokenizer(_PieceTokenizer):
@@ -276,22 +284,6 @@ class FileTokenizer(_PieceTokenizer):
         steps = [lower] if before is None else [lower, before]
         pieces.normalizer = normalizers.Sequence(steps)
         super().__init__(pieces, max_tokens, pad, "<mask>")
-
-
-def _piece_words(encoding: tokenizers.Encoding) -> list[int]:
-    """The word that each token is a piece of, from 0; −1 for what is put around them.
-
-    SentencePiece's pieces begin with ▁ where a word begins.
-    """
-    numbers = []
-    word = -1
-    for token, special in zip(
-        encoding.tokens, encoding.special_tokens_mask, strict=True
-    ):
-        if not special and (word < 0 or token.startswith("▁")):
-            word += 1
-        numbers.append(-1 if special else word)
-    return numbers
 
 
 class WordTokenizer:

