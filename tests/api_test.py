@@ -86,7 +86,7 @@ def test_a_picture_comes_in_many_forms(model, split):
 def test_a_bad_picture_is_named_or_skipped(model, split, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
-    with pytest.raises(InputError, match=r"bad.jpg: not a readable picture"):
+    with pytest.raises(InputError, match=r"bad.jpg: not a readable image"):
         model.encode_images([split.images[0], bad])
     found = model.encode_images([bad, split.images[0]], on_bad="skip")
     assert np.isnan(found[0]).all()

@@ -255,7 +255,7 @@ class DataConfig:
     root: str = field("data/coco", "the folder of precomp/, or its URL", path=True)
     format: str = field(
         "folder",
-        "the published layout, or records of it",
+        "the published layout; tfds: records of it",
         choices=("folder", "tfds"),
         free=RESUME,
     )
@@ -374,10 +374,10 @@ class ImageConfig:
         choices=("detector", "imagenet", "siglip"),
     )
     resample: str = field(
-        "plain",
-        "bilinear as in the original; bilinear and bicubic: with a filter as wide as "
-        "a shrunk pixel",
-        choices=("plain", "bilinear", "bicubic"),
+        "opencv",
+        "bilinear as in the original; bilinear and bicubic: Pillow's, with a filter as "
+        "wide as a shrunk pixel",
+        choices=("opencv", "bilinear", "bicubic"),
     )
     crop_min: float = field(
         0.6,

@@ -219,7 +219,7 @@ def test_a_bad_upload_shows_the_reason(page, tmp_path):
     path.write_text("a text")
     search(page, "red")
     page.locator("#file").set_input_files(path)
-    expect(page.get_by_role("alert")).to_contain_text("not a readable picture")
+    expect(page.get_by_role("alert")).to_contain_text("not a readable image")
     page.watch.forgive("status of 415")
     expect(first(page)).to_have_attribute("alt", "red.jpg")
     expect(page.locator(".chip")).to_have_count(0)

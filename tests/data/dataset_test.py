@@ -243,11 +243,11 @@ BAD_ROOTS = {
     "blank id": (write("precomp/test_ids.txt", "0\n\n2\n3\n"), "line 2: no image id"),
     "unmapped id": (
         write("precomp/test_ids.txt", "0\n1\n2\nx\n"),
-        "test_ids.txt: image id 'x' has no picture in .*id_mapping.json",
+        "test_ids.txt: image id 'x' has no image in .*id_mapping.json",
     ),
     "mapping to no path": (
         write("id_mapping.json", json.dumps({str(i): i for i in range(4)})),
-        "image id '0' has no picture",
+        "image id '0' has no image",
     ),
     "mapping is no JSON": (write("id_mapping.json", "{"), "id_mapping.json: not JSON"),
     "mapping is a list": (

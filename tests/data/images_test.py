@@ -290,7 +290,7 @@ REFUSED_FILES = {
 @pytest.mark.parametrize("name", REFUSED_FILES)
 def test_what_has_no_white_is_refused_in_one_line(name):
     content, reason = REFUSED_FILES[name]
-    with pytest.raises(InputError, match=f"^a: not a readable picture .*{reason}"):
+    with pytest.raises(InputError, match=f"^a: not a readable image .*{reason}"):
         load_image(ImageBytes("a", content))
 
 
@@ -331,7 +331,7 @@ def test_a_jpeg_file_has_the_pixels_that_pillow_gives_it(tmp_path, options):
     content = path.read_bytes()
     for cut in (content[: len(content) // 2], content[:-2]):
         path.write_bytes(cut)
-        with pytest.raises(InputError, match=r"picture.jpg: not a readable picture"):
+        with pytest.raises(InputError, match=r"picture.jpg: not a readable image"):
             load_image(path)
 
 

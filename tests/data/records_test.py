@@ -231,7 +231,7 @@ def test_a_bad_picture_is_skipped_as_in_the_folder(exported, damaged):
     assert_equal_batches(train_batches(damaged, 30), expected)
 
     damaged.data.on_bad_image = "error"
-    message = f"-of-\\d+, image id '{picture.stem}': not a readable picture"
+    message = f"-of-\\d+, image id '{picture.stem}': not a readable image"
     with pytest.raises(InputError, match=message) as error:
         load_image(read_split(damaged, "train").images[7])
     assert "object at" not in str(error.value)
@@ -296,27 +296,28 @@ def test_other_region_shape(exported, config):
         read_split(config, "dev")
 
 
+RECORD = {
+    "id": ["é".encode()],
+    "captions": [b"a", b"", b"b" * 200],
+    "image": [bytes(100_000)],
+}
+
+
 class TestExamples:
     """A record is the protocol buffer that TFDS reads and writes."""
-
-    RECORD = {  # noqa: RUF012
-        "id": ["é".encode()],
-        "captions": [b"a", b"", b"b" * 200],
-        "image": [bytes(100_000)],
-    }
 
     def test_tfds_reads_ours_and_we_read_theirs(self):
         from tensorflow_datasets.proto import tf_example_pb2
 
-        data = encode_example(self.RECORD)
+        data = encode_example(RECORD)
         theirs = tf_example_pb2.Example.FromString(data)
         features = theirs.features.feature
         found = {name: list(features[name].bytes_list.value) for name in features}
-        assert found == self.RECORD
-        assert decode_example(theirs.SerializeToString()) == self.RECORD
+        assert found == RECORD
+        assert decode_example(theirs.SerializeToString()) == RECORD
 
     def test_a_damaged_one_is_no_example(self):
-        data = encode_example(self.RECORD)
+        data = encode_example(RECORD)
         for end in (1, 3, 10, 200, len(data) - 1):
             with pytest.raises((ValueError, IndexError)):
                 decode_example(data[:end])

@@ -240,7 +240,7 @@ def test_other_content_is_no_picture(tmp_path, content):
     with pytest.raises(InputError) as error:
         read_image(path)
     reason = "cannot identify image file it"
-    assert str(error.value) == f"{path}: not a readable picture ({reason})"
+    assert str(error.value) == f"{path}: not a readable image ({reason})"
 
 
 def test_thumbnails_are_small_and_keep_their_shape():

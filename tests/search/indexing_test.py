@@ -139,8 +139,8 @@ def test_bad_files_are_listed_and_not_fatal(index, folder):
 
     bad = dict(report.bad)
     assert bad.pop("bomb.png").startswith("100,000 × 100,000 pixels are more than")
-    assert bad.pop("text.jpg").startswith("not a readable picture (cannot identify")
-    assert bad.pop("\\xff.png").startswith("not a readable picture")
+    assert bad.pop("text.jpg").startswith("not a readable image (cannot identify")
+    assert bad.pop("\\xff.png").startswith("not a readable image")
     assert bad.pop("cut.png") == bad.pop("cut2.png") != ""
     assert not bad
     assert (report.added, report.encoded) == (1, 1)

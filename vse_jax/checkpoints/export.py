@@ -27,7 +27,7 @@ from vse_jax.models.vse import l2_normalize
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _RESIZED = {
-    "plain": "bilinear between the nearest pixels, on float32",
+    "opencv": "bilinear between the nearest pixels, on float32",
     "bilinear": "Pillow's bilinear, on whole numbers",
     "bicubic": "Pillow's bicubic, on whole numbers",
 }

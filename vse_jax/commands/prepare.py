@@ -2,11 +2,11 @@
 
 from vse_jax.base.errors import InputError
 from vse_jax.config import Config
-from vse_jax.data.prepare import openmoji, own_pictures
+from vse_jax.data.prepare import openmoji, own_images
 
 
 def prepare(config: Config) -> None:
-    """Writes config.data.root from config.data.source or the embedded pictures.
+    """Writes config.data.root from config.data.source or the embedded images.
 
     Raises:
         InputError: nothing to prepare from, or bad input (names file and line).
@@ -17,10 +17,10 @@ def prepare(config: Config) -> None:
             "then upload it"
         )
     if config.data.source is not None:
-        own_pictures.prepare(config)
+        own_images.prepare(config)
     elif config.data.name == "openmoji":
         openmoji.prepare(config)
     else:
         raise InputError(
-            "config.data.source: name a CSV file or a folder of pictures with captions"
+            "config.data.source: name a CSV file or a folder of images with captions"
         )

@@ -47,7 +47,7 @@ class Split:
 
 
 def image_folder(name: str) -> str:
-    """Name of the picture folder of the data set `name` (config.data.name)."""
+    """Name of the image folder of the data set `name` (config.data.name)."""
     return "flickr30k-images" if name == "f30k" else "images"
 
 
@@ -72,8 +72,8 @@ def read_splits(
 
     Raises:
         InputError: a missing file, text that is not UTF-8, numbers of images and
-            captions that do not fit, or an id without a picture (with
-            config.data.on_bad_image = 'skip', a picture file may be missing).
+            captions that do not fit, or an id without an image file (with
+            config.data.on_bad_image = 'skip', it may be missing).
     """
     root = root_path(config.data.root)
     if isinstance(root, Path) and not root.is_dir():
@@ -131,12 +131,11 @@ def _open_split(
             len(captions),
             listed * per_image,
         )
-    pictures: list[Path] | RecordImages | None
-    regions: NpyRegions | RecordRegions | None
+    images: list[Path] | RecordImages | None
+    regions: NpyRegions | RecordRegions | None = None
     if form != "folder":
-        pictures, regions = open_records(config, root, split, len(image_ids))
+        images, regions = open_records(config, root, split, len(image_ids))
     elif isinstance(root, Path):
-        regions = None
         if takes_regions(config.image):
             regions = open_regions(
                 root / "precomp" / f"{split}_ims.npy",
@@ -146,10 +145,10 @@ def _open_split(
                 max_regions=config.image.max_regions,
                 feature_dim=config.image.feature_dim,
             )
-        pictures = _pictures(config, root, split, image_ids)
+        images = _image_paths(config, root, split, image_ids)
     else:
         raise InputError(f"config.data.root: {root}: needs config.data.format 'tfds'")
-    return Split(split, root, image_ids, captions, per_image, pictures, regions)
+    return Split(split, root, image_ids, captions, per_image, images, regions)
 
 
 def _read_lists(root: AnyPath, split: str) -> tuple[list[str], list[str], int]:
@@ -167,18 +166,39 @@ def _read_lists(root: AnyPath, split: str) -> tuple[list[str], list[str], int]:
     return image_ids, captions, per_image
 
 
-def _pictures(
+def _image_paths(
     config: Config, root: Path, split: str, image_ids: list[str]
 ) -> list[Path] | None:
+    """The split's image files; None for regions without a mapping to any."""
     mapping_file = root / "id_mapping.json"
     for_thumbnails = takes_regions(config.image)
     if for_thumbnails and not mapping_file.is_file():
         return None
     ids_file = root / "precomp" / list_names(split)[0]
+    mapping = read_object(mapping_file)
+    for image_id in image_ids:
+        if not isinstance(mapping.get(image_id), str):
+            raise InputError(
+                f"{ids_file}: image id {image_id!r} has no image in {mapping_file}"
+            )
     folder = root / image_folder(config.data.name)
-    paths = _picture_paths(image_ids, ids_file, mapping_file, folder)
-    if not for_thumbnails and config.data.on_bad_image != "skip":
-        _check_pictures_exist(image_ids, paths, ids_file)
+    paths = [folder / mapping[image_id] for image_id in image_ids]
+    if for_thumbnails or config.data.on_bad_image == "skip":
+        return paths
+    # One listing a folder: asking for 113,287 COCO files one by one takes minutes on a
+    # network disk.
+    listed: dict[str, set[str]] = {}
+    for image_id, path in zip(image_ids, paths, strict=True):
+        parent, name = os.path.split(path)
+        if parent not in listed:
+            try:
+                listed[parent] = set(os.listdir(parent))
+            except OSError as error:
+                raise InputError(f"{parent}: {error.strerror}") from None
+        if name not in listed[parent]:
+            raise InputError(
+                f"{path}: no such file, but {ids_file} lists image id {image_id!r}"
+            )
     return paths
 
 
@@ -222,37 +242,6 @@ def _one_per_image(lines: list[str], path: AnyPath) -> tuple[list[str], int]:
     return ids, repeats
 
 
-def _picture_paths(
-    image_ids: list[str], ids_file: Path, mapping_file: Path, folder: Path
-) -> list[Path]:
-    mapping = read_object(mapping_file)
-    for image_id in image_ids:
-        if not isinstance(mapping.get(image_id), str):
-            raise InputError(
-                f"{ids_file}: image id {image_id!r} has no picture in {mapping_file}"
-            )
-    return [folder / mapping[image_id] for image_id in image_ids]
-
-
-def _check_pictures_exist(
-    image_ids: list[str], paths: list[Path], ids_file: Path
-) -> None:
-    # One listing a folder: asking for 113,287 COCO files one by one takes minutes on a
-    # network disk.
-    listed: dict[str, set[str]] = {}
-    for image_id, path in zip(image_ids, paths, strict=True):
-        folder, name = os.path.split(path)
-        if folder not in listed:
-            try:
-                listed[folder] = set(os.listdir(folder))
-            except OSError as error:
-                raise InputError(f"{folder}: {error.strerror}") from None
-        if name not in listed[folder]:
-            raise InputError(
-                f"{path}: no such file, but {ids_file} lists image id {image_id!r}"
-            )
-
-
 def claim_root(root: Path, source: str, field: str = "config.data.root") -> None:
     """Marks `root` as made from `source`; call it before writing anything there.
 
@@ -276,11 +265,11 @@ def write_root(
     splits: Mapping[str, Iterable[tuple[str, list[str]]]],
     mapping: Mapping[str, str],
 ) -> None:
-    """Writes the lists of a data root whose pictures are already in their folder.
+    """Writes the lists of a data root whose images are already in their folder.
 
     Args:
         splits: split name → (image id, its captions) in order.
-        mapping: image id → path below the picture folder.
+        mapping: image id → path below the image folder.
     """
     precomp = root / "precomp"
     precomp.mkdir(parents=True, exist_ok=True)

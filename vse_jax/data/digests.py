@@ -88,8 +88,22 @@ def _of_split(config: Config, split: Split) -> dict[str, Any]:
     elif isinstance(split.images, list):
         root = os.fspath(split.root)
         files = _digest(os.fspath(p).removeprefix(root) for p in split.images)
+
+    def content(image: int) -> bytes:
+        if takes_regions(config.image):
+            assert split.regions is not None
+            return split.regions[image].astype("<f4").tobytes()
+        assert split.images is not None
+        try:
+            found = split.images[image]
+            return found.data if isinstance(found, ImageBytes) else read_bytes(found)
+        except InputError:
+            if config.data.on_bad_image != "skip":
+                raise
+            return b""  # as --mode=export writes it
+
     count = len(split.image_ids)
-    sampled = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(int)
+    sampled = np.linspace(0, count - 1, min(count, _SAMPLES)).astype(int).tolist()
     return {
         "images": count,
         "texts": len(split.captions),
@@ -97,22 +111,8 @@ def _of_split(config: Config, split: Split) -> dict[str, Any]:
         "captions": _digest(split.captions),
         "files": files,  # None: the format does not tell
         "shape": shape,
-        "content": _digest(_content(config, split, int(i)) for i in sampled),
+        "content": _digest(map(content, sampled)),
     }
-
-
-def _content(config: Config, split: Split, image: int) -> bytes:
-    if takes_regions(config.image):
-        assert split.regions is not None
-        return split.regions[image].astype("<f4").tobytes()
-    assert split.images is not None
-    try:
-        picture = split.images[image]
-        return picture.data if isinstance(picture, ImageBytes) else read_bytes(picture)
-    except InputError:
-        if config.data.on_bad_image != "skip":
-            raise
-        return b""  # as --mode=export writes it
 
 
 def _digest(parts: Iterable[str | bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures: decoding, training augmentation, resizing and normalisation."""
+"""Images: decoding, training augmentation, resizing and normalisation."""
 
 import contextlib
 import functools
@@ -52,12 +52,12 @@ _FILTERS = {
 
 # Numbers of an image that becomes float32 as a whole.
 _FLOATS = 2**23
-# A picture of more pixels is refused before it is decoded.
+# An image of more pixels is refused before it is decoded.
 MAX_PIXELS = 200_000_000
 
 
 class ImageBytes(NamedTuple):
-    """A picture file's content that is in memory already."""
+    """An image file's content that is in memory already."""
 
     name: str  # what errors call it
     data: bytes
@@ -75,42 +75,42 @@ def own_process(*_: int) -> None:
 
 
 def load_image(
-    picture: Path | str | ImageBytes | Image.Image,
+    source: Path | str | ImageBytes | Image.Image,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes a picture of any mode to RGB, upright, transparency over white.
+    """Decodes an image of any mode to RGB, upright, transparency over white.
 
     Raises:
-        InputError: no such file, or no whole, readable picture (names the file).
+        InputError: no such file, or no whole, readable image (names the file).
     """
-    with opened(picture) as image:
+    with opened(source) as image:
         return to_rgb(image)
 
 
 @contextlib.contextmanager
 def opened(
-    picture: Path | str | ImageBytes | Image.Image,
+    source: Path | str | ImageBytes | Image.Image,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] | None = None,
 ) -> Iterator[Image.Image]:
-    """The picture with its header read and its pixels not yet decoded.
+    """The image with its header read and its pixels not yet decoded.
 
     Args:
-        picture: a file, its content, or an image of Pillow's, which is left as it is.
+        source: a file, its content, or an image of Pillow's, which is left as it is.
         max_pixels: more than that are refused. So is, except in an `own_process`, what
             is larger than Pillow's MAX_IMAGE_PIXELS allows.
         formats: Pillow's names of those that may be read; None: all.
 
     Raises:
         InputError: no such file, more pixels, or (also when the block decodes it) no
-            whole, readable picture; names the file.
+            whole, readable image; names the file.
     """
-    name = picture.name if isinstance(picture, ImageBytes) else str(picture)
-    source = io.BytesIO(picture.data) if isinstance(picture, ImageBytes) else picture
+    name = source.name if isinstance(source, ImageBytes) else str(source)
+    file = io.BytesIO(source.data) if isinstance(source, ImageBytes) else source
     try:
         with (
-            contextlib.nullcontext(source)
-            if isinstance(source, Image.Image)  # which stays open
-            else _open(source, formats)
+            contextlib.nullcontext(file)
+            if isinstance(file, Image.Image)  # which stays open
+            else _open(file, formats)
         ) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -122,13 +122,13 @@ def opened(
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{name}: no such picture") from None
+        raise InputError(f"{name}: no such image") from None
     except Exception as error:  # broken files make Pillow's decoders raise many types
-        if refused := refusal(error):  # which says nothing of the picture
+        if refused := refusal(error):  # which says nothing of the image
             raise InputError(f"{name}: {refused.strerror}") from None
-        reason = str(error).replace(repr(name), "it").replace(repr(source), "it")
+        reason = str(error).replace(repr(name), "it").replace(repr(file), "it")
         reason = " ".join(reason.split())
-        raise InputError(f"{name}: not a readable picture ({reason})") from None
+        raise InputError(f"{name}: not a readable image ({reason})") from None
 
 
 def _open(
@@ -137,7 +137,12 @@ def _open(
     try:
         return Image.open(source, formats=formats)
     except UnidentifiedImageError:
-        if not _is_heif(source):
+        if isinstance(source, io.BytesIO):
+            head = source.getvalue()[:12]
+        else:
+            with open(source, "rb") as file:
+                head = file.read(12)
+        if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
             raise
     try:
         import pillow_heif  # noqa: PLC0415 (optional, and rarely needed)
@@ -145,15 +150,6 @@ def _open(
         raise ValueError("HEIC needs pillow-heif: make setup-search") from None
     pillow_heif.register_heif_opener()
     return Image.open(source, formats=("HEIF",))
-
-
-def _is_heif(source: Path | str | io.BytesIO) -> bool:
-    if isinstance(source, io.BytesIO):
-        head = source.getvalue()[:12]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 def to_rgb(image: Image.Image, factor: int = 1) -> UInt8[np.ndarray, "height width 3"]:
@@ -235,7 +231,7 @@ def orientation(image: Image.Image) -> int:
     """EXIF's, 1 … 8: phone photographs store a rotation instead of rotated pixels.
 
     1 is upright, and so is what Pillow has turned already (TIFF, HEIC). What else the
-    notes hold may be damaged without harm to the picture.
+    notes hold may be damaged without harm to the image.
     """
     with contextlib.suppress(Exception):
         found = image.getexif().get(ExifTags.Base.Orientation)
@@ -341,33 +337,36 @@ def augment(
 def preprocess(
     image: UInt8[np.ndarray, "height width 3"],
     size: int,
-    pixels: str,
-    resample: str = "plain",
+    normalization: str,
+    resample: str = "opencv",
 ) -> Float32[np.ndarray, "{size} {size} 3"]:
     """Resizes to size × size (aspect ratio not kept) and normalises.
 
-    `pixels`: 'detector' gives BGR minus the Caffe means; 'imagenet' gives RGB / 255,
-    standardised; 'siglip' gives RGB from −1 to 1. The resize, before normalisation, is
-    bilinear on float32, as in the original ('plain'), or Pillow's on whole numbers
-    ('bilinear', 'bicubic'), as for SigLIP.
+    Args:
+        image: RGB.
+        size: of a side of the result.
+        normalization: 'detector' gives BGR minus the Caffe means; 'imagenet' gives
+            RGB / 255, standardised; 'siglip' gives RGB from −1 to 1.
+        resample: 'opencv' is bilinear on float32, as in the original; 'bilinear' and
+            'bicubic' are Pillow's, on whole numbers, as for SigLIP.
     """
     image = np.ascontiguousarray(image)  # a mirrored crop is not, and OpenCV needs it
     resized: np.ndarray
-    if resample == "plain" and image.size > _FLOATS:
+    if resample == "opencv" and image.size > _FLOATS:
         resized = _resized_from_few(image, size)
-        if pixels == "detector":
+        if normalization == "detector":
             resized = np.ascontiguousarray(resized[..., ::-1])
     else:
-        if pixels == "detector":
+        if normalization == "detector":
             image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        if resample == "plain":
+        if resample == "opencv":
             resized = cv2.resize(
                 image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
             )
         else:
-            picture = Image.fromarray(image).resize((size, size), _FILTERS[resample])
-            resized = np.array(picture, np.float32)
-    scale, shift = _of_row(pixels, size)
+            small = Image.fromarray(image).resize((size, size), _FILTERS[resample])
+            resized = np.array(small, np.float32)
+    scale, shift = _of_row(normalization, size)
     rows = resized.reshape(size, -1)
     rows *= scale
     rows += shift
@@ -379,21 +378,22 @@ def _resized_from_few(
 ) -> Float32[np.ndarray, "{size} {size} 3"]:
     """What cv2.resize makes of the image as float32, without a float32 image.
 
-    Bilinear, it reads four pixels for each of the result's, as the original does: here
-    they alone become floats. The numbers are those of OpenCV with fused multiply-add,
-    and within float32's rounding elsewhere.
+    Bilinear interpolation reads four pixels for each of the result's: they alone become
+    floats. The numbers are those of OpenCV with fused multiply-add, and within
+    float32's rounding elsewhere.
     """
 
     def neighbors(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(the one before, the one behind, how far it is on the way) of each place."""
-        places = (np.arange(size) + 0.5) * (count / size) - 0.5
-        places = places.clip(0, count - 1)
-        before = places.astype(int)
-        way = (places - before).astype(np.float32)
-        return before, np.minimum(before + 1, count - 1), way
+        """(pixel before, pixel behind, weight of the latter) of each of the result."""
+        centers = (np.arange(size) + 0.5) * (count / size) - 0.5
+        centers = centers.clip(0, count - 1)
+        before = centers.astype(int)
+        weights = (centers - before).astype(np.float32)
+        return before, np.minimum(before + 1, count - 1), weights
 
-    def between(first: np.ndarray, second: np.ndarray, way: np.ndarray) -> np.ndarray:
-        return (first + (second - first) * way.astype(np.float64)).astype(np.float32)
+    def between(first: np.ndarray, second: np.ndarray, weight: np.ndarray):
+        mixed = first + (second - first) * weight.astype(np.float64)
+        return mixed.astype(np.float32)
 
     left, right, across = neighbors(image.shape[1])
     above, below, down = neighbors(image.shape[0])
@@ -408,20 +408,20 @@ def _resized_from_few(
     return between(top, bottom, down[:, None, None])
 
 
-def scale_and_shift(pixels: str) -> tuple[np.ndarray, np.ndarray]:
-    """Normalisation of a pixel, float64 [3] each, in its order of `preprocess`."""
-    if pixels == "detector":
+def scale_and_shift(normalization: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of each channel, float64 [3], in `preprocess`'s channel order."""
+    if normalization == "detector":
         return np.ones(3), -_DETECTOR_BGR_MEAN
-    if pixels == "siglip":
+    if normalization == "siglip":
         return np.full(3, 2 / 255), -np.ones(3)
     return 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
 
 
 @functools.lru_cache(maxsize=4)
-def _of_row(pixels: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`scale_and_shift` of one picture row, float32 [size · 3] each.
+def _of_row(normalization: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`scale_and_shift` of a row of pixels, float32 [size · 3] each.
 
     NumPy broadcasts a whole row much faster than the three values of a pixel.
     """
-    rows = np.tile(scale_and_shift(pixels), size).astype(np.float32)
+    rows = np.tile(scale_and_shift(normalization), size).astype(np.float32)
     return rows[0], rows[1]

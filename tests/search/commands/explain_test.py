@@ -28,7 +28,7 @@ def test_draws_and_prints_the_parts(tiny_config, tmp_path, capsys):
         (None, "a.png", r"config\.search\.query: needed by --mode=explain"),
         (" ", "a.png", r"config\.search\.query: needed"),
         ("a bar", None, r"config\.search\.like: needed by --mode=explain"),
-        ("a bar", "a.png", r"a\.png: no such picture"),
+        ("a bar", "a.png", r"a\.png: no such image"),
         ("'a bar' - 'red'", "a.png", r"config\.search\.query: .* takes one sentence"),
         ("-‘red’", "a.png", r"config\.search\.query: .* takes one sentence"),
         ("b.png", "a.png", r"config\.search\.query: .* takes one sentence"),

@@ -31,7 +31,7 @@ def test_makes_an_index_and_says_what_it_did(config, tmp_path, capsys):
     index(config, tmp_path)
 
     bad, summary = capsys.readouterr().out.splitlines()
-    assert bad.startswith("left out: text.jpg: not a readable picture")
+    assert bad.startswith("left out: text.jpg: not a readable image")
     place = tmp_path / "index"
     assert summary.startswith(f"{place}: 2 pictures (2 added, 1 bad) in ")
     with Store.open(place, read_only=True) as store:

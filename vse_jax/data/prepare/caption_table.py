@@ -81,6 +81,10 @@ def _header(line: str, delimiter: str) -> list[str]:
         cells: list[str] = next(_csv_reader([line], delimiter), [])
     except csv.Error:
         return []
+    return _names(cells)
+
+
+def _names(cells: list[str]) -> list[str]:
     return [" ".join(cell.split()).casefold() for cell in cells]
 
 
@@ -97,37 +101,36 @@ def _csv_reader(lines: list[str], delimiter: str):
 def _with_header(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
     rows = _rows(path, text, delimiter)
     line, cells = next(rows)
-    names = [" ".join(cell.split()).casefold() for cell in cells]
+    names = _names(cells)
     columns = _columns(names, f"{path}, line {line}")
-    nameless = [place for place, name in enumerate(names) if place and not name]
+    nameless = [column for column, name in enumerate(names) if column and not name]
     for line, cells in rows:
         if len(cells) != len(names):
             raise InputError(
                 f"{path}, line {line}: fields do not match the header ({len(cells)}, "
                 f"not {len(names)})"
             )
-        for place in nameless:
-            if cells[place]:
+        for column in nameless:
+            if cells[column]:
                 raise InputError(
-                    f"{path}, line {line}, column {place + 1}: {cells[place][:40]!r} "
-                    "is in a column without a name"
+                    f"{path}, line {line}, column {column + 1}: "
+                    f"{cells[column][:40]!r} is in a column without a name"
                 )
+        values = {name: cells[column] for name, column in columns.items()}
         captions = []
-        for name, place in columns.items():
+        for name, value in values.items():
             where = f"{path}, line {line}, column {name!r}"
-            if not cells[place]:
+            if not value:
                 raise InputError(f"{where}: blank")
             if name not in ("image", "split"):
-                captions.append(_caption(cells[place], where))
-        split = ""
-        if "split" in columns:
-            split = cells[columns["split"]].casefold()
-            if split not in SPLITS:
-                raise InputError(
-                    f"{path}, line {line}, column 'split': {split!r} is none of "
-                    f"{', '.join(SPLITS)}"
-                )
-        yield Entry(line, cells[columns["image"]], split, captions)
+                captions.append(_caption(value, where))
+        split = values.get("split", "").casefold()
+        if "split" in values and split not in SPLITS:
+            raise InputError(
+                f"{path}, line {line}, column 'split': {split!r} is none of "
+                f"{', '.join(SPLITS)}"
+            )
+        yield Entry(line, values["image"], split, captions)
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -147,13 +150,13 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str
 
 
 def _columns(names: list[str], where: str) -> dict[str, int]:
-    """{name: place} of the columns that are read, captions by their numbers.
+    """{name: column} of the columns that are read, captions by their numbers.
 
     A column `caption` beside numbered ones comes before them.
     """
     found: dict[str, int] = {}
     numbers: dict[int, str] = {}
-    for place, name in enumerate(names):
+    for column, name in enumerate(names):
         numbered = re.fullmatch(r"caption([0-9]*)", name)
         if not numbered and name not in ("image", "split"):
             if _CAPTION_COLUMN.fullmatch(name):
@@ -166,10 +169,10 @@ def _columns(names: list[str], where: str) -> dict[str, int]:
             same = numbers.setdefault(int(numbered[1] or -1), name)
         if same in found:
             raise InputError(
-                f"{where}: columns {found[same] + 1} and {place + 1} are both called "
+                f"{where}: columns {found[same] + 1} and {column + 1} are both called "
                 f"{name!r}"
             )
-        found[name] = place
+        found[name] = column
     if not numbers:
         raise InputError(f"{where}: no column 'caption' or 'caption1'")
     if -1 in numbers and len(numbers) > 1:
@@ -184,10 +187,8 @@ def _columns(names: list[str], where: str) -> dict[str, int]:
     left = [name for name in names if name and name not in found]
     if left:
         logging.info("%s: columns that are not read: %s", where, ", ".join(left))
-    places = {"image": found["image"]}
-    if "split" in found:
-        places["split"] = found["split"]
-    return places | {name: found[name] for _, name in sorted(numbers.items())}
+    order = ["image", "split", *(name for _, name in sorted(numbers.items()))]
+    return {name: found[name] for name in order if name in found}
 
 
 def _without_header(path: Path, text: str) -> Iterator[Entry]:

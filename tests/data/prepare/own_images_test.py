@@ -12,7 +12,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.commands.prepare import prepare
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
-from vse_jax.data.prepare import own_pictures
+from vse_jax.data.prepare import own_images
 
 SPLITS = ("train", "dev", "test")
 
@@ -76,7 +76,7 @@ def test_csv_with_a_line_per_caption(config, album):
 
 def test_flickr_form(config, album, monkeypatch):
     monkeypatch.setattr(
-        own_pictures, "_hashed_split", lambda name: SPLITS[int(name[0]) // 2]
+        own_images, "_hashed_split", lambda name: SPLITS[int(name[0]) // 2]
     )
     lines = [
         f"{i}.png#{j}\t{caption}"
@@ -89,10 +89,10 @@ def test_flickr_form(config, album, monkeypatch):
 
 
 def test_hashed_split_is_eight_one_one_and_stays():
-    splits = [own_pictures._hashed_split(f"{i}.jpg") for i in range(10_000)]
+    splits = [own_images._hashed_split(f"{i}.jpg") for i in range(10_000)]
     shares = [splits.count(name) / 10_000 for name in SPLITS]
     np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.015)
-    assert splits[:8] == [own_pictures._hashed_split(f"{i}.jpg") for i in range(8)]
+    assert splits[:8] == [own_images._hashed_split(f"{i}.jpg") for i in range(8)]
 
 
 def test_pictures_elsewhere_keep_apart(config, album):
@@ -116,7 +116,7 @@ def test_prepare_again_takes_what_is_new(config, album):
 def test_skip_leaves_a_bad_picture_out(config, album, monkeypatch):
     lines = []
     monkeypatch.setattr(
-        own_pictures.logging, "warning", lambda text, *v: lines.append(text % v)
+        own_images.logging, "warning", lambda text, *v: lines.append(text % v)
     )
     (album / "1.png").write_bytes(b"")
     write_csv(album)
@@ -128,7 +128,7 @@ def test_skip_leaves_a_bad_picture_out(config, album, monkeypatch):
 
 
 BAD_LINES = {
-    "no such picture": ("7.png,a,b,train", r"7.png: no such picture, named on line 8"),
+    "no such image": ("7.png,a,b,train", r"7.png: no such image, named on line 8"),
     "unknown split": (
         "sub/0.png,a,b,val",
         r"line 8, column 'split': 'val' is none of train, dev",
@@ -170,7 +170,7 @@ def test_changed_picture_is_taken_again(config, album, monkeypatch):
     def another_disk(source, target):
         raise OSError("Invalid cross-device link")
 
-    monkeypatch.setattr(own_pictures.os, "link", another_disk)
+    monkeypatch.setattr(own_images.os, "link", another_disk)
     write_csv(album)
     prepare(config)
     picture = read_split(config, "train").images[0]
@@ -199,7 +199,7 @@ def test_bad_picture_is_named_with_its_line(config, album):
             "line 1: neither 'name<TAB>caption' nor a CSV",
         ),
         ("captions.txt", b"0.png\tcaf\xe9\n", "line 1: not UTF-8"),
-        ("captions.txt", "0.png\ta dog\n", "split '.*' gets none of the 1 pictures"),
+        ("captions.txt", "0.png\ta dog\n", "split '.*' gets none of the 1 images"),
         ("notes.md", "", "holds no captions.csv, captions.tsv or captions.txt"),
     ],
 )
