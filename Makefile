@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 # The locks hold the exact packages with their hashes. PyTorch and a device's packages
 # differ by platform and index: pyproject.toml, the one list of packages, has their versions.
 LOCKED := $(PIP) --no-deps --require-hashes
