@@ -212,10 +212,12 @@ class TestWhatTheFingerprintTells:
         )
         assert np.sum(found * expected, axis=1).min() > 0.999
 
-    def test_a_field_of_tomorrow_counts_by_itself(self, kmax_run):
-        config = load_config(kmax_run / "config.json")
-        config.text.tomorrow = 1
-        assert vector_fields(config)["text.tomorrow"] == 1
+    def test_a_field_counts_unless_evaluation_may_change_it(self, kmax_run):
+        config = draft(load_config(kmax_run / "config.json"))
+        config.text.max_positions, config.text.augment = 31, 0.7
+        decided = vector_fields(config)
+        assert decided["text.max_positions"] == 31
+        assert "text.augment" not in decided
 
     def test_an_index_of_other_settings_is_refused(self, kmax_run, split, tmp_path):
         short = vse_jax.load(kmax_run, {"data.max_tokens": 5})

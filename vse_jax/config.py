@@ -17,6 +17,7 @@ started.
 
 import dataclasses
 import datetime
+import difflib
 import enum
 import json
 import math
@@ -145,14 +146,16 @@ class Spec:
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value of the right type; None: nothing."""
-        if value is None:
-            return None if self.optional else "needs a value"
+        if value is None and self.optional:
+            return None
         choices = self.choices or tuple(self.classes)
         if choices and value not in choices:
             if self.classes and is_path(value):
                 return None
             own = ", nor of the form package.module:Class" if self.classes else ""
             return f"{value!r} is none of {', '.join(choices)}{own}"
+        if value is None:
+            return "needs a value"
         if self.min is not None:
             if isinstance(value, bool):
                 return f"{value!r} is no number"
@@ -718,6 +721,7 @@ def _specs(cls: Any, prefix: str, above: Spec) -> Iterator[tuple[str, Spec]]:
             yield f"{prefix}{f.name}", spec
 
 
+_KINDS = {int: "number", float: "number", str: "text", bool: "bool", tuple: "tuple"}
 FIELDS: dict[str, Spec] = dict(_specs(Config, "", Spec()))  # {"data.root": …}
 
 
@@ -742,16 +746,27 @@ def typed(values: ConfigDict | Fields) -> Config:
     """The config with these values; a field that they lack has its default.
 
     Args:
-        values: {"data": {"root": …, …}, …}.
+        values: {"data": {"root": …, …}, …} or {"data.root": …, …}.
 
     Raises:
-        InputError: an unknown field, or a value of the wrong type.
+        InputError: unknown fields and values of the wrong type; names all of them.
     """
-    config = config_dict()
-    try:
-        config.update(values.to_dict() if isinstance(values, ConfigDict) else values)
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(plain(error)) from error
+    config, wrong = config_dict(), []
+    for name, value in flat_fields(values).items():
+        spec = FIELDS.get(name)
+        if spec is None:
+            close = difflib.get_close_matches(name, FIELDS, 1, cutoff=0.85)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            wrong.append(f"no field {name!r} in the config{hint}")
+        elif value is None and not spec.optional:
+            wrong.append(f"config.{name}: {spec.problem(value)}")
+        else:
+            try:
+                config.update_from_flattened_dict({name: value})
+            except (TypeError, ValueError):
+                wrong.append(f"config.{name}: {value!r} is no {_KINDS[spec.kind]}")
+    if wrong:
+        raise InputError("; ".join(wrong))
     return _tree(Config, config.to_dict())
 
 
@@ -995,7 +1010,7 @@ def load_config(path: Path, *, trust_code: bool = False) -> Config:
     if own is not None:
         flat["text.vocab"] = str(own)
     try:
-        return typed(nested(flat))
+        return typed(flat)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

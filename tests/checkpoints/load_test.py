@@ -192,12 +192,17 @@ def test_a_config_that_cannot_be_is_named(theirs, fields, line):
     assert line in refusal(theirs)
 
 
-def test_a_missing_field_is_named(theirs):
+def test_a_missing_field_has_its_default(theirs):
     file = theirs / "config.json"
     content = json.loads(file.read_text())
-    del content["image"]["normalise"], content["text"]["heads"]
+    del content["image"]["normalise"]
     file.write_text(json.dumps(content))
-    assert refusal(theirs) == f"{file}: no field image.normalise, text.heads"
+    vse_jax.load(theirs)
+    del content["text"]["heads"]
+    file.write_text(json.dumps(content))
+    assert refusal(theirs) == (
+        f"{file}: config.text.heads: does not divide text.hidden = 32"
+    )
 
 
 @pytest.mark.parametrize("size", [31, 33])

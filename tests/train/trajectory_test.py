@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
 from configs import common
 from tests.helpers import golden_weights
 from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
+from vse_jax.config import Config
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.build import build_model, split_model
 from vse_jax.optimizer import Schedule
@@ -31,7 +31,7 @@ NO_GRADIENT = re.compile(r"attention\.self\.key\.bias|mlp\.layers\.0\.bias")
 REGIONS = TOKENS = 9
 
 
-def region_config() -> ConfigDict:
+def region_config() -> Config:
     c = draft()
     c.batch_size = 8
     c.image.kind = "region"
@@ -42,7 +42,7 @@ def region_config() -> ConfigDict:
     return c
 
 
-def grid_config(backbone_warmup: int) -> ConfigDict:
+def grid_config(backbone_warmup: int) -> Config:
     c = draft()
     c.batch_size = 6
     c.image.size = 64
@@ -57,7 +57,7 @@ class Case:
     """A golden run: what the official program was told, in our terms."""
 
     file: str
-    config: ConfigDict
+    config: Config
     image_tower: keys.Table
     steps_per_epoch: int
 

@@ -10,7 +10,6 @@ from tests.helpers.encoder import StandIn
 from tests.helpers.runs import write_run
 from tests.search.indexing_test import check_vectors, draw
 from vse_jax.base.errors import InputError
-from vse_jax.config import load_config, save_config
 from vse_search.commands.index import index
 from vse_search.store import Store
 
@@ -91,13 +90,6 @@ def test_patterns_last_until_others_are_given(config, tmp_path, capsys):
     assert ": 5 pictures (3 added) in " in summary
     assert told(config, tmp_path, capsys, exclude=None)[0] == unmet
     assert len(told(config, tmp_path, capsys, exclude=())) == 1
-
-
-def test_the_config_of_an_earlier_run_changes_no_patterns(config, tmp_path):
-    config.search.exclude = ()  # as it was saved when it meant nothing
-    save_config(config, tmp_path / "config.json")
-    saved = load_config(tmp_path / "config.json")
-    assert saved.search.exclude is None
 
 
 def test_what_was_passed_over_is_told(config, tmp_path, capsys):
