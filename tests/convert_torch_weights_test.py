@@ -19,6 +19,8 @@ from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch.released import checkpoint_to_run
 from vse_jax.metrics_logger import read_metrics
 
+pytestmark = pytest.mark.system
+
 CONVERT = "convert_torch_weights.py"
 
 

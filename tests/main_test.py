@@ -34,6 +34,8 @@ from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.metrics_logger import read_metrics
 from vse_jax.train import train
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="session")
 def tiny_args(tiny_root):

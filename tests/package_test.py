@@ -15,6 +15,8 @@ from tests.helpers import tiny
 from tests.helpers.drafts import draft
 from tests.helpers.runs import write_run
 
+pytestmark = pytest.mark.system
+
 HERE = Path.cwd()
 
 USE = """

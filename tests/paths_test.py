@@ -13,6 +13,8 @@ import vse_jax
 from tests.helpers import official, tiny
 from vse_jax.data.records import FOLDER
 
+pytestmark = pytest.mark.system
+
 HERE = Path.cwd()
 TRAIN = (
     *("--config.max_steps=1", "--config.batch_size=8", "--config.image.drop=0.0"),

@@ -13,6 +13,8 @@ import pytest
 from vse_jax.base.errors import InputError
 from vse_jax.base.lock import only_writer
 
+pytestmark = pytest.mark.system
+
 ELSEWHERE = {"host": "elsewhere", "pid": 4711, "since": "2026-01-31 09:15:00+00:00"}
 
 

@@ -12,6 +12,8 @@ from tests.helpers.drafts import draft
 from tests.search.commands.serve_test import started
 from vse_jax.config import save_config
 
+pytestmark = pytest.mark.system
+
 PROGRAM = """
 from absl import app
 from vse_jax import command_line as cli

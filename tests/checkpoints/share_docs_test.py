@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
 from tests.helpers.hub import WRITER, serving
 from tests.helpers.runs import write_run
+
+pytestmark = pytest.mark.system
 
 PROGRAMS = {
     "python": [sys.executable],

@@ -19,6 +19,8 @@ from tests.helpers.programs import (
 from vse_jax.base.errors import InputError
 from vse_jax.distributed import cluster
 
+pytestmark = pytest.mark.system
+
 STEPS = 10
 LOST = "error: another process of this run has ended or hangs"
 

@@ -16,6 +16,8 @@ from tests.helpers.programs import (
 from vse_jax.distributed import preemption
 from vse_jax.train import train
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def config(tiny_config):

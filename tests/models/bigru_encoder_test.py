@@ -12,6 +12,8 @@ from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_text_encoder
 from vse_jax.models.vse import l2_normalize
 
+pytestmark = pytest.mark.golden
+
 
 def tiny_config(layers=1):
     config = draft(tiny.get_config())

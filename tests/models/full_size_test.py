@@ -15,7 +15,7 @@ from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_image_encoder, build_text_encoder
 from vse_jax.models.vse import l2_normalize
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.golden]
 
 
 @pytest.fixture(autouse=True)

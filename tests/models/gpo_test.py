@@ -8,6 +8,8 @@ from tests.helpers import golden_weights
 from vse_jax.checkpoints.torch import keys
 from vse_jax.models.gpo import GPO, position_encoding
 
+pytestmark = pytest.mark.golden
+
 
 @pytest.fixture(scope="module")
 def gpo():

@@ -10,6 +10,8 @@ from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_image_encoder
 from vse_jax.models.vse import l2_normalize
 
+pytestmark = pytest.mark.golden
+
 
 def region_encoder():
     config = draft(tiny.get_config())

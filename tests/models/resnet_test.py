@@ -8,6 +8,8 @@ from tests.helpers import golden_weights
 from vse_jax.checkpoints.torch import keys
 from vse_jax.models.resnet import ResNet
 
+pytestmark = pytest.mark.golden
+
 SIZES = {"groups": 1, "group_width": 64, "width": 64, "patch": 4}
 
 

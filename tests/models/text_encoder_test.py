@@ -10,6 +10,8 @@ from vse_jax.checkpoints.torch import keys
 from vse_jax.models.build import build_text_encoder
 from vse_jax.models.vse import l2_normalize
 
+pytestmark = pytest.mark.golden
+
 HEAD = 64  # leading gradient elements that the golden file holds
 
 

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.helpers.encoder import StandIn
 from tests.search.indexing_test import check_vectors, draw
 from vse_search.store import Store
+
+pytestmark = pytest.mark.system
 
 KILLS, BATCH, PICTURES = 20, 4, 400
 

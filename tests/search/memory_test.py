@@ -13,6 +13,8 @@ from PIL import Image
 from vse_jax.base.errors import InputError
 from vse_search.images import MAX_PIXELS, memory_for, read_image
 
+pytestmark = pytest.mark.system
+
 AROUND = 100_000_000  # bytes for the index, batches and threads
 
 

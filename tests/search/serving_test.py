@@ -13,6 +13,8 @@ import pytest
 from vse_jax.base.errors import InputError
 from vse_search.serving import bound
 
+pytestmark = pytest.mark.system
+
 SERVER = """
 import sys
 from vse_search.guard import Guard

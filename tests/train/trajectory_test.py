@@ -23,6 +23,8 @@ from vse_jax.models.build import build_model, split_model
 from vse_jax.optimizer import Schedule
 from vse_jax.train import Trainer, TrainState
 
+pytestmark = pytest.mark.golden
+
 # Parameters that the loss does not depend on: softmax ignores what all keys of a query
 # have in common, batch normalisation a constant before it. Their gradients are rounding
 # noise, which Adam divides by its own size: no two programs move them alike.

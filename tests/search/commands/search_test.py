@@ -20,6 +20,8 @@ from vse_search import client
 from vse_search.commands.search import search
 from vse_search.store import File, NewImage, Store
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module", params=["alone", "through the server"])
 def workdir(request, tmp_path_factory):

@@ -23,6 +23,8 @@ from vse_search.commands.serve import serve
 from vse_search.serving import serve_index
 from vse_search.store import Store
 
+pytestmark = pytest.mark.system
+
 
 class Running(NamedTuple):
     process: subprocess.Popen
