@@ -66,7 +66,7 @@ def workdir(tiny_root, tmp_path_factory):
 @pytest.fixture
 def shared(workdir):
     """Its folder for others, as `--mode=push` without a repository writes it."""
-    config = vse_jax.load(workdir)._config
+    config = draft(vse_jax.load(workdir)._config)
     config.hub = draft().hub
     push(config, workdir, None)
     return workdir / "share"
@@ -107,7 +107,7 @@ def test_the_card_is_written_from_the_run(shared):
 
 
 def test_a_changed_card_is_kept_and_another_written_anew(workdir, shared):
-    config = vse_jax.load(workdir)._config
+    config = draft(vse_jax.load(workdir)._config)
     config.hub = draft().hub
     config.hub.license = "cc-by-4.0"
     card = shared / "README.md"

@@ -130,7 +130,7 @@ def on_devices_of(monkeypatch):
     def run_on(config, workdir, memory):
         place = Topology("cpu:2", jax.devices()[:2], memory)
         monkeypatch.setattr(compile_module, "find", lambda name: place)
-        compile_run(config, workdir, "cpu:2", False)
+        compile_run(config, workdir, topology="cpu:2", all=False)
 
     monkeypatch.setattr(compile_module, "_programs", programs)
     monkeypatch.setattr(compile_module, "_compiled", compiled)

@@ -102,7 +102,7 @@ def vit_siglip():
 
 
 CONFIGS = {
-    "grid_bert": tiny.get_config,
+    "grid_bert": lambda: draft(tiny.get_config()),
     "region_bigru": lambda: bigru(region_config()),
     "vit_siglip": vit_siglip,
 }

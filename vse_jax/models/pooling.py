@@ -141,7 +141,8 @@ class FSPool(nnx.Module):
         self.knots = nnx.Param(normal(1.0)(rngs.params(), shape))
 
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
-        weights = interpolate(self.knots[...], mask.sum(axis=1), mask.shape[1])
+        knots = jnp.asarray(self.knots[...])  # NumPy's until training places them
+        weights = interpolate(knots, mask.sum(axis=1), mask.shape[1])
         return sorted_pool(features.astype(jnp.float32), weights, mask)
 
 
@@ -159,10 +160,7 @@ def interpolate(
     below = jnp.floor(place).astype(jnp.int32)
     share = (place - below)[..., None]
     above = jnp.minimum(below + 1, last)
-    # (jnp.take: knots may be a NumPy array, which takes no traced index itself.)
-    lower = jnp.take(knots, below, axis=0, mode="clip")
-    upper = jnp.take(knots, above, axis=0, mode="clip")
-    return (1 - share) * lower + share * upper
+    return (1 - share) * knots[below] + share * knots[above]
 
 
 class FirstPool(nnx.Module):
