@@ -65,7 +65,7 @@ def parameters(workdir: Path, which: str = "newest") -> dict[str, np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
-    found = (workdir / "checkpoints").glob("[0-9]*")
+    found = (p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     step = max(found, key=lambda path: int(path.name))
     if which == "best":
         progress = json.loads((step / "data" / "metadata").read_text())
