@@ -94,8 +94,8 @@ class Registry(Generic[T]):
                 f"{field}: {name!r} is none of {', '.join(self.paths)}, nor of the "
                 "form package.module:Name"
             )
-        if os.getcwd() not in sys.path:  # main.py may have been started from elsewhere
-            sys.path.append(os.getcwd())
+        if name not in self.paths and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # main.py may have been started from elsewhere
         module, _, attribute = path.partition(":")
         maker = getattr(importlib.import_module(module), attribute, None)
         if not callable(maker):
