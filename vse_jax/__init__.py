@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vse_jax.api import Explanation, Model, load, model_of
+    from vse_jax.base.cores import usable_cores
     from vse_jax.base.errors import InputError
     from vse_jax.base.files import (
         named_in_errors,
@@ -53,11 +54,13 @@ __all__ = [
     "read_bytes",
     "started",
     "to_rgb",
+    "usable_cores",
     "whole_file",
     "write_atomically",
 ]
 _HOMES = {
     "api": ("Explanation", "Model", "load", "model_of"),
+    "base.cores": ("usable_cores",),
     "base.errors": ("InputError",),
     "base.files": (
         "named_in_errors",

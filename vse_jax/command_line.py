@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,6 @@ from vse_jax.config import (
     config_dict,
     flat_fields,
     load_config,
-    plain,
     problems,
     typed,
     with_paths,
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         try:
             rest = flags.FLAGS(arguments)[1:]
         except flags.Error as error:
-            raise InputError(plain(error)) from None
+            raise InputError(_plain(error)) from None
         if rest:
             raise InputError(f"{rest[0]}: no such argument")
     return [argv[0], *(_OVERRIDE + argument.lstrip("-")[7:] for argument in overrides)]
@@ -135,7 +135,7 @@ def read_config(name: str, home: Path, *, trust_code: bool = False) -> ConfigDic
             frames = traceback.extract_tb(error.__traceback__)
             own = path.resolve()
             lines = [f.lineno for f in frames if Path(f.filename).resolve() == own]
-            what = f"{type(error).__name__}: {plain(error)}"
+            what = f"{type(error).__name__}: {_plain(error)}"
         line = f", line {lines[-1]}" if lines else ""
         raise InputError(f"{path}{line}: {what}") from error
     if not isinstance(config, ConfigDict):
@@ -170,7 +170,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
             try:
                 parser(line)
             except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-                reason = plain(error).removeprefix(f"flag {argument}: ")
+                reason = _plain(error).removeprefix(f"flag {argument}: ")
                 wrong.append(f"{argument}: {reason}")
     return wrong
 
@@ -232,3 +232,16 @@ def errors_on_one_line() -> Iterator[None]:
             traceback.print_exc()
         print(f"error: {printable(' '.join(line.split()))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _plain(error: BaseException) -> str:
+    """An exception's text on one line; of a ConfigDict's, only what a user needs."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    unknown = re.match(r'Key "(\w+)" does not exist', text)
+    if unknown:
+        meant = re.search(r'Did you mean "(\w+)"', text)
+        hint = f"; did you mean {meant[1]!r}?" if meant else ""
+        return f"no field {unknown[1]!r} in the config{hint}"
+    return " ".join(text.split()) or type(error).__name__

@@ -1034,16 +1034,3 @@ def _with_tuples(value):
     if isinstance(value, list):
         return tuple(_with_tuples(item) for item in value)
     return value
-
-
-def plain(error: BaseException) -> str:
-    """An exception's text on one line; of a ConfigDict's, only what a user needs."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-    unknown = re.match(r'Key "(\w+)" does not exist', text)
-    if unknown:
-        meant = re.search(r'Did you mean "(\w+)"', text)
-        hint = f"; did you mean {meant[1]!r}?" if meant else ""
-        return f"no field {unknown[1]!r} in the config{hint}"
-    return " ".join(text.split()) or type(error).__name__

@@ -356,8 +356,8 @@ class Server:
         @app.get("/api/file/{id}", **binary)
         async def file(id: PathId) -> Response:
             """The file itself, to keep: its content and its name."""
-            path = await run(searcher.file, id)
-            name = (await run(searcher.image, id)).path.rpartition("/")[2]
+            image = await run(searcher.image, id)
+            path, name = await run(searcher.file, image), image.path.rpartition("/")[2]
             kind = "application/octet-stream"
             return FileResponse(path, media_type=kind, filename=name)
 
@@ -379,7 +379,7 @@ class Server:
 
     def _small(self, id: int, known: str) -> Response:
         """An image as WebP of at most `THUMBNAIL` px; `known`: the browser's ETag."""
-        path = self._searcher.file(id)
+        path = self._searcher.file(self._searcher.image(id))
         tag = _tag(path, "small")
         return _unless_known(
             known,
@@ -393,7 +393,8 @@ class Server:
 
     def _picture(self, id: int, full: bool, known: str) -> Response:
         """An image in a format that browsers show; at most `_LARGE` px unless full."""
-        path, image = self._searcher.file(id), self._searcher.image(id)
+        image = self._searcher.image(id)
+        path = self._searcher.file(image)
         is_large = max(image.width, image.height) > _LARGE
         kind = self._shown_as_it_is(path)
         tag = _tag(path, f"{'full' if full else 'large'} {kind}")

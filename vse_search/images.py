@@ -17,7 +17,7 @@ from vse_jax import MAX_PIXELS, ImageBytes, InputError, opened, orientation, to_
 
 # No other decoder sees a file, whatever its name: Pillow's EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF")
-_WHOLE = 50_000_000  # pixels of a image that is decoded in its own size
+_WHOLE = 50_000_000  # pixels of an image that is decoded in its own size
 _SIDE = 1024  # px, the shorter side of one that is decoded smaller
 _AROUND = 2**25  # bytes that any image takes: bands, and what a model makes of it
 _ORIGINAL, _DIGITISED, _CHANGED = 0x9003, 0x9004, 0x0132  # EXIF's dates

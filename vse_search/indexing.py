@@ -15,7 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from vse_jax import MAX_PIXELS, ImageBytes, InputError, printable, progress
+from vse_jax import (
+    MAX_PIXELS,
+    ImageBytes,
+    InputError,
+    printable,
+    progress,
+    usable_cores,
+)
 from vse_search.encoder import Encoder
 from vse_search.folders import Exclusions, Passed, check_folder, walk
 from vse_search.images import reading
@@ -58,7 +65,7 @@ class Report:
 
 
 class _Seen(NamedTuple):
-    """A image file, by what its folder says of it."""
+    """An image file, by what its folder says of it."""
 
     path: str  # relative, with slashes
     bytes: int
@@ -332,7 +339,7 @@ def _read_ahead(
             return seen, is_kept, error
 
     waiting: deque[tuple[_Seen, bool, Future[_Content]]] = deque()
-    with ThreadPoolExecutor(os.cpu_count()) as readers:
+    with ThreadPoolExecutor(usable_cores()) as readers:
         for seen in files:
             is_kept = keep(seen)
             content = readers.submit(_read, folder, seen.path, is_kept)
@@ -401,10 +408,8 @@ class _Run:
         with contextlib.ExitStack() as stack:
             contents = _read_ahead(self._folder, fresh, self._fits)
             stack.enter_context(contextlib.closing(contents))
-            decoders, encoder = (
-                ThreadPoolExecutor(os.cpu_count()),
-                ThreadPoolExecutor(1),
-            )
+            decoders = ThreadPoolExecutor(usable_cores())
+            encoder = ThreadPoolExecutor(1)
             for pool in (decoders, encoder):
                 stack.callback(pool.shutdown, cancel_futures=True)
             for seen, is_kept, content in contents:

@@ -171,16 +171,16 @@ class Searcher:
             raise HTTPError(404, f"{id}: no such picture")
         return image
 
-    def file(self, id: int) -> Path:
-        """An image's file, without symbolic links, inside the index's folder.
+    def file(self, image: Hit) -> Path:
+        """Its file, without symbolic links, inside the index's folder.
 
         Raises:
             HTTPError: 404, there is none (any more).
         """
         folder = self.store.folder.resolve()
-        path = (folder / self.image(id).file).resolve()
+        path = (folder / image.file).resolve()
         if not path.is_relative_to(folder) or not path.is_file():
-            raise HTTPError(404, f"{id}: its file is not there any more")
+            raise HTTPError(404, f"{image.id}: its file is not there any more")
         return path
 
     # ---- Search ----------------------------------------------------------------------
@@ -347,7 +347,7 @@ class Searcher:
                         words.append({"word": word, "value": factor * value})
             cells = None
             if not self._encoder.takes_regions:
-                path = self.file(id)
+                path = self.file(self.image(id))
                 with bad_is_missing(path):
                     pixels = read_image(path, self._max_pixels).pixels
                 cells = self._cells(pixels, vector)

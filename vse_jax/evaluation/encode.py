@@ -222,12 +222,18 @@ class Embedder:
 
     def prepare(self, split: Split, features: NpyRows | None = None) -> None:
         """Begins to compile what `embed` will run; the arguments are those of it."""
+        self._prepared(split, features)
+
+    def _prepared(
+        self, split: Split, features: NpyRows | None
+    ) -> tuple[Images, Captions]:
+        """A split's images and captions, whose programs begin to compile."""
         tokens = self.tokens(split)  # first: processes that differ would wait for ever
-        for items in (
-            Images.of_split(self.config, split),
-            Captions(self.config, tokens, features),
-        ):
+        images = Images.of_split(self.config, split)
+        captions = Captions(self.config, tokens, features)
+        for items in (images, captions):
             self._prepare(items.program, items)
+        return images, captions
 
     def embed(
         self, model: Model, split: Split, features: NpyRows | None = None
@@ -239,9 +245,7 @@ class Embedder:
             split: what to embed.
             features: of its captions' tokens, where they are kept (`token_features`).
         """
-        self.prepare(split, features)
-        images = Images.of_split(self.config, split)
-        captions = Captions(self.config, self.tokens(split), features)
+        images, captions = self._prepared(split, features)
         embedded = []
         for items, what in ((images, "images"), (captions, "captions")):
             shape = (len(items.order), self.config.embed_dim)
