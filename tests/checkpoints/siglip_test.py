@@ -25,7 +25,7 @@ from vse_jax.checkpoints.siglip import (
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image, preprocess
-from vse_jax.data.tokenizers import FileTokenizer
+from vse_jax.data.tokenizers import PieceTokenizer, read_siglip_tokenizer
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.train import train
 
@@ -72,8 +72,13 @@ def ids_of(folder):
     )["input_ids"]
 
 
+def tokenizer_of(folder):
+    pieces = read_siglip_tokenizer(folder / "tokenizer.json")
+    return PieceTokenizer(pieces, siglip.POSITIONS)
+
+
 def test_captions_become_the_token_ids_of_transformers(folder):
-    tokens = FileTokenizer(folder / "tokenizer.json", siglip.POSITIONS)(CAPTIONS)
+    tokens = tokenizer_of(folder)(CAPTIONS)
     expected = ids_of(folder)
     for caption, row in enumerate(expected):
         found = tokens.ids[tokens.span(caption)]
@@ -84,7 +89,7 @@ def test_captions_become_the_token_ids_of_transformers(folder):
 
 
 def test_pieces_belong_to_words(folder):
-    tokenizer = FileTokenizer(folder / "tokenizer.json", siglip.POSITIONS)
+    tokenizer = tokenizer_of(folder)
     tokens = tokenizer([CAPTIONS[0]])
     words = tokenizer.words(CAPTIONS[0])
     assert words == ["a", "Red", "circle", "at", "the", "LEFT"]

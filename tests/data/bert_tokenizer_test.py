@@ -11,8 +11,8 @@ from tests.helpers import bert
 from tests.helpers.bert import change, older
 from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
-from vse_jax.data import bert_tokenizer
-from vse_jax.data.tokenizers import WordPieceTokenizer, caption_tokenizer
+from vse_jax.data.bert_tokenizer import read_bert_tokenizer, read_word_pieces
+from vse_jax.data.tokenizers import PieceTokenizer, caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
 
 ABOUT, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
@@ -274,7 +274,9 @@ class TestVocabularyFile:
 
     def test_case_is_that_of_the_config_beside_it(self, tmp_path):
         folder = older(bert.write_folder(tmp_path / "bert", do_lower_case=False))
-        tokens = WordPieceTokenizer(folder / "vocab.txt", 99)(["Red Hund", "[MASK]"])
+        tokens = PieceTokenizer(read_word_pieces(folder / "vocab.txt"), 99)(
+            ["Red Hund", "[MASK]"]
+        )
         number = bert.WORDS.index
         assert ids(tokens)[0] == [2, number("Red"), number("Hund"), 3]
         assert ids(tokens)[1][1] == number("[")
@@ -282,7 +284,9 @@ class TestVocabularyFile:
         config.text.vocab = str(folder / "vocab.txt")
         copy_vocabulary(config, tmp_path)
         shutil.rmtree(folder)
-        again = WordPieceTokenizer(tmp_path / "vocab.txt", 99)(["Red Hund", "[MASK]"])
+        again = PieceTokenizer(read_word_pieces(tmp_path / "vocab.txt"), 99)(
+            ["Red Hund", "[MASK]"]
+        )
         assert ids(again) == ids(tokens)
 
     def test_what_another_start_left_is_removed(self, tmp_path):
@@ -320,5 +324,5 @@ def test_a_broken_file_is_one_line(tmp_path, name, content, message):
     folder = bert.write_folder(tmp_path / "bert")
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message) as error:
-        bert_tokenizer.read_bert_tokenizer(folder / TOKENIZER)
+        read_bert_tokenizer(folder / TOKENIZER)
     assert "\n" not in str(error.value)

@@ -16,7 +16,7 @@ from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.config import Config, flat_fields, nested, tower_config, typed
-from vse_jax.data.tokenizers import FileTokenizer
+from vse_jax.data.tokenizers import read_siglip_tokenizer
 from vse_jax.data.vocabulary import find_vocabulary
 
 # Our fields: the names in config.json, with what a field that is absent means there.
@@ -163,7 +163,8 @@ def resolve_siglip(config: Config) -> Config:
         if name == "image":
             found |= siglip_pixels(folder)
         else:
-            found["text.pad_id"] = FileTokenizer(find_vocabulary(config), 3).pad_id
+            pieces = read_siglip_tokenizer(find_vocabulary(config))
+            found["text.pad_id"] = pieces.pad
         if tower.pool == ZERO_SHOT[f"{name}.pool"]:
             found["embed_dim"] = sizes["embed_dim"]
         config = _with_sizes(config, found, folder)

@@ -13,7 +13,7 @@ those that the weights were trained with. It is kept as a tokenizer.json that sa
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tokenizers
@@ -27,7 +27,7 @@ TOKENIZER, ABOUT, VOCABULARY = "tokenizer.json", "tokenizer_config.json", "vocab
 
 # A BERT's special tokens where its files name none; in the order in which transformers
 # adds those that are missing.
-_SPECIAL = {
+_SPECIAL: dict[str, Any] = {
     "bos_token": None,
     "eos_token": None,
     "unk_token": "[UNK]",
@@ -58,27 +58,27 @@ _OPTIONS = {
 
 
 @dataclass(frozen=True)
-class BertTokenizer:
+class Pieces:
     """A tokenizer of the library `tokenizers`, with what its file cannot say.
 
-    pad, mask: the tokens that pad and mask. unused: rows of the weights that the folder
-    counts and no token has. kept: the files that a model's folder keeps.
+    pad, mask: ids of the tokens that pad and mask. unused: rows of the weights that the
+    folder counts and no token has. kept: a BERT's files that a model's folder keeps.
     """
 
-    pieces: tokenizers.Tokenizer
-    pad: str | None
-    mask: str | None
-    unused: int
-    kept: Mapping[str, bytes]
+    tokenizer: tokenizers.Tokenizer
+    pad: int
+    mask: int
+    unused: int = 0
+    kept: Mapping[str, bytes] = field(default_factory=dict)
 
-    def equals(self, other: "BertTokenizer") -> bool:
+    def equals(self, other: "Pieces") -> bool:
         """Whether both make the same ids of a caption without special tokens."""
-        ours, theirs = (json.loads(x.pieces.to_str()) for x in (self, other))
-        vocabularies = self.pieces.get_vocab() == other.pieces.get_vocab()
+        ours, theirs = (json.loads(x.tokenizer.to_str()) for x in (self, other))
+        vocabularies = self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
         return vocabularies and ours["normalizer"] == theirs["normalizer"]
 
 
-def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
+def read_bert_tokenizer(file: AnyPath) -> Pieces:
     """The tokenizer of a BERT's folder.
 
     Args:
@@ -92,21 +92,16 @@ def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
     saved = read_object(file) if file.name == TOKENIZER else None
     rebuilt = _is_rebuilt(file, about, model)
     special, more, added = _special_tokens(folder, about, saved)
+    if rebuilt:
+        vocab = _tokens(file, saved)
+        usual = {name: t and _added_token(t) for name, t in _SPECIAL.items()}
+        special = {name: special.get(name, usual[name]) for name in _SPECIAL}
+    names = {name: token.content for name, token in special.items() if token}
     try:
         if rebuilt:
-            vocab = (
-                _listed_tokens(file) if saved is None else _saved_tokens(file, saved)
-            )
-            special = {
-                name: special.get(name, _added_token(usual) if usual else None)
-                for name, usual in _SPECIAL.items()
-            }
-            names = {name: token.content for name, token in special.items() if token}
             pieces = _word_pieces(vocab, names["unk_token"], about)
-            if saved is not None:
-                _warn_of_difference(file, saved, pieces)
+            _warn_of_difference(file, saved or {}, pieces)
         else:
-            names = {name: token.content for name, token in special.items() if token}
             pieces = tokenizers.Tokenizer.from_str(json.dumps(saved))
         # Special and added tokens are recognised inside a caption.
         there = pieces.get_added_tokens_decoder().values()
@@ -126,8 +121,6 @@ def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
         if rebuilt:
             pieces.post_processor = _ends(pieces, names)
         pieces.encode_special_tokens = bool(about.get("split_special_tokens"))
-    except InputError:
-        raise
     except Exception as error:  # tokenizers raises plain Exceptions
         raise InputError(f"{file}: no tokenizer ({error})") from None
     pieces.no_padding()
@@ -139,17 +132,14 @@ def read_bert_tokenizer(file: AnyPath) -> BertTokenizer:
         "split_special_tokens": pieces.encode_special_tokens,
         "unused_rows": unused,
     }
-    ids = pieces.get_vocab()
-    return BertTokenizer(
-        pieces,
-        pad=next((t for t in (names.get("pad_token"), "[PAD]") if t in ids), None),
-        mask=next((t for t in (names.get("mask_token"), "[MASK]") if t in ids), None),
-        unused=unused,
-        kept={TOKENIZER: pieces.to_str().encode(), ABOUT: _json(kept)},
-    )
+    ids: Mapping[Any, int] = pieces.get_vocab()
+    pad = ids.get(names.get("pad_token"), ids.get("[PAD]", 0))
+    mask = ids.get(names.get("mask_token"), ids.get("[MASK]", pad))
+    files = {TOKENIZER: pieces.to_str().encode(), ABOUT: _json(kept)}
+    return Pieces(pieces, pad, mask, unused, files)
 
 
-def read_word_pieces(file: AnyPath) -> BertTokenizer:
+def read_word_pieces(file: AnyPath) -> Pieces:
     """A vocabulary file, one token a line, as the official program reads it.
 
     No special token is recognised inside a caption. Case, accents and Chinese
@@ -160,7 +150,7 @@ def read_word_pieces(file: AnyPath) -> BertTokenizer:
     """
     about, model = _object(file.parent / ABOUT), _object(file.parent / "config.json")
     _is_rebuilt(file, about, model)
-    vocab = _listed_tokens(file)
+    vocab = _tokens(file)
     special, _, _ = _special_tokens(file.parent, about, None)
     names = _SPECIAL | {name: t and t.content for name, t in special.items()}
     for name in ("cls_token", "sep_token", "unk_token", "mask_token"):
@@ -173,12 +163,13 @@ def read_word_pieces(file: AnyPath) -> BertTokenizer:
     pieces.post_processor = _ends(pieces, names)
     unused = _unused_rows(pieces, about, model)
     usual = dict(_OPTIONS.values()) | _SPECIAL
-    said = {option: about.get(*option) for option in _OPTIONS.values()}
-    chosen = {name: value for (name, _), value in said.items()} | names
+    chosen = {name: about.get(name, default) for name, default in _OPTIONS.values()}
+    chosen |= names
     kept = {name: value for name, value in chosen.items() if value != usual[name]}
     kept |= {"unused_rows": unused} if unused else {}
     files = {VOCABULARY: read_bytes(file)} | ({ABOUT: _json(kept)} if kept else {})
-    return BertTokenizer(pieces, names["pad_token"], names["mask_token"], unused, files)
+    pad, mask = vocab.get(names["pad_token"], 0), vocab[names["mask_token"]]
+    return Pieces(pieces, pad, mask, unused, files)
 
 
 def _is_rebuilt(file: AnyPath, about: Mapping, model: Mapping) -> bool:
@@ -201,11 +192,10 @@ def _is_rebuilt(file: AnyPath, about: Mapping, model: Mapping) -> bool:
     return False
 
 
-def _listed_tokens(file: AnyPath) -> dict[str, int]:
-    return {token: i for i, token in enumerate(read_lines(file))}
-
-
-def _saved_tokens(file: AnyPath, saved: Mapping[str, Any]) -> dict[str, int]:
+def _tokens(file: AnyPath, saved: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """Token → id of a vocabulary file, or of a tokenizer.json's content."""
+    if saved is None:
+        return {token: i for i, token in enumerate(read_lines(file))}
     model = saved.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
@@ -305,12 +295,13 @@ def _warn_of_difference(
     apart = [name for name in _OPTIONS if there.get(name, taken[name]) != taken[name]]
     if apart:
         logging.warning(
-            "%s: %s; %s is taken, as transformers does (%s)",
+            "%s: %s; %s is taken, as transformers does (%s says %s, or BERT's default "
+            "holds)",
             file,
             ", ".join(f"{name} is {there[name]!r}" for name in apart),
             ", ".join(repr(taken[name]) for name in apart),
-            f"{ABOUT} says {', '.join(_OPTIONS[name][0] for name in apart)}, or BERT's "
-            "default holds",
+            ABOUT,
+            ", ".join(_OPTIONS[name][0] for name in apart),
         )
 
 

@@ -1,13 +1,10 @@
 """Captions as token ids: BERT's and SigLIP's pieces, or the words of a vocabulary."""
 
+import abc
 import functools
-import itertools
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tokenizers
@@ -19,7 +16,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
-from vse_jax.data.bert_tokenizer import BertTokenizer, read_word_pieces
+from vse_jax.data.bert_tokenizer import ABOUT, Pieces
 from vse_jax.data.vocabulary import (
     MASK,
     bert_tokenizer,
@@ -58,30 +55,73 @@ class CaptionTokens:
         return slice(self.offsets[caption], self.offsets[caption + 1])
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """Makes token ids of captions; reads its vocabulary once."""
+class Tokenizer(abc.ABC):
+    """Makes token ids of captions.
 
-    vocab_size: int
-    ends: tuple[str, str]  # what its tokens before and behind a caption are called
+    A caption may be empty: only what is put around it. One of more than `max_tokens`
+    tokens is cut, keeping what stands behind it; the number of those is logged once.
 
-    def __call__(self, captions: Sequence[str]) -> CaptionTokens: ...
+    vocab_size: ids are below it. ends: the tokens before and behind a caption.
+    """
 
+    ends: tuple[str, str]
+    _behind: int  # how many tokens stand behind a caption
+
+    def __init__(self, max_tokens: int, vocab_size: int, mask_id: int):
+        self._max_tokens = max_tokens
+        self.vocab_size = vocab_size
+        self._mask_id = mask_id
+
+    def __call__(self, captions: Sequence[str]) -> CaptionTokens:
+        ids: list[int] = []
+        words: list[int] = []
+        offsets = [0]
+        cut, limit = 0, self._max_tokens
+        encoded = self._encode(captions)
+        for found, numbers in progress(
+            encoded, "tokenising", len(captions), "captions"
+        ):
+            if len(found) > limit:
+                left_out = slice(limit - self._behind, len(found) - self._behind)
+                del found[left_out], numbers[left_out]
+                cut += 1
+            ids += found
+            words += numbers
+            offsets.append(len(ids))
+        if cut:
+            logging.warning(
+                "%d of %d captions have more than %d tokens; their ends are cut off",
+                cut,
+                len(captions),
+                limit,
+            )
+        return CaptionTokens(
+            np.array(ids, np.int32),
+            np.array(words, np.int16),
+            np.array(offsets, np.int64),
+            self._mask_id,
+            self.vocab_size,
+        )
+
+    @abc.abstractmethod
+    def _encode(self, captions: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields the ids of each caption, and the words that they are pieces of."""
+
+    @abc.abstractmethod
     def words(self, caption: str) -> list[str]:
         """The words that `CaptionTokens.words` numbers, from 0."""
-        ...
 
+    @abc.abstractmethod
     def as_json(self) -> str:
         """What a program without this package needs to make the same token ids.
 
         A tokenizer.json of the library tokenizers, which cuts and fills up, too; or the
         ids of words, {word: id}.
         """
-        ...
 
 
 def caption_tokenizer(config: Config) -> Tokenizer:
-    """What the config's text tower wants captions to be tokenised with.
+    """The tokenizer that the config's text encoder wants.
 
     Longer captions than `longest_caption` are cut.
 
@@ -92,19 +132,20 @@ def caption_tokenizer(config: Config) -> Tokenizer:
     vocab_file = find_vocabulary(config)
     unused = 0
     tokenizer: Tokenizer
-    if config.text.kind == "siglip":
-        tokenizer = FileTokenizer(vocab_file, longest)
-        if tokenizer.pad_id != config.text.pad_id:
+    if config.text.kind == "bigru":
+        tokenizer = WordTokenizer(vocab_file, longest)
+    elif config.text.kind == "siglip":
+        pieces = read_siglip_tokenizer(vocab_file)
+        tokenizer = PieceTokenizer(pieces, longest)
+        if pieces.pad != config.text.pad_id:
             raise InputError(
-                f"{vocab_file}: fills up with token {tokenizer.pad_id}, but "
+                f"{vocab_file}: fills up with token {pieces.pad}, but "
                 f"config.text.pad_id is {config.text.pad_id}"
             )
-    elif config.text.kind == "bigru":
-        tokenizer = WordTokenizer(vocab_file, longest)
     else:
-        bert = bert_tokenizer(config)
-        tokenizer = WordPieceTokenizer(bert, longest)
-        unused = bert.unused
+        pieces = bert_tokenizer(config)
+        tokenizer = PieceTokenizer(pieces, longest)
+        unused = pieces.unused
     # Also with fewer tokens the ids are those of other words, unless the folder itself
     # counts rows of its weights that no token has.
     size, rows = tokenizer.vocab_size, config.text.vocab_size
@@ -131,66 +172,28 @@ def padded_lengths(config: Config) -> tuple[int, ...]:
     """
     longest = longest_caption(config)
     if config.text.kind == "siglip" and not config.text.cache_features:
-        return (longest,)  # the tower fills all of them up
+        return (longest,)  # the encoder reads the padding
     shorter = {size for size in config.data.token_buckets if size < longest}
     return (*sorted(shorter), longest)
 
 
-class _PieceTokenizer:
-    """Pieces of words, by a tokenizer of the library `tokenizers`.
+class PieceTokenizer(Tokenizer):
+    """Pieces of words, by a tokenizer of the library `tokenizers`."""
 
-    A caption may be empty (only what the tokenizer puts around it); one of more than
-    `max_tokens` tokens is cut, keeping those behind it, and the number of those is
-    logged once.
-    """
+    def __init__(self, pieces: Pieces, max_tokens: int):
+        self._pieces = pieces.tokenizer
+        self._has_words = isinstance(self._pieces.model, models.WordPiece)
+        self.pad_id = pieces.pad
+        around = self._pieces.encode("").tokens or [""]
+        self.ends = around[0], around[-1]
+        self._behind = [*self._pieces.encode("a").special_tokens_mask[::-1], 0].index(0)
+        size = 1 + max(self._pieces.get_vocab().values(), default=-1)
+        super().__init__(max_tokens, size, pieces.mask)
 
-    def __init__(
-        self,
-        pieces: tokenizers.Tokenizer,
-        max_tokens: int,
-        pad: str | None,
-        mask: str | None,
-    ):
-        pieces.no_padding()
-        pieces.no_truncation()
-        self._pieces = pieces
-        self._max_tokens = max_tokens
-        self._has_words = isinstance(pieces.model, models.WordPiece)
-        self.vocab_size: int = 1 + max(pieces.get_vocab().values(), default=-1)
-        self.pad_id: int = 0 if pad is None else pieces.token_to_id(pad) or 0
-        mask_id = None if mask is None else pieces.token_to_id(mask)
-        self._mask_id: int = self.pad_id if mask_id is None else mask_id
-        around = pieces.encode("").tokens or [""]
-        self.ends: tuple[str, str] = (around[0], around[-1])
-
-    def __call__(self, captions: Sequence[str]) -> CaptionTokens:
-        ids: list[int] = []
-        words: list[int] = []
-        offsets = [0]
-        cut = 0
-        encodings = itertools.chain.from_iterable(
-            self._pieces.encode_batch(captions[start : start + _CHUNK])
-            for start in range(0, len(captions), _CHUNK)
-        )
-        for encoding in progress(encodings, "tokenising", len(captions), "captions"):
-            found, numbers = encoding.ids, self._word_numbers(encoding)
-            if len(found) > self._max_tokens:
-                behind = encoding.special_tokens_mask[::-1].index(0)
-                first = self._max_tokens - behind
-                found = found[:first] + found[len(found) - behind :]
-                numbers = numbers[:first] + numbers[len(numbers) - behind :]
-                cut += 1
-            ids += found
-            words += numbers
-            offsets.append(len(ids))
-        _warn_of_cuts(cut, len(captions), self._max_tokens)
-        return CaptionTokens(
-            np.array(ids, np.int32),
-            np.array(words, np.int16),
-            np.array(offsets, np.int64),
-            self._mask_id,
-            self.vocab_size,
-        )
+    def _encode(self, captions: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+        for start in range(0, len(captions), _CHUNK):
+            for encoding in self._pieces.encode_batch(captions[start : start + _CHUNK]):
+                yield encoding.ids, self._word_numbers(encoding)
 
     def words(self, caption: str) -> list[str]:
         """The words that are cut into pieces, BERT's as it reads them: lower-case, …"""
@@ -211,7 +214,6 @@ class _PieceTokenizer:
         ]
 
     def as_json(self) -> str:
-        """A tokenizer.json that cuts and fills up by itself."""
         content = json.loads(self._pieces.to_str())
         if self._pieces.encode_special_tokens:  # the file cannot say it
             content["added_tokens"] = [
@@ -226,7 +228,6 @@ class _PieceTokenizer:
         return pieces.to_str()
 
     def _word_numbers(self, encoding: tokenizers.Encoding) -> list[int]:
-        """The word that each token is a piece of; −1 for what is put around them."""
         if self._has_words:
             return [-1 if word is None else word for word in encoding.word_ids]
         # SentencePiece's pieces begin with ▁ where a word begins.
@@ -240,58 +241,39 @@ class _PieceTokenizer:
         return numbers
 
 
-class WordPieceTokenizer(_PieceTokenizer):
-    """A BERT's tokenizer: that of its folder, or a vocabulary file.
-
-    Args:
-        vocab: a vocabulary file with one token a line, as the official program reads
-            it, or what `bert_tokenizer` read of a folder.
-        max_tokens: that a caption keeps.
-
-    Raises:
-        InputError: the file is missing or is no BERT vocabulary.
-    """
-
-    def __init__(self, vocab: AnyPath | BertTokenizer, max_tokens: int):
-        bert = vocab if isinstance(vocab, BertTokenizer) else read_word_pieces(vocab)
-        super().__init__(bert.pieces, max_tokens, bert.pad, bert.mask)
-
-
-class FileTokenizer(_PieceTokenizer):
+def read_siglip_tokenizer(file: AnyPath) -> Pieces:
     """A SentencePiece model as a tokenizer.json: SigLIP's. Captions are lower-cased.
 
     Raises:
         InputError: the file is missing or holds no tokenizer, or captions are padded in
             front (a tokenizer_config.json beside it says that).
     """
+    about = file.with_name(ABOUT)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        said = json.loads(about.read_text("utf-8")) if about.is_file() else {}
+    except Exception as error:  # tokenizers raises plain Exceptions
+        raise InputError(f"{file}: no tokenizer ({error})") from None
+    if said.get("padding_side", "right") != "right":
+        raise InputError(f"{about}: padding_side is not 'right'")
+    pad = said.get("pad_token") or "<pad>"
+    pad = pad["content"] if isinstance(pad, dict) else pad
+    pad_id = tokenizer.token_to_id(pad)
+    if pad_id is None:
+        raise InputError(f"{file}: no token {pad} to fill captions up")
+    before = tokenizer.normalizer
+    steps = [normalizers.Lowercase(), *([] if before is None else [before])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return Pieces(tokenizer, pad_id, tokenizer.get_vocab().get("<mask>", pad_id))
 
-    def __init__(self, file: AnyPath, max_tokens: int):
-        try:
-            content = Path(os.fspath(file)).read_text(encoding="utf-8")
-            pieces = tokenizers.Tokenizer.from_str(content)
-            about = Path(os.fspath(file)).with_name("tokenizer_config.json")
-            said = json.loads(about.read_text("utf-8")) if about.is_file() else {}
-        except Exception as error:  # tokenizers raises plain Exceptions
-            raise InputError(f"{file}: no tokenizer ({error})") from None
-        if said.get("padding_side", "right") != "right":
-            raise InputError(f"{about}: padding_side is not 'right'")
-        pad = said.get("pad_token") or "<pad>"
-        pad = pad["content"] if isinstance(pad, dict) else pad
-        if pieces.token_to_id(pad) is None:
-            raise InputError(f"{file}: no token {pad} to fill captions up")
-        lower = normalizers.Lowercase()
-        before = pieces.normalizer
-        steps = [lower] if before is None else [lower, before]
-        pieces.normalizer = normalizers.Sequence(steps)
-        super().__init__(pieces, max_tokens, pad, "<mask>")
 
-
-class WordTokenizer:
+class WordTokenizer(Tokenizer):
     """The words of a BiGRU's vocabulary (see vocabulary.py); unknown ones are <unk>.
 
-    A caption may be empty (<start> <end>); one of more than `max_tokens` tokens is cut,
-    keeping <end>, and the number of those is logged once. So is the number of captions
-    without any known word, which the model cannot tell apart.
+    The number of captions without any known word, which the model cannot tell apart, is
+    logged.
 
     Raises:
         InputError: `vocab_file` is missing or is no word vocabulary; when called, the
@@ -300,36 +282,17 @@ class WordTokenizer:
     """
 
     ends = ("<start>", "<end>")
+    _behind = 1
 
     def __init__(self, vocab_file: AnyPath, max_tokens: int):
         self._vocab_file = vocab_file
         self._vocab = read_vocabulary(vocab_file)
-        self._max_tokens = max_tokens
-        self.vocab_size = len(self._vocab)
+        super().__init__(max_tokens, len(self._vocab), self._vocab[MASK])
 
     def __call__(self, captions: Sequence[str]) -> CaptionTokens:
-        unknown = self._vocab["<unk>"]
-        first, last = self._vocab["<start>"], self._vocab["<end>"]
-        ids: list[int] = []
-        offsets = [0]
-        cut = 0
-        split = split_words(captions)
-        for words in progress(split, "tokenising", len(captions), "captions"):
-            kept = words[: self._max_tokens - 2]
-            cut += len(kept) < len(words)
-            ids += [first, *(self._vocab.get(word, unknown) for word in kept), last]
-            offsets.append(len(ids))
-        _warn_of_cuts(cut, len(captions), self._max_tokens)
-        lengths = np.diff(offsets)
-        tokens = CaptionTokens(
-            np.array(ids, np.int32),
-            # Every token is a word, the ends too.
-            np.concatenate([np.arange(n, dtype=np.int16) for n in (0, *lengths)]),
-            np.array(offsets, np.int64),
-            self._vocab[MASK],
-            self.vocab_size,
-        )
-        known = np.add.reduceat(tokens.ids != unknown, tokens.offsets[:-1]) - 2
+        tokens = super().__call__(captions)
+        starts, unknown = tokens.offsets[:-1], self._vocab["<unk>"]
+        known = np.add.reduceat(tokens.ids != unknown, starts) - 2
         unmatched = int(((known == 0) & (tokens.lengths > 2)).sum())
         if unmatched and not known.any():
             raise InputError(
@@ -342,26 +305,23 @@ class WordTokenizer:
                 unmatched,
                 len(captions),
             )
-        return tokens
+        # Every token is a word, the ends too.
+        words = np.arange(len(tokens.ids)) - np.repeat(starts, tokens.lengths)
+        return replace(tokens, words=words.astype(np.int16))
+
+    def _encode(self, captions: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+        unknown = self._vocab["<unk>"]
+        first, last = (self._vocab[end] for end in self.ends)
+        for words in split_words(captions):
+            ids = [first, *(self._vocab.get(word, unknown) for word in words), last]
+            yield ids, [0] * len(ids)
 
     def words(self, caption: str) -> list[str]:
-        """All tokens are words here, the ends too."""
         first, last = self.ends
         return [first, *next(iter(split_words([caption]))), last]
 
     def as_json(self) -> str:
-        """{word: id}."""
         return json.dumps(self._vocab, indent=0, ensure_ascii=False)
-
-
-def _warn_of_cuts(cut: int, count: int, max_tokens: int) -> None:
-    if cut:
-        logging.warning(
-            "%d of %d captions have more than %d tokens; their ends are cut off",
-            cut,
-            count,
-            max_tokens,
-        )
 
 
 def augment_words(

@@ -41,7 +41,7 @@ from vse_jax.data.bert_tokenizer import (
     ABOUT,
     TOKENIZER,
     VOCABULARY,
-    BertTokenizer,
+    Pieces,
     read_bert_tokenizer,
     read_word_pieces,
 )
@@ -64,25 +64,21 @@ def split_words(captions: Sequence[str]) -> Iterator[list[str]]:
     if len(captions) < _KEPT_FROM:
         yield from _split(captions)
         return
-    path = _kept_words(captions)
+    # By what splits them, too.
+    splitter = getattr(_sentence_splitter(), "__name__", "rule")
+    digest = hashlib.sha256("\n".join(captions).encode())
+    digest.update(f"{metadata.version('nltk')} {splitter}".encode())
+    folder = Path.home() / ".cache" / "vse_jax" / "words"
+    path = folder / f"{digest.hexdigest()[:32]}.txt"
     if not path.exists():
         lines = [" ".join(words) for words in _split(captions)]
         with contextlib.suppress(OSError):  # then they are split again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, "\n".join(lines).encode())
     else:
         lines = path.read_text(encoding="utf-8").split("\n")
     for line in lines:
         yield line.split(" ") if line else []
-
-
-def _kept_words(captions: Sequence[str]) -> Path:
-    """The file of the words of these captions, split by this splitter."""
-    digest = hashlib.sha256("\n".join(captions).encode())
-    splitter = getattr(_sentence_splitter(), "__name__", "rule")
-    digest.update(f"{metadata.version('nltk')} {splitter}".encode())
-    folder = Path.home() / ".cache" / "vse_jax" / "words"
-    return folder / f"{digest.hexdigest()[:32]}.txt"
 
 
 def _split(captions: Iterable[str]) -> Iterator[list[str]]:
@@ -208,19 +204,18 @@ def resolve_vocabulary(config: Config, folder: Path) -> Config:
                     "which the model was trained, with config.text.vocab"
                 )
         return config
-    if named is not None and not _same(config.text.kind, Path(named), own):
-        raise InputError(
-            f"config.text.vocab: {named} is another vocabulary than the model's own, "
-            f"{own}"
-        )
+    if named is not None:
+        other, bert = Path(named), config.text.kind not in ("bigru", "siglip")
+        if bert and (other.name, own.name) != (VOCABULARY, VOCABULARY):
+            same = _read_bert(other).equals(_read_bert(own))
+        else:
+            same = read_bytes(other) == read_bytes(own)
+        if not same:
+            raise InputError(
+                f"config.text.vocab: {named} is another vocabulary than the model's "
+                f"own, {own}"
+            )
     return with_fields(config, {"text.vocab": str(own)})
-
-
-def _same(kind: str, named: Path, own: Path) -> bool:
-    """Whether two vocabulary files are one."""
-    if kind in ("bigru", "siglip") or named.name == own.name == VOCABULARY:
-        return read_bytes(named) == read_bytes(own)
-    return _read_bert(named).equals(_read_bert(own))
 
 
 def resolve_vocab_size(config: Config) -> Config:
@@ -235,7 +230,7 @@ def resolve_vocab_size(config: Config) -> Config:
     return with_fields(config, {"text.vocab_size": size})
 
 
-def bert_tokenizer(config: Config) -> BertTokenizer:
+def bert_tokenizer(config: Config) -> Pieces:
     """The tokenizer of a config's BERT, from the file that `find_vocabulary` finds.
 
     Raises:
@@ -249,7 +244,7 @@ def bert_tokenizer(config: Config) -> BertTokenizer:
     return _read_bert(file)
 
 
-def _read_bert(file: AnyPath) -> BertTokenizer:
+def _read_bert(file: AnyPath) -> Pieces:
     return (read_bert_tokenizer if file.name == TOKENIZER else read_word_pieces)(file)
 
 
