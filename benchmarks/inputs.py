@@ -1,10 +1,14 @@
 """What both sides compute on: batches as the pipeline makes them, by NumPy's seeds."""
 
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from benchmarks.rows import PIPELINE_BATCHES
 from configs import coco_grid, coco_region
 from vse_jax.config import Config, typed, with_fields
 from vse_jax.data.collate import Batch, CaptionCollator, image_shapes, use_packing
@@ -32,6 +36,11 @@ def grid_config(size: int = 256, batch_size: int = 16) -> Config:
 def region_config() -> Config:
     """The recipe of coco_region, from random weights."""
     return with_fields(typed(coco_region.get_config()), {"text.weights": None})
+
+
+def recipe(kind: str) -> Config:
+    """'grid' or 'region'."""
+    return grid_config() if kind == "grid" else region_config()
 
 
 def sentences(count: int) -> list[str]:
@@ -81,12 +90,14 @@ def training_batch(config: Config) -> Batch:
     return images(config, config.batch_size) | captions(config, config.batch_size, True)
 
 
-def write_photographs(root: Path, count: int) -> None:
-    """A data root whose split train has JPEG files of COCO's size, five captions each.
+def with_photographs(config: Config, count: int) -> Config:
+    """The config over a new folder for temporary files: its split train has JPEG files
+    of COCO's size, five captions each.
 
     The photographs are noise of all scales, as real ones are: about 160 KB a file.
     """
-    (root / "images").mkdir(parents=True)
+    root = Path(tempfile.mkdtemp())
+    (root / "images").mkdir()
     rng = np.random.default_rng(3)
     files = {str(number): f"{number}.jpg" for number in range(count)}
     for file in files.values():
@@ -100,6 +111,16 @@ def write_photographs(root: Path, count: int) -> None:
     texts = sentences(5 * count)
     rows = [(id, texts[5 * n : 5 * n + 5]) for n, id in enumerate(files)]
     write_root(root, {"train": rows}, files)
+    return with_fields(config, {"data.root": str(root)})
+
+
+def time_batches(batches: Iterator[object]) -> float:
+    """Seconds of the pipeline's row, after two batches that pay for its start."""
+    next(batches), next(batches)
+    start = time.perf_counter()
+    for _ in range(PIPELINE_BATCHES):
+        next(batches)
+    return time.perf_counter() - start
 
 
 def embeddings(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,8 +129,6 @@ def embeddings(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     images = rng.standard_normal((count, size), np.float32)
     noise = rng.standard_normal((5 * count, size), np.float32)
     near = images.repeat(5, axis=0) + 4 * noise
-    return _unit(images), _unit(near)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for vectors in (images, near):
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return images, near

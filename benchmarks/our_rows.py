@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +41,48 @@ _EPOCH = 1000  # steps
 _OPEN = 2  # the first epoch with all groups open, the hardest negatives and no ramp
 
 
+def prepare() -> None:
+    """What main.py sets before a run of the recipes."""
+    hide()
+    own_process()
+    disable_malloc_trim()
+    runtime.configure(inputs.grid_config())
+
+
+def _warm(run: Callable[[], object]) -> Ready:
+    run()
+    run()
+    return Ready(repeated(run))
+
+
+def _jitted(function: Callable, *arguments) -> Ready:
+    arguments = jax.device_put(arguments)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return _warm(lambda: jax.block_until_ready(compiled(*arguments)))
+
+
+def _normal(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 def matrix_product() -> Ready:
     a, b = jax.random.normal(jax.random.key(0), (2, 2048, 2048))
     return _jitted(jnp.matmul, a, b)
 
 
-def gpo(shape: tuple[int, int, int]) -> Ready:
+def gpo(count: int, size: int, dimensions: int) -> Ready:
     """Gradients in the vectors and in the generator's parameters, of full sets."""
-    size = shape[2]
-    pool = make_pool("gpo", features=size, embed_dim=size, k=1, rngs=nnx.Rngs(0))
+    pool: Any = make_pool(
+        "gpo", features=dimensions, embed_dim=dimensions, k=1, rngs=nnx.Rngs(0)
+    )
     graphdef, params = nnx.split(pool)
-    features, cotangent = _normal(shape), _normal((shape[0], size))
+    cotangent = _normal((count, dimensions))
 
     def loss(params, features, mask):
         return (nnx.merge(graphdef, params)(features, mask) * cotangent).sum()
 
-    mask = jnp.ones(shape[:2], bool)
     gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    features, mask = _normal((count, size, dimensions)), jnp.ones((count, size), bool)
     return _jitted(gradient, params, features, mask)
 
 
@@ -107,28 +131,11 @@ def _pass(run: Callable, parts: list[nnx.State], batch, backward: bool) -> Ready
     return _jitted(jax.value_and_grad(loss), params, rest, batch)
 
 
-def _jitted(function: Callable, *arguments) -> Ready:
-    arguments = jax.device_put(arguments)
-    compiled = jax.jit(function).lower(*arguments).compile()
-
-    def run():
-        jax.block_until_ready(compiled(*arguments))
-
-    run()
-    run()
-    return Ready(repeated(run))
-
-
-def _normal(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-
 def training_step(config: Config, batch: Batch) -> Callable[[], float]:
     """A step with all groups open on a batch; returns the loss."""
     runtime.configure(config)
     mesh = make_mesh(config)
-    schedule = Schedule.from_config(config, _EPOCH, _EPOCH)
-    trainer = Trainer.create(config, mesh, schedule)
+    trainer = Trainer.create(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
     state = trainer.initial_state()
     state = dataclasses.replace(state, step=state.step + _OPEN * _EPOCH)
     groups = trainer.optimizer.trainable_groups(_OPEN)
@@ -144,11 +151,9 @@ def training_step(config: Config, batch: Batch) -> Callable[[], float]:
     return run
 
 
-def _training(config: Config) -> Ready:
-    run = training_step(config, inputs.training_batch(config))
-    run()
-    run()
-    return Ready(repeated(run))
+def training(kind: str) -> Ready:
+    config = inputs.recipe(kind)
+    return _warm(training_step(config, inputs.training_batch(config)))
 
 
 def first_step() -> Ready:
@@ -156,7 +161,7 @@ def first_step() -> Ready:
 
     def turn() -> float:
         with tempfile.TemporaryDirectory() as cache:
-            command = [sys.executable, "-m", "benchmarks.first_step"]
+            command = [sys.executable, "-m", "benchmarks.our_rows"]
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
             start = time.perf_counter()
             subprocess.run(command, env=environment, check=True)
@@ -171,55 +176,33 @@ def metrics() -> Ready:
 
 
 def encode() -> Ready:
-    """`Embedder.embed` over picture files, each read and encoded once."""
+    """`Embedder.embed` over image files, each read and encoded once."""
     config = with_fields(inputs.grid_config(), {"eval.batch_size": rows.ENCODED})
-    config, root = _photographs(config, rows.ENCODED)
+    config = inputs.with_photographs(config, rows.ENCODED)
     split = read_split(config, "train")
     mesh = make_mesh(config)
-    schedule = Schedule.from_config(config, _EPOCH, _EPOCH)
-    trainer = Trainer.create(config, mesh, schedule)
-    state = trainer.initial_state()
+    trainer = Trainer.create(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
+    model = trainer.initial_state().model
     embedder = Embedder(
         config, trainer.graphdef, trainer.abstract.model, mesh, CompileCache()
     )
-
-    def run():
-        assert root.name  # its files are there as long as this function
-        embedder.embed(state.model, split)
-
-    run()
-    return Ready(repeated(run))
+    embedder.embed(model, split)
+    return Ready(repeated(lambda: embedder.embed(model, split)))
 
 
 def pipeline(size: int) -> Ready:
     """Batches of the training pipeline, after two that pay for its start."""
     config = inputs.grid_config(size, rows.PIPELINE_BATCH)
-    config, root = _photographs(config, 2 * rows.PIPELINE_BATCH)
+    config = inputs.with_photographs(config, 2 * rows.PIPELINE_BATCH)
     split = read_split(config, "train")
     data = TrainData(config, split, caption_tokenizer(config)(split.captions))
 
     def turn() -> float:
-        assert root.name
         with data.batches() as batches:
-            for _ in range(2):
-                next(batches)
-            start = time.perf_counter()
-            for _ in range(rows.PIPELINE_BATCHES):
-                next(batches)
-            return time.perf_counter() - start
+            return inputs.time_batches(batches)
 
     turn()
     return Ready(turn)
-
-
-def _photographs(
-    config: Config, count: int
-) -> tuple[Config, tempfile.TemporaryDirectory]:
-    """The config over new photos, and their folder, which goes with the object."""
-    folder = tempfile.TemporaryDirectory()
-    config = with_fields(config, {"data.root": f"{folder.name}/photographs"})
-    inputs.write_photographs(Path(config.data.root), count)
-    return config, folder
 
 
 def demo() -> Ready:
@@ -245,26 +228,7 @@ def demo() -> Ready:
     return Ready(turn)
 
 
-def prepare() -> None:
-    """What main.py sets before a run of the recipes."""
-    hide()
-    own_process()
-    disable_malloc_trim()
-    runtime.configure(inputs.grid_config())
-
-
-ROWS: dict[str, Callable[[], Ready]] = {
-    rows.PEAK: matrix_product,
-    **{rows.gpo(shape): partial(gpo, shape) for shape in rows.GPO_SHAPES},
-    rows.CNN_FORWARD: partial(cnn, backward=False),
-    rows.CNN_BOTH: partial(cnn, backward=True),
-    rows.BERT_FORWARD: partial(bert, backward=False),
-    rows.BERT_BOTH: partial(bert, backward=True),
-    rows.REGION_STEP: lambda: _training(inputs.region_config()),
-    rows.GRID_STEP: lambda: _training(inputs.grid_config()),
-    rows.FIRST_STEP: first_step,
-    rows.METRICS: metrics,
-    rows.ENCODE: encode,
-    **{rows.pipeline(size): partial(pipeline, size) for size in rows.PIPELINE_SIZES},
-    rows.DEMO: demo,
-}
+if __name__ == "__main__":  # what first_step measures
+    prepare()
+    _config = inputs.grid_config()
+    training_step(_config, inputs.training_batch(_config))()

@@ -1,52 +1,53 @@
-"""The grid, region and BERT towers in PyTorch, to compare numbers and speed with.
+"""The model, its data and its training in PyTorch, to compare numbers and speed with.
 
 Written after the paper (VSE∞, CVPR 2021) with the names of the official checkpoints, so
-that the tables of vse_jax/checkpoints/torch/keys.py give them the weights of ours.
+that the tables of vse_jax/checkpoints/torch/keys.py give it the weights of ours.
 """
 
+import random
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import (
+    pack_padded_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
+from torch.utils.data import Dataset
 from transformers import BertConfig, BertModel
 
 from vse_jax.config import Config
+from vse_jax.data.collate import Batch
+from vse_jax.data.dataset import Split
+from vse_jax.data.tokenizers import CaptionTokens
+
+_BGR_MEAN = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
 
 
 class Bottleneck(nn.Module):
     """1×1 → 3×3 → 1×1 with a residual connection.
 
-    Args:
-        inner: channels of the 3×3.
-        stride_first: the stride is on the first 1×1 (Caffe), else on the 3×3.
+    The stride is on the first 1×1 (`caffe`), else on the 3×3.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        inner: int,
-        channels: int,
-        stride: int,
-        *,
-        groups: int,
-        stride_first: bool,
+        self, before: int, inner: int, after: int, stride: int, groups: int, caffe: bool
     ):
         super().__init__()
-        first, second = (stride, 1) if stride_first else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, inner, 1, first, bias=False)
+        first, second = (stride, 1) if caffe else (1, stride)
+        self.conv1 = nn.Conv2d(before, inner, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(
-            inner, inner, 3, second, padding=1, groups=groups, bias=False
-        )
+        self.conv2 = nn.Conv2d(inner, inner, 3, second, 1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(inner, after, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(after)
         self.downsample = nn.Sequential()  # the identity
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
-                nn.BatchNorm2d(channels),
-            )
+        if stride != 1 or before != after:
+            conv = nn.Conv2d(before, after, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -66,23 +67,16 @@ class Backbone(nn.Module):
         if c.stem != "conv7" or c.block not in ("v1", "torchvision"):
             raise ValueError(f"no stem {c.stem} with blocks {c.block} here")
         caffe = c.block == "v1"
-        channels = c.width
+        before = c.width
         stages = []
         for stage, count in enumerate(c.layers):
-            planes = c.width * 2**stage
+            after = 4 * c.width * 2**stage
+            inner = after // 4 * c.group_width // 64 * c.groups
             blocks = []
             for index in range(count):
-                blocks.append(
-                    Bottleneck(
-                        channels,
-                        planes * c.group_width // 64 * c.groups,
-                        4 * planes,
-                        stride=2 if stage > 0 and index == 0 else 1,
-                        groups=c.groups,
-                        stride_first=caffe,
-                    )
-                )
-                channels = 4 * planes
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(Bottleneck(before, inner, after, stride, c.groups, caffe))
+                before = after
             stages.append(nn.Sequential(*blocks))
         self.base = nn.Sequential(
             nn.Conv2d(3, c.width, 7, 2, padding=3, bias=False),
@@ -92,7 +86,7 @@ class Backbone(nn.Module):
             *stages[:-1],
         )
         self.top = nn.Sequential(stages[-1])
-        self.channels = channels
+        self.channels = before
 
     def forward(self, images: Tensor) -> Tensor:
         return self.top(self.base(images))
@@ -115,7 +109,7 @@ class GPO(nn.Module):
         self.linear = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """`mask` [b, k]: the members of each set, in any places."""
+        """`mask` [b, k]: the elements of each set, in any places."""
         count, size, _ = features.shape
         lengths = mask.sum(dim=1)
         beyond = torch.arange(size, device=mask.device) >= lengths[:, None]
@@ -237,13 +231,9 @@ class BertTower(nn.Module):
         self.gpool = GPO()
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        tokens = self.features(token_ids, lengths)
-        return _unit(self.gpool(self.linear(tokens), _mask(tokens, lengths)))
-
-    def features(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """BERT's last hidden state [b, t, h]."""
-        mask = _mask(token_ids, lengths).long()
-        return self.bert(token_ids, attention_mask=mask).last_hidden_state
+        mask = _mask(token_ids, lengths)
+        tokens = self.bert(token_ids, attention_mask=mask.long()).last_hidden_state
+        return _unit(self.gpool(self.linear(tokens), mask))
 
 
 class VSE(nn.Module):
@@ -270,3 +260,128 @@ def _mask(sets: Tensor, lengths: Tensor) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     """Rows divided by their norm + 1e-8 (the official constant)."""
     return x / (x.norm(dim=1, keepdim=True) + 1e-8)
+
+
+# ---- Data ----------------------------------------------------------------------------
+
+
+def image_tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """The image tower's inputs; images [b, h, w, 3] become [b, 3, h, w] in place."""
+    if "images" in batch:
+        return (torch.from_numpy(batch["images"]).permute(0, 3, 1, 2),)
+    lengths = batch["region_lengths"]
+    regions = batch["regions"][:, : lengths.max()]
+    return torch.from_numpy(regions), torch.from_numpy(lengths)
+
+
+def caption_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The text tower's inputs: token ids up to the longest caption, and lengths."""
+    lengths = batch["token_lengths"]
+    ids = np.ascontiguousarray(batch["token_ids"][:, : lengths.max()])
+    return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+class Pairs(Dataset):
+    """An image and a caption for every caption, as the official program has them.
+
+    `train`: crop and mirror.
+    """
+
+    def __init__(
+        self, config: Config, split: Split, tokens: CaptionTokens, train: bool
+    ):
+        self._config, self._train = config.image, train
+        assert isinstance(split.images, list)
+        self._paths = [str(path) for path in split.images]
+        self._per_image = split.captions_per_image
+        spans = map(tokens.span, range(len(tokens)))
+        self._ids = [torch.from_numpy(tokens.ids[span]) for span in spans]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, caption: int) -> tuple[Tensor, Tensor]:
+        """[3, s, s] float32, BGR minus the means; token ids."""
+        size = self._config.size
+        with Image.open(self._paths[caption // self._per_image]) as file:
+            image = file.convert("RGB")
+        if self._train:
+            # A box of one ratio for both sides, at a uniform place.
+            ratio = random.uniform(self._config.crop_min, 1)
+            width, height = int(image.width * ratio), int(image.height * ratio)
+            left = random.randint(0, image.width - width)
+            top = random.randint(0, image.height - height)
+            image = image.crop((left, top, left + width, top + height))
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        if self._train and random.random() < self._config.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.flip(0).float().sub_(_BGR_MEAN), self._ids[caption]
+
+
+def collate(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [b, 3, s, s], token ids padded to the longest [b, t], lengths [b]."""
+    images, ids = zip(*pairs, strict=True)
+    lengths = torch.tensor([len(row) for row in ids])
+    return torch.stack(images), pad_sequence(list(ids), batch_first=True), lengths
+
+
+# ---- Training ------------------------------------------------------------------------
+
+
+def hinge_loss(
+    images: Tensor, captions: Tensor, margin: float, hardest: bool
+) -> Tensor:
+    """Triplet loss (Eq. 5) of embeddings [b, d], summed over the batch.
+
+    `hardest`: of the negatives only the hardest of each row and column.
+    """
+    scores = images @ captions.T
+    positive = scores.diagonal()
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    by_image = (margin + scores - positive[:, None]).clamp(min=0).masked_fill(own, 0)
+    by_caption = (margin + scores - positive).clamp(min=0).masked_fill(own, 0)
+    if hardest:
+        return by_image.max(dim=1).values.sum() + by_caption.max(dim=0).values.sum()
+    return by_image.sum() + by_caption.sum()
+
+
+class TrainStep:
+    """One step of AdamW in a model, every parameter of which trains.
+
+    Args:
+        model: VSE, or torch.compile's version of it.
+        config: its margin, clipping and optimizer; the learning-rate factors are those
+            of `grid_rules`.
+    """
+
+    def __init__(self, model: nn.Module, config: Config):
+        self._model = model.train()
+        self._margin, self._clip = config.loss.margin, config.optimizer.clip
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            factor = 0.01 if ".backbone." in name else 0.1 if ".bert." in name else 1.0
+            groups.setdefault(factor, []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": group, "lr": factor * config.optimizer.learning_rate}
+                for factor, group in groups.items()
+            ],
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+
+    def __call__(
+        self,
+        images: tuple[Tensor, ...],
+        captions: tuple[Tensor, ...],
+        hardest: bool = True,
+    ) -> tuple[float, float]:
+        """The batch's loss, and the gradients' norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        embedded, spoken = self._model(images, captions)
+        loss = hinge_loss(embedded, spoken, self._margin, hardest)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        self.optimizer.step()
+        return loss.item(), norm.item()

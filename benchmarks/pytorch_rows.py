@@ -4,10 +4,7 @@ channels_last for the CNN, inference_mode, fused AdamW, captions padded to the b
 longest; torch.compile is tried, and the faster of the two ways is measured.
 """
 
-import tempfile
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +14,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import inputs, pytorch_peer, rows
-from benchmarks.pytorch_images import Pairs, collate
-from benchmarks.pytorch_training import TrainStep
 from benchmarks.rows import Ready, repeated
-from vse_jax.config import Config, with_fields
-from vse_jax.data.collate import Batch
+from vse_jax.config import Config
 from vse_jax.data.dataset import read_split
 from vse_jax.data.tokenizers import caption_tokenizer
 
@@ -29,142 +23,111 @@ _TRIAL = 1.0  # seconds that each way is tried
 _SLOW = 10.0  # seconds of a trial that is not done twice
 
 
+def prepare() -> None:
+    """The same initial weights in every run."""
+    torch.manual_seed(0)
+
+
 def matrix_product() -> Ready:
     a, b = torch.randn(2, 2048, 2048)
     return Ready(repeated(lambda: a @ b), 2 * 2048**3)
 
 
-def gpo(shape: tuple[int, int, int]) -> Ready:
-    features = torch.randn(shape, requires_grad=True)
-    cotangent = torch.randn(shape[0], shape[2])
-    mask = torch.ones(shape[:2], dtype=torch.bool)
+def gpo(count: int, size: int, dimensions: int) -> Ready:
+    features = torch.randn(count, size, dimensions, requires_grad=True)
+    cotangent = torch.randn(count, dimensions)
+    mask = torch.ones(count, size, dtype=torch.bool)
 
-    def backward(pool: nn.Module) -> Callable[[], None]:
-        def run():
-            features.grad = None
-            pool.zero_grad(set_to_none=True)
-            pool(features, mask).backward(cotangent)
-
-        return run
+    def run(pool: nn.Module) -> None:
+        features.grad = None
+        pool.zero_grad(set_to_none=True)
+        pool(features, mask).backward(cotangent)
 
     # Sorting is the work, which has no FLOPs to count.
-    return _faster(pytorch_peer.GPO(), backward, count=False)
+    return _faster(pytorch_peer.GPO(), run, count=False)
 
 
 def cnn(backward: bool) -> Ready:
     config = inputs.grid_config(rows.CNN_SIZE, rows.CNN_BATCH)
+    (images,) = pytorch_peer.image_tensors(inputs.images(config, rows.CNN_BATCH))
     network = pytorch_peer.Backbone(config)
-    images = _images(inputs.images(config, rows.CNN_BATCH))
-    return _pass(network, (images,), backward)
+    return _pass(network, lambda network: network(images), backward)
 
 
 def bert(backward: bool) -> Ready:
-    config = inputs.grid_config()
-    tower = pytorch_peer.BertTower(config)
-    batch = inputs.captions(config, rows.CAPTIONS, train=False)
-    ids, lengths = _captions(batch)
-    return _pass(_Features(tower), (ids, lengths), backward)
-
-
-class _Features(nn.Module):
     """BERT's last hidden state, zero beyond the captions' ends."""
+    config = inputs.grid_config()
+    batch = inputs.captions(config, rows.CAPTIONS, train=False)
+    ids, lengths = pytorch_peer.caption_tensors(batch)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
 
-    def __init__(self, tower: pytorch_peer.BertTower):
-        super().__init__()
-        self.bert = tower.bert
-
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        states = self.bert(ids, attention_mask=mask.long()).last_hidden_state
+    def run(network: nn.Module) -> Tensor:
+        states = network(ids, attention_mask=mask.long()).last_hidden_state
         return states.masked_fill(~mask[..., None], 0)
 
+    return _pass(pytorch_peer.BertTower(config).bert, run, backward)
 
-def _pass(module: nn.Module, arguments: tuple[Tensor, ...], backward: bool) -> Ready:
-    """module(*arguments), or with the gradients of its parameters."""
+
+def _pass(
+    module: nn.Module, run: Callable[[nn.Module], Tensor], backward: bool
+) -> Ready:
+    """run(module), or with the gradients of the module's parameters."""
+
+    def both(module: nn.Module) -> None:
+        module.zero_grad(set_to_none=True)
+        output = run(module)
+        output.backward(torch.ones_like(output))
+
     module = _channels_last(module).train(backward)
-
-    def forward_only(module: nn.Module) -> Callable[[], None]:
-        @torch.inference_mode()
-        def run():
-            module(*arguments)
-
-        return run
-
-    def both(module: nn.Module) -> Callable[[], None]:
-        def run():
-            module.zero_grad(set_to_none=True)
-            output = module(*arguments)
-            output.backward(torch.ones_like(output))
-
-        return run
-
-    return _faster(module, both if backward else forward_only)
+    return _faster(module, both if backward else torch.inference_mode()(run))
 
 
-def training(config: Config) -> Ready:
+def training(kind: str) -> Ready:
     """A whole step: towers, loss, gradients, clipping and AdamW."""
+    config = inputs.recipe(kind)
     batch = inputs.training_batch(config)
-    if config.image.kind == "grid":
-        images: tuple[Tensor, ...] = (_images(batch),)
-    else:
-        longest = int(batch["region_lengths"].max())
-        regions = torch.from_numpy(batch["regions"][:, :longest])
-        images = regions, torch.from_numpy(batch["region_lengths"])
-    captions = _captions(batch)
+    images = pytorch_peer.image_tensors(batch)
+    captions = pytorch_peer.caption_tensors(batch)
+    model = _channels_last(pytorch_peer.VSE(config))
+    steps: dict[nn.Module, pytorch_peer.TrainStep] = {}
 
-    def stepping(model: nn.Module) -> Callable[[], object]:
-        step = TrainStep(model, config)
-        return lambda: step(images, captions)
+    def run(model: nn.Module) -> None:
+        if model not in steps:
+            steps[model] = pytorch_peer.TrainStep(model, config)
+        steps[model](images, captions)
 
-    return _faster(_channels_last(pytorch_peer.VSE(config)), stepping)
+    return _faster(model, run)
 
 
 def _faster(
-    module: nn.Module,
-    ready: Callable[[nn.Module], Callable[[], object]],
-    count: bool = True,
+    module: nn.Module, run: Callable[[nn.Module], object], count: bool = True
 ) -> Ready:
-    """The module as it is or through torch.compile, whichever is faster here.
+    """run(module), the module as it is or through torch.compile: the faster one here.
 
-    Args:
-        ready: module → what a turn does with it.
-        count: the FLOP of products and convolutions, which PyTorch knows.
+    `count`: the FLOP of products and convolutions, which PyTorch knows.
     """
     compiled: Any = torch.compile(module)
-    ways = {"eager": ready(module), "compiled": ready(compiled)}
+    ways = {"eager": lambda: run(module), "compiled": lambda: run(compiled)}
     flops = None
     if count:
         with FlopCounterMode(display=False) as counter:
             ways["eager"]()
         flops = float(counter.get_total_flops())
-        ways["eager"]()
-    ways["compiled"]()
-    trials = [_trial(ways)]
-    if sum(trials[0].values()) < _SLOW:  # a second chance against a machine's moods
-        trials.append(_trial(ways))
-    best = min(ways, key=lambda name: min(trial[name] for trial in trials))
-    return Ready(repeated(ways[best]), flops, best)
-
-
-def _trial(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    return {name: repeated(run, _TRIAL)() for name, run in ways.items()}
+    for way in ways.values():
+        way()
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(2):  # a second chance against a machine's moods
+        trial = {name: repeated(way, _TRIAL)() for name, way in ways.items()}
+        best = {name: min(best[name], trial[name]) for name in ways}
+        if sum(trial.values()) >= _SLOW:
+            break
+    variant = min(best, key=lambda name: best[name])
+    return Ready(repeated(ways[variant]), flops, variant)
 
 
 def _channels_last(module: nn.Module) -> nn.Module:
     """Kernels stored as convolutions of such images want them."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _images(batch: Batch) -> Tensor:
-    """batch['images'] [b, h, w, 3] as PyTorch's [b, 3, h, w], stored as it is."""
-    return torch.from_numpy(batch["images"]).permute(0, 3, 1, 2)
-
-
-def _captions(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Token ids up to the longest caption, and lengths."""
-    lengths = batch["token_lengths"]
-    ids = np.ascontiguousarray(batch["token_ids"][:, : lengths.max()])
-    return torch.from_numpy(ids), torch.from_numpy(lengths)
 
 
 def metrics() -> Ready:
@@ -177,7 +140,7 @@ def metrics() -> Ready:
             own = slice(5 * fold, 5 * (fold + 1000))
             _ranks(images[fold : fold + 1000], captions[own])
 
-    # Every pair of the 5K protocol once; the folds' are among them.
+    # Every similarity of the 5K protocol once; the folds' are among them.
     flops = 2.0 * len(images) * len(captions) * images.shape[1]
     return Ready(repeated(run), flops)
 
@@ -200,81 +163,35 @@ def _ranks(images: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.nda
 def encode() -> Ready:
     """As the official program has it: each image once for each of its captions."""
     config = inputs.grid_config()
-    root, pairs = _photographs(config, rows.ENCODED, train=False)
-    loader = _loader(pairs, rows.ENCODED, shuffle=False)
+    loader = _loader(config, rows.ENCODED, rows.ENCODED, train=False)
 
-    def ready(model: nn.Module) -> Callable[[], None]:
-        @torch.inference_mode()
-        def run():
-            assert root.name  # its files are there as long as this function
-            for images, ids, lengths in loader:
-                images = images.contiguous(memory_format=torch.channels_last)
-                model((images,), (ids, lengths))
+    @torch.inference_mode()
+    def run(model: nn.Module) -> None:
+        for images, ids, lengths in loader:
+            images = images.contiguous(memory_format=torch.channels_last)
+            model((images,), (ids, lengths))
 
-        return run
-
-    model = _channels_last(pytorch_peer.VSE(config)).eval()
-    return _faster(model, ready, count=False)
+    return _faster(_channels_last(pytorch_peer.VSE(config)).eval(), run, count=False)
 
 
 def pipeline(size: int) -> Ready:
     """Batches of a DataLoader with a process for each core, after two that start it."""
-    config = inputs.grid_config(size, rows.PIPELINE_BATCH)
-    root, pairs = _photographs(config, 2 * rows.PIPELINE_BATCH, train=True)
-    loader = _loader(pairs, rows.PIPELINE_BATCH, shuffle=True)
-
-    def turn() -> float:
-        assert root.name
-        batches = iter(loader)
-        for _ in range(2):
-            next(batches)
-        return repeated(
-            lambda: [next(batches) for _ in range(rows.PIPELINE_BATCHES)], 0
-        )()
-
-    turn()
-    return Ready(turn)
+    batch = rows.PIPELINE_BATCH
+    loader = _loader(inputs.grid_config(size, batch), 2 * batch, batch, train=True)
+    inputs.time_batches(iter(loader))
+    return Ready(lambda: inputs.time_batches(iter(loader)))
 
 
-def _loader(pairs: Pairs, batch_size: int, shuffle: bool) -> DataLoader:
-    """A process for each core, which stays for the next epoch."""
+def _loader(config: Config, count: int, batch_size: int, train: bool) -> DataLoader:
+    """Over new photographs, with a process for each core that stays for all epochs."""
+    config = inputs.with_photographs(config, count)
+    split = read_split(config, "train")
+    tokens = caption_tokenizer(config)(split.captions)
     return DataLoader(
-        pairs,
+        pytorch_peer.Pairs(config, split, tokens, train),
         batch_size,
-        shuffle=shuffle,
-        collate_fn=collate,
+        shuffle=train,
+        collate_fn=pytorch_peer.collate,
         num_workers=torch.get_num_threads(),
         persistent_workers=True,
     )
-
-
-def _photographs(
-    config: Config, count: int, train: bool
-) -> tuple[tempfile.TemporaryDirectory, Pairs]:
-    """(folder that goes with the object, its pictures and captions)."""
-    folder = tempfile.TemporaryDirectory()
-    config = with_fields(config, {"data.root": f"{folder.name}/photographs"})
-    inputs.write_photographs(Path(config.data.root), count)
-    split = read_split(config, "train")
-    tokens = caption_tokenizer(config)(split.captions)
-    return folder, Pairs(config, split, tokens, train)
-
-
-def prepare() -> None:
-    """Start values that are the same in every run."""
-    torch.manual_seed(0)
-
-
-ROWS: dict[str, Callable[[], Ready]] = {
-    rows.PEAK: matrix_product,
-    **{rows.gpo(shape): partial(gpo, shape) for shape in rows.GPO_SHAPES},
-    rows.CNN_FORWARD: partial(cnn, backward=False),
-    rows.CNN_BOTH: partial(cnn, backward=True),
-    rows.BERT_FORWARD: partial(bert, backward=False),
-    rows.BERT_BOTH: partial(bert, backward=True),
-    rows.REGION_STEP: lambda: training(inputs.region_config()),
-    rows.GRID_STEP: lambda: training(inputs.grid_config()),
-    rows.METRICS: metrics,
-    rows.ENCODE: encode,
-    **{rows.pipeline(size): partial(pipeline, size) for size in rows.PIPELINE_SIZES},
-}

@@ -80,7 +80,7 @@ CURVES = {
         "GPO alone, forward + backward ({} sets, {} dimensions)".format(*_POOLED),
         "vectors in a set",
         (8, 16, 32, 64, 128, 256),
-        lambda size: our_rows.gpo((_POOLED[0], size, _POOLED[1])),
+        lambda size: our_rows.gpo(_POOLED[0], size, _POOLED[1]),
     ),
     "tokens": Curve(
         f"training step (batch {_BATCH}, {_REGIONS} regions)",

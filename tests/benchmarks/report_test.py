@@ -3,14 +3,14 @@ from benchmarks.rows import PEAK, ROWS, Row
 
 
 def test_both_sides_have_every_row():
-    assert list(our_rows.ROWS) == [row.name for row in ROWS]
-    shared = [row.name for row in ROWS if not row.ours_only]
-    assert list(pytorch_rows.ROWS) == shared
+    for row in ROWS:
+        assert callable(getattr(our_rows, row.build))
+        assert hasattr(pytorch_rows, row.build) != row.ours_only
 
 
 def test_rows_are_chosen_by_parts_of_their_names():
     names = [row.name for row in compare.chosen(["bert", "COCO"])]
-    assert names[0] == PEAK
+    assert names[0] == PEAK.name
     assert len(names) == 4
     assert all("BERT" in name or "COCO" in name for name in names[1:])
     assert not any(row.asked for row in compare.chosen([]))
@@ -23,12 +23,12 @@ def test_a_line_has_medians_ranges_and_shares_of_the_peak():
         "pytorch": {"times": [1.0, 2.0, 1.5], "variant": "compiled"},
         "flops": 3e9,
     }
-    assert report.line(Row("a", 2.0), result, 10e9) == (
+    assert report.line(Row("a", "a", goal=2.0), result, 10e9) == (
         "| a | 500 ms (400–600) | 1.50 s (1.00–2.00), compiled | **3.00** | ≥ 2 | 3 G |"
         " 60%, 20% |"
     )
     alone = {"ours": {"times": [30.0]}}
-    assert report.line(Row("b", 45.0, ours_only=True), alone, 10e9) == (
+    assert report.line(Row("b", "b", goal=45.0, ours_only=True), alone, 10e9) == (
         "| b | 30.0 s (30.0–30.0) |  |  | ≤ 45 s |  |  |"
     )
 
@@ -38,4 +38,4 @@ def test_the_chart_has_a_bar_for_each_row_with_a_ratio(tmp_path):
     rows = {row.name: times for row in ROWS if not row.ours_only}
     report.draw({"machine": "one", "rows": rows}, tmp_path)
     drawn = (tmp_path / "performance.svg").read_text()
-    assert all((f"<!-- {name} -->" in drawn) == (name != PEAK) for name in rows)
+    assert all((f"<!-- {name} -->" in drawn) == (name != PEAK.name) for name in rows)

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.others import Others
+from benchmarks.compare import Others
 
 WORK = """
 import time
