@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -63,9 +64,18 @@ _side: dict[str, Any] = {}
 
 
 def _start(module: str, folder: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder  # which outlives this process
     _side["rows"] = importlib.import_module(f"benchmarks.{module}")
     _side["rows"].prepare()
+
+
+def _end_with_parent() -> None:
+    """An executor's processes would wait for a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make_ready(row: Row) -> tuple[float | None, str]:

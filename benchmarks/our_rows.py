@@ -49,7 +49,8 @@ def prepare() -> None:
     runtime.configure(inputs.grid_config())
 
 
-def _warm(run: Callable[[], object]) -> Ready:
+def warm(run: Callable[[], object]) -> Ready:
+    """What is ready after two calls."""
     run()
     run()
     return Ready(repeated(run))
@@ -58,7 +59,7 @@ def _warm(run: Callable[[], object]) -> Ready:
 def _jitted(function: Callable, *arguments) -> Ready:
     arguments = jax.device_put(arguments)
     compiled = jax.jit(function).lower(*arguments).compile()
-    return _warm(lambda: jax.block_until_ready(compiled(*arguments)))
+    return warm(lambda: jax.block_until_ready(compiled(*arguments)))
 
 
 def _normal(shape: tuple[int, ...]) -> np.ndarray:
@@ -153,7 +154,7 @@ def training_step(config: Config, batch: Batch) -> Callable[[], float]:
 
 def training(kind: str) -> Ready:
     config = inputs.recipe(kind)
-    return _warm(training_step(config, inputs.training_batch(config)))
+    return warm(training_step(config, inputs.training_batch(config)))
 
 
 def first_step() -> Ready:

@@ -10,63 +10,58 @@ temporary folder (0.6 GB). All files were just written, so the disk plays no par
 
 import contextlib
 import io
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from configs import coco_region, openmoji
 from vse_jax.commands.export import export
 from vse_jax.config import Config, typed, with_fields
-from vse_jax.data.dataset import read_split
+from vse_jax.data.dataset import read_split, write_root
 from vse_jax.data.images import load_image
 
 IMAGES = 1000
+ROUNDS = 5
 
 
 def main() -> None:
-    measure("picture, decoded", typed(openmoji.get_config()), _picture)
+    config = typed(openmoji.get_config())
+    measure(
+        "image, decoded", config, lambda split, image: load_image(split.images[image])
+    )
     with tempfile.TemporaryDirectory() as folder:
+        # A region data root with one split.
+        texts = ((str(image), ["a caption"] * 5) for image in range(IMAGES))
+        write_root(Path(folder), {"train": texts}, {})
+        features = np.random.default_rng(0).random((IMAGES, 36, 2048), np.float32)
+        np.save(Path(folder) / "precomp" / "train_ims.npy", features)
         config = with_fields(typed(coco_region.get_config()), {"data.root": folder})
-        write_regions(Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
             export(config)
-        measure("36 regions", config, _regions)
+        # The sum reads all of it.
+        measure("36 regions", config, lambda split, image: split.regions[image].sum())
 
 
-def _picture(split, image: int) -> None:
-    load_image(split.images[image])
+def measure(what: str, config: Config, read: Callable[[Any, int], object]) -> None:
+    """Prints the median of the rounds over all images, in one thread.
 
-
-def _regions(split, image: int) -> None:
-    split.regions[image].sum()  # all of it is read
-
-
-def measure(what: str, config: Config, read: Callable) -> None:
-    """Prints the median of five rounds over 1000 images in one thread."""
+    `read`: reads an image of a split, by its number.
+    """
     order = np.random.default_rng(0).permutation(IMAGES).tolist()
     for form in ("folder", "tfds"):
         split = read_split(with_fields(config, {"data.format": form}), "train")
-        rounds = []
-        for _ in range(6):
+        times = []
+        for _ in range(1 + ROUNDS):  # the first one warms up
             start = time.perf_counter()
             for image in order:
                 read(split, image)
-            rounds.append((time.perf_counter() - start) / IMAGES)
-        print(f"{form}: {1e6 * np.median(rounds[1:]):.0f} µs a {what}")
-
-
-def write_regions(root: Path) -> None:
-    """A region data root with one split."""
-    precomp = root / "precomp"
-    precomp.mkdir()
-    ids = "".join(f"{i}\n" for i in range(IMAGES))
-    (precomp / "train_ids.txt").write_text(ids)
-    (precomp / "train_caps.txt").write_text("a caption\n" * 5 * IMAGES)
-    rng = np.random.default_rng(0)
-    np.save(precomp / "train_ims.npy", rng.random((IMAGES, 36, 2048), np.float32))
+            times.append((time.perf_counter() - start) / IMAGES)
+        print(f"{form}: {1e6 * statistics.median(times[1:]):.0f} µs a {what}")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ measured stay there as they are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from numpy.typing import ArrayLike
 
 from benchmarks import inputs, our_rows, report
 from benchmarks.rows import Ready, repeated
@@ -42,9 +42,7 @@ def step(batch: int = _BATCH, regions: int = _REGIONS, tokens: int = _TOKENS) ->
         "token_lengths": np.full(batch, tokens, np.int32),
     }
     run = our_rows.training_step(config, inputs.images(config, batch) | captions)
-    run()
-    run()
-    return Ready(repeated(run))
+    return our_rows.warm(run)
 
 
 def ranking(count: int) -> Ready:
@@ -53,14 +51,11 @@ def ranking(count: int) -> Ready:
     return Ready(repeated(lambda: retrieval_metrics(images, captions, 5)))
 
 
-@dataclass(frozen=True)
-class Curve:
-    """make: size → what is measured."""
-
+class Curve(NamedTuple):
     title: str
     unit: str
     sizes: tuple[int, ...]
-    make: Callable[[int], Ready]
+    make: Callable[[int], Ready]  # size → what is measured
 
 
 CURVES = {
@@ -130,11 +125,12 @@ class Law(NamedTuple):
         return f"{fixed}{self.factor:.2g} s · n^{self.exponent:.2f}"
 
 
-def fit(sizes: np.ndarray, seconds: np.ndarray) -> Law:
+def fit(sizes: ArrayLike, seconds: ArrayLike) -> Law:
     """The law with the least squares of relative errors.
 
     For each of many fixed costs the rest is a line in logarithms.
     """
+    sizes, seconds = np.array(sizes, float), np.array(seconds)
     laws = []
     for fixed in np.linspace(0, 0.98, 197) * seconds.min():
         exponent, constant = np.polyfit(np.log(sizes), np.log(seconds - fixed), 1)
@@ -142,20 +138,15 @@ def fit(sizes: np.ndarray, seconds: np.ndarray) -> Law:
     return min(laws, key=lambda law: np.square(law.seconds(sizes) / seconds - 1).sum())
 
 
-def _fitted(found: dict[str, list[float]]) -> Law:
-    return fit(np.array(found["sizes"], float), np.array(found["seconds"]))
-
-
 def table(curves: dict[str, Any]) -> str:
     """Sizes, seconds and the fitted laws in Markdown."""
     lines = ["| what | n | seconds | fitted |", "|---|---|---|---|"]
     for name, found in curves.items():
-        curve = CURVES[name]
+        title, unit, *_ = CURVES[name]
         sizes = ", ".join(f"{size:,}" for size in found["sizes"])
         seconds = ", ".join(f"{time:.3g}" for time in found["seconds"])
-        lines.append(
-            f"| {curve.title} | {curve.unit}: {sizes} | {seconds} | {_fitted(found)} |"
-        )
+        law = fit(found["sizes"], found["seconds"])
+        lines.append(f"| {title} | {unit}: {sizes} | {seconds} | {law} |")
     return "\n".join(lines)
 
 
@@ -164,11 +155,9 @@ def draw(results: dict[str, Any]) -> None:
     curves = results["curves"]
     rows = -(-len(curves) // _PANELS)
     figure = Figure(figsize=(4.3 * _PANELS, 3.7 * rows), layout="constrained")
-    panels = figure.subplots(rows, _PANELS, squeeze=False).ravel()
-    for axes in panels[len(curves) :]:
-        axes.remove()
-    for axes, (name, found) in zip(panels, curves.items(), strict=False):
-        curve, law = CURVES[name], _fitted(found)
+    for number, (name, found) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(rows, _PANELS, number)
+        law = fit(found["sizes"], found["seconds"])
         sizes = np.geomspace(found["sizes"][0], found["sizes"][-1])
         style.tidy(axes)
         axes.loglog(sizes, law.seconds(sizes), color=style.ORANGE, label=str(law))
@@ -179,9 +168,9 @@ def draw(results: dict[str, Any]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.set_xlabel(curve.unit)
+        axes.set_xlabel(CURVES[name].unit)
         axes.set_ylabel("seconds")
-        axes.set_title(curve.title.replace(" (", "\n("), fontsize=10)
+        axes.set_title(CURVES[name].title.replace(" (", "\n("), fontsize=10)
         axes.legend(loc="upper left", frameon=False)
     figure.suptitle(results["machine"], fontsize=10, color=style.GREY)
     style.save(figure, report.IMAGES, "scaling")

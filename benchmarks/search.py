@@ -11,14 +11,12 @@ The vectors are synthetic: 2,000 clusters in 64 dimensions, turned into 1,024 an
 noisy. Only approximate search minds what they are.
 """
 
-import json
+import multiprocessing
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ def vectors(count: int, seed: int) -> np.ndarray:
 
 
 def write_index(folder: Path, count: int) -> None:
-    """An index whose picture n + 1 has row n, in a hundred folders, over ten years."""
+    """An index whose image n + 1 has row n, in a hundred folders, over ten years."""
     Store.create(folder, model="none", name="none", dim=DIM, folder=folder)
     with Store.open(folder, read_only=False) as store:
         for start in range(0, count, _CHUNK):
@@ -137,7 +135,7 @@ WAYS: dict[str, tuple[str, Callable[[Store], Search]]] = {
 }
 _WAYS = flags.DEFINE_list("ways", list(WAYS), f"Some of {', '.join(WAYS)}.")
 _COUNTS = flags.DEFINE_list("counts", ["100000", "1000000"], "Vectors.")
-_ONE = flags.DEFINE_string("one", None, "WAY:INDEX: what the processes do.")
+
 
 # ---- Measuring -----------------------------------------------------------------------
 
@@ -154,43 +152,32 @@ def measure(way: str, index: Path) -> dict[str, float]:
             start = time.perf_counter()
             found.append(search(query))
             times.append(1e3 * (time.perf_counter() - start))
-        memory = _resident_mb()
-        share = 1.0 if way == "filtered" else _share(store, queries, found)
-    ordered = sorted(times[WARM:])
+        # MB of this process in memory, mapped files included.
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        share = 1.0
+        if way != "filtered":  # of the ten best, over some queries
+            exact = by_engine("exact")(store)
+            both = list(zip(queries, found, strict=True))[:30]
+            hits = sum(len(set(exact(query)) & set(rows)) for query, rows in both)
+            share = hits / len(both) / TOP
     return {
-        "p50_ms": statistics.median(ordered),
-        "p99_ms": ordered[int(0.99 * len(ordered))],
+        "p50_ms": float(np.median(times[WARM:])),
+        "p99_ms": float(np.percentile(times[WARM:], 99, method="higher")),
         "ready_s": ready,
         "resident_mb": memory,
         "found": share,
     }
 
 
-def _share(store: Store, queries: np.ndarray, found: list[list[int]]) -> float:
-    """Of the ten best, over some queries."""
-    exact = by_engine("exact")(store)
-    pairs = list(zip(queries, found, strict=True))[:30]
-    return sum(len(set(exact(q)) & set(rows)) for q, rows in pairs) / len(pairs) / TOP
-
-
-def _resident_mb() -> float:
-    """MB of this process in memory, mapped files included."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def apart(way: str, index: Path) -> dict[str, float]:
     """`measure` in a process of its own."""
     # Set on some machines for older OpenBLAS; they slow a current NumPy.
-    without = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.search", f"--one={way}:{index}"],
-        env={name: x for name, x in os.environ.items() if name not in without},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        os.environ.pop(name, None)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(measure, way, index).result()
 
 
 def table(results: dict[str, Any]) -> str:
@@ -211,10 +198,6 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(_) -> None:
-    if _ONE.value is not None:
-        way, _, index = _ONE.value.partition(":")
-        print(json.dumps(measure(way, Path(index))))
-        return
     for way in _WAYS.value:
         check_choice("--ways", way, tuple(WAYS))
     path, results = report.read_results("counts", "-search")

@@ -4,28 +4,25 @@ python -m benchmarks.sorted_pool
 """
 
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.rows import repeated
 from vse_jax.ops.sorted_pool import by_counting, by_network
 
-# Sets, set size, dimensions.
-SHAPES = ((128, 36, 1024), (128, 16, 512), (32, 256, 1024))
+SHAPES = ((128, 36, 1024), (128, 16, 512), (32, 256, 1024))  # sets, size, dimensions
 ROUNDS = 5
 
 
-def by_sorting(features, weights, mask):
+def by_sorting(features, weights, _mask):
     """What sorted_pool does, for full sets."""
-    del mask
     ordered = jnp.sort(features, axis=1, descending=True)
     return (weights * ordered).sum(axis=1)
 
 
-def by_sorting_minor(features, weights, mask):
+def by_sorting_minor(features, weights, _mask):
     """The same along the last axis, where a set's values lie side by side."""
-    del mask
     ordered = jnp.sort(features.swapaxes(1, 2), axis=2, descending=True)
     return (weights.swapaxes(1, 2) * ordered).sum(axis=2)
 
@@ -38,10 +35,11 @@ WAYS = {
 }
 
 
-def seconds(function, arguments) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - start
+def ready(way, arguments):
+    """A turn of the way's gradient, compiled."""
+    gradient = jax.jit(jax.grad(lambda *a: jnp.square(way(*a)).sum(), argnums=(0, 1)))
+    gradient(*arguments)
+    return repeated(lambda: jax.block_until_ready(gradient(*arguments)), least=0)
 
 
 def main() -> None:
@@ -50,21 +48,11 @@ def main() -> None:
         features = jax.random.normal(keys[0], shape)
         weights = jax.nn.softmax(jax.random.normal(keys[1], shape[:2]))[..., None]
         arguments = features, weights, jnp.ones(shape[:2], bool)
-        steps = {
-            name: jax.jit(
-                jax.grad(lambda *a, f=f: jnp.square(f(*a)).sum(), argnums=(0, 1))
-            )
-            for name, f in WAYS.items()
-        }
-        for step in steps.values():
-            step(*arguments)  # compiles
-        rounds = [
-            {name: seconds(step, arguments) for name, step in steps.items()}
-            for _ in range(ROUNDS)
-        ]
+        turns = {name: ready(way, arguments) for name, way in WAYS.items()}
+        rounds = [{name: turn() for name, turn in turns.items()} for _ in range(ROUNDS)]
         times = (
-            f"{name} {1e3 * statistics.median(r[name] for r in rounds):.0f} ms"
-            for name in steps
+            f"{name} {1e3 * statistics.median(times[name] for times in rounds):.0f} ms"
+            for name in WAYS
         )
         print(f"{shape}: {', '.join(times)}")
 

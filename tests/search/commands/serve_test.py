@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.soak import resident, soak
+from benchmarks.serve import resident, soak
 from tests.helpers import searching
 from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
