@@ -1,1 +1,1 @@
-"""Finds a person's own pictures by sentence: index, engines, queries, server."""
+"""Finds your own images by captions: index, engines, queries, server."""

@@ -77,7 +77,7 @@ class Body(BaseModel):
 
 
 class SearchBody(Body):
-    """What is looked for: the sum of these parts, among the pictures that pass."""
+    """What is looked for: the sum of these parts, among the images that pass."""
 
     query: str = Field("", description="docs/search_server.md: the grammar")
     like: list[Id] = Field([], max_length=MOST_PARTS)
@@ -90,7 +90,7 @@ class SearchBody(Body):
     camera: Name = None
     folder: Name = None
     order: SortOrder | None = Field(
-        None, description="of all pictures that pass, where nothing is looked for"
+        None, description="of all images that pass, where nothing is looked for"
     )
     offset: int = Field(0, ge=0, lt=2**63, description="to skip, in this order")
 
@@ -103,7 +103,7 @@ class SearchBody(Body):
 
 
 class ExplainBody(SearchBody):
-    """A search and the picture whose similarity is split."""
+    """A search and the image whose similarity is split."""
 
     id: Id
 
@@ -158,7 +158,7 @@ class Picture(BaseModel):
 
 
 class Details(BaseModel):
-    """`store.Hit`, as much of it as is shown of one picture."""
+    """`store.Hit`, as much of it as is shown of one image."""
 
     id: int
     path: str
@@ -175,7 +175,7 @@ class Found(BaseModel):
     stacks: list[list[int]] = Field(
         description="ids of hits that are nearly equal, each list in the hits' order"
     )
-    total: int | None = Field(description="pictures that pass, of an `order`")
+    total: int | None = Field(description="images that pass, of an `order`")
     milliseconds: float
     hint: str | None = Field(description="how to write what may have been meant")
 
@@ -275,7 +275,7 @@ class Server:
         )
         app = FastAPI(
             title="vse_jax",
-            description="Finds one's own pictures by sentence.",
+            description="Finds your own images by captions.",
             version=vse_jax.__version__,
             docs_url=None,  # FastAPI's pages load their scripts from elsewhere
             redoc_url=None,

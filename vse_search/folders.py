@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
 
@@ -90,9 +90,13 @@ class Exclusions:
 
     def cover(self, path: str) -> bool:
         """Whether a file is left out, be it with a folder above it."""
-        parts = path.split("/")
-        above = ("/".join(parts[:end]) for end in range(1, len(parts)))
-        return any(self.match(it, True) for it in above) or self.match(path, False)
+        folders = above(path)[-2::-1]
+        return any(self.match(it, True) for it in folders) or self.match(path, False)
+
+
+def above(path: str) -> list[str]:
+    """The folders that a path is in, the nearest first; the last is "."."""
+    return [str(folder) for folder in PurePosixPath(path).parents]
 
 
 def _composed(text: str) -> str:
@@ -219,5 +223,5 @@ def check_folder(folder: Path) -> Path:
         InputError: there is none.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of pictures")
+        raise InputError(f"{folder}: no such folder of images")
     return folder.resolve()

@@ -154,7 +154,7 @@ def _is_one_scan(image: JpegImagePlugin.JpegImageFile) -> bool:
     return image.fp.read(length)[:3] == bytes((0, length, image.layers))
 
 
-class _Memory:
+class Memory:
     """Bytes that threads share; each takes some once, so none waits for ever."""
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ class _Memory:
                 self._given.notify_all()
 
 
-_memory = _Memory()
+_memory = Memory()
 
 
 def _notes(image: Image.Image) -> tuple[str | None, str | None]:

@@ -4,16 +4,16 @@ import contextlib
 import hashlib
 import os
 import stat
+import threading
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32
 
 from vse_jax import (
     MAX_PIXELS,
@@ -24,9 +24,12 @@ from vse_jax import (
     usable_cores,
 )
 from vse_search.encoder import Encoder
-from vse_search.folders import Exclusions, Passed, check_folder, walk
-from vse_search.images import reading
+from vse_search.folders import Exclusions, Passed, above, check_folder, walk
+from vse_search.images import Memory, reading
 from vse_search.store import File, NewImage, Store
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 _LARGEST = 2**30  # bytes of a file that is read
 _KEPT = 2**28  # bytes of files that wait in memory for their decoding
@@ -98,7 +101,7 @@ def _no_images(folder: Path, passed: Passed) -> InputError:
     why = [f"{path}: {reason}" for path, reason in passed.unseen.items()][:1]
     if told := passed.told():
         why.append(f"passed over: {told}")
-    line = f"{folder}: no pictures in this folder"
+    line = f"{folder}: no images in this folder"
     return InputError(f"{line} ({'; '.join(why)})" if why else line)
 
 
@@ -162,23 +165,29 @@ def update(
         kept.update(file.sha256 for file in hashed.values())
         return {before[path].sha256 for path in absent} - kept
 
+    def content(seen: _Seen) -> File | None:
+        with contextlib.suppress(InputError):
+            return _hashed(folder, seen.path, keep=False)[0]
+        return None
+
     if 10 * len(lost()) > len(images_before):
         sizes = {before[path].bytes for path in absent}
         maybe = [x for x in fresh if x.bytes in sizes and x.path not in hashed]
-        contents = _read_ahead(folder, maybe, lambda _: False)
-        for seen, _, outcome in progress(contents, "compare", len(maybe), "pictures"):
-            if not isinstance(outcome, InputError):
-                hashed[seen.path] = outcome.file
+        with ThreadPoolExecutor(usable_cores()) as readers:
+            contents = _ahead(readers, content, maybe, _AHEAD)
+            for file in progress(contents, "compare", len(maybe), "images"):
+                if file is not None:
+                    hashed[file.path] = file
         if not forget and 10 * (count := len(lost())) > len(images_before):
             raise InputError(
                 f"{folder}: the index would lose {count:,} of its "
-                f"{len(images_before):,} pictures, more than a tenth, for their "
+                f"{len(images_before):,} images, more than a tenth, for their "
                 "files are gone; nothing was changed; --config.search.forget=True "
                 "lets them go"
             )
     renamed = {p: file for p, file in hashed.items() if file.sha256 in images_before}
     unseen = passed.unseen.keys()
-    away = {p: disk for p, disk in store.disks.items() if unseen & {p, *_above(p)}}
+    away = {p: disk for p, disk in store.disks.items() if unseen & {p, *above(p)}}
     if moved:
         store.move(folder)
     store.remember(exclusions.patterns, passed.disks | away)
@@ -188,7 +197,7 @@ def update(
     run = _Run(store, model, folder, max_pixels, report)
     fresh = [seen for seen in fresh if seen.path not in renamed]
     steps = run.steps(fresh, batch or model.batch_size)
-    for _ in progress(steps, "index", len(fresh), "pictures"):
+    for _ in progress(steps, "index", len(fresh), "images"):
         pass
     gone |= run.spoiled & before.keys()
     if gone or fresh or renamed:
@@ -242,17 +251,17 @@ def _absent(
     identities = {seen.identity for seen in found}
     unlisted = set(passed.unseen)
     for path in sorted(missing):
-        above = _above(path)
-        if passed.links & {path, *above}:  # links are not followed
+        folders = above(path)
+        if passed.links & {path, *folders}:  # links are not followed
             gone.add(path)
             continue
-        if unlisted & {path, *above}:
+        if unlisted & {path, *folders}:
             continue
-        was = next((parent for parent in above if parent in disks), None)
-        now = next(parent for parent in above if parent in passed.disks)
+        was = next((parent for parent in folders if parent in disks), None)
+        now = next(parent for parent in folders if parent in passed.disks)
         if was is not None and disks[was] != passed.disks[now]:
             passed.unseen[was] = (
-                "is not on the disk that it was on, so its pictures stay; "
+                "is not on the disk that it was on, so its images stay; "
                 "--config.search.forget=True lets them go"
             )
             continue
@@ -273,12 +282,6 @@ def _absent(
     return gone
 
 
-def _above(path: str) -> list[str]:
-    """The folders that a path is in, the nearest first; the last is "."."""
-    parts = path.split("/")
-    return ["/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)] + ["."]
-
-
 def _respelled(new: Iterable[_Seen], missing: Iterable[File]) -> dict[str, File]:
     """New files that are missing ones, whose names Unicode spells in another way.
 
@@ -293,15 +296,8 @@ def _respelled(new: Iterable[_Seen], missing: Iterable[File]) -> dict[str, File]
     return {path: file._replace(path=path) for path, file in same if file}
 
 
-class _Content(NamedTuple):
-    """A file that was read: its hash, and its bytes where they are kept."""
-
-    file: File
-    data: ImageBytes | None
-
-
-def _read(folder: Path, path: str, keep: bool) -> _Content:
-    """Reads a file once.
+def _hashed(folder: Path, path: str, keep: bool) -> tuple[File, ImageBytes | None]:
+    """A file, which is read once, and its content if `keep`.
 
     Raises:
         InputError: it cannot be read, or is too large.
@@ -311,7 +307,7 @@ def _read(folder: Path, path: str, keep: bool) -> _Content:
         with (folder / path).open("rb") as file:
             facts = os.fstat(file.fileno())
             if facts.st_size > _LARGEST:
-                raise InputError(f"{path}: larger than {_LARGEST / 2**30:.0f} GiB")
+                raise InputError(f"larger than {_LARGEST / 2**30:.0f} GiB")
             if keep:
                 data = ImageBytes(path, file.read(_LARGEST))
                 sha256 = hashlib.sha256(data.data).hexdigest()
@@ -319,207 +315,154 @@ def _read(folder: Path, path: str, keep: bool) -> _Content:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
-        raise _Unreadable(f"{path}: {reason}") from None
-    return _Content(File(path, facts.st_size, facts.st_mtime_ns, sha256), data)
+        raise _Unreadable(reason) from None
+    return File(path, facts.st_size, facts.st_mtime_ns, sha256), data
 
 
-def _read_ahead(
-    folder: Path, files: Iterable[_Seen], keep: Callable[[_Seen], bool]
-) -> Generator[tuple[_Seen, bool, _Content | InputError]]:
-    """The files in their order, some of them read ahead by threads.
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], count: int
+) -> Iterator[U]:
+    """What `function` gives of each item, in order; `count` more are begun ahead."""
+    begun: deque[Future[U]] = deque()
+    for item in items:
+        begun.append(pool.submit(function, item))
+        if len(begun) > count:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
 
-    keep: whether a file's bytes stay in memory; the answer is given with the file.
+
+class _Read(NamedTuple):
+    """A file that was read.
+
+    Without an image and an error, its content is in the store or on its way there.
     """
 
-    def finished() -> tuple[_Seen, bool, _Content | InputError]:
-        seen, is_kept, content = waiting.popleft()
-        try:
-            return seen, is_kept, content.result()
-        except InputError as error:
-            return seen, is_kept, error
-
-    waiting: deque[tuple[_Seen, bool, Future[_Content]]] = deque()
-    with ThreadPoolExecutor(usable_cores()) as readers:
-        for seen in files:
-            is_kept = keep(seen)
-            content = readers.submit(_read, folder, seen.path, is_kept)
-            waiting.append((seen, is_kept, content))
-            if len(waiting) == _AHEAD:
-                yield finished()
-        while waiting:
-            yield finished()
+    path: str
+    file: File | None = None
+    image: NewImage | None = None
+    prepared: np.ndarray | None = None  # as `Encoder.prepare` gives it
+    error: InputError | None = None
 
 
-class _Decoded(NamedTuple):
-    image: NewImage
-    prepared: np.ndarray  # as `Encoder.prepare` gives it
+def _batches(files: Iterable[_Read], size: int) -> Iterator[list[_Read]]:
+    """Files with at most `size` images among them, and `_LINKS` others."""
+    batch: list[_Read] = []
+    images = 0
+    for file in files:
+        batch.append(file)
+        images += file.image is not None
+        if images == size or len(batch) - images == _LINKS:
+            yield batch
+            batch, images = [], 0
+    yield batch
 
 
-class _Encoded(NamedTuple):
-    """A batch."""
-
-    images: list[NewImage]
-    vectors: Float32[np.ndarray, "images D"]
-    failed: list[tuple[File, InputError]]
-
-
-class _Coming(NamedTuple):
-    """A file of new content on its way to the store."""
-
-    file: File
-    held: int  # bytes of it in memory
-    decoded: Future[_Decoded]
-
-
+@dataclass
 class _Run:
     """One update, while it goes on.
 
-    Files are read ahead (`_read_ahead`) and decoded by threads, which hold few images
-    at a time: see `images.reading`. A batch is encoded while the next one is decoded,
-    which is encoded when this one is kept: a killed process loses one batch at most.
+    Files are read ahead and decoded by threads, which hold little at a time: see
+    `images.Memory`. A batch is encoded and kept while the next one is decoded: a killed
+    process loses one batch at most.
 
     Attributes:
         spoiled: paths of files whose content is no readable image.
         unread: of those whose content could not be read.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        model: Encoder,
-        folder: Path,
-        max_pixels: int,
-        report: Report,
-    ) -> None:
-        self.spoiled: set[str] = set()
-        self.unread: set[str] = set()
-        self._store, self._model, self._folder = store, model, folder
-        self._max_pixels, self._report = max_pixels, report
-        self._held = 0  # bytes of files in memory
+    store: Store
+    model: Encoder
+    folder: Path
+    max_pixels: int
+    report: Report
+    spoiled: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._files = Memory()
+        self._guard = threading.Lock()
         self._coming: set[str] = set()  # contents that are on their way to the store
         self._failed: dict[str, InputError] = {}  # contents, and why
-        self._links: list[File] = []  # files of a content that is known or coming
-        self._done = 0  # files that `steps` has not yet told of
+        self._links: list[_Read] = []  # of contents that are on their way
 
-    def steps(self, fresh: Sequence[_Seen], size: int) -> Iterator[None]:
-        """Indexes these files in batches of `size`; yields once for each file."""
-        batch: list[_Coming] = []
-        encoding: tuple[list[_Coming], Future[_Encoded]] | None = None
-        with contextlib.ExitStack() as stack:
-            contents = _read_ahead(self._folder, fresh, self._fits)
-            stack.enter_context(contextlib.closing(contents))
-            decoders = ThreadPoolExecutor(usable_cores())
-            encoder = ThreadPoolExecutor(1)
-            for pool in (decoders, encoder):
-                stack.callback(pool.shutdown, cancel_futures=True)
-            for seen, is_kept, content in contents:
-                held = seen.bytes if is_kept else 0
-                if isinstance(content, InputError):
-                    self._refuse(seen.path, content)
-                    self._held -= held
-                elif self._is_known(content.file.sha256):
-                    self._links.append(content.file)
-                    self._held -= held
-                else:
-                    self._coming.add(content.file.sha256)
-                    decoded = decoders.submit(self._decode, content)
-                    batch.append(_Coming(content.file, held, decoded))
-                if len(batch) == size:
-                    if encoding:
-                        self._keep(*encoding)
-                    encoding = batch, encoder.submit(self._encode, batch)
-                    batch = []
-                elif len(self._links) >= _LINKS:
-                    self._link()
-                yield from self._told()
-            if encoding:
-                self._keep(*encoding)
-                yield from self._told()
-            self._keep(batch, encoder.submit(self._encode, batch))
-            yield from self._told()
-
-    def _fits(self, seen: _Seen) -> bool:
-        """Whether there is memory for a file's bytes, which it then has."""
-        fits = self._held + seen.bytes <= _KEPT
-        self._held += seen.bytes if fits else 0
-        return fits
-
-    def _is_known(self, sha256: str) -> bool:
-        return sha256 in self._coming or self._store.find(sha256) is not None
-
-    def _decode(self, content: _Content) -> _Decoded:
-        file, path = content.file, self._folder / content.file.path
+    def steps(self, fresh: Iterable[_Seen], size: int) -> Iterator[_Read]:
+        """Indexes these files in batches of `size`; yields each one afterwards."""
+        readers = ThreadPoolExecutor(2 * usable_cores())  # some decode, some wait
+        encoder = ThreadPoolExecutor(1)
         try:
-            with reading(content.data or path, self._max_pixels) as image:
-                prepared = self._model.prepare(image.pixels)
-            if content.data is None:
+            batches = _batches(_ahead(readers, self._read, fresh, _AHEAD), size)
+            for batch in _ahead(encoder, self._keep, batches, 1):
+                yield from batch
+        finally:
+            for pool in (encoder, readers):
+                pool.shutdown(cancel_futures=True)
+
+    def _read(self, seen: _Seen) -> _Read:
+        """Decodes a file, unless its content is known."""
+        path, fits = seen.path, seen.bytes <= _KEPT
+        with self._files.taken(fits * seen.bytes, _KEPT):
+            try:
+                file, data = _hashed(self.folder, path, keep=fits)
+            except InputError as error:
+                return _Read(path, error=error)
+            with self._guard:
+                is_known = self.store.find(file.sha256) is not None
+                if is_known or file.sha256 in self._coming:
+                    return _Read(path, file)
+                self._coming.add(file.sha256)
+            try:
+                return _Read(path, file, *self._decoded(file, data))
+            except InputError as error:
+                with self._guard:
+                    self._failed[file.sha256] = error
+                    self._coming.remove(file.sha256)
+                return _Read(path, file, error=error)
+
+    def _decoded(
+        self, file: File, data: ImageBytes | None
+    ) -> tuple[NewImage, np.ndarray]:
+        path = self.folder / file.path
+        try:
+            with reading(data or path, self.max_pixels) as image:
+                prepared = self.model.prepare(image.pixels)
+            if data is None:
                 now = path.lstat()
                 if (now.st_size, now.st_mtime_ns) != (file.bytes, file.modified):
-                    raise _Unreadable(f"{file.path}: changed while it was read")
-        except InputError:
-            raise
+                    raise _Unreadable("changed while it was read")
+        except InputError as error:
+            name = data.name if data else path
+            raise type(error)(str(error).removeprefix(f"{name}: ")) from None
         except Exception as error:  # no file of a folder ends the update of the others
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{file.path}: not readable ({reason})") from None
+            raise InputError(f"not readable ({reason})") from None
         facts = image.width, image.height, image.taken, image.camera
-        return _Decoded(NewImage(file, *facts), prepared)
+        return NewImage(file, *facts), prepared
 
-    def _encode(self, batch: list[_Coming]) -> _Encoded:
-        decoded: list[_Decoded] = []
-        failed: list[tuple[File, InputError]] = []
-        for coming in batch:
-            try:
-                decoded.append(coming.decoded.result())
-            except InputError as error:
-                failed.append((coming.file, error))
-        images = [image for image, _ in decoded]
-        vectors = np.zeros((0, self._model.dim), np.float32)
+    def _keep(self, batch: list[_Read]) -> list[_Read]:
+        """Encodes a batch and adds it to the store; links files of known content."""
+        images = [read.image for read in batch if read.image]
         if images:
-            vectors = self._model.encode_images([prepared for _, prepared in decoded])
-        return _Encoded(images, vectors, failed)
-
-    def _keep(self, batch: list[_Coming], encoding: Future[_Encoded]) -> None:
-        """Adds a batch to the store, as soon as it is encoded."""
-        images, vectors, failed = encoding.result()
-        if images:
-            self._store.add(images, vectors)
-        self._report.encoded += len(images)
-        self._done += len(images)
-        for coming in batch:
-            self._coming.remove(coming.file.sha256)
-            self._held -= coming.held
-        for file, error in failed:
-            self._failed[file.sha256] = self._refuse(file.path, error)
-        self._link()
-
-    def _link(self) -> None:
-        """Links the files whose content the store has by now."""
-        ready = [file for file in self._links if file.sha256 not in self._coming]
-        self._links = [file for file in self._links if file.sha256 in self._coming]
-        good = [file for file in ready if file.sha256 not in self._failed]
-        for file in ready:
-            if error := self._failed.get(file.sha256):
-                self._refuse(file.path, error)
-        if good:
-            self._store.link(good)
-        self._done += len(good)
-
-    def _told(self) -> Iterator[None]:
-        """Yields once for each file that is done."""
-        for _ in range(self._done):
-            yield
-        self._done = 0
-
-    def _refuse(self, path: str, error: InputError) -> InputError:
-        """Puts a file on the list of the bad ones; returns why, without its name."""
-        reason = str(error)
-        for name in (path, self._folder / path):
-            reason = reason.removeprefix(f"{name}: ")
-        self._report.bad.append((printable(path), reason))
-        unread = isinstance(error, _Unreadable)
-        (self.unread if unread else self.spoiled).add(path)
-        self._done += 1
-        return type(error)(reason)
+            prepared = [read.prepared for read in batch if read.image]
+            self.store.add(images, self.model.encode_images(prepared))
+            self.report.encoded += len(images)
+        links, self._links = self._links + [x for x in batch if not x.image], []
+        known = []
+        with self._guard:
+            self._coming.difference_update(image.file.sha256 for image in images)
+            for read in links:
+                sha256 = read.file.sha256 if read.file else ""
+                if sha256 in self._coming:
+                    self._links.append(read)
+                elif error := read.error or self._failed.get(sha256):
+                    self.report.bad.append((printable(read.path), str(error)))
+                    unread = isinstance(error, _Unreadable)
+                    (self.unread if unread else self.spoiled).add(read.path)
+                elif read.file:
+                    known.append(read.file)
+        if known:
+            self.store.link(known)
+        return batch
 
 
 def _count(report: Report, before: dict[str, File], after: dict[str, File]) -> None:

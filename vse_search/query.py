@@ -93,7 +93,7 @@ class Part(NamedTuple):
     """A term of the sum: `weight` × the unit vector of a caption or an image file."""
 
     kind: Literal["caption", "image"]
-    value: str  # the sentence, or the file's name
+    value: str  # the caption, or the file's name
     weight: float = 1.0  # negative: subtracted
 
 
@@ -124,7 +124,7 @@ def hint(text: str) -> str | None:
     signs = list(_SPACED_SIGN.finditer(marks))
     if not signs or _is_sum(marks) or is_name(marks):
         return None
-    return f"searched as one sentence; to add or subtract, write {_sum_of(text, signs)}"
+    return f"searched as one caption; to add or subtract, write {_sum_of(text, signs)}"
 
 
 def rename_images(
@@ -158,7 +158,7 @@ def _located(text: str, is_image: Callable[[str], bool]) -> list[tuple[Part, int
         quote = later.start("quote")
         if later["quote"] == "'" and _is_apostrophe(marks, quote):
             continue
-        _fail(0, f"put the sentence before '{later[1]}' in quotes")
+        _fail(0, f"put the caption before '{later[1]}' in quotes")
     if is_name(marks):
         return [(Part("image", text.strip()), 0, len(text))]
     _check_no_bare_parts(text, marks)
@@ -205,7 +205,7 @@ def _check_no_bare_parts(text: str, marks: str) -> None:
         _fail(
             place,
             f"'{sign}' before a word without quotes; write {_sum_of(text, found)}, or "
-            "put all of it in quotes if it is one sentence",
+            "put all of it in quotes if it is one caption",
         )
     start = _leading(marks)
     if re.match(r"\(\s*(?:\"|'(?!\d\d))", marks[start:]):
@@ -287,7 +287,7 @@ def _part(
             bare = re.match(r"[^'\"]*?(?=\s+[+\-]|$)", marks[place:])
             end = place + bare.end() if bare else place
             meant = f": write '{text[place:end].strip()}'" if end > place else ""
-            _fail(place, f"a sentence in quotes or a picture file expected{meant}")
+            _fail(place, f"a caption in quotes or an image file expected{meant}")
         return "image", text[place : file.end()], file.end()
     quoted = _QUOTED[quote].match(marks, place)
     if not quoted:
@@ -298,7 +298,7 @@ def _part(
     if is_name(inside):
         return "image", inside.strip(), quoted.end()
     if not _has_words(inside):
-        _fail(place, "a sentence without words")
+        _fail(place, "a caption without words")
     return "caption", _words(inside), quoted.end()
 
 

@@ -168,7 +168,7 @@ class Searcher:
         """
         image = self.store.image(id)
         if image is None:
-            raise HTTPError(404, f"{id}: no such picture")
+            raise HTTPError(404, f"{id}: no such image")
         return image
 
     def file(self, image: Hit) -> Path:
@@ -305,12 +305,12 @@ class Searcher:
             return upload.vector
         found = self.store.named(name)
         if not found:
-            raise InputError(f"query: {name}: no picture of the index has this name")
+            raise InputError(f"query: {name}: no image of the index has this name")
         if len(found) > 1:
             some = ", ".join(list(found.values())[:3])
             more = ", …" if len(found) > 3 else ""
             raise InputError(
-                f"query: {name}: {len(found):,} pictures have this name: {some}{more}; "
+                f"query: {name}: {len(found):,} images have this name: {some}{more}; "
                 "write which"
             )
         return self._vector(next(iter(found)))
@@ -318,7 +318,7 @@ class Searcher:
     def _vector(self, id: int) -> Float32[np.ndarray, " D"]:
         vector = self.store.vector(id)
         if vector is None:
-            raise HTTPError(404, f"{id}: no such picture")
+            raise HTTPError(404, f"{id}: no such image")
         return vector
 
     # ---- Why -------------------------------------------------------------------------
@@ -380,7 +380,7 @@ class Searcher:
             HTTPError: 413, too many pixels; 415, no image, or the model takes none.
         """
         if self._encoder.takes_regions:
-            raise HTTPError(415, "this model takes region features, no pictures")
+            raise HTTPError(415, "this model takes region features, no images")
         id = hashlib.sha256(data).hexdigest()[:32]
         with self._guard:
             if id in self._uploads:

@@ -68,7 +68,7 @@ def serve_index(
         def ready() -> None:
             stack.enter_context(client.announced(index, url, token, options.engine))
             folder = printable(str(searcher.store.folder))
-            images = f"{searcher.store.count():,} pictures of {folder}"
+            images = f"{searcher.store.count():,} images of {folder}"
             print(f"{url} finds {images}; Ctrl-C ends it", flush=True)
             if options.open:
                 webbrowser.open(url)

@@ -378,7 +378,7 @@ class Store(Database):
                 some = ", ".join(known[:8]) or "none"
                 more = ", …" if len(known) > 8 else ""
                 raise InputError(
-                    f"{field}: no picture has {asked!r}; there is {some}{more}"
+                    f"{field}: no image has {asked!r}; there is {some}{more}"
                 )
 
     def snapshot(self, before: Snapshot | None = None) -> Snapshot:

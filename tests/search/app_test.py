@@ -134,7 +134,7 @@ def test_a_name_of_a_file_finds_its_picture(server):
     assert found("red again.jpg") == ["red.jpg"]  # a copy of it
     assert found("'yellow' - 2*blue.jpg") == ["yellow.jpg"]
     reply = server.post("/api/search", {"query": "lue.jpg"})
-    assert reply.error == "query: lue.jpg: no picture of the index has this name"
+    assert reply.error == "query: lue.jpg: no image of the index has this name"
 
 
 def test_a_name_may_look_like_a_sum_and_be_that_of_several(serve, tmp_path):
@@ -150,7 +150,7 @@ def test_a_name_may_look_like_a_sum_and_be_that_of_several(serve, tmp_path):
     assert paths(ask("E\u0301.JPG")) == ["é.jpg"]
     assert paths(ask(f"two/{draw.name}")) == ["two/x.png"]
     assert ask("x.png").error == (
-        "query: x.png: 2 pictures have this name: one/x.png, two/x.png; write which"
+        "query: x.png: 2 images have this name: one/x.png, two/x.png; write which"
     )
 
 
@@ -371,8 +371,8 @@ def test_browsing_says_how_many_there_are(server):
         ({"order": "size"}, "order: "),
         ({"order": "name", "query": "red"}, "order: only where nothing is looked for"),
         ({"order": "name", "offset": -1}, "offset: "),
-        ({"order": "name", "folder": "gone"}, "folder: no picture has 'gone'"),
-        ({"order": "name", "camera": "Box"}, "camera: no picture has 'Box'"),
+        ({"order": "name", "folder": "gone"}, "folder: no image has 'gone'"),
+        ({"order": "name", "camera": "Box"}, "camera: no image has 'Box'"),
     ],
 )
 def test_an_order_that_cannot_be_gets_a_line(server, fields, error):
@@ -689,7 +689,7 @@ def test_a_region_model_takes_no_uploads(serve):
         ({"query": "x" * 8_193}, 400, "query: longer than 8,192 characters"),
         ({"query": "\ud800 dog"}, 400, "query: not UTF-8"),
         ({"query": 3}, 400, "query: Input should be a valid string"),
-        ({"query": "/etc/motd.jpg"}, 400, "query: /etc/motd.jpg: no picture of the"),
+        ({"query": "/etc/motd.jpg"}, 400, "query: /etc/motd.jpg: no image of the"),
         ({"query": "red car -people"}, 400, "query, column 9: '-' before a word"),
         ({"query": "a", "colour": "red"}, 400, "colour: Extra inputs"),
         ({"query": "a", "\ud800": 1}, 400, "body: Input should be"),
@@ -699,9 +699,9 @@ def test_a_region_model_takes_no_uploads(serve):
         ({"query": "a", "min_score": float("nan")}, 400, "min_score: Input should"),
         ({"query": "a", "after": "yesterday"}, 400, "after: 'yesterday' is no"),
         ({"query": "a", "before": "2019-02-30"}, 400, "before: '2019-02-30' is no"),
-        ({"query": "a", "camera": "Box"}, 400, "camera: no picture has 'Box'"),
-        ({"query": "a", "folder": "../trips"}, 400, "folder: no picture has"),
-        ({"like": [10**5]}, 404, "100000: no such picture"),
+        ({"query": "a", "camera": "Box"}, 400, "camera: no image has 'Box'"),
+        ({"query": "a", "folder": "../trips"}, 400, "folder: no image has"),
+        ({"like": [10**5]}, 404, "100000: no such image"),
         ({"like": [0]}, 400, "like.0: Input should be greater"),
         ({"like": [2**70]}, 400, "like.0: "),
         ({"like": [1] * 33}, 400, "like: List should have at most 32"),

@@ -261,10 +261,10 @@ def test_an_index_of_another_model_is_refused(index):
 
 def test_missing_and_empty_folders_are_refused_and_nothing_is_lost(index, folder):
     shutil.rmtree(folder)
-    with pytest.raises(InputError, match="no such folder of pictures"):
+    with pytest.raises(InputError, match="no such folder of images"):
         run(index)
     folder.mkdir()
-    with pytest.raises(InputError, match="no pictures in this folder"):
+    with pytest.raises(InputError, match="no images in this folder"):
         run(index)
     with Store.open(index, read_only=True) as store:
         assert store.count() == 3
@@ -389,7 +389,7 @@ def test_pictures_of_a_disk_that_is_away_stay(index, folder):
         assert store.disks == here | {"usb": "another disk"}
     ((path, reason),) = report.bad
     assert path == "usb"
-    assert reason.startswith("is not on the disk that it was on, so its pictures stay")
+    assert reason.startswith("is not on the disk that it was on, so its images stay")
     assert report == Report(removed=1, unseen=1, bad=[(path, reason)])
     (folder / "usb/d.png").write_bytes((folder / "a.png").read_bytes())
     assert run(index).unseen == 0  # all of them are seen: so this is its disk now
@@ -424,7 +424,7 @@ def test_more_than_a_tenth_leaves_when_it_may(index, folder):
             update(store, MODEL, exclude=("x",))
         assert store.version() == version
     assert str(error.value) == (
-        f"{folder}: the index would lose 2 of its 18 pictures, more than a tenth, for "
+        f"{folder}: the index would lose 2 of its 18 images, more than a tenth, for "
         "their files are gone; nothing was changed; --config.search.forget=True lets "
         "them go"
     )
@@ -583,5 +583,5 @@ def test_a_folder_without_pictures_says_what_it_has(index, folder):
         path.rename(path.with_suffix(".nef"))
     with pytest.raises(InputError) as error:
         run(index)
-    line = "no pictures in this folder (passed over: 3 RAW files (.nef))"
+    line = "no images in this folder (passed over: 3 RAW files (.nef))"
     assert str(error.value) == f"{folder}: {line}"

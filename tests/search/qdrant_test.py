@@ -101,7 +101,7 @@ def test_what_the_server_has_is_not_sent_again(store, monkeypatch):
 
 
 def test_unknown_names_are_named(engine, vectors):
-    with pytest.raises(InputError, match="camera: no picture has 'Leica'"):
+    with pytest.raises(InputError, match="camera: no image has 'Leica'"):
         engine.search(vectors[0], top=1, filters=Filters(camera="Leica"))
 
 

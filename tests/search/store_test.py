@@ -89,8 +89,8 @@ def test_filters(index, filters, ids):
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        ({"camera": "Leica"}, "camera: no picture has 'Leica'; there is Canon, Nikon"),
-        ({"folder": "y"}, "folder: no picture has 'y'; there is x, x/y, x0"),
+        ({"camera": "Leica"}, "camera: no image has 'Leica'; there is Canon, Nikon"),
+        ({"folder": "y"}, "folder: no image has 'y'; there is x, x/y, x0"),
     ],
 )
 def test_unknown_names_are_named(index, filters, message):

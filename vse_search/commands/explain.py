@@ -1,4 +1,4 @@
-"""--mode=explain: why a picture and a sentence have their similarity."""
+"""--mode=explain: why an image and a caption have their similarity."""
 
 from pathlib import Path
 
@@ -19,18 +19,18 @@ def explain(config: Config, workdir: Path) -> None:
             raise InputError(f"config.search.{field}: needed by --mode=explain")
     parts = parse(query)
     if len(parts) > 1 or parts[0].kind != "caption" or parts[0].weight < 0:
-        raise InputError("config.search.query: --mode=explain takes one sentence")
-    sentence = parts[0].value
-    picture = load_image(like)
+        raise InputError("config.search.query: --mode=explain takes one caption")
+    caption = parts[0].value
+    image = load_image(like)
     model = model_of(config, workdir)
     if model.takes_regions:
         raise InputError(
-            f"{workdir}: a region model, which sees no cells of a picture; "
+            f"{workdir}: a region model, which sees no cells of an image; "
             "vse_jax.load(…).explain splits its regions"
         )
-    found = model.explain(picture, sentence)
+    found = model.explain(image, caption)
     path = workdir / "explanation.png"
-    plot_explanation(path, picture, sentence, found.cells, found.words)
+    plot_explanation(path, image, caption, found.cells, found.words)
     print(f"similarity {found.similarity:.3f}")
     for word, part in found.words:
         print(f"{part:+.3f}  {word}")

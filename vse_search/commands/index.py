@@ -49,7 +49,7 @@ def index(config: Config, workdir: Path) -> None:
         there = store.folder
         if folder not in (None, there) and there.exists():
             raise InputError(
-                f"{place}: index of the pictures in {there}; name another "
+                f"{place}: index of the images in {there}; name another "
                 "--config.search.index for another folder"
             )
         report = update(
@@ -68,7 +68,7 @@ def _grid_model(config: Config, workdir: Path) -> Encoder:
     model = vse_jax.model_of(config, workdir)
     if model.takes_regions:
         raise InputError(
-            f"{workdir}: a region model takes features of regions, and pictures have "
+            f"{workdir}: a region model takes features of regions, and images have "
             "none; index them by a grid model"
         )
     return model
@@ -87,4 +87,4 @@ def _tell(place: Path, images: int, report: Report, seconds: float) -> None:
     done = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n) or "no change"
     passed = f"; passed over: {told}" if (told := report.passed.told()) else ""
     name = printable(str(place))
-    print(f"{name}: {images:,} pictures ({done}) in {seconds:.1f} s{passed}")
+    print(f"{name}: {images:,} images ({done}) in {seconds:.1f} s{passed}")

@@ -32,7 +32,7 @@ def search(config: Config, workdir: Path) -> None:
     options = config.search
     if options.query is None and options.like is None:
         raise InputError(
-            "config.search.query: say what to look for, or name a picture "
+            "config.search.query: say what to look for, or name an image "
             "with config.search.like"
         )
     wanted = SearchOptions(
@@ -111,8 +111,7 @@ def _query(options: SearchConfig, store: Store, upload: Callable[[Path], str]) -
             return f"{upload(Path(file))}.jpg"
         if not store.named(name):
             raise InputError(
-                f"query: {name}: no such file, and no picture of the index has this "
-                "name"
+                f"query: {name}: no such file, and no image of the index has this name"
             )
         return None
 
@@ -142,7 +141,7 @@ def _shown(found: list[Hit], folder: Path, form: str) -> str:
         ]
         return json.dumps(facts, indent=1) + "\n"
     if not found:
-        return f"{printable(str(folder))}: no picture found\n"
+        return f"{printable(str(folder))}: no image found\n"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     lines = ["score   path", *(f"{hit.score:6.3f}  {hit.path}" for hit in found)]
     return f"{printable(str(folder))}\n" + "".join(

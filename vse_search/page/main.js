@@ -360,8 +360,8 @@ function whyGone(gone) {
 }
 
 function whyFiltered(reason, { folder, camera }) {
-  if (reason.startsWith("folder: no picture")) return `No photo is in the folder “${folder}”`;
-  if (reason.startsWith("camera: no picture")) return `No photo is of the camera “${camera}”`;
+  if (reason.startsWith("folder: no image")) return `No photo is in the folder “${folder}”`;
+  if (reason.startsWith("camera: no image")) return `No photo is of the camera “${camera}”`;
   return null;
 }
 

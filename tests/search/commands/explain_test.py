@@ -29,9 +29,9 @@ def test_draws_and_prints_the_parts(tiny_config, tmp_path, capsys):
         (" ", "a.png", r"config\.search\.query: needed"),
         ("a bar", None, r"config\.search\.like: needed by --mode=explain"),
         ("a bar", "a.png", r"a\.png: no such image"),
-        ("'a bar' - 'red'", "a.png", r"config\.search\.query: .* takes one sentence"),
-        ("-‘red’", "a.png", r"config\.search\.query: .* takes one sentence"),
-        ("b.png", "a.png", r"config\.search\.query: .* takes one sentence"),
+        ("'a bar' - 'red'", "a.png", r"config\.search\.query: .* takes one caption"),
+        ("-‘red’", "a.png", r"config\.search\.query: .* takes one caption"),
+        ("b.png", "a.png", r"config\.search\.query: .* takes one caption"),
         ("a bar -red", "a.png", "query, column 7: '-' before a word without quotes"),
     ],
 )

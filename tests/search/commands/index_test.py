@@ -32,7 +32,7 @@ def test_makes_an_index_and_says_what_it_did(config, tmp_path, capsys):
     bad, summary = capsys.readouterr().out.splitlines()
     assert bad.startswith("left out: text.jpg: not a readable image")
     place = tmp_path / "index"
-    assert summary.startswith(f"{place}: 2 pictures (2 added, 1 bad) in ")
+    assert summary.startswith(f"{place}: 2 images (2 added, 1 bad) in ")
     with Store.open(place, read_only=True) as store:
         assert check_vectors(store) == {"0.png": 1, "1.png": 2}
 
@@ -42,7 +42,7 @@ def test_an_update_needs_no_folder(config, tmp_path, capsys):
     draw(tmp_path / "pictures" / "2.png", 2)
     config.search.pictures = None
     index(config, tmp_path)
-    assert ": 3 pictures (1 added) in " in capsys.readouterr().out
+    assert ": 3 images (1 added) in " in capsys.readouterr().out
 
 
 def test_a_folder_may_move(config, tmp_path, capsys):
@@ -50,7 +50,7 @@ def test_a_folder_may_move(config, tmp_path, capsys):
     shutil.move(tmp_path / "pictures", tmp_path / "moved")
     config.search.pictures = str(tmp_path / "moved")
     index(config, tmp_path)
-    assert ": 2 pictures (no change) in " in capsys.readouterr().out
+    assert ": 2 images (no change) in " in capsys.readouterr().out
 
 
 def test_a_folder_that_is_away_is_not_given_up_for_another_one(config, tmp_path):
@@ -60,7 +60,7 @@ def test_a_folder_that_is_away_is_not_given_up_for_another_one(config, tmp_path)
         draw(tmp_path / "others" / f"{number}.png", number)
     config.search.pictures = str(tmp_path / "others")
 
-    with pytest.raises(InputError, match="would lose 2 of its 2 pictures"):
+    with pytest.raises(InputError, match="would lose 2 of its 2 images"):
         index(config, tmp_path)
 
     with Store.open(tmp_path / "index", read_only=True) as store:
@@ -79,15 +79,15 @@ def test_patterns_last_until_others_are_given(config, tmp_path, capsys):
     for number in range(2, 5):
         draw(tmp_path / "pictures" / "private" / f"{number}.png", number)
     (summary,) = told(config, tmp_path, capsys, exclude=("private/",))
-    assert ": 2 pictures (2 added) in " in summary
+    assert ": 2 images (2 added) in " in summary
     assert summary.endswith("; passed over: 1 excluded")
 
     (summary,) = told(config, tmp_path, capsys, exclude=None, pictures=None)
-    assert ": 2 pictures (no change) in " in summary
+    assert ": 2 images (no change) in " in summary
 
     unmet, summary = told(config, tmp_path, capsys, exclude=("*.gif",))
     assert unmet == "config.search.exclude: '*.gif' leaves nothing out"
-    assert ": 5 pictures (3 added) in " in summary
+    assert ": 5 images (3 added) in " in summary
     assert told(config, tmp_path, capsys, exclude=None)[0] == unmet
     assert len(told(config, tmp_path, capsys, exclude=())) == 1
 
@@ -107,10 +107,10 @@ def test_a_flag_lets_more_than_a_tenth_go(config, tmp_path, capsys):
     index(config, tmp_path)
     shutil.rmtree(tmp_path / "pictures" / "b")
     capsys.readouterr()
-    with pytest.raises(InputError, match="would lose 1 of its 3 pictures"):
+    with pytest.raises(InputError, match="would lose 1 of its 3 images"):
         index(config, tmp_path)
     (summary,) = told(config, tmp_path, capsys, forget=True)
-    assert ": 2 pictures (1 removed) in " in summary
+    assert ": 2 images (1 removed) in " in summary
 
 
 def other_folder(config, tmp_path):
@@ -150,8 +150,8 @@ def unnamed_folder(config, tmp_path):
             "index of another model ('stand-in', not 'another' as it is now)",
         ),
         (region_model, "a region model takes features of regions"),
-        (no_folder, "nowhere: no such folder of pictures"),
-        (empty_folder, "pictures: no pictures in this folder"),
+        (no_folder, "nowhere: no such folder of images"),
+        (empty_folder, "pictures: no images in this folder"),
         (unnamed_folder, "config.search.pictures: needed to make an index"),
     ],
 )

@@ -81,7 +81,7 @@ def test_paths_can_be_piped(find, workdir):
     names = ("blue.jpg", "trips/sea side.png")
     assert {*lines} == {str(workdir / "pictures" / name) for name in names}
     assert find(query="red", format="paths", min_score=2.0) == ""
-    assert "no picture found" in find(query="red", min_score=2.0)
+    assert "no image found" in find(query="red", min_score=2.0)
 
 
 def names(printed: str) -> list[str]:
@@ -109,7 +109,7 @@ def test_a_name_of_no_file_is_one_of_the_index(find, tmp_path, monkeypatch):
     assert names(find(query="blue.jpg", **fields)) == ["green.jpg"]
     searching.draw(tmp_path / "b - 'c'.jpg", "yellow")
     assert names(find(query="b - 'c'.jpg", **fields)) == ["yellow.jpg"]
-    with pytest.raises(InputError, match=r"no such file, and no picture of the index"):
+    with pytest.raises(InputError, match=r"no such file, and no image of the index"):
         find(query="nowhere.jpg")
 
 
