@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from PIL import ExifTags, Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import ClientDisconnect
 
@@ -34,13 +34,14 @@ from vse_search.images import FORMATS, reading, thumbnail
 from vse_search.query import MOST_PARTS, hint
 from vse_search.searcher import (
     THUMBNAIL,
+    Explanation,
     HTTPError,
     Query,
     Searcher,
-    SearchOptions,
+    Status,
     bad_is_missing,
 )
-from vse_search.store import Filters, Hit, SortOrder
+from vse_search.store import Filters, SortOrder
 
 T = TypeVar("T")
 
@@ -95,11 +96,9 @@ class SearchBody(Body):
     offset: int = Field(0, ge=0, lt=2**63, description="to skip, in this order")
 
     def as_query(self) -> Query:
-        return Query(self.query, self.like, self.unlike, self.uploads)
-
-    def as_options(self) -> SearchOptions:
         filters = Filters(self.after, self.before, self.camera, self.folder)
-        return SearchOptions(self.top, self.min_score, filters)
+        parts = self.query, self.like, self.unlike, self.uploads
+        return Query(*parts, self.top, self.min_score, filters)
 
 
 class ExplainBody(SearchBody):
@@ -116,49 +115,8 @@ class Problem(BaseModel):
     error: str = Field(description="one line")
 
 
-class Status(BaseModel):
-    pictures: int
-    folder: str
-    model: str
-    trained_on: str | None
-    explains: bool
-    uploads: bool
-    cameras: list[str]
-    folders: list[str]
-    first: str | None
-    last: str | None
-    version: int
-
-
-class Picture(BaseModel):
-    """`store.Hit`, as much of it as the page shows at once."""
-
-    id: int
-    path: str
-    score: float | None
-    width: int
-    height: int
-    taken: str | None
-    camera: str | None
-    copies: int
-
-    @staticmethod
-    def of(hit: Hit) -> dict[str, Any]:
-        """Its JSON; `copies` is their number."""
-        return {
-            "id": hit.id,
-            "path": hit.path,
-            "score": None if hit.score is None else round(float(hit.score), 6),
-            "width": hit.width,
-            "height": hit.height,
-            "taken": hit.taken,
-            "camera": hit.camera,
-            "copies": len(hit.copies),
-        }
-
-
-class Details(BaseModel):
-    """`store.Hit`, as much of it as is shown of one image."""
+class _Image(BaseModel):
+    """`store.Hit`, as much of it as the page shows everywhere."""
 
     id: int
     path: str
@@ -166,6 +124,18 @@ class Details(BaseModel):
     height: int
     taken: str | None
     camera: str | None
+
+
+class Picture(_Image):
+    """A hit."""
+
+    score: Annotated[float, AfterValidator(lambda x: round(x, 6))] | None
+    copies: Annotated[int, BeforeValidator(len)]  # their number
+
+
+class Details(_Image):
+    """One image."""
+
     bytes: int
     copies: list[str]
 
@@ -188,17 +158,6 @@ class Uploaded(BaseModel):
     upload: str
     width: int
     height: int
-
-
-class Word(BaseModel):
-    word: str
-    value: float
-
-
-class Explanation(BaseModel):
-    similarity: float
-    cells: list[list[float]] | None
-    words: list[Word]
 
 
 # ---- The application -----------------------------------------------------------------
@@ -269,10 +228,6 @@ class Server:
         self._cookie = f"vse_jax_{port}"
         self._model = Workers(_MODEL_THREADS, options.queue)
         self._images = Workers(_IMAGE_THREADS, options.queue)
-        self._uploading = asyncio.Semaphore(_UPLOADING)
-        self._thumbnail = functools.lru_cache(_THUMBNAILS)(
-            lambda path, tag: self._thumbnail_of(path)
-        )
         app = FastAPI(
             title="vse_jax",
             description="Finds your own images by captions.",
@@ -307,53 +262,81 @@ class Server:
     def _add_search(self, app: FastAPI) -> None:
         searcher, options = self._searcher, self._options
 
-        @app.get("/api/status", response_model=Status)
-        async def status() -> Any:
-            return JSONResponse(await self._images.run(searcher.status))
+        @app.get("/api/status")
+        async def status() -> Status:
+            return await self._images.run(searcher.status)
 
-        def answer(body: SearchBody) -> dict[str, Any]:
-            query = body.as_query()
-            if body.order is None:
-                answer = searcher.search_page(query, body.as_options())
-            elif query.is_empty():
-                answer = searcher.browse(body.as_options(), body.order, body.offset)
-            else:
-                raise InputError("order: only where nothing is looked for")
-            return answer | {"hits": [Picture.of(hit) for hit in answer["hits"]]}
-
-        # FastAPI would check and copy each hit again: see `Picture.of`.
         @app.post("/api/search", response_model=Found)
         async def search(body: SearchBody) -> Any:
             start = time.perf_counter()
-            found = await self._model.run(answer, body)
+            asked = body.as_query(), body.order, body.offset
+            found = await self._model.run(searcher.page, *asked)
             milliseconds = round(1000 * (time.perf_counter() - start), 1)
             if options.log_queries:
                 count = len(found["hits"])
                 logging.info("%r: %d found in %g ms", body.query, count, milliseconds)
-            said = {"milliseconds": milliseconds, "hint": hint(body.query)}
-            return JSONResponse(found | said)
+            return found | {"milliseconds": milliseconds, "hint": hint(body.query)}
 
-        @app.post("/api/explain", response_model=Explanation)
-        async def explain(body: ExplainBody) -> Any:
-            return JSONResponse(
-                await self._model.run(searcher.explain, body.as_query(), body.id)
-            )
+        @app.post("/api/explain")
+        async def explain(body: ExplainBody) -> Explanation:
+            return await self._model.run(searcher.explain, body.as_query(), body.id)
 
     def _add_images(self, app: FastAPI) -> None:
         searcher, run = self._searcher, self._images.run
-        binary: dict[str, Any] = {"response_class": Response}
+        most = self._options.max_pixels
 
-        @app.get("/api/thumbnail/{id}", **binary)
-        async def thumbnail(id: PathId, if_none_match: Tag = "") -> Response:
-            return await run(self._small, id, if_none_match)
+        @functools.lru_cache(_THUMBNAILS)
+        def small(path: File, tag: str) -> bytes:
+            with bad_is_missing(path), reading(path, most) as image:
+                return thumbnail(image.pixels, THUMBNAIL)
 
-        @app.get("/api/picture/{id}", **binary)
+        def webp(id: int, known: str) -> Response:
+            path = searcher.file(searcher.image(id))
+            return _unless_known(
+                known,
+                _tag(path, "small"),
+                lambda tag: Response(small(path, tag), media_type="image/webp"),
+            )
+
+        def shown(id: int, full: bool, known: str) -> Response:
+            image = searcher.image(id)
+            path = searcher.file(image)
+            kind = _shown_as_it_is(path, most)
+
+            def converted(_: str) -> Response:
+                if kind and (full or max(image.width, image.height) <= _LARGE):
+                    return FileResponse(path, media_type=kind)
+                content = io.BytesIO()
+                with bad_is_missing(path), reading(path, most) as found:
+                    shown = Image.fromarray(found.pixels)
+                    if not full:
+                        shown.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
+                    shown.save(content, "JPEG", quality=90)
+                return Response(content.getvalue(), media_type="image/jpeg")
+
+            tag = _tag(path, f"{'full' if full else 'large'} {kind}")
+            return _unless_known(known, tag, converted)
+
+        def is_there() -> bool:
+            """The place where a drive was mounted is an empty folder afterwards."""
+            try:
+                return any(searcher.store.folder.iterdir())
+            except OSError:
+                return False
+
+        @app.get("/api/thumbnail/{id}", name="thumbnail", response_class=Response)
+        async def thumbnail_(id: PathId, if_none_match: Tag = "") -> Response:
+            """WebP of at most 320 px."""
+            return await run(webp, id, if_none_match)
+
+        @app.get("/api/picture/{id}", response_class=Response)
         async def picture(
             id: PathId, full: bool = False, if_none_match: Tag = ""
         ) -> Response:
-            return await run(self._picture, id, full, if_none_match)
+            """In a format that browsers show; of at most 2,048 px unless `full`."""
+            return await run(shown, id, full, if_none_match)
 
-        @app.get("/api/file/{id}", **binary)
+        @app.get("/api/file/{id}", response_class=Response)
         async def file(id: PathId) -> Response:
             """The file itself, to keep: its content and its name."""
             image = await run(searcher.image, id)
@@ -364,80 +347,22 @@ class Server:
         @app.get("/api/folder", response_model=Folder)
         async def folder() -> Any:
             """Apart from /api/status, since a drive that sleeps takes its time."""
-            return {"there": await run(self._folder_is_there)}
+            return {"there": await run(is_there)}
 
         @app.get("/api/data/{id}", response_model=Details)
         async def data(id: PathId) -> Any:
             return await run(searcher.image, id)
 
-    def _folder_is_there(self) -> bool:
-        """The place where a drive was mounted is an empty folder afterwards."""
-        try:
-            return any(self._searcher.store.folder.iterdir())
-        except OSError:
-            return False
-
-    def _small(self, id: int, known: str) -> Response:
-        """An image as WebP of at most `THUMBNAIL` px; `known`: the browser's ETag."""
-        path = self._searcher.file(self._searcher.image(id))
-        tag = _tag(path, "small")
-        return _unless_known(
-            known,
-            tag,
-            lambda: Response(self._thumbnail(path, tag), media_type="image/webp"),
-        )
-
-    def _thumbnail_of(self, path: File) -> bytes:
-        with bad_is_missing(path), reading(path, self._options.max_pixels) as image:
-            return thumbnail(image.pixels, THUMBNAIL)
-
-    def _picture(self, id: int, full: bool, known: str) -> Response:
-        """An image in a format that browsers show; at most `_LARGE` px unless full."""
-        image = self._searcher.image(id)
-        path = self._searcher.file(image)
-        is_large = max(image.width, image.height) > _LARGE
-        kind = self._shown_as_it_is(path)
-        tag = _tag(path, f"{'full' if full else 'large'} {kind}")
-
-        def converted() -> Response:
-            if kind and (full or not is_large):
-                return FileResponse(path, media_type=kind)
-            content = io.BytesIO()
-            with bad_is_missing(path), reading(path, self._options.max_pixels) as found:
-                shown = Image.fromarray(found.pixels)
-                if not full:
-                    shown.thumbnail((_LARGE, _LARGE), reducing_gap=2.0)
-                shown.save(content, "JPEG", quality=90)
-            return Response(content.getvalue(), media_type="image/jpeg")
-
-        return _unless_known(known, tag, converted)
-
-    def _shown_as_it_is(self, path: File) -> str | None:
-        """The type of a file that browsers show, and show upright."""
-        most = self._options.max_pixels
-        with bad_is_missing(path), opened(path, most, FORMATS) as image:
-            kind = _SHOWN.get(image.format or "")
-            # Pillow would decode a PNG to see whether notes stand behind its pixels.
-            if image.format == "PNG" and not _PNG_NOTES.search(path.read_bytes()):
-                return kind
-            if kind == "image/jpeg":  # browsers turn these, by EXIF alone
-                exif = Image.Exif()
-                exif.load(image.info.get("exif", b""))
-                turned = exif.get(ExifTags.Base.Orientation, 1)
-            else:
-                turned = 1
-            return kind if turned == orientation(image) else None
-
     def _add_uploads(self, app: FastAPI) -> None:
         body = {"content": {"image/*": {"schema": {"type": "string"}}}}
         described = {"requestBody": body | {"required": True}}
-        searcher = self._searcher
+        searcher, uploading = self._searcher, asyncio.Semaphore(_UPLOADING)
 
         @app.post(guard.UPLOAD, response_model=Uploaded, openapi_extra=described)
         async def add(request: Request) -> Any:
-            if self._uploading.locked():
+            if uploading.locked():
                 raise HTTPException(429, "too many requests wait; try again")
-            async with self._uploading:
+            async with uploading:
                 data = await request.body()
                 id = await self._model.run(searcher.add_upload, data)
             upload = searcher.upload(id)
@@ -504,6 +429,21 @@ class Server:
             return problem(500, "an error in the server; its log says more")
 
 
+def _shown_as_it_is(path: File, max_pixels: int) -> str | None:
+    """The type of a file that browsers show, and show upright."""
+    with bad_is_missing(path), opened(path, max_pixels, FORMATS) as image:
+        kind = _SHOWN.get(image.format or "")
+        # Pillow would decode a PNG to see whether notes stand behind its pixels.
+        if image.format == "PNG" and not _PNG_NOTES.search(path.read_bytes()):
+            return kind
+        turned = 1
+        if kind == "image/jpeg":  # browsers turn these, by EXIF alone
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            turned = exif.get(ExifTags.Base.Orientation, 1)
+        return kind if turned == orientation(image) else None
+
+
 def _tag(path: File, form: str) -> str:
     """An ETag: it changes when the file does, or when an id means another file."""
     status = path.stat()
@@ -512,8 +452,8 @@ def _tag(path: File, form: str) -> str:
     return f'"{digest[:32]}"'
 
 
-def _unless_known(known: str, tag: str, make: Callable[[], Response]) -> Response:
-    """304 where a browser has what `make` would give."""
-    response = Response(status_code=304) if known == tag else make()
+def _unless_known(known: str, tag: str, make: Callable[[str], Response]) -> Response:
+    """304 where a browser has what `make` would give of a tag."""
+    response = Response(status_code=304) if known == tag else make(tag)
     response.headers["ETag"] = tag
     return response

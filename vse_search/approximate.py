@@ -7,7 +7,6 @@ be removed at any time and is made again from the vectors.
 """
 
 import math
-import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from absl import logging
 from jaxtyping import Float32, Int64
 
 from vse_jax import progress, whole_file
-from vse_search.engines import ExactEngine, best
+from vse_search.engines import ExactEngine
 from vse_search.store import ALL, Filters, Hit, Snapshot, Store
 
 _LEAST = 20_000  # images; among fewer, exact search takes milliseconds
@@ -32,44 +31,29 @@ class _State(NamedTuple):
     """Groups, and the index as of one version."""
 
     snapshot: Snapshot
-    groups: Any  # of images with ids up to `last`; None: there are few
+    groups: Any  # of images with ids up to `last`
     last: int
 
 
-class ApproximateEngine:
-    """Approximate search in a store; exact with filters and among few images."""
+class ApproximateEngine(ExactEngine):
+    """Approximate search in a store; exact with filters and among few images.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._exact = ExactEngine(store)
-        self._guard = threading.Lock()
-        self._state: _State | None = None
-        self.refresh()
+    New images are searched exactly, and those that are gone passed over, until they are
+    an eighth of all; then the groups are made anew, which takes minutes for a million
+    vectors.
+    """
 
-    def refresh(self) -> None:
-        """Takes in what the index has got since.
+    _groups: _State | None = None  # None: there are few images
 
-        New images are searched exactly, and those that are gone passed over, until
-        they are an eighth of all; then the groups are made anew, which takes minutes
-        for a million vectors.
-        """
-        self._exact.refresh()
-        with self._guard:
-            state = self._state
-            if state and self._store.version() == state.snapshot.version:
-                return
-            snapshot = self._store.snapshot(state and state.snapshot)
-            if len(snapshot.ids) < _LEAST:
-                self._state = _State(snapshot, None, 0)
-            elif (
-                state
-                and state.groups
-                and state.snapshot.uid == snapshot.uid
-                and _is_fresh(snapshot, state)
-            ):
-                self._state = state._replace(snapshot=snapshot)
-            else:
-                self._state = _cached(self._store, snapshot)
+    def _take(self, snapshot: Snapshot) -> None:
+        old = self._groups
+        if len(snapshot.ids) < _LEAST:
+            self._groups = None
+        elif old and old.snapshot.uid == snapshot.uid and _is_fresh(snapshot, old):
+            self._groups = old._replace(snapshot=snapshot)
+        else:
+            self._groups = _cached(self._store, snapshot)
+        super()._take(snapshot)
 
     def search(
         self,
@@ -80,19 +64,13 @@ class ApproximateEngine:
         min_score: float | None = None,
     ) -> list[Hit]:
         """See `engines.Engine`."""
-        state = self._state
-        assert state is not None
+        state = self._groups
+        if state is None or filters != ALL or top > len(state.snapshot.ids) // 100:
+            return super().search(vector, top=top, filters=filters, min_score=min_score)
         snapshot = state.snapshot
-        if state.groups is None or filters != ALL or top > len(snapshot.ids) // 100:
-            return self._exact.search(
-                vector, top=top, filters=filters, min_score=min_score
-            )
         places = _candidates(state, vector, max(_RESCORED, 2 * top))
         scores = np.vecdot(snapshot.matrix[snapshot.rows[places]], vector)
-        order = best(scores, top, min_score)
-        ids = snapshot.ids[places[order]]
-        found = zip(ids.tolist(), scores[order].tolist(), strict=True)
-        return self._store.hits(dict(found), of=snapshot)
+        return self._hits(snapshot, places, scores, top, min_score)
 
 
 def _candidates(

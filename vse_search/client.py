@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -60,9 +61,9 @@ def running(index: Path, engine: str | None = None) -> "Client | None":
     address = _read(index)
     if address is None or (engine and address.engine not in (engine, None)):
         return None
-    client = Client(address)
+    client = Client(address.url, address.token)
     try:
-        client.check()
+        client.ask("GET", "/api/status", seconds=_ANSWERS_S)
     except Unanswered as error:
         logging.info("%s; searching without it", error)
         return None
@@ -83,49 +84,42 @@ def _read(index: Path) -> Address | None:
     return address
 
 
+@dataclass
 class Client:
     """A server, asked through its JSON API; JAX is not needed for it."""
 
-    def __init__(self, address: Address):
-        self.url = address.url
-        self._token = address.token
-
-    def check(self) -> None:
-        """Raises Unanswered unless it says at once what it serves."""
-        self._ask("GET", "/api/status", seconds=_ANSWERS_S)
+    url: str
+    token: str | None
 
     def search(self, **body: Any) -> list[dict[str, Any]]:
-        """Hits of /api/search.
-
-        Raises:
-            InputError: what the server says; Unanswered where it does not, or cannot
-                do what is asked.
-        """
-        return self._ask("POST", "/api/search", json.dumps(body).encode())["hits"]
+        """Hits of /api/search; raises as `ask`."""
+        return self.ask("POST", "/api/search", json.dumps(body).encode())["hits"]
 
     def upload(self, path: Path) -> str:
-        """Id of an image that the server now has.
-
-        Raises:
-            InputError: no such file, or what the server says of it; see `search`.
-        """
+        """Id of an image that the server now has; raises as `ask`, naming the file."""
         data = read_bytes(path)
         try:
-            return self._ask("POST", "/api/upload", data)["upload"]
+            return self.ask("POST", "/api/upload", data)["upload"]
         except InputError as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def _ask(
+    def ask(
         self,
         method: str,
         path: str,
         body: bytes | None = None,
         seconds: float = _SEARCHES_S,
     ) -> dict[str, Any]:
+        """The server's answer.
+
+        Raises:
+            InputError: what the server says; Unanswered where it does not, or cannot
+                do what is asked.
+        """
         place = urlsplit(self.url)
         headers = {"Content-Type": "application/json"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
         host, port = place.hostname or "", place.port
         connection = http.client.HTTPConnection(host, port, timeout=seconds)
         try:

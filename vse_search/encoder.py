@@ -10,28 +10,18 @@ from jaxtyping import Float32, UInt8
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns images and captions into vectors of length 1; threads may share it.
+    """Turns images and captions into vectors of length 1; threads may share it."""
 
-    dim: D, the size of a vector.
-    name: for people.
-    trained_on: name of the data that it has learned from; None: unknown.
-    fingerprint: of the parameters and the preprocessing: tells whose a vector is.
-    takes_regions: an image is an array of region features, no file.
-    batch_size: images that it computes at a time.
-    """
+    dim: int  # D, the size of a vector
+    name: str  # for people
+    trained_on: str | None  # name of the data that it has learned from
+    takes_regions: bool  # an image is an array of region features, no file
+    batch_size: int  # images that it computes at a time
 
     @property
-    def dim(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def trained_on(self) -> str | None: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def takes_regions(self) -> bool: ...
-    @property
-    def batch_size(self) -> int: ...
+    def fingerprint(self) -> str:
+        """Of the parameters and the preprocessing: tells whose a vector is."""
+        ...
 
     def prepare(self, pixels: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
         """What `encode_images` takes, too: as large as the model's input."""

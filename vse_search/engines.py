@@ -97,13 +97,24 @@ class ExactEngine:
     ) -> list[Hit]:
         """See `Engine`."""
         snapshot, passing = self._state
-        ids, rows = snapshot.ids, snapshot.rows
-        if filters != ALL:
-            places = passing(filters)
-            ids, rows = ids[places], rows[places]
+        places = None if filters == ALL else passing(filters)
+        rows = snapshot.rows if places is None else snapshot.rows[places]
         scores = _scores(snapshot.matrix, rows, vector)
+        return self._hits(snapshot, places, scores, top, min_score, filters)
+
+    def _hits(
+        self,
+        snapshot: Snapshot,
+        places: Int64[np.ndarray, " some"] | None,
+        scores: Float32[np.ndarray, " some"],
+        top: int,
+        min_score: float | None,
+        filters: Filters = ALL,
+    ) -> list[Hit]:
+        """The best of the images at these places of a snapshot; None: of all."""
         order = best(scores, top, min_score)
-        found = zip(ids[order].tolist(), scores[order].tolist(), strict=True)
+        ids = snapshot.ids[order if places is None else places[order]]
+        found = zip(ids.tolist(), scores[order].tolist(), strict=True)
         return self._store.hits(dict(found), filters, of=snapshot)
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
@@ -143,11 +144,16 @@ class Passed:
         return ", ".join(reversed(found))
 
 
-def walk(
-    folder: Path,
-    exclude: Exclusions | Iterable[str] = (),
-    passed: Passed | None = None,
-) -> Iterator[Path]:
+class Seen(NamedTuple):
+    """An image file, by what its folder says of it."""
+
+    path: str  # relative, with slashes
+    bytes: int
+    modified: int  # nanoseconds
+    identity: tuple[int, int]  # device and inode
+
+
+def walk(folder: Path, exclude: Exclusions, passed: Passed) -> Iterator[Seen]:
     """The image files in and below `folder`, known by their suffixes, in order.
 
     What `exclude` matches is left out. Symbolic links are not followed: what they lead
@@ -155,9 +161,6 @@ def walk(
     read. A folder that cannot be listed to its end gives nothing. All this is noted in
     `passed`.
     """
-    passed = Passed() if passed is None else passed
-    if not isinstance(exclude, Exclusions):
-        exclude = Exclusions(exclude)
     waiting = [(".", -1)]  # folders to list, and the st_dev of those above
     while waiting:
         inside, above = waiting.pop()
@@ -176,25 +179,27 @@ def walk(
             continue
         for entry in entries:
             path = entry.name if inside == "." else f"{inside}/{entry.name}"
+            suffix = os.path.splitext(entry.name)[1].lower()
             try:
-                is_link = entry.is_symlink()
                 is_folder = entry.is_dir(follow_symlinks=False)
                 is_file = entry.is_file(follow_symlinks=False)
-            except OSError as error:  # where a listing does not tell
-                passed.unseen[path] = error.strerror or str(error)
+                if exclude.match(path, is_folder):
+                    passed.excluded += is_folder or suffix in SUFFIXES
+                elif entry.is_symlink():
+                    passed.links.add(path)
+                elif is_folder:
+                    below.append((path, number))
+                elif is_file and suffix in SUFFIXES:
+                    is_ = (folder / path).lstat()
+                    identity = is_.st_dev, is_.st_ino
+                    yield Seen(path, is_.st_size, is_.st_mtime_ns, identity)
+                elif is_file:
+                    kind = passed.raw if suffix in RAW else passed.others
+                    kind[suffix or "no suffix"] += 1
+            except FileNotFoundError:  # meanwhile
                 continue
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if exclude.match(path, is_folder):
-                passed.excluded += is_folder or suffix in SUFFIXES
-            elif is_link:
-                passed.links.add(path)
-            elif is_folder:
-                below.append((path, number))
-            elif is_file and suffix in SUFFIXES:
-                yield folder / path
-            elif is_file:
-                kind = passed.raw if suffix in RAW else passed.others
-                kind[suffix or "no suffix"] += 1
+            except OSError as error:
+                passed.unseen[path] = error.strerror or str(error)
         waiting += reversed(below)
 
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -71,6 +72,7 @@ def problem(status: int, reason: str, headers: Any = None) -> JSONResponse:
     return JSONResponse({"error": line}, status, headers)
 
 
+@dataclass(eq=False)
 class Guard:
     """ASGI middleware that checks hosts, origins, the token, sizes and times.
 
@@ -98,24 +100,18 @@ class Guard:
             pieces of a request.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        host: str,
-        hosts: Sequence[str] = (),
-        token: str | None,
-        cookie: str,
-        upload_bytes: int,
-        timeout_s: float,
-    ):
-        self._app = app
-        self._is_local = is_local(host)
-        self._hosts = [name.lower() for name in hosts]
-        self._token = token
-        self._cookie = cookie
-        self._upload_bytes = upload_bytes
-        self._timeout_s = timeout_s
+    app: ASGIApp
+    _: KW_ONLY
+    host: str
+    hosts: Sequence[str] = ()
+    token: str | None
+    cookie: str
+    upload_bytes: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        self._is_local = is_local(self.host)
+        self._names = [name.lower() for name in self.hosts]
         self._wrong_tokens = _WrongTokens()
         trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1")
         guarded: Any = self._guarded  # uvicorn types its own kinds of messages
@@ -135,37 +131,36 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        answer = _Answer(send, without_body=scope["method"] == "HEAD")
         path = scope["path"]
         prefix = headers.get("x-forwarded-prefix", "").rstrip("/")
         if _PREFIX.fullmatch(prefix):  # a proxy may have taken it away, or not
             if path == prefix or path.startswith(f"{prefix}/"):
                 path = path.removeprefix(prefix)
             scope["root_path"], scope["path"] = prefix, prefix + path
+        most = self.upload_bytes if path == UPLOAD else _JSON_BYTES
+        is_head = scope["method"] == "HEAD"
+        exchange = _Exchange(receive, send, most, self.timeout_s, is_head)
         try:
             if not path:  # addresses in the page are relative to its folder
                 location = {"location": f"{scope['path']}/"}
                 raise HTTPException(308, "the page has a slash behind it", location)
-            self._check(scope, path, headers)
-            if scope["method"] == "HEAD":
+            self._check(scope, path, headers, most)
+            if is_head:
                 scope["method"] = "GET"
-            receive = self._limited(receive, self._most_bytes(path), answer)
-            async with asyncio.timeout(self._timeout_s) as answer.deadline:
-                await self._app(scope, receive, answer.send)
-        except TimeoutError:
-            if answer.status:
+            async with asyncio.timeout(self.timeout_s) as exchange.deadline:
+                await self.app(scope, exchange.receive, exchange.send)
+        except (TimeoutError, HTTPException) as error:
+            if exchange.status:
                 raise
-            late = problem(504, f"no answer within {self._timeout_s:g} seconds")
-            await late(scope, receive, answer.send)
-        except HTTPException as error:
-            if answer.status:
-                raise
+            if isinstance(error, TimeoutError):
+                why = f"no answer within {self.timeout_s:g} seconds"
+                error = HTTPException(504, why)
             refused = problem(error.status_code, str(error.detail), error.headers)
-            await refused(scope, receive, answer.send)
-        if path == TOKEN and answer.status == 401:
+            await refused(scope, receive, exchange.send)
+        if path == TOKEN and exchange.status == 401:
             self._wrong_tokens.add(_network(scope))
 
-    def _check(self, scope: Scope, path: str, headers: Headers) -> None:
+    def _check(self, scope: Scope, path: str, headers: Headers, most: int) -> None:
         """Raises HTTPException for a request that the application does not get."""
         host = headers.get("host", "").lower()
         if len(headers.getlist("host")) != 1:
@@ -178,17 +173,17 @@ class Guard:
             )
         scheme, _, given = headers.get("authorization", "").partition(" ")
         bearer = given.strip() if scheme.lower() == "bearer" else None
-        if self._token is not None and (bearer is not None or path == TOKEN):
+        if self.token is not None and (bearer is not None or path == TOKEN):
             if wait := self._wrong_tokens.wait_s(_network(scope)):
                 raise HTTPException(
                     429,
                     f"too many wrong tokens; try again in {wait} seconds",
                     {"retry-after": str(wait)},
                 )
-            if bearer is not None and not same(bearer, self._token):
+            if bearer is not None and not same(bearer, self.token):
                 self._wrong_tokens.add(_network(scope))
                 bearer = None
-        has_token = self._token is not None and bearer is not None
+        has_token = self.token is not None and bearer is not None
         # Whoever sends the token itself is no other site's page.
         if scope["method"] not in ("GET", "HEAD") and not has_token:
             origin = headers.get("origin")
@@ -199,15 +194,16 @@ class Guard:
                     "config.search.hosts can allow it",
                 )
         is_public = path in _PUBLIC or path.startswith("/page/")
-        if not (is_public or self._token is None or has_token):
-            until, _, _ = (cookie := self._cookie_in(headers)).partition(".")
+        if not (is_public or self.token is None or has_token):
+            cookies = cookie_parser(headers.get("cookie", ""))
+            until, _, _ = (cookie := cookies.get(self.cookie, "")).partition(".")
             is_fresh = re.fullmatch(r"[0-9]{1,12}", until) and int(until) > time.time()
-            if not is_fresh or not same(cookie, cookie_of(self._token, int(until))):
+            if not is_fresh or not same(cookie, cookie_of(self.token, int(until))):
                 needed = {"www-authenticate": "Bearer"}
                 raise HTTPException(401, "a token is needed", needed)
         size = headers.get("content-length", "0")
-        if size.isdecimal() and int(size[:20]) > self._most_bytes(path):
-            raise _too_large(self._most_bytes(path))
+        if size.isdecimal() and int(size[:20]) > most:
+            raise _too_large(most)
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server."""
@@ -215,7 +211,7 @@ class Guard:
         if not found:
             return False
         name = found[1].strip("[]").removesuffix(".")
-        if self._token is not None or name == "localhost" or self._allows(name):
+        if self.token is not None or name == "localhost" or self._allows(name):
             return True
         try:
             address = ipaddress.ip_address(name)
@@ -227,7 +223,7 @@ class Guard:
         """Whether config.search.hosts has a name."""
         return any(
             name.endswith(known[1:]) if known.startswith("*.") else name == known
-            for known in self._hosts
+            for known in self._names
         )
 
     def _is_own_page(self, origin: str | None, host: str, headers: Headers) -> bool:
@@ -248,40 +244,6 @@ class Guard:
             return self._allows((urlsplit(origin).hostname or "").removesuffix("."))
         except ValueError:
             return False
-
-    def _cookie_in(self, headers: Headers) -> str:
-        return cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
-
-    def _most_bytes(self, path: str) -> int:
-        return self._upload_bytes if path == UPLOAD else _JSON_BYTES
-
-    def _limited(self, receive: Receive, most: int, answer: "_Answer") -> Receive:
-        """`receive` that raises where a body grows beyond `most` bytes, or hardly does.
-
-        The time that a body takes is none of the application's.
-        """
-        start, seen, is_whole = time.monotonic(), 0, False
-
-        async def limited() -> Message:
-            nonlocal seen, is_whole
-            if is_whole:  # it waits for the end of the connection
-                return await receive()
-            answer.limit(None)
-            left = start + seen / _SLOWEST - time.monotonic()
-            try:
-                async with asyncio.timeout(self._timeout_s + min(0.0, left)):
-                    message = await receive()
-            except TimeoutError:
-                why = f"the body stops, or comes slower than {_SLOWEST // 1000} kB/s"
-                raise HTTPException(408, why, {"connection": "close"}) from None
-            answer.limit(self._timeout_s)
-            is_whole = not message.get("more_body", False)
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise _too_large(most)
-            return message
-
-        return limited
 
 
 def _shown(text: str) -> str:
@@ -324,29 +286,52 @@ class _WrongTokens:
             self._times.popitem(last=False)
 
 
-class _Answer:
-    """Sends with the headers that every answer has.
+class _Exchange:
+    """A request's body within its limits, and an answer with the headers of each.
 
     status: 0 until the answer has begun.
     deadline: until which it has to begin.
     """
 
-    def __init__(self, send: Send, *, without_body: bool):
-        self._send = send
-        self._without_body = without_body
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        most: int,
+        timeout_s: float,
+        without_body: bool,
+    ):
+        self._receive, self._send = receive, send
+        self._most, self._timeout_s, self._without_body = most, timeout_s, without_body
+        self._start, self._seen, self._is_whole = time.monotonic(), 0, False
         self.status = 0
         self.deadline: asyncio.Timeout | None = None
 
-    def limit(self, seconds: float | None) -> None:
-        """Gives an answer that has not begun so much time from now on; None: any."""
-        if self.deadline is None or self.deadline.expired() or self.status:
-            return
-        now = asyncio.get_running_loop().time()
-        self.deadline.reschedule(None if seconds is None else now + seconds)
+    async def receive(self) -> Message:
+        """Raises where a body grows beyond its limit, or hardly does.
+
+        The time that a body takes is none of the application's.
+        """
+        if self._is_whole:  # it waits for the end of the connection
+            return await self._receive()
+        self._limit(None)
+        left = self._start + self._seen / _SLOWEST - time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_s + min(0.0, left)):
+                message = await self._receive()
+        except TimeoutError:
+            why = f"the body stops, or comes slower than {_SLOWEST // 1000} kB/s"
+            raise HTTPException(408, why, {"connection": "close"}) from None
+        self._limit(self._timeout_s)
+        self._is_whole = not message.get("more_body", False)
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._most:
+            raise _too_large(self._most)
+        return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.limit(None)  # a slow reader is not an error
+            self._limit(None)  # a slow reader is not an error
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers.update(_HEADERS)
@@ -355,3 +340,10 @@ class _Answer:
         elif self._without_body:
             message = {**message, "body": b""}
         await self._send(message)
+
+    def _limit(self, seconds: float | None) -> None:
+        """Gives an answer that has not begun so much time from now on; None: any."""
+        if self.deadline is None or self.deadline.expired() or self.status:
+            return
+        now = asyncio.get_running_loop().time()
+        self.deadline.reschedule(None if seconds is None else now + seconds)

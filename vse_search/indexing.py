@@ -24,7 +24,7 @@ from vse_jax import (
     usable_cores,
 )
 from vse_search.encoder import Encoder
-from vse_search.folders import Exclusions, Passed, above, check_folder, walk
+from vse_search.folders import Exclusions, Passed, Seen, above, check_folder, walk
 from vse_search.images import Memory, reading
 from vse_search.store import File, NewImage, Store
 
@@ -67,15 +67,6 @@ class Report:
     passed: Passed = field(default_factory=Passed, compare=False)
 
 
-class _Seen(NamedTuple):
-    """An image file, by what its folder says of it."""
-
-    path: str  # relative, with slashes
-    bytes: int
-    modified: int  # nanoseconds
-    identity: tuple[int, int]  # device and inode
-
-
 class _Unreadable(InputError):
     """A file cannot be read now, which says nothing of its content."""
 
@@ -93,7 +84,7 @@ def check_model(store: Store, model: Encoder) -> None:
 def check_images(folder: Path, exclude: Iterable[str] = ()) -> None:
     """Raises InputError unless there is an image in the folder, be it a bad one."""
     passed = Passed()
-    if next(walk(folder, exclude, passed), None) is None:
+    if next(walk(folder, Exclusions(exclude), passed), None) is None:
         raise _no_images(folder, passed)
 
 
@@ -144,7 +135,7 @@ def update(
     exclusions = Exclusions(store.exclude if exclude is None else exclude)
     report = Report()
     passed = report.passed
-    found = _scan(folder, exclusions, passed)
+    found = {seen.path: seen for seen in walk(folder, exclusions, passed)}
     if not found:
         raise _no_images(folder, passed)
     before = store.files()
@@ -165,7 +156,7 @@ def update(
         kept.update(file.sha256 for file in hashed.values())
         return {before[path].sha256 for path in absent} - kept
 
-    def content(seen: _Seen) -> File | None:
+    def content(seen: Seen) -> File | None:
         with contextlib.suppress(InputError):
             return _hashed(folder, seen.path, keep=False)[0]
         return None
@@ -209,27 +200,10 @@ def update(
     return report
 
 
-def _scan(folder: Path, exclude: Exclusions, passed: Passed) -> dict[str, _Seen]:
-    """The image files, by path; what cannot be looked at is noted in `passed`."""
-    found = {}
-    for path in walk(folder, exclude, passed):
-        relative = path.relative_to(folder).as_posix()
-        try:
-            facts = path.lstat()
-        except FileNotFoundError:  # meanwhile
-            continue
-        except OSError as error:
-            passed.unseen[relative] = error.strerror or str(error)
-            continue
-        identity = (facts.st_dev, facts.st_ino)
-        found[relative] = _Seen(relative, facts.st_size, facts.st_mtime_ns, identity)
-    return found
-
-
 def _absent(
     folder: Path,
     missing: Iterable[str],
-    found: Iterable[_Seen],
+    found: Iterable[Seen],
     passed: Passed,
     disks: dict[str, str],
 ) -> set[str]:
@@ -239,13 +213,6 @@ def _absent(
     was before: a share that is not mounted leaves an empty folder, which is on the disk
     of the folder above it. The system must say, too, that they are not there. Why
     others stay is noted in `passed.unseen`.
-
-    Args:
-        folder: of the images.
-        missing: paths in the index that the walk did not find.
-        found: what it did.
-        passed: what else it met.
-        disks: as the last update remembered them.
     """
     gone = set()
     identities = {seen.identity for seen in found}
@@ -282,13 +249,13 @@ def _absent(
     return gone
 
 
-def _respelled(new: Iterable[_Seen], missing: Iterable[File]) -> dict[str, File]:
+def _respelled(new: Iterable[Seen], missing: Iterable[File]) -> dict[str, File]:
     """New files that are missing ones, whose names Unicode spells in another way.
 
     A share may give "é" to one system as one character, and to another as two.
     """
 
-    def facts(file: _Seen | File) -> tuple[str, int, int]:
+    def facts(file: Seen | File) -> tuple[str, int, int]:
         return unicodedata.normalize("NFC", file.path), file.bytes, file.modified
 
     known = {facts(file): file for file in missing}
@@ -386,7 +353,7 @@ class _Run:
         self._failed: dict[str, InputError] = {}  # contents, and why
         self._links: list[_Read] = []  # of contents that are on their way
 
-    def steps(self, fresh: Iterable[_Seen], size: int) -> Iterator[_Read]:
+    def steps(self, fresh: Iterable[Seen], size: int) -> Iterator[_Read]:
         """Indexes these files in batches of `size`; yields each one afterwards."""
         readers = ThreadPoolExecutor(2 * usable_cores())  # some decode, some wait
         encoder = ThreadPoolExecutor(1)
@@ -398,7 +365,7 @@ class _Run:
             for pool in (encoder, readers):
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, seen: _Seen) -> _Read:
+    def _read(self, seen: Seen) -> _Read:
         """Decodes a file, unless its content is known."""
         path, fits = seen.path, seen.bytes <= _KEPT
         with self._files.taken(fits * seen.bytes, _KEPT):

@@ -48,8 +48,7 @@ _ENDINGS = (
 )
 
 _NUMBER = r"(?:\d+(?:[.,]\d*)?|[.,]\d+)"
-_SIGN = re.compile(r"\s*([+\-])\s*")
-_WEIGHT = re.compile(rf"({_NUMBER})\s*\*\s*")
+_SIGN_AND_WEIGHT = re.compile(rf"\s*(?:([+\-])\s*)?(?:({_NUMBER})\s*\*\s*)?")
 _FILE = re.compile(
     rf"[^\s'\"]*[^\s'\"/]{_ENDINGS}(?=\s|$|[+\-]\s*(?:{_NUMBER}\s*\*\s*)?['\"])",
     re.IGNORECASE,
@@ -177,8 +176,7 @@ def _words(text: str) -> str:
 
 def _is_sum(marks: str) -> bool:
     """Whether the text begins with a quoted part or a file."""
-    leading = _leading(marks)
-    start = _skip(_WEIGHT, marks, _skip(_SIGN, marks, leading))
+    leading, start = _leading(marks), _start(marks, 0).end()
     if marks[start : start + 1] == "'" and not _QUOTED["'"].match(marks, start):
         if start == leading and _ELISION.match(marks, start):
             return False
@@ -194,16 +192,12 @@ def _is_apostrophe(marks: str, place: int) -> bool:
 
 def _check_no_bare_parts(text: str, marks: str) -> None:
     """Raises InputError where a caption looks like a sum that lacks its quotes."""
-    found = [
-        part
-        for part in _BARE_PART.finditer(marks)
-        if not _ASIDE_ENDS.search(marks, part.end())
-    ]
+    bare = _BARE_PART.finditer(marks)
+    found = [part for part in bare if not _ASIDE_ENDS.search(marks, part.end())]
     if found:
-        place = found[0].start() + _leading(found[0][0])
         sign = found[0][0].strip()
         _fail(
-            place,
+            found[0].start() + _leading(found[0][0]),
             f"'{sign}' before a word without quotes; write {_sum_of(text, found)}, or "
             "put all of it in quotes if it is one caption",
         )
@@ -235,25 +229,25 @@ def _leading(text: str) -> int:
     return len(text) - len(text.lstrip())
 
 
-def _skip(pattern: re.Pattern, text: str, place: int) -> int:
-    found = pattern.match(text, place)
-    return found.end() if found else place
+def _start(marks: str, place: int) -> re.Match:
+    """The sign and the weight of the part at `place`, both of which may be missing."""
+    found = _SIGN_AND_WEIGHT.match(marks, place)
+    assert found
+    return found
 
 
 def _parse_sum(text: str, marks: str) -> list[tuple[Part, int, int]]:
     parts: list[tuple[Part, int, int]] = []
     place, end = _leading(marks), len(marks.rstrip())
     while place < end:
-        sign = _SIGN.match(marks, place)
+        start = _start(marks, place)
+        sign, number = start.groups()
         if parts and not sign:
             _fail(place, "'+' or '-' expected")
-        place = sign.end() if sign else place
-        weight = _WEIGHT.match(marks, place)
-        factor = _number(weight[1], place) if weight else 1.0
-        place = weight.end() if weight else place
+        weight = _weight(number, start.start(2)) if number else 1.0
+        place = start.end()
         kind, value, after = _part(text, marks, place)
-        minus = sign is not None and sign[1] == "-"
-        part = Part(kind, value, -factor if minus else factor)
+        part = Part(kind, value, -weight if sign == "-" else weight)
         parts.append((part, place, after))
         if len(parts) > MOST_PARTS:
             _fail(place, f"more than {MOST_PARTS} parts")
@@ -261,7 +255,7 @@ def _parse_sum(text: str, marks: str) -> list[tuple[Part, int, int]]:
     return parts
 
 
-def _number(digits: str, place: int) -> float:
+def _weight(digits: str, place: int) -> float:
     if re.fullmatch(r"[1-9]\d*,\d{3}", digits):
         _fail(
             place,

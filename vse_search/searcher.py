@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 
 from vse_jax import ImageBytes, InputError, SearchConfig, opened, printable
 from vse_search.encoder import Encoder
@@ -43,7 +43,7 @@ class HTTPError(InputError):
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for; its parts are added.
+    """What is looked for, the sum of its parts, and which of the images found.
 
     query: see `query.parse`. An image that it names is an upload, HEX.jpg, or one of
         the index: by its path, or by the last part of it.
@@ -55,26 +55,13 @@ class Query:
     like: Sequence[int] = ()
     unlike: Sequence[int] = ()
     uploads: Sequence[str] = ()
-
-    def is_empty(self) -> bool:
-        return not (self.query.strip() or self.like or self.unlike or self.uploads)
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Which of the images found are wanted."""
-
     top: int = 60
     min_score: float | None = None
     filters: Filters = ALL
 
-
-class QueryTerm(NamedTuple):
-    """A part of a query."""
-
-    weight: float
-    vector: Float32[np.ndarray, " D"]
-    caption: str | None  # None: it is an image
+    def is_empty(self) -> bool:
+        """Whether no part is given."""
+        return not (self.query.strip() or self.like or self.unlike or self.uploads)
 
 
 class Upload(NamedTuple):
@@ -84,6 +71,45 @@ class Upload(NamedTuple):
     thumbnail: bytes
     width: int  # px, upright
     height: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the page shows before anything is asked."""
+
+    pictures: int
+    folder: str
+    model: str
+    trained_on: str | None
+    explains: bool
+    uploads: bool
+    cameras: list[str]
+    folders: list[str]
+    first: str | None
+    last: str | None
+    version: int
+
+
+@dataclass(frozen=True)
+class Word:
+    word: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A similarity, split.
+
+    Attributes:
+        similarity: of the image's and the query's vectors.
+        cells: of the image; their sum is the similarity. None: its pooling is no sum.
+        words: of the query's captions; with what its images add, their sum is the
+            similarity, too.
+    """
+
+    similarity: float
+    cells: list[list[float]] | None
+    words: list[Word]
 
 
 class Searcher:
@@ -106,7 +132,7 @@ class Searcher:
         self._guard = threading.Lock()
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._caption = functools.lru_cache(_CAPTIONS)(self._encoded)
-        self._facts = functools.lru_cache(1)(self._facts_of)
+        self._status = functools.lru_cache(1)(self._status_of)
         self.explains = False  # until `warm_up` has found out
 
     @classmethod
@@ -114,12 +140,7 @@ class Searcher:
     def open(
         cls, options: SearchConfig, index: Path, load: Callable[[], Encoder]
     ) -> Iterator["Searcher"]:
-        """Opens an index to read, with the model that `load` gives.
-
-        Args:
-            options: config.search.
-            index: folder of the index.
-            load: called when the index was found to be whole.
+        """Opens an index to read; `load` gives its model once it was found to be whole.
 
         Raises:
             InputError: no index, a broken one, one of another model, or no engine.
@@ -140,25 +161,25 @@ class Searcher:
 
     # ---- What is known ---------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """What the page shows before anything is asked."""
-        return self._facts(self.store.version())
+    def status(self) -> Status:
+        """What is known of the index and the model."""
+        return self._status(self.store.version())
 
-    def _facts_of(self, version: int) -> dict[str, Any]:
+    def _status_of(self, version: int) -> Status:
         first, last = self.store.dates()
-        return {
-            "pictures": self.store.count(),
-            "folder": printable(self.store.folder.name),
-            "model": printable(self._encoder.name),
-            "trained_on": self._encoder.trained_on,
-            "explains": self.explains,
-            "uploads": not self._encoder.takes_regions,
-            "cameras": self.store.cameras(),
-            "folders": self.store.folders(),
-            "first": first,
-            "last": last,
-            "version": version,
-        }
+        return Status(
+            pictures=self.store.count(),
+            folder=printable(self.store.folder.name),
+            model=printable(self._encoder.name),
+            trained_on=self._encoder.trained_on,
+            explains=self.explains,
+            uploads=not self._encoder.takes_regions,
+            cameras=self.store.cameras(),
+            folders=self.store.folders(),
+            first=first,
+            last=last,
+            version=version,
+        )
 
     def image(self, id: int) -> Hit:
         """What is known of an image.
@@ -185,65 +206,58 @@ class Searcher:
 
     # ---- Search ----------------------------------------------------------------------
 
-    def search(self, query: Query, options: SearchOptions) -> list[Hit]:
+    def search(self, query: Query) -> list[Hit]:
         """The images found, best first.
 
         Raises:
             InputError: a query without words, or one that the grammar, an id or a
                 filter makes impossible.
         """
+        return self._of_one_index(lambda: self._found(query))
 
-        return self._of_one_index(lambda: self._found(query, options))
-
-    def _found(self, query: Query, options: SearchOptions) -> list[Hit]:
+    def _found(self, query: Query) -> list[Hit]:
         self._take_in_changes()
-        vector, _ = _combined(self._terms(query))
+        weights, vectors, _ = zip(*self._terms(query), strict=True)
+        vector, _ = combine(weights, vectors)
         return self._engine.search(
             vector,
-            top=options.top,
-            filters=options.filters,
-            min_score=options.min_score,
+            top=query.top,
+            filters=query.filters,
+            min_score=query.min_score,
         )
 
-    def search_page(self, query: Query, options: SearchOptions) -> dict[str, Any]:
-        """As `search`: the hits and, as lists of ids, those that are nearly equal.
-
-        It compares each hit with each other one.
-        """
-
-        def found() -> dict[str, Any]:
-            hits = self._found(query, options)
-            stacks = self._stacks(hits, neighbors=False)
-            return {"hits": hits, "stacks": stacks, "total": None}
-
-        return self._of_one_index(found)
-
-    def browse(
-        self, options: SearchOptions, order: SortOrder, offset: int
+    def page(
+        self, query: Query, order: SortOrder | None = None, offset: int = 0
     ) -> dict[str, Any]:
-        """The images that pass the filters, without a query.
+        """As `search`, or all images that pass the filters in an order.
 
         Returns:
-            hits, without scores; stacks; total: how many pass, shown or not.
+            hits; stacks: lists of ids of those that are nearly equal, for which each is
+            compared with each other one; total: with an order, how many images pass.
 
         Raises:
-            InputError: a camera or a folder that no image has.
+            InputError: as `search`, or an order of a query.
         """
+        if order is not None and not query.is_empty():
+            raise InputError("order: only where nothing is looked for")
 
         def found() -> dict[str, Any]:
-            filters, top = options.filters, options.top
-            total, hits = self.store.listed(filters, order, top, offset)
-            # An equal one of another day, or in another folder, stands where it belongs
-            stacks = self._stacks(hits, neighbors=True)
-            return {"hits": hits, "stacks": stacks, "total": total}
+            total = None
+            if order is None:
+                hits = self._found(query)
+            else:
+                total, hits = self.store.listed(query.filters, order, query.top, offset)
+            ratios = np.array([hit.width / hit.height for hit in hits])
+            known = self.store.vectors([hit.id for hit in hits])
+            gone = np.zeros(self.store.dim, np.float32)
+            vectors = np.array([known.get(hit.id, gone) for hit in hits], np.float32)
+            vectors = vectors.reshape(-1, self.store.dim)
+            # In an order, an equal one of another day or folder stays where it belongs.
+            places = stacks(vectors, ratios, neighbors=order is not None)
+            ids = [[hits[place].id for place in stack] for stack in places]
+            return {"hits": hits, "stacks": ids, "total": total}
 
         return self._of_one_index(found)
-
-    def _stacks(self, hits: list[Hit], neighbors: bool) -> list[list[int]]:
-        ratios = np.array([hit.width / hit.height for hit in hits])
-        vectors = self.store.vectors([hit.id for hit in hits])
-        found = stacks(vectors, ratios, neighbors=neighbors)
-        return [[hits[place].id for place in stack] for stack in found]
 
     def _of_one_index(self, find: Callable[[], T]) -> T:
         """What `find` gives; once more where meanwhile another index, in which ids mean
@@ -274,21 +288,19 @@ class Searcher:
         finally:
             self._refreshing.release()
 
-    def _terms(self, query: Query) -> list[QueryTerm]:
-        terms = []
+    def _terms(self, query: Query) -> list[tuple[float, np.ndarray, str | None]]:
+        """Weights, vectors and, where they are captions, texts of a query's parts."""
+        terms: list[tuple[float, np.ndarray, str | None]] = []
         if query.query.strip() or query.is_empty():
             for part in parse(query.query, lambda name: bool(self.store.named(name))):
                 if part.kind == "caption":
                     vector = self._caption(part.value)
-                    terms.append(QueryTerm(part.weight, vector, part.value))
+                    terms.append((part.weight, vector, part.value))
                 else:
-                    vector = self._named(part.value)
-                    terms.append(QueryTerm(part.weight, vector, None))
+                    terms.append((part.weight, self._named(part.value), None))
         for weight, ids in ((1.0, query.like), (-1.0, query.unlike)):
-            terms += [QueryTerm(weight, self._vector(id), None) for id in ids]
-        for id in query.uploads:
-            terms.append(QueryTerm(1.0, self.upload(id).vector, None))
-        return terms
+            terms += [(weight, self._vector(id), None) for id in ids]
+        return terms + [(1.0, self.upload(id).vector, None) for id in query.uploads]
 
     def _encoded(self, caption: str) -> Float32[np.ndarray, " D"]:
         try:
@@ -323,36 +335,27 @@ class Searcher:
 
     # ---- Why -------------------------------------------------------------------------
 
-    def explain(self, query: Query, id: int) -> dict[str, Any]:
-        """Splits the similarity of an image and a query.
+    def explain(self, query: Query, id: int) -> Explanation:
+        """Splits the similarity of an image and a query; raises as `search`."""
 
-        Returns:
-            similarity: of the two vectors; cells: [[…]] of the image, whose sum is the
-            similarity; None where the image's pooling is no sum; words: of the query's
-            captions. Together with what its images add, their sum is the similarity,
-            too.
-
-        Raises:
-            InputError: as `search`.
-        """
-
-        def explanation() -> dict[str, Any]:
+        def explanation() -> Explanation:
             terms = self._terms(query)
-            vector, factors = _combined(terms)
+            weights, vectors, captions = zip(*terms, strict=True)
+            vector, factors = combine(weights, vectors)
             image = self._vector(id)
-            words = []
-            for term, factor in zip(terms, factors, strict=True):
-                if term.caption is not None:
-                    for word, value in self._words(term.caption, image):
-                        words.append({"word": word, "value": factor * value})
+            words = [
+                Word(word, factor * value)
+                for caption, factor in zip(captions, factors, strict=True)
+                if caption is not None
+                for word, value in self._words(caption, image)
+            ]
             cells = None
             if not self._encoder.takes_regions:
                 path = self.file(self.image(id))
                 with bad_is_missing(path):
                     pixels = read_image(path, self._max_pixels).pixels
                 cells = self._cells(pixels, vector)
-            similarity = float(image @ vector)
-            return {"similarity": similarity, "cells": cells, "words": words}
+            return Explanation(float(image @ vector), cells, words)
 
         return self._of_one_index(explanation)
 
@@ -386,7 +389,18 @@ class Searcher:
             if id in self._uploads:
                 self._uploads.move_to_end(id)
                 return id
-        pixels = self._uploaded(data)
+        image = ImageBytes("the upload", data)
+        try:
+            with opened(image, sys.maxsize, FORMATS) as header:  # not yet decoded
+                count = header.width * header.height
+            if count > self._max_pixels:
+                reason = f"{count:,} pixels; at most {self._max_pixels:,} are read"
+                raise HTTPError(413, reason)
+            pixels = read_image(image, self._max_pixels).pixels
+        except HTTPError:
+            raise
+        except InputError as error:
+            raise HTTPError(415, str(error)) from None
         vector = self._encoder.encode_images([pixels])[0]
         height, width = pixels.shape[:2]
         upload = Upload(vector, thumbnail(pixels, THUMBNAIL), width, height)
@@ -395,18 +409,6 @@ class Searcher:
             while len(self._uploads) > _UPLOADS:
                 self._uploads.popitem(last=False)
         return id
-
-    def _uploaded(self, data: bytes) -> UInt8[np.ndarray, "height width 3"]:
-        image = ImageBytes("the upload", data)
-        try:
-            with opened(image, sys.maxsize, FORMATS) as header:  # not yet decoded
-                pixels = header.width * header.height
-            if pixels <= self._max_pixels:
-                return read_image(image, self._max_pixels).pixels
-        except InputError as error:
-            raise HTTPError(415, str(error)) from None
-        reason = f"{pixels:,} pixels; at most {self._max_pixels:,} are read"
-        raise HTTPError(413, reason)
 
     def upload(self, id: str) -> Upload:
         """One of the last uploads.
@@ -428,10 +430,6 @@ def bad_is_missing(path: Path) -> Iterator[None]:
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise HTTPError(404, f"{path.name}: {reason}") from None
-
-
-def _combined(terms: list[QueryTerm]) -> tuple[np.ndarray, list[float]]:
-    return combine([term.weight for term in terms], [term.vector for term in terms])
 
 
 def stacks(

@@ -29,15 +29,10 @@ _IDLE_S = 30  # for which a connection may send nothing, or a part of a header
 def serve_index(
     options: SearchConfig, index: Path, load: Callable[[], Encoder]
 ) -> None:
-    """Serves an index with the model that `load` gives, in the main thread.
+    """Serves an index in the main thread.
 
-    Args:
-        options: config.search.
-        index: folder of the index.
-        load: called when the address and the index are good.
-
-    Raises:
-        InputError: see `commands.serve.serve`.
+    `load`, which gives its model, is called when the address and the index are good.
+    Raises InputError as `commands.serve.serve`.
     """
     host, token = options.host.strip("[]"), options.token
     if not is_local(host) and not token:

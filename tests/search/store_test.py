@@ -254,7 +254,7 @@ def test_a_full_disk_is_no_broken_index(index):
 
 
 def test_another_layout_is_refused(index, monkeypatch):
-    monkeypatch.setattr("vse_search.database._LAYOUT", 99)
+    monkeypatch.setattr("vse_search.store._LAYOUT", 99)
     with (
         pytest.raises(InputError, match="of another version of this program"),
         Store.open(index, read_only=True),
@@ -271,7 +271,7 @@ def test_no_index_is_said(tmp_path):
 
 
 def test_an_index_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("vse_search.database._SCHEMA", "CREATE TABLE half (x); wrong")
+    monkeypatch.setattr("vse_search.store._SCHEMA", "CREATE TABLE half (x); wrong")
     with pytest.raises(Exception, match="syntax error"):
         Store.create(tmp_path / "i", model="m", name="n", dim=2, folder=tmp_path)
     assert not list((tmp_path / "i").iterdir())

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from absl import logging
@@ -16,7 +16,7 @@ from vse_search.client import MOST_HITS, Unanswered, running
 from vse_search.commands import index_folder
 from vse_search.encoder import Encoder
 from vse_search.query import hint, rename_images
-from vse_search.searcher import Query, Searcher, SearchOptions
+from vse_search.searcher import Query, Searcher
 from vse_search.store import Filters, Hit, Store
 
 
@@ -35,26 +35,17 @@ def search(config: Config, workdir: Path) -> None:
             "config.search.query: say what to look for, or name an image "
             "with config.search.like"
         )
-    wanted = SearchOptions(
-        options.top,
-        options.min_score,
-        Filters(options.after, options.before, options.camera, options.folder),
-    )
+    filters = Filters(options.after, options.before, options.camera, options.folder)
+    wanted = Query(top=options.top, min_score=options.min_score, filters=filters)
     index = index_folder(config, workdir)
     with Store.open(index, read_only=True) as store:
         folder, found = store.folder, None
         if options.top <= MOST_HITS and (client := running(index, options.engine)):
             try:
-                query = _query(options, store, client.upload)
-                answer = client.search(
-                    query=query.query,
-                    uploads=query.uploads,
-                    top=options.top,
-                    min_score=options.min_score,
-                    **asdict(wanted.filters),
-                )
+                asked = asdict(_query(wanted, options, store, client.upload))
+                answer = client.search(**asked.pop("filters"), **asked)
                 scores = {hit["id"]: hit["score"] for hit in answer}
-                found = store.hits(scores, wanted.filters)
+                found = store.hits(scores, filters)
             except Unanswered as error:
                 logging.info("%s; searching without the server", error)
         if found is None:
@@ -70,33 +61,33 @@ def search(config: Config, workdir: Path) -> None:
 
 
 def _search_here(
-    config: Config, workdir: Path, store: Store, wanted: SearchOptions
+    config: Config, workdir: Path, store: Store, wanted: Query
 ) -> list[Hit]:
     """Loads the model and searches as a server does; JAX is started here."""
-    options = config.search
 
     def load() -> Encoder:
         return vse_jax.model_of(config, workdir)
 
     with (
         vse_jax.started(config, "search", (None, None, None), alone=True),
-        Searcher.open(options, store.index, load) as searcher,
+        Searcher.open(config.search, store.index, load) as searcher,
     ):
 
         def upload(path: Path) -> str:
+            data = read_bytes(path)
             try:
-                return searcher.add_upload(read_bytes(path))
+                return searcher.add_upload(data)
             except InputError as error:
-                reason = str(error).removeprefix(f"{path}: ")
-                raise InputError(
-                    f"{path}: {reason.removeprefix('the upload: ')}"
-                ) from None
+                reason = str(error).removeprefix("the upload: ")
+                raise InputError(f"{path}: {reason}") from None
 
-        return searcher.search(_query(options, store, upload), wanted)
+        return searcher.search(_query(wanted, config.search, store, upload))
 
 
-def _query(options: SearchConfig, store: Store, upload: Callable[[Path], str]) -> Query:
-    """What config.search looks for; uploads stand for this machine's files.
+def _query(
+    wanted: Query, options: SearchConfig, store: Store, upload: Callable[[Path], str]
+) -> Query:
+    """With what config.search looks for; uploads stand for this machine's files.
 
     A name in a query is a file's or, where there is none, that of an image of the
     index. `upload` takes a file to whoever searches and gives its id.
@@ -119,7 +110,7 @@ def _query(options: SearchConfig, store: Store, upload: Callable[[Path], str]) -
     if options.query is not None:
         text = rename_images(options.query, uploaded, is_image)
     like = [] if options.like is None else [upload(Path(options.like))]
-    return Query(text, uploads=like)
+    return replace(wanted, query=text, uploads=like)
 
 
 def _line(folder: Path, hit: Hit) -> bytes:
