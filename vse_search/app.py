@@ -292,11 +292,11 @@ class Server:
 
         def webp(id: int, known: str) -> Response:
             path = searcher.file(searcher.image(id))
-            return _unless_known(
-                known,
-                _tag(path, "small"),
-                lambda tag: Response(small(path, tag), media_type="image/webp"),
-            )
+
+            def made(tag: str) -> Response:
+                return Response(small(path, tag), media_type="image/webp")
+
+            return _unless_known(known, path, "small", made)
 
         def shown(id: int, full: bool, known: str) -> Response:
             image = searcher.image(id)
@@ -314,8 +314,8 @@ class Server:
                     shown.save(content, "JPEG", quality=90)
                 return Response(content.getvalue(), media_type="image/jpeg")
 
-            tag = _tag(path, f"{'full' if full else 'large'} {kind}")
-            return _unless_known(known, tag, converted)
+            form = f"{'full' if full else 'large'} {kind}"
+            return _unless_known(known, path, form, converted)
 
         def is_there() -> bool:
             """The place where a drive was mounted is an empty folder afterwards."""
@@ -444,16 +444,17 @@ def _shown_as_it_is(path: File, max_pixels: int) -> str | None:
         return kind if turned == orientation(image) else None
 
 
-def _tag(path: File, form: str) -> str:
-    """An ETag: it changes when the file does, or when an id means another file."""
+def _unless_known(
+    known: str, path: File, form: str, make: Callable[[str], Response]
+) -> Response:
+    """What `make` gives of an ETag; 304 where a browser has it.
+
+    The ETag changes when the file does, or when an id means another file.
+    """
     status = path.stat()
     facts = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{form}"
     digest = hashlib.sha256(facts.encode(errors="surrogateescape")).hexdigest()
-    return f'"{digest[:32]}"'
-
-
-def _unless_known(known: str, tag: str, make: Callable[[str], Response]) -> Response:
-    """304 where a browser has what `make` would give of a tag."""
+    tag = f'"{digest[:32]}"'
     response = Response(status_code=304) if known == tag else make(tag)
     response.headers["ETag"] = tag
     return response

@@ -5,9 +5,9 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from absl import logging
@@ -24,72 +24,14 @@ class Unanswered(InputError):
     """A server gave no answer, or refused what a search without it would do."""
 
 
-class Address(NamedTuple):
-    """Where a server is, what it asks for, and the engine that it searches with."""
-
-    url: str
-    pid: int
-    token: str | None
-    engine: str | None = None
-
-
-@contextlib.contextmanager
-def announced(
-    index: Path, url: str, token: str | None, engine: str | None = None
-) -> Iterator[None]:
-    """Lets the searches of this user find the server, for the block; where the index
-    cannot be written to, they search without it."""
-    path = index / _FILE
-    content = json.dumps(Address(url, os.getpid(), token, engine)._asdict()) + "\n"
-    try:
-        write_atomically(path, content.encode(), mode=0o600)
-    except OSError as error:
-        logging.warning(
-            "%s: %s; --mode=search will not find this server", path, error.strerror
-        )
-    try:
-        yield
-    finally:
-        address = _read(index)
-        if address is not None and address.pid == os.getpid():
-            path.unlink(missing_ok=True)
-
-
-def running(index: Path, engine: str | None = None) -> "Client | None":
-    """The client of the server of an index; None: none answers, or none that searches
-    with this engine (None: any)."""
-    address = _read(index)
-    if address is None or (engine and address.engine not in (engine, None)):
-        return None
-    client = Client(address.url, address.token)
-    try:
-        client.ask("GET", "/api/status", seconds=_ANSWERS_S)
-    except Unanswered as error:
-        logging.info("%s; searching without it", error)
-        return None
-    return client
-
-
-def _read(index: Path) -> Address | None:
-    """What a server wrote; None: nothing that this user may trust."""
-    path = index / _FILE
-    try:
-        if path.stat().st_uid != os.getuid():
-            return None
-        address = Address(**json.loads(path.read_bytes()))
-        urlsplit(address.url).port  # noqa: B018 (raises at none)
-        os.kill(address.pid, 0)  # raises where no such process is left
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return address
-
-
 @dataclass
 class Client:
     """A server, asked through its JSON API; JAX is not needed for it."""
 
     url: str
+    pid: int
     token: str | None
+    engine: str | None = None  # that it searches with
 
     def search(self, **body: Any) -> list[dict[str, Any]]:
         """Hits of /api/search; raises as `ask`."""
@@ -140,3 +82,53 @@ class Client:
         reason = answer.get("error") if isinstance(answer, dict) else None
         kind = InputError if response.status == 400 else Unanswered
         raise kind(str(reason or f"{self.url}: status {response.status}"))
+
+
+@contextlib.contextmanager
+def announced(
+    index: Path, url: str, token: str | None, engine: str | None = None
+) -> Iterator[None]:
+    """Lets the searches of this user find the server, for the block; where the index
+    cannot be written to, they search without it."""
+    path = index / _FILE
+    content = json.dumps(asdict(Client(url, os.getpid(), token, engine))) + "\n"
+    try:
+        write_atomically(path, content.encode(), mode=0o600)
+    except OSError as error:
+        logging.warning(
+            "%s: %s; --mode=search will not find this server", path, error.strerror
+        )
+    try:
+        yield
+    finally:
+        written = _read(index)
+        if written is not None and written.pid == os.getpid():
+            path.unlink(missing_ok=True)
+
+
+def running(index: Path, engine: str | None = None) -> Client | None:
+    """The client of the server of an index; None: none answers, or none that searches
+    with this engine (None: any)."""
+    client = _read(index)
+    if client is None or (engine and client.engine not in (engine, None)):
+        return None
+    try:
+        client.ask("GET", "/api/status", seconds=_ANSWERS_S)
+    except Unanswered as error:
+        logging.info("%s; searching without it", error)
+        return None
+    return client
+
+
+def _read(index: Path) -> Client | None:
+    """What a server wrote; None: nothing that this user may trust."""
+    path = index / _FILE
+    try:
+        if path.stat().st_uid != os.getuid():
+            return None
+        client = Client(**json.loads(path.read_bytes()))
+        urlsplit(client.url).port  # noqa: B018 (raises at none)
+        os.kill(client.pid, 0)  # raises where no such process is left
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return client

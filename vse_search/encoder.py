@@ -1,8 +1,7 @@
 """What search asks of a model; `vse_jax.Model` has it."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -28,23 +27,17 @@ class Encoder(Protocol):
         ...
 
     def encode_images(
-        self,
-        images: Sequence[Any],
-        *,
-        on_bad: Literal["error", "skip"] = "error",
-        progress: bool = False,
-    ) -> Float32[np.ndarray, "N D"]:
-        """Of uint8 arrays [H, W, 3], or what `prepare` gives of them."""
-        ...
+        self, images: Sequence[np.ndarray]
+    ) -> Float32[np.ndarray, "N D"]: ...
 
     def encode_captions(
-        self, captions: Sequence[str], *, progress: bool = False
+        self, captions: Sequence[str]
     ) -> Float32[np.ndarray, "C D"]: ...
 
     def image_attributions(
-        self, image: Path | str | np.ndarray, vector: Float32[np.ndarray, " D"]
-    ) -> Float32[np.ndarray, "..."]:
-        """What each cell [rows, columns] adds to <image embedding, vector>."""
+        self, image: UInt8[np.ndarray, "H W 3"], vector: Float32[np.ndarray, " D"]
+    ) -> Float32[np.ndarray, "rows columns"]:
+        """What each cell adds to <image embedding, vector>."""
         ...
 
     def caption_attributions(

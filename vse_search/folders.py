@@ -70,19 +70,16 @@ class Exclusions:
             try:
                 [pattern] = GitIgnoreSpec.from_lines([_composed(line)]).patterns
             except ValueError:
-                wrong = (
+                raise InputError(
                     f"config.search.exclude: {line!r} is no pattern as in .gitignore"
-                )
-                raise InputError(wrong) from None
+                ) from None
             compiled.append(pattern)
         self._spec = GitIgnoreSpec(compiled)
 
     def match(self, path: str, is_folder: bool) -> bool:
-        """Whether a file or folder is left out, where the folder it is in is not.
+        """Whether a file or folder is left out, if the folder it is in is not.
 
-        Args:
-            path: relative, with slashes.
-            is_folder: some patterns are of folders only.
+        `path` is relative, with slashes; some patterns are of folders only.
         """
         result = self._spec.check_file(_composed(path) + "/" * is_folder)
         if result.index is not None:
@@ -222,11 +219,7 @@ def disk_of(folder: Path) -> str:
 
 
 def check_folder(folder: Path) -> Path:
-    """The absolute path of a folder of images.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The absolute path of a folder of images; raises InputError if there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of images")
     return folder.resolve()

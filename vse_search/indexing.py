@@ -410,7 +410,7 @@ class _Run:
         """Encodes a batch and adds it to the store; links files of known content."""
         images = [read.image for read in batch if read.image]
         if images:
-            prepared = [read.prepared for read in batch if read.image]
+            prepared = [x.prepared for x in batch if x.prepared is not None]
             self.store.add(images, self.model.encode_images(prepared))
             self.report.encoded += len(images)
         links, self._links = self._links + [x for x in batch if not x.image], []

@@ -182,22 +182,14 @@ class Searcher:
         )
 
     def image(self, id: int) -> Hit:
-        """What is known of an image.
-
-        Raises:
-            HTTPError: 404, there is none.
-        """
+        """What is known of an image; raises HTTPError 404 if there is none."""
         image = self.store.image(id)
         if image is None:
             raise HTTPError(404, f"{id}: no such image")
         return image
 
     def file(self, image: Hit) -> Path:
-        """Its file, without symbolic links, inside the index's folder.
-
-        Raises:
-            HTTPError: 404, there is none (any more).
-        """
+        """Its file, without symbolic links, inside the index's folder; else, 404."""
         folder = self.store.folder.resolve()
         path = (folder / image.file).resolve()
         if not path.is_relative_to(folder) or not path.is_file():
@@ -376,8 +368,7 @@ class Searcher:
     def add_upload(self, data: bytes) -> str:
         """Encodes an image file's content; the last `_UPLOADS` are kept.
 
-        Returns:
-            Its id, 32 hexadecimal digits; equal content has the same one.
+        Its id is 32 hexadecimal digits; equal content has the same one.
 
         Raises:
             HTTPError: 413, too many pixels; 415, no image, or the model takes none.
@@ -411,11 +402,7 @@ class Searcher:
         return id
 
     def upload(self, id: str) -> Upload:
-        """One of the last uploads.
-
-        Raises:
-            HTTPError: 404, there is none.
-        """
+        """One of the last uploads; raises HTTPError 404 if there is none."""
         found = self._uploads.get(id)
         if found is None:
             raise HTTPError(404, f"{id}: no such upload, or not kept any more")

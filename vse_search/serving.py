@@ -90,8 +90,7 @@ def _ended_by_signals() -> Iterator[None]:
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket with this address that does not listen yet.
 
-    Raises:
-        InputError: the address is in use, or none of this machine's.
+    Raises InputError if the address is in use, or none of this machine's.
     """
     with contextlib.ExitStack() as stack:
         try:

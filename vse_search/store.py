@@ -69,11 +69,16 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 CREATE INDEX files_of_picture ON files (picture);
 """
-
-
 # Until the end of an update, an image whose file has changed may have none.
 _FOUND = "EXISTS (SELECT 1 FROM files WHERE files.picture = pictures.id)"
-_BY_ID = "(SELECT value FROM json_each(?))"
+_BY_ID = "id IN (SELECT value FROM json_each(:ids))"
+_IN_FOLDER = "path > :folder || '/' AND path < :folder || '0'"  # '0' follows '/'
+_PASSES = {
+    "after": "taken >= :after",
+    "before": "taken <= :before || 'T99'",  # after any time of that day
+    "camera": "camera = :camera COLLATE NOCASE",
+    "folder": f"id IN (SELECT picture FROM files WHERE {_IN_FOLDER})",
+}
 SortOrder = Literal["newest", "oldest", "name"]
 _ORDERS: dict[SortOrder, str] = {
     "newest": "taken IS NULL, taken DESC, path",
@@ -110,24 +115,10 @@ class Filters:
         folder = printable(self.folder or "").strip("/")
         object.__setattr__(self, "folder", None if folder in ("", ".") else folder)
 
-    def condition(self) -> tuple[str, list[str]]:
-        """In SQL, on `pictures`, and its values."""
-        conditions, values = [_FOUND], []
-        if self.after is not None:
-            conditions.append("taken >= ?")
-            values.append(self.after)
-        if self.before is not None:
-            conditions.append("taken <= ?")
-            values.append(f"{self.before}T99")  # after any time of that day
-        if self.camera is not None:
-            conditions.append("camera = ? COLLATE NOCASE")
-            values.append(self.camera)
-        if self.folder is not None:
-            conditions.append(
-                "id IN (SELECT picture FROM files WHERE path > ? AND path < ?)"
-            )
-            values += _below(self.folder)
-        return " AND ".join(conditions), values
+    def condition(self) -> str:
+        """In SQL, on `pictures`; `vars` has its values."""
+        asked = [field for field, value in vars(self).items() if value is not None]
+        return " AND ".join([_FOUND, *(_PASSES[field] for field in asked)])
 
 
 def _is_day(text: str) -> bool:
@@ -335,11 +326,7 @@ class Store:
         return self._connection
 
     def _facts(self, connection: sqlite3.Connection | None = None) -> sqlite3.Row:
-        """The index's facts.
-
-        Raises:
-            InputError: it is broken, or of another version.
-        """
+        """The index's facts; raises if it is broken, or of another version."""
         found = self._all("SELECT * FROM facts", of=connection)
         if len(found) != 1:
             raise _broken(self.index, DATABASE, "holds no facts")
@@ -351,7 +338,7 @@ class Store:
         return found[0]
 
     def _all(
-        self, sql: str, *values: Any, of: sqlite3.Connection | None = None
+        self, sql: str, values: Any = (), of: sqlite3.Connection | None = None
     ) -> list[sqlite3.Row]:
         """Rows of the database; `of`: of an earlier one."""
         with self._guard, _clear_errors(self.index):
@@ -460,15 +447,11 @@ class Store:
             "SELECT id, path, raw, width, height, taken, camera, bytes "
             "FROM pictures JOIN files ON picture = id "
         )
-        values: list[str] = []
         if ids is not None:
-            sql += f"WHERE id IN {_BY_ID} "
-            values.append(json.dumps([int(id) for id in ids]))
-        sql += "ORDER BY id, "
-        if folder is not None:
-            sql += "path > ? AND path < ? DESC, "
-            values += _below(folder)
-        files = self._all(f"{sql} path, raw", *values, of=of.connection if of else None)
+            sql += f"WHERE {_BY_ID} "
+        sql += f"ORDER BY id, {_IN_FOLDER} DESC, path, raw"
+        values = {"ids": json.dumps([int(id) for id in ids or ()]), "folder": folder}
+        files = self._all(sql, values, of=of.connection if of else None)
         found = {}
         for id, same in itertools.groupby(files, key=lambda file: file["id"]):
             first, *others = same
@@ -508,8 +491,8 @@ class Store:
             "SELECT path, picture FROM files "
             "WHERE substr('/' || {0}, -length(?1) - 1) = '/' || ?1 ORDER BY path"
         )
-        found = self._all(sql.format("path"), name) or self._all(
-            sql.format("folded(path)"), _folded(name)
+        found = self._all(sql.format("path"), (name,)) or self._all(
+            sql.format("folded(path)"), (_folded(name),)
         )
         whole = [row for row in found if row[0] == name]  # before those in folders
         images: dict[int, str] = {}
@@ -523,9 +506,10 @@ class Store:
 
     def vectors(self, ids: Sequence[int]) -> dict[int, Float32[np.ndarray, " D"]]:
         """The vectors of images by id; without those that are not there any more."""
-        sql = f"SELECT id, row FROM pictures WHERE id IN {_BY_ID}"
+        sql = f"SELECT id, row FROM pictures WHERE {_BY_ID}"
         with self._moment() as facts:
-            matrix, found = self._map(facts), self._all(sql, json.dumps(list(ids)))
+            found = self._all(sql, {"ids": json.dumps(list(ids))})
+            matrix = self._map(facts)
             return {id: np.array(matrix[row]) for id, row in found}
 
     def cameras(self) -> list[str]:
@@ -552,18 +536,13 @@ class Store:
     def matching(
         self, filters: Filters, of: Snapshot | None = None
     ) -> Int64[np.ndarray, " found"]:
-        """Ids of the images that pass `filters`, ascending.
-
-        Args:
-            filters: what they must have.
-            of: that the ids are to be of; None: the index that is there now.
+        """Ids of the images that pass, ascending; `of`: None: of the index now there.
 
         Raises:
             InputError: a camera or a folder that no image has.
         """
-        where, values = filters.condition()
-        sql = f"SELECT id FROM pictures WHERE {where} ORDER BY id"
-        found = self._all(sql, *values, of=of.connection if of else None)
+        sql = f"SELECT id FROM pictures WHERE {filters.condition()} ORDER BY id"
+        found = self._all(sql, vars(filters), of=of.connection if of else None)
         if not found:
             self.check_names(filters)
         return np.fromiter((row[0] for row in found), np.int64, len(found))
@@ -578,19 +557,18 @@ class Store:
         Raises:
             InputError: a camera or a folder that no image has.
         """
-        where, values = filters.condition()
-        [(total,)] = self._all(f"SELECT COUNT(*) FROM pictures WHERE {where}", *values)
+        where = filters.condition()
+        values = vars(filters) | {"limit": limit, "offset": offset}
+        [(total,)] = self._all(f"SELECT COUNT(*) FROM pictures WHERE {where}", values)
         if not total:
             self.check_names(filters)
         if filters.folder is not None:  # a copy elsewhere does not give its name
-            where += " AND path > ? AND path < ?"
-            values += _below(filters.folder)
+            where += f" AND {_IN_FOLDER}"
         found = self._all(
             "SELECT id, MIN(path) AS path FROM pictures JOIN files ON picture = id "
-            f"WHERE {where} GROUP BY id ORDER BY {_ORDERS[order]} LIMIT ? OFFSET ?",
-            *values,
-            limit,
-            offset,
+            f"WHERE {where} GROUP BY id ORDER BY {_ORDERS[order]} "
+            "LIMIT :limit OFFSET :offset",
+            values,
         )
         known = self.images([row["id"] for row in found], filters.folder)
         return total, [known[row["id"]] for row in found if row["id"] in known]
@@ -655,7 +633,7 @@ class Store:
 
     def find(self, sha256: str) -> int | None:
         """Id of the image with this content."""
-        found = self._all("SELECT id FROM pictures WHERE sha256 = ?", sha256)
+        found = self._all("SELECT id FROM pictures WHERE sha256 = ?", (sha256,))
         return found[0][0] if found else None
 
     def add(
@@ -753,17 +731,8 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def _below(folder: str) -> tuple[str, str]:
-    """What is greater and less than these starts with 'folder/': '0' follows '/'."""
-    return f"{folder}/", f"{folder}0"
-
-
 def _identity(index: Path) -> tuple[int, int]:
-    """Tells the database from another one of its name, as long as it is open.
-
-    Raises:
-        InputError: there is none, or it cannot be seen.
-    """
+    """Tells the database from another one of its name, as long as it is open."""
     try:
         status = (index / DATABASE).stat()
     except (FileNotFoundError, NotADirectoryError):

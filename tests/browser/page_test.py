@@ -298,7 +298,7 @@ def test_a_picture_its_data_and_why_it_was_found(page):
     expect(data).to_contain_text("1 May 2019, 10:00")
     expect(data).to_contain_text("64 × 48 px")
     expect(data).to_contain_text("trips/red again.jpg")
-    expect(page.locator("#viewer-picture")).to_have_js_property("naturalWidth", 64)
+    expect(page.locator("#viewer-photo")).to_have_js_property("naturalWidth", 64)
     words = page.locator("#words li")
     expect(words.filter(has_text="red")).to_have_class(re.compile("positive"))
     page.locator("#numbers summary").click()

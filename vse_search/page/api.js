@@ -56,7 +56,7 @@ export const folder = () => call("api/folder");
 export const keeps = async (hex) => (await fetch(uploadOf(hex))).ok;
 
 export const thumbnailOf = (id) => `api/thumbnail/${id}`;
-export const pictureOf = (id) => `api/picture/${id}`;
+export const photoOf = (id) => `api/picture/${id}`;
 export const fullSizeOf = (id) => `api/picture/${id}?full=1`;
 export const fileOf = (id) => `api/file/${id}`;
 export const uploadOf = (hex) => `api/upload/${hex}`;

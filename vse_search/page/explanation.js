@@ -10,8 +10,8 @@ const HINT = "Point at the photo to read its parts.";
 let cells = null; // [rows][columns]
 let marked = null; // [row, column] of the cell that is read out
 
-/** Shows an answer of /api/explain; null clears. `pictures`: the query has some, too. */
-export function show(explanation, pictures = false) {
+/** Shows an answer of /api/explain; null clears. `photos`: the query has some, too. */
+export function show(explanation, photos = false) {
   cells = explanation?.cells ?? null;
   marked = null;
   at("why").hidden = !explanation;
@@ -23,8 +23,8 @@ export function show(explanation, pictures = false) {
   at("why-sum").textContent = typed.length
     ? "A solid line: the word speaks for this photo. A dotted line: against it."
     : "The photos of your query found this one.";
-  at("words").replaceChildren(...sentences(words));
-  at("similarity").textContent = sentence(explanation, pictures);
+  at("words").replaceChildren(...captions(words));
+  at("similarity").textContent = summary(explanation, photos);
   at("values").replaceChildren(...words.flatMap(valueRow));
   at("numbers").hidden = false;
 }
@@ -36,21 +36,21 @@ export function showReason(reason) {
   at("why-sum").textContent = reason;
 }
 
-// Both ends of a sentence take part in the sum, but nobody typed them: [CLS], <start>, …
+// Both ends of a caption take part in the sum, but nobody typed them: [CLS], <start>, …
 const isMark = (word) => /^(\[.*\]|<.*>)$/.test(word);
 
-function sentence({ similarity, cells, words }, pictures) {
+function summary({ similarity, cells, words }, photos) {
   const total = `Similarity ${number(similarity, 3)}`;
   const added = words.reduce((sum, { value }) => sum + value, 0);
   if (!words.length) return cells ? `${total}: the sum of the photo’s cells.` : `${total}.`;
-  if (pictures) return `${total}: the query’s words add ${signed(added)}, its photos the rest.`;
+  if (photos) return `${total}: the query’s words add ${signed(added)}, its photos the rest.`;
   return cells
     ? `${total}: the sum of the photo’s cells, and that of the query’s words.`
     : `${total}: the sum of the query’s words.`;
 }
 
 /** A list of words for each part of the query; a mark begins the next one. */
-function sentences(words) {
+function captions(words) {
   const most = Math.max(...words.map(({ value }) => Math.abs(value)));
   const lists = [];
   let begins = true;
@@ -179,7 +179,7 @@ export function listen() {
     const step = move[event.key];
     if (!step) return;
     event.preventDefault();
-    event.stopPropagation(); // elsewhere in the dialog these keys change the picture
+    event.stopPropagation(); // elsewhere in the dialog these keys change the photo
     const [row, column] = marked ? [marked[0] + step[0], marked[1] + step[1]] : [0, 0];
     mark([clip(row, cells.length), clip(column, cells[0].length)]);
   });

@@ -5,7 +5,7 @@ import * as controls from "./controls.js";
 import * as filters from "./filters.js";
 import * as gallery from "./gallery.js";
 import * as messages from "./messages.js";
-import * as pictures from "./pictures.js";
+import * as chosen from "./photos.js";
 import * as state from "./state.js";
 import { fileName, listed, photos, trainedOn } from "./text.js";
 import * as viewer from "./viewer.js";
@@ -69,7 +69,7 @@ function partsOf(asked) {
   return [...uploads, ...likes("like"), ...likes("unlike")];
 }
 
-const showParts = (asked) => pictures.show(partsOf(asked), (part) => removeParts([part]));
+const showParts = (asked) => chosen.show(partsOf(asked), (part) => removeParts([part]));
 
 /** A bookmark has the ids of indexed photos, people want their names. */
 async function nameLikes(asked) {
@@ -502,7 +502,7 @@ function listen() {
     if (away) lookForFolder();
   });
   messages.listen();
-  pictures.listen(take);
+  chosen.listen(take);
   gallery.listen({
     open: (id) => go({ picture: id }),
     leave: () => at("query").focus(),

@@ -8,7 +8,7 @@ import * as zoom from "./zoom.js";
 
 const at = (id) => document.getElementById(id);
 const dialog = at("viewer");
-const image = at("viewer-picture");
+const image = at("viewer-photo");
 let shownId = null;
 let full = null; // {id, width} of a photo that is shown smaller than it is
 let loading = null; // an AbortController
@@ -23,7 +23,7 @@ export async function open(id, { hit, asked, explains, fail }) {
   const { signal } = loading;
   shownId = id;
   explanation.show(null);
-  if (hit) showPicture(hit);
+  if (hit) showPhoto(hit);
   at("data").replaceChildren();
   if (!dialog.open) dialog.showModal();
   const found = hit && asks(asked);
@@ -32,7 +32,7 @@ export async function open(id, { hit, asked, explains, fail }) {
       api.data(id, signal),
       found && explains ? explain(id, asked, signal) : null,
     ]);
-    if (!hit) showPicture(data);
+    if (!hit) showPhoto(data);
     showData(data);
     if (found && !explains) explanation.showReason("This model cannot say why.");
   } catch (error) {
@@ -55,7 +55,7 @@ export function neighbours(previous, next) {
   at("viewer-next").disabled = next == null;
 }
 
-function showPicture({ id, path, width, height }) {
+function showPhoto({ id, path, width, height }) {
   const figure = at("viewer-figure");
   zoom.reset();
   figure.style.setProperty("--ratio", width / height);
@@ -65,7 +65,7 @@ function showPicture({ id, path, width, height }) {
   figure.classList.remove("broken");
   at("stage-problem").hidden = true;
   [image.width, image.height] = [width, height];
-  image.src = api.pictureOf(id);
+  image.src = api.photoOf(id);
   image.alt = path;
   full = { id, width };
   at("viewer-name").textContent = fileName(path);
@@ -109,8 +109,8 @@ function element(tag, text) {
 
 async function explain(id, asked, signal) {
   try {
-    const pictures = [asked.like, asked.unlike, asked.uploads].some((list) => list.length);
-    explanation.show(await api.explain({ ...asQuery(asked), id }, signal), pictures);
+    const photos = [asked.like, asked.unlike, asked.uploads].some((list) => list.length);
+    explanation.show(await api.explain({ ...asQuery(asked), id }, signal), photos);
   } catch (error) {
     if (!(error instanceof api.Refused)) throw error;
     const gone = error.status === 404;
