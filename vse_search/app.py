@@ -400,7 +400,7 @@ class Server:
         async def bad_input(_, error: InputError) -> JSONResponse:
             if isinstance(error, HTTPError):
                 return problem(error.status, str(error))
-            # Where its index is, is nobody's business.
+            # Where the index is, is private.
             reason = str(error).replace(str(store.index), store.index.name)
             try:
                 store.version()

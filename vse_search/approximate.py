@@ -1,7 +1,7 @@
 """Approximate search for millions of vectors: only a part of them is looked at.
 
 faiss groups the vectors around centers (IVF) and keeps a byte of each value. A query
-meets the groups of its nearest centers; the best of what it finds there is scored anew
+meets the groups of its nearest centers; the best of what it finds there is scored again
 by the vectors themselves. The groups are a cache, <index>/approximate-….faiss: it may
 be removed at any time and is made again from the vectors.
 """
@@ -39,7 +39,7 @@ class ApproximateEngine(ExactEngine):
     """Approximate search in a store; exact with filters and among few images.
 
     New images are searched exactly, and those that are gone passed over, until they are
-    an eighth of all; then the groups are made anew, which takes minutes for a million
+    an eighth of all; then new groups are made, which takes minutes for a million
     vectors.
     """
 

@@ -87,7 +87,7 @@ class Exclusions:
         return bool(result.include)
 
     def cover(self, path: str) -> bool:
-        """Whether a file is left out, be it with a folder above it."""
+        """Whether a file is left out, alone or with a folder above it."""
         folders = above(path)[-2::-1]
         return any(self.match(it, True) for it in folders) or self.match(path, False)
 
@@ -203,8 +203,8 @@ def walk(folder: Path, exclude: Exclusions, passed: Passed) -> Iterator[Seen]:
 def disk_of(folder: Path) -> str:
     """Tells the file system that a folder is on from others, after a restart, too.
 
-    That is its own id where it has one (st_dev is a number that the kernel gives out
-    anew at each mount, for network and some other file systems), else the place where
+    That is its own id if it has one (st_dev is a number that the kernel gives out
+    again at each mount, for network and some other file systems), else the place where
     it is mounted.
 
     Raises:

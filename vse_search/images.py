@@ -54,7 +54,7 @@ class DecodedImage:
 
 
 def read_image(source: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """As `reading`; what is decoded is nobody's to count from then on."""
+    """As `reading`; the memory of its pixels is no longer counted."""
     with reading(source, max_pixels) as found:
         return found
 

@@ -33,7 +33,7 @@ U = TypeVar("U")
 
 _LARGEST = 2**30  # bytes of a file that is read
 _KEPT = 2**28  # bytes of files that wait in memory for their decoding
-_AHEAD = 16  # files that are read ahead
+_AHEAD = 16  # files that are read ahead, at least
 _LINKS = 1000  # files of known content that are linked together
 
 
@@ -82,7 +82,7 @@ def check_model(store: Store, model: Encoder) -> None:
 
 
 def check_images(folder: Path, exclude: Iterable[str] = ()) -> None:
-    """Raises InputError unless there is an image in the folder, be it a bad one."""
+    """Raises InputError unless there is an image, even a bad one, in the folder."""
     passed = Passed()
     if next(walk(folder, Exclusions(exclude), passed), None) is None:
         raise _no_images(folder, passed)
@@ -330,8 +330,8 @@ class _Run:
     """One update, while it goes on.
 
     Files are read ahead and decoded by threads, which hold little at a time: see
-    `images.Memory`. A batch is encoded and kept while the next one is decoded: a killed
-    process loses one batch at most.
+    `images.Memory`. While a batch is encoded and kept, the next one is decoded. A
+    killed process loses one batch at most.
 
     Attributes:
         spoiled: paths of files whose content is no readable image.
@@ -353,17 +353,15 @@ class _Run:
         self._failed: dict[str, InputError] = {}  # contents, and why
         self._links: list[_Read] = []  # of contents that are on their way
 
-    def steps(self, fresh: Iterable[Seen], size: int) -> Iterator[_Read]:
-        """Indexes these files in batches of `size`; yields each one afterwards."""
+    def steps(self, fresh: Iterable[Seen], size: int) -> Iterator[str]:
+        """Indexes these files in batches of `size`; yields each path afterwards."""
         readers = ThreadPoolExecutor(2 * usable_cores())  # some decode, some wait
-        encoder = ThreadPoolExecutor(1)
         try:
-            batches = _batches(_ahead(readers, self._read, fresh, _AHEAD), size)
-            for batch in _ahead(encoder, self._keep, batches, 1):
-                yield from batch
+            files = _ahead(readers, self._read, fresh, max(_AHEAD, size))
+            for paths in map(self._keep, _batches(files, size)):
+                yield from paths
         finally:
-            for pool in (encoder, readers):
-                pool.shutdown(cancel_futures=True)
+            readers.shutdown(cancel_futures=True)
 
     def _read(self, seen: Seen) -> _Read:
         """Decodes a file, unless its content is known."""
@@ -406,7 +404,7 @@ class _Run:
         facts = image.width, image.height, image.taken, image.camera
         return NewImage(file, *facts), prepared
 
-    def _keep(self, batch: list[_Read]) -> list[_Read]:
+    def _keep(self, batch: list[_Read]) -> list[str]:
         """Encodes a batch and adds it to the store; links files of known content."""
         images = [read.image for read in batch if read.image]
         if images:
@@ -429,7 +427,7 @@ class _Run:
                     known.append(read.file)
         if known:
             self.store.link(known)
-        return batch
+        return [read.path for read in batch]
 
 
 def _count(report: Report, before: dict[str, File], after: dict[str, File]) -> None:

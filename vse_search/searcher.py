@@ -411,7 +411,7 @@ class Searcher:
 
 @contextlib.contextmanager
 def bad_is_missing(path: Path) -> Iterator[None]:
-    """Says 404, without the folder, which is nobody's business, of a bad file."""
+    """Says 404 of a bad file, without its folder, which is private."""
     try:
         yield
     except InputError as error:

@@ -124,9 +124,6 @@ def run(
         idle_s: for which a connection may send no request, or a part of its header.
     """
 
-    class Protocol(_Protocol):
-        seconds = idle_s
-
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -135,14 +132,14 @@ def run(
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http=Protocol,
+        http=_Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",
         log_config=None,
         log_level="warning",
         access_log=False,  # it would hold what is asked for
-        proxy_headers=False,  # guard.py heeds them, with X-Forwarded-Host
+        proxy_headers=False,  # guard.py reads them, with X-Forwarded-Host
         server_header=False,
         timeout_keep_alive=idle_s,
         timeout_graceful_shutdown=_END_S,
@@ -157,7 +154,6 @@ class _Protocol(H11Protocol):
     never ends it would stay for ever.
     """
 
-    seconds = _IDLE_S
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -176,7 +172,7 @@ class _Protocol(H11Protocol):
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(self.seconds, self._drop)
+        self._timer = self.loop.call_later(self.timeout_keep_alive, self._drop)
 
     def _drop(self) -> None:
         if self.cycle is None or self.cycle.response_complete:

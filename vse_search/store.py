@@ -208,7 +208,7 @@ class _Connection(sqlite3.Connection):
 class Store:
     """An open index. Safe to share by threads; one process may write.
 
-    It is the index that lies in the folder now: one that was made anew there is opened
+    It is the index that lies in the folder now: a new one in its place is opened
     by whatever is asked next. Only a `Snapshot` stays with the index that it is of.
 
     Attributes:
@@ -270,7 +270,7 @@ class Store:
 
     @staticmethod
     def exists(index: Path) -> bool:
-        """Whether there is an index, be it broken, in this folder."""
+        """Whether there is an index, even a broken one, in this folder."""
         return (index / DATABASE).exists()
 
     @classmethod
@@ -279,7 +279,7 @@ class Store:
         """Opens an index; to write, also removes what a killed process left.
 
         Raises:
-            InputError: there is none, it is broken (says how to build it anew), of
+            InputError: there is none, it is broken (says how to build it again), of
                 another version of this program, or another process writes to it.
         """
         _identity(index)
@@ -392,7 +392,7 @@ class Store:
 
     @property
     def uid(self) -> str:
-        """No other index has it, not even one made anew in this folder."""
+        """No other index has it, not even a later one in this folder."""
         return self._facts()["uid"]
 
     @property
@@ -418,7 +418,7 @@ class Store:
     def version(self) -> int:
         """A number that grows with every change of the index.
 
-        An index that is made anew in this folder has none of the earlier one's.
+        A later index in this folder has none of the earlier one's.
         """
         return self._facts()["version"]
 
@@ -683,7 +683,7 @@ class Store:
             execute("UPDATE facts SET exclude = ?, disks = ?", facts)
 
     def compact(self) -> None:
-        """Writes the vector file anew without holes if most of its rows are holes.
+        """Writes a new vector file without holes if most of its rows are holes.
 
         The old file goes when the index is next opened to write: another host may still
         read it, and would lose what it has mapped.

@@ -11,7 +11,7 @@ def explain(config: Config, workdir: Path) -> None:
 
     Raises:
         InputError: one of them is missing or bad, a region model, or a pooling that is
-            no sum over the members of its set.
+            no sum over the elements of its set.
     """
     query, like = config.search.query or "", config.search.like or ""
     for field, value in (("query", query), ("like", like)):

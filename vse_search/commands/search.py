@@ -14,7 +14,6 @@ import vse_jax
 from vse_jax import Config, InputError, SearchConfig, printable, read_bytes
 from vse_search.client import MOST_HITS, Unanswered, running
 from vse_search.commands import index_folder
-from vse_search.encoder import Encoder
 from vse_search.query import hint, rename_images
 from vse_search.searcher import Query, Searcher
 from vse_search.store import Filters, Hit, Store
@@ -64,13 +63,11 @@ def _search_here(
     config: Config, workdir: Path, store: Store, wanted: Query
 ) -> list[Hit]:
     """Loads the model and searches as a server does; JAX is started here."""
-
-    def load() -> Encoder:
-        return vse_jax.model_of(config, workdir)
-
     with (
         vse_jax.started(config, "search", (None, None, None), alone=True),
-        Searcher.open(config.search, store.index, load) as searcher,
+        Searcher.open(
+            config.search, store.index, lambda: vse_jax.model_of(config, workdir)
+        ) as searcher,
     ):
 
         def upload(path: Path) -> str:
