@@ -43,7 +43,7 @@ def recipe(kind: str) -> Config:
     return grid_config() if kind == "grid" else region_config()
 
 
-def sentences(count: int) -> list[str]:
+def texts(count: int) -> list[str]:
     """Captions of 8 to 25 tokens, most of 10 to 16, as COCO's are."""
     rng = np.random.default_rng(0)
     lengths = rng.normal(13, 3, count).round().astype(int)
@@ -54,7 +54,7 @@ def sentences(count: int) -> list[str]:
 
 def captions(config: Config, count: int, train: bool) -> Batch:
     """A batch's part of the captions for one device, augmented in training."""
-    tokens = caption_tokenizer(config)(sentences(count))
+    tokens = caption_tokenizer(config)(texts(count))
     rows = CaptionCollator(config, tokens, None, pack=use_packing(config, 1))
     length, packed = rows.bucket_of(np.arange(count))
     batch = rows.empty(count, length)
@@ -108,8 +108,8 @@ def with_photographs(config: Config, count: int) -> Config:
         pixels = image.clip(0, 255).astype(np.uint8)
         path = str(root / "images" / file)
         cv2.imwrite(path, pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    texts = sentences(5 * count)
-    rows = [(id, texts[5 * n : 5 * n + 5]) for n, id in enumerate(files)]
+    five = np.reshape(texts(5 * count), (count, 5)).tolist()
+    rows = zip(files, five, strict=True)
     write_root(root, {"train": rows}, files)
     return with_fields(config, {"data.root": str(root)})
 

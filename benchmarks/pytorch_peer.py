@@ -109,7 +109,7 @@ class GPO(nn.Module):
         self.linear = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """`mask` [b, k]: the elements of each set, in any places."""
+        """`mask` [b, k]: the elements of each set, anywhere."""
         count, size, _ = features.shape
         lengths = mask.sum(dim=1)
         beyond = torch.arange(size, device=mask.device) >= lengths[:, None]
@@ -306,7 +306,7 @@ class Pairs(Dataset):
         with Image.open(self._paths[caption // self._per_image]) as file:
             image = file.convert("RGB")
         if self._train:
-            # A box of one ratio for both sides, at a uniform place.
+            # A box of one ratio for both sides, uniformly placed.
             ratio = random.uniform(self._config.crop_min, 1)
             width, height = int(image.width * ratio), int(image.height * ratio)
             left = random.randint(0, image.width - width)

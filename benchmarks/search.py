@@ -101,7 +101,7 @@ def by_usearch(store: Store) -> Search:
 
 
 def by_graph(store: Store) -> Search:
-    """usearch's HNSW graph over bytes, the best scored anew: as `approximate`."""
+    """usearch's HNSW graph over bytes, the best scored again: as `approximate`."""
     from usearch.index import Index  # noqa: PLC0415 (as above)
 
     matrix = store.snapshot().matrix

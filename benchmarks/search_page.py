@@ -17,7 +17,7 @@ TURNS = 7
 
 
 def turn(browser: Browser, address: str, query: str) -> tuple[float, float, float]:
-    """Seconds to the page, from Enter to the tiles, and to the first row's pictures."""
+    """Seconds to the page, from Enter to the tiles, and to the first row's images."""
     with browser.new_context(
         viewport={"width": 1280, "height": 800},
         bypass_csp=True,  # of wait_for_function, which evaluates a text
@@ -42,7 +42,7 @@ def turn(browser: Browser, address: str, query: str) -> tuple[float, float, floa
 def main(address: str, query: str) -> None:
     with chromium.opened() as browser:
         turns = [turn(browser, address, query) for _ in range(TURNS)]
-    names = ("page", "Enter to tiles", "Enter to five pictures")
+    names = ("page", "Enter to tiles", "Enter to five images")
     for name, seconds in zip(names, zip(*turns, strict=True), strict=True):
         print(
             f"{name}: median {1e3 * statistics.median(seconds):.0f} ms, "

@@ -28,13 +28,9 @@ _BATCH = 16
 
 
 def write_cells(config: Config) -> list[Path]:
-    """Writes the cells of each split that lacks them.
+    """Writes the cells of each split that lacks them; returns the files of SPLITS.
 
-    Args:
-        config: of a root that --mode=prepare made with data.render_size 224.
-
-    Returns:
-        The files, in the order of SPLITS.
+    The config's root is one that --mode=prepare made with data.render_size 224.
 
     Raises:
         InputError: no such root, an image that is missing or has another size, or
@@ -45,12 +41,12 @@ def write_cells(config: Config) -> list[Path]:
     config = with_fields(config, {"image.kind": "grid", "image.input": "auto"})
     precomp = Path(config.data.root) / "precomp"
     files = {name: precomp / f"{name}_ims.npy" for name in SPLITS}
-    missing = [name for name, file in files.items() if not file.exists()]
+    missing = {name: file for name, file in files.items() if not file.exists()}
     splits = {name: read_split(config, name) for name in missing}
     network = lite.load_network(lite.weights_file()) if missing else None
     run = jax.jit(lite.cells)
-    for name, split in splits.items():
-        file = files[name]
+    for name, file in missing.items():
+        split = splits[name]
         assert isinstance(split.images, list)  # config.data.format is 'folder'
         shape = (len(split.images), lite.GRID**2, lite.CHANNELS)
         with named_in_errors(file), whole_file(file) as unfinished:

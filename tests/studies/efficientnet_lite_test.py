@@ -36,8 +36,8 @@ def convolve(tensors, conv, norm, x, stride=1):
     )
 
 
-def peer(tensors, pictures):
-    x = torch.from_numpy(pictures.transpose(0, 3, 1, 2)).double()
+def peer(tensors, images):
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2)).double()
     x = functional.relu6(convolve(tensors, "_conv_stem", "_bn0", x, 2))
     for number in range(16):
         name, y = f"_blocks.{number}.", x
@@ -55,9 +55,9 @@ def peer(tensors, pictures):
 
 def test_equals_pytorch_with_the_published_weights(tensors):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
-    pictures = lite.normalised(np.kron(pixels, np.ones((1, 8, 8, 1), np.uint8)))
-    cells = jax.jit(lite.cells)(lite.load_network(lite.weights_file()), pictures)
-    wanted = peer(tensors, pictures)
+    images = lite.normalised(np.kron(pixels, np.ones((1, 8, 8, 1), np.uint8)))
+    cells = jax.jit(lite.cells)(lite.load_network(lite.weights_file()), images)
+    wanted = peer(tensors, images)
     assert cells.shape == wanted.shape == (2, lite.GRID**2, lite.CHANNELS)
     assert wanted.std() > 0.1
     np.testing.assert_allclose(cells, wanted, rtol=0, atol=1e-5 * wanted.max())

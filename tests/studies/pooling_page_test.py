@@ -1,4 +1,4 @@
-"""The page and the pictures of the study, from made-up runs."""
+"""The page and the figures of the study, from made-up runs."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The study of poolings, but for the trainings themselves."""
+"""The study of poolings, except the trainings themselves."""
 
 import json
 

@@ -94,6 +94,11 @@ class _Instruction(NamedTuple):
     rest: str  # operands and attributes
     computation: str  # that it belongs to
 
+    def find(self, pattern: str) -> str | None:
+        """The group of a pattern in the operands and attributes."""
+        found = re.search(pattern, self.rest)
+        return found[1] if found else None
+
 
 class ProgramText:
     """The text of an optimized HLO module, as XLA prints it."""
@@ -142,22 +147,18 @@ class ProgramText:
         """The compiler's estimates, summed by this package's line that caused them."""
         cycles: Counter[str] = Counter()
         for instruction, times in self._runs:
-            found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
-            if found and int(found[1]) < _NO_ESTIMATE:
-                frame = re.search(r"stack_frame_id=(\d+)", instruction.rest)
-                line = self._source_lines[int(frame[1]) if frame else 0]
-                cycles[line] += int(found[1]) * times
+            found = int(instruction.find(r'"estimated_cycles":"(\d+)"') or _NO_ESTIMATE)
+            if found < _NO_ESTIMATE:
+                frame = int(instruction.find(r"stack_frame_id=(\d+)") or 0)
+                cycles[self._source_lines[frame]] += found * times
         return cycles
 
     def repeated_flops(self) -> float:
         """FLOP of products and convolutions in loops, without the first iteration."""
-        return sum(
-            (
-                (times - 1) * self._flops(instruction)
-                for instruction, times in self._runs
-                if times > 1 and instruction.kind in ("dot", "convolution")
-            ),
-            start=0.0,
+        return math.fsum(
+            (times - 1) * self._flops(instruction)
+            for instruction, times in self._runs
+            if times > 1 and instruction.kind in ("dot", "convolution")
         )
 
     def _run(self, computation: str, times: int) -> Iterator[tuple[_Instruction, int]]:
@@ -172,15 +173,11 @@ class ProgramText:
 
     def _trips(self, loop: _Instruction) -> int:
         """A loop's iterations: as the compiler knows, or its condition's bound."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
-            return int(known[1])
-        condition = re.search(r"condition=%([\w.\-]+)", loop.rest)
-        bounds = [
-            int(bound[1])
-            for i in self._computations.get(condition[1] if condition else "", ())
-            if i.kind == "constant" and (bound := re.match(r"(\d+)\)", i.rest))
-        ]
-        return max(bounds, default=1)
+        if known := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        condition = loop.find(r"condition=%([\w.\-]+)") or ""
+        constants = (i for i in self._computations[condition] if i.kind == "constant")
+        return max((int(i.find(r"^(\d+)\)") or 1) for i in constants), default=1)
 
     def _group_size(self, attributes: str) -> int:
         """Devices that take part together; 2 for the pairs of a permutation."""
