@@ -1,5 +1,6 @@
 """Shared test set-up: eight simulated CPU devices, quick compiles, shapes checked."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -17,9 +18,10 @@ from jaxtyping import install_import_hook
 # Compile time dominates the suite; for models this small -O0 code is fast enough.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_default_matmul_precision", "highest")
-# Saves compile time from the second local run on.
+# One cache for all workers and runs: what one test compiled, others read, in a fifth of
+# the time.
 jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # Shapes in signatures are checked at run time from here on.
 install_import_hook(["vse_jax", "vse_search"], "beartype.beartype")
@@ -34,11 +36,23 @@ from vse_jax.data import images
 
 images.own_process()  # as main.py does
 
+# Tracing makes many small objects that stay: fewer searches for garbage save a third.
+gc.freeze()
+gc.set_threshold(50_000, 20, 10)
+
 # The longest files first, so that no worker ends with one of them alone.
-_FIRST = ("cluster_test", "main_test", "step_test", "trajectory_test")
+_FIRST = (
+    *("cluster_test", "main_test", "step_test", "trajectory_test", "load_test"),
+    *("siglip_test", "runs_test", "gpo_synthetic_test"),
+)
 
 
+@pytest.hookimpl(tryfirst=True)  # -m reads the marks
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if "environment" in item.fixturenames:
+            item.add_marker("system")
+
     def place(item) -> int:
         return _FIRST.index(item.path.stem) if item.path.stem in _FIRST else len(_FIRST)
 
@@ -59,7 +73,10 @@ def tiny_config(tiny_root):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """For programs in processes of their own: quick compiles, kept; one device."""
+    """For programs in processes of their own: quick compiles, kept; one device.
+
+    What takes it is marked `system`.
+    """
     session = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # one cache for all workers
         session = session.parent

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import main
 from vse_jax.config import FIELDS
 
@@ -47,6 +49,7 @@ def test_fields():
     assert not missing(pattern, fields | groups | files)
 
 
+@pytest.mark.system
 def test_flags_and_modes():
     modes = {f"--mode={mode}" for mode in main.MODES}
     assert not missing(r"--mode=[a-z_]+", modes)

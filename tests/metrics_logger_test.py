@@ -91,6 +91,7 @@ def test_a_full_disk_is_bad_input(tmp_path):
         writer.write(1, {"train/loss": 1.0})
 
 
+@pytest.mark.system
 def test_training_loads_no_pytorch(tmp_path):
     """tensorboardX would; convert and its tests, where it is used, still can."""
     code = """

@@ -218,40 +218,37 @@ def test_a_vocabulary_of_another_size_is_another_models(theirs, size):
 class TestVocabulary:
     """A run carries its own."""
 
-    @pytest.fixture
-    def trained(self, tiny_config, tiny_root, tmp_path):
-        """A run whose data and vocabulary are gone."""
+    def test_is_kept_and_no_other_is_taken(self, tiny_config, tiny_root, tmp_path):
         root = shutil.copytree(tiny_root, tmp_path / "data" / "tiny")
         shutil.copytree(tiny_root.parent / "vocab", tmp_path / "data" / "vocab")
-        tiny_config.data.root = str(root)
+        tiny.quick(tiny_config).data.root = str(root)
         tiny_config.max_steps = 1
-        train(tiny_config, tmp_path / "run")
-        return tmp_path / "run"
-
-    def test_is_there_when_all_else_is_gone(self, trained, tiny_config, tmp_path):
+        trained = tmp_path / "run"
+        train(tiny_config, trained)
         expected = vse_jax.load(trained).encode_captions(["a red bar"])
-        shutil.rmtree(tmp_path / "data")
-        moved = trained.rename(tmp_path / "moved")
-        assert load_config(moved / "config.json").text.vocab == f"{moved}/vocab.txt"
-        found = vse_jax.load(moved).encode_captions(["a red bar"])
-        np.testing.assert_array_equal(found, expected)
 
-    def test_another_one_is_refused(self, trained, tiny_config, tmp_path):
+        # Another vocabulary is refused.
         other = tmp_path / "other.txt"
         words = (trained / "vocab.txt").read_text().split()
         other.write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n")
         with pytest.raises(InputError, match="is another vocabulary than the model's"):
             vse_jax.load(trained, {"text.vocab": str(other)})
         tiny_config.text.vocab = str(other)
-        tiny_config.max_steps = 2
         with pytest.raises(InputError, match="is another vocabulary than the model's"):
             train(tiny_config, trained)
         # The same words in another place are the same.
         shutil.copy(trained / "vocab.txt", other)
         train(tiny_config, trained)
 
+        shutil.rmtree(tmp_path / "data")
+        moved = trained.rename(tmp_path / "moved")
+        assert load_config(moved / "config.json").text.vocab == f"{moved}/vocab.txt"
+        found = vse_jax.load(moved).encode_captions(["a red bar"])
+        np.testing.assert_array_equal(found, expected)
+
     def test_is_the_tokenizer_of_the_weights(self, tiny_config, tmp_path):
         """'Red' is not 'red' for a cased BERT: trained, resumed, shared and loaded."""
+        tiny.quick(tiny_config)
         weights = bert.write_folder(tmp_path / "bert", do_lower_case=False)
         tiny_config.text.weights = str(weights)
         tiny_config.text.vocab_size = len(bert.WORDS)

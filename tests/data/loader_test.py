@@ -59,9 +59,9 @@ def caption_order(data: TrainData, epoch: int) -> np.ndarray:
     return np.stack([sampler.batch(position) for position in positions])
 
 
-def indexed_captions(config):
-    """The train split with caption i encoded as length 3, its only word's id i."""
-    split = read_split(config, "train")
+def indexed_captions(config, name="train"):
+    """A split with caption i encoded as length 3, its only word's id i."""
+    split = read_split(config, name)
     count = len(split.captions)
     ids = np.stack([np.full(count, 2), np.arange(count), np.full(count, 3)], 1)
     tokens = CaptionTokens(
@@ -105,11 +105,12 @@ def test_captions_go_with_their_pictures(config):
 
 class TestStream:
     def test_same_with_any_threads(self, config):
-        data = TrainData(config, *load(config))
-        many = take(data, 40)
+        data = TrainData(config, *load(config, "dev"))
+        many = take(data, 2 * data.sampler.steps_per_epoch)
         config.data.num_workers = 1
-        assert_equal_streams(take(data, 40), many)
+        assert_equal_streams(take(data, len(many)), many)
 
+    @pytest.mark.system
     def test_same_with_processes(self, config):
         data = TrainData(config, *load(config))
         threads = take(data, 5, start_step=3)
@@ -120,7 +121,7 @@ class TestStream:
         assert all(type(v) is np.ndarray for batch in processes for v in batch.values())
 
     def test_starts_anywhere(self, config):
-        data = TrainData(config, *load(config))
+        data = TrainData(config, *load(config, "dev"))
         steps = data.sampler.steps_per_epoch
         whole = take(data, 2 * steps + 2)
         for start in (1, steps - 1, steps, 2 * steps):
@@ -176,11 +177,11 @@ class TestEpoch:
     def test_stream_follows_the_order(self, config):
         """No batch spans epochs: the stream is exactly epoch after epoch."""
         config.batch_size = 50
-        split, tokens = indexed_captions(config)
+        split, tokens = indexed_captions(config, "dev")
         data = TrainData(config, split, tokens)
-        stream = [batch["token_ids"][:, 1] for batch in take(data, 20)]
+        stream = [batch["token_ids"][:, 1] for batch in take(data, 7)]
         expected = np.concatenate([caption_order(data, epoch) for epoch in range(3)])
-        np.testing.assert_array_equal(stream, expected[:20])
+        np.testing.assert_array_equal(stream, expected[:7])
 
     def test_distinct_images(self, config):
         config.batch_size = 20
@@ -307,7 +308,9 @@ class TestBadPictures:
             paths[image].write_bytes(b"no picture")
         return dataclasses.replace(split, images=paths), tokens
 
-    @pytest.mark.parametrize("workers", ["threads", "processes"])
+    @pytest.mark.parametrize(
+        "workers", ["threads", pytest.param("processes", marks=pytest.mark.system)]
+    )
     def test_error_names_the_file(self, config, tmp_path, workers):
         config.data.workers = workers
         data = TrainData(config, *self.damaged(config, tmp_path, [7]))

@@ -202,6 +202,7 @@ class TestBatches:
         assert "\n" not in str(e.value)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("exported", ["grid"], indirect=True)
 def test_processes(exported):
     """Of one kind: processes take seconds to start."""

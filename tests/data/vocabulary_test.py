@@ -314,6 +314,7 @@ class TestBuild:
         with pytest.raises(InputError, match=r"train_caps\.txt: No such file"):
             build_vocab(config_at(tmp_path / "pets"))
 
+    @pytest.mark.system
     def test_the_command(self, tiny_root, tmp_path):
         path = tmp_path / "v.json"
         args = [f"--config=tests/helpers/tiny.py:{tiny_root}", "--mode=build_vocab"]
@@ -323,7 +324,7 @@ class TestBuild:
 
 
 def test_a_model_trains_and_is_tested_with_it(tiny_config, tmp_path):
-    config = tiny_config
+    config = tiny.quick(tiny_config)
     config.max_steps = 1
     config.text.update(kind="bigru", layers=1, word_dim=8, vocab_size=0)
     config.text.vocab = str(tmp_path / "v.json")

@@ -76,6 +76,13 @@ def write_root(root: Path) -> Path:
     return root
 
 
+def quick(config):
+    """The config without what takes long to compile: for tests of all but the model."""
+    config.image.pool = config.text.pool = "avg"
+    config.image.drop = config.text.dropout = 0.0
+    return config
+
+
 def get_config(root: str = "data/tiny"):
     """The grid + BERT model of the published recipe at toy size, all of it trained."""
     c = common.base()
