@@ -211,16 +211,7 @@ mimetypes.add_type("text/javascript", ".js")
 
 
 class Server:
-    """Answers what is asked of an index.
-
-    Args:
-        searcher: of the index.
-        options: config.search.
-        port: that it listens at.
-
-    Attributes:
-        app: the application, with everything that guards it.
-    """
+    """Answers what is asked of an index; `app` is the application with its guard."""
 
     def __init__(self, searcher: Searcher, options: SearchConfig, port: int):
         self._searcher = searcher

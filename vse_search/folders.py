@@ -103,23 +103,17 @@ def _composed(text: str) -> str:
 
 @dataclass
 class Passed:
-    """What a walk met besides image files.
+    """What a walk met besides image files."""
 
-    Attributes:
-        unseen: {path: reason} of each folder that could not be listed, and file or
-            folder that could not be looked at; relative, "." is the walked one.
-        links: paths of symbolic links.
-        raw, others: how many files of each suffix.
-        excluded: folders and image files that were left out.
-        disks: {path: which} of the walked folder, ".", and of each one below that lies
-            on another disk than the one above it.
-    """
-
+    # {path: reason} of each folder that could not be listed, and file or folder that
+    # could not be looked at; relative, "." is the walked one.
     unseen: dict[str, str] = field(default_factory=dict)
-    links: set[str] = field(default_factory=set)
-    raw: Counter[str] = field(default_factory=Counter)
+    links: set[str] = field(default_factory=set)  # paths of symbolic links
+    raw: Counter[str] = field(default_factory=Counter)  # files of each suffix
     others: Counter[str] = field(default_factory=Counter)
-    excluded: int = 0
+    excluded: int = 0  # folders and image files that were left out
+    # {path: which} of the walked folder, ".", and of each one below that lies on
+    # another disk than the one above it.
     disks: dict[str, str] = field(default_factory=dict)
 
     def told(self) -> str:

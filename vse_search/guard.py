@@ -82,32 +82,22 @@ class Guard:
     token every name is good.
 
     Starlette's TrustedHostMiddleware knows neither all loopback addresses, nor names
-    that end with a dot, nor two Host headers, and answers in plain text.
+    that end with a dot, nor two Host headers. It and the RequestBodyLimitMiddleware
+    answer in plain text.
 
     What a reverse proxy says of a request (X-Forwarded-For, -Proto, -Host, -Prefix) is
     taken from addresses that Uvicorn trusts: this machine's, or those that the variable
     FORWARDED_ALLOW_IPS lists.
-
-    Args:
-        app: what is served.
-        hosts: names of the server beside localhost and loopback addresses;
-            '*.example.com' stands for all below it.
-        host: address that the server listens at.
-        token: that the API asks for; None: for none.
-        cookie: name of the cookie that stands for the token.
-        upload_bytes: the most of an upload.
-        timeout_s: the most until an answer to a whole request begins, and between two
-            pieces of a request.
     """
 
     app: ASGIApp
     _: KW_ONLY
-    host: str
-    hosts: Sequence[str] = ()
-    token: str | None
-    cookie: str
-    upload_bytes: int
-    timeout_s: float
+    host: str  # address that the server listens at
+    hosts: Sequence[str] = ()  # its other names; '*.example.com': all below it
+    token: str | None  # that the API asks for
+    cookie: str  # name of the one that stands for the token
+    upload_bytes: int  # the most
+    timeout_s: float  # until a whole request's answer begins, and between two pieces
 
     def __post_init__(self) -> None:
         self._is_local = is_local(self.host)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL.ExifTags import IFD, Base
 
 from vse_jax import MAX_PIXELS, ImageBytes, InputError, opened, orientation, to_rgb
 
@@ -20,8 +21,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF")
 _WHOLE = 50_000_000  # pixels of an image that is decoded in its own size
 _SIDE = 1024  # px, the shorter side of one that is decoded smaller
 _AROUND = 2**25  # bytes that any image takes: bands, and what a model makes of it
-_ORIGINAL, _DIGITISED, _CHANGED = 0x9003, 0x9004, 0x0132  # EXIF's dates
-_MAKE, _MODEL, _EXIF_IFD = 0x010F, 0x0110, 0x8769
 # EXIF has '2019:05:01 12:30:00'. Programs write what ISO 8601 has, too, leave the end
 # away, or blanks for what they do not know; fractions and time zones may follow.
 _DATE = re.compile(
@@ -37,20 +36,14 @@ _XMP_DATE = re.compile(
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image and what its file says of it.
+    """A decoded image and what its file says of it."""
 
-    Attributes:
-        pixels: RGB, upright; of a large image, fewer than it has (`reading`).
-        width, height: of the whole image, upright.
-        taken: local time of the camera, 'YYYY-MM-DDTHH:MM:SS'.
-        camera: maker and model.
-    """
-
+    # RGB, upright; of a large image, fewer than it has (`reading`).
     pixels: UInt8[np.ndarray, "rows columns 3"]
-    width: int
+    width: int  # of the whole image, upright
     height: int
-    taken: str | None
-    camera: str | None
+    taken: str | None  # local time of the camera, 'YYYY-MM-DDTHH:MM:SS'
+    camera: str | None  # maker and model
 
 
 def read_image(source: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -183,10 +176,10 @@ def _notes(image: Image.Image) -> tuple[str | None, str | None]:
     camera = None
     with contextlib.suppress(Exception):  # notes may be damaged in any way
         exif = image.getexif()
-        camera = _camera(exif.get(_MAKE), exif.get(_MODEL))
-        dates.append(exif.get(_CHANGED))
-        details = exif.get_ifd(_EXIF_IFD)
-        dates[:0] = details.get(_ORIGINAL), details.get(_DIGITISED)
+        camera = _camera(exif.get(Base.Make), exif.get(Base.Model))
+        dates.append(exif.get(Base.DateTime))
+        details = exif.get_ifd(IFD.Exif)
+        dates[:0] = map(details.get, (Base.DateTimeOriginal, Base.DateTimeDigitized))
     with contextlib.suppress(Exception):
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or ""
         text = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else xmp

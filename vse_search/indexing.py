@@ -39,31 +39,19 @@ _LINKS = 1000  # files of known content that are linked together
 
 @dataclass
 class Report:
-    """What an update did, in files.
+    """What an update did, in files."""
 
-    Attributes:
-        added: new ones of new content.
-        changed: known ones of other content.
-        renamed: new ones of a content whose other file is gone.
-        duplicates: new ones of a content that another file has.
-        removed: known ones that are gone, without the renamed.
-        encoded: images that went through the model.
-        unseen: known ones that could not be seen or read, and stay as they are.
-        bad: (path, reason) of each that is no readable image, and of each folder that
-            cannot be read; paths as `files.printable` shows them.
-        unmet: patterns that leave nothing out.
-        passed: what is no image file.
-    """
-
-    added: int = 0
-    changed: int = 0
-    renamed: int = 0
-    duplicates: int = 0
-    removed: int = 0
-    encoded: int = 0
-    unseen: int = 0
+    added: int = 0  # new ones of new content
+    changed: int = 0  # known ones of other content
+    renamed: int = 0  # new ones of a content whose other file is gone
+    duplicates: int = 0  # new ones of a content that another file has
+    removed: int = 0  # known ones that are gone, without the renamed
+    encoded: int = 0  # images that went through the model
+    unseen: int = 0  # known ones that could not be seen or read, and stay as they are
+    # (path, reason) of each that is no readable image, and of each folder that cannot
+    # be read; paths are `printable`.
     bad: list[tuple[str, str]] = field(default_factory=list)
-    unmet: list[str] = field(default_factory=list)
+    unmet: list[str] = field(default_factory=list)  # patterns that leave nothing out
     passed: Passed = field(default_factory=Passed, compare=False)
 
 
@@ -144,9 +132,8 @@ def update(
     excluded = {path for path in missing if exclusions.cover(path)}
     disks = {} if moved or forget else store.disks
     absent = _absent(folder, missing.keys() - excluded, found.values(), passed, disks)
-    hashed = _respelled(
-        (seen for seen in fresh if seen.path not in before), missing.values()
-    )
+    new = [seen for seen in fresh if seen.path not in before]
+    hashed = _respelled(new, missing.values())
     images_before = {file.sha256 for file in before.values()}
     gone = absent | excluded
 

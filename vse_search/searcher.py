@@ -45,16 +45,14 @@ class HTTPError(InputError):
 class Query:
     """What is looked for, the sum of its parts, and which of the images found.
 
-    query: see `query.parse`. An image that it names is an upload, HEX.jpg, or one of
-        the index: by its path, or by the last part of it.
-    like, unlike: ids of images of the index.
-    uploads: ids of uploads.
+    An image that `query` (see `query.parse`) names is an upload, HEX.jpg, or one of the
+    index: by its path, or by the last part of it.
     """
 
     query: str = ""
-    like: Sequence[int] = ()
+    like: Sequence[int] = ()  # ids of images of the index
     unlike: Sequence[int] = ()
-    uploads: Sequence[str] = ()
+    uploads: Sequence[str] = ()  # ids
     top: int = 60
     min_score: float | None = None
     filters: Filters = ALL
@@ -98,28 +96,17 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A similarity, split.
+    """A similarity, split."""
 
-    Attributes:
-        similarity: of the image's and the query's vectors.
-        cells: of the image; their sum is the similarity. None: its pooling is no sum.
-        words: of the query's captions; with what its images add, their sum is the
-            similarity, too.
-    """
-
-    similarity: float
+    similarity: float  # of the image's and the query's vectors
+    # Of the image; their sum is the similarity. None: its pooling is no sum.
     cells: list[list[float]] | None
+    # Of the query's captions; with what its images add, their sum is the similarity.
     words: list[Word]
 
 
 class Searcher:
-    """Searches an index. Safe to share by threads.
-
-    Args:
-        encoder: the model.
-        store: an index that it made.
-        options: config.search: which engine, and the most pixels of an image.
-    """
+    """Searches an index by the model that made it. Safe to share by threads."""
 
     def __init__(self, encoder: Encoder, store: Store, options: SearchConfig):
         self.store = store
@@ -252,8 +239,8 @@ class Searcher:
         return self._of_one_index(found)
 
     def _of_one_index(self, find: Callable[[], T]) -> T:
-        """What `find` gives; once more where meanwhile another index, in which ids mean
-        other images, was put into the place of the one that it began with."""
+        """What `find` gives; once more if meanwhile another index, in which ids mean
+        other images, has taken the place of the one that it began with."""
         uid = self.store.uid
         try:
             found = find()
@@ -428,12 +415,12 @@ def stacks(
     """Places of nearly equal images, as those of a burst; the first image first.
 
     Every image of a stack is nearly equal to the first, so a stack does not drift. No
-    place is in two stacks; one that is alone is in none.
+    place is in two stacks; one that is alone is in none. With `neighbors` a stack has
+    only images that follow each other.
 
     Args:
         vectors: of the images, in the order in which they are shown.
         ratios: width / height of each.
-        neighbors: a stack has only images that follow each other.
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.where(lengths > 0, lengths, 1.0)

@@ -117,11 +117,8 @@ def run(
 ) -> None:
     """Serves until SIGTERM or SIGINT, which are raised again at the end.
 
-    Args:
-        app: the application.
-        listener: of `bound`.
-        ready: called as soon as requests are accepted.
-        idle_s: for which a connection may send no request, or a part of its header.
+    `ready` is called as soon as requests are accepted. For `idle_s` a connection may
+    send no request, or a part of its header.
     """
 
     class Server(uvicorn.Server):

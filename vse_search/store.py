@@ -91,21 +91,14 @@ _ORDERS: dict[SortOrder, str] = {
 class Filters:
     """Which images may be found; None: any.
 
-    Attributes:
-        after, before: 'YYYY-MM-DD', the first and the last day on which an image may
-            have been taken. One without a date passes neither.
-        camera: as `Store.cameras` spells it; capitals do not matter.
-        folder: relative to the images' folder, as `Store.folders` spells it; what lies
-            in folders below it counts.
-
     Raises:
         InputError: a date that is none (names the field).
     """
 
-    after: str | None = None
-    before: str | None = None
-    camera: str | None = None
-    folder: str | None = None
+    after: str | None = None  # 'YYYY-MM-DD'; an image without a date does not pass
+    before: str | None = None  # the last day
+    camera: str | None = None  # as `Store.cameras` spells it, in any capitals
+    folder: str | None = None  # as `Store.folders` spells it, with those below it
 
     def __post_init__(self) -> None:
         for field in ("after", "before"):
@@ -133,28 +126,20 @@ ALL = Filters()  # every image passes
 
 @dataclass(slots=True)
 class Hit:
-    """An image of an index, and the score with which a search found it.
-
-    Attributes:
-        path: of its file, the first one by name (in the folder that a filter names), as
-            people see it: relative to the images' folder, with slashes, `printable`.
-        file: the same path as the system has it.
-        taken, camera: see `images.DecodedImage`.
-        bytes: size of the file.
-        copies: paths of the other files with the same content, as people see them.
-        score: inner product of its vector and the query's; None: it was not searched.
-    """
+    """An image of an index, and the score with which a search found it."""
 
     id: int
+    # Of its file, the first one by name (in the folder that a filter names), as people
+    # see it: relative to the images' folder, with slashes, `printable`.
     path: str
-    file: str
+    file: str  # the same path as the system has it
     width: int
     height: int
-    taken: str | None
+    taken: str | None  # as in `images.DecodedImage`
     camera: str | None
-    bytes: int
-    copies: list[str]
-    score: float | None = None
+    bytes: int  # size of the file
+    copies: list[str]  # paths of the other files with the same content
+    score: float | None = None  # inner product with the query; None: not searched
 
 
 class File(NamedTuple):
@@ -178,22 +163,15 @@ class NewImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All vectors as of one version of the index.
+    """All vectors as of one version of the index."""
 
-    Attributes:
-        uid: of the index.
-        matrix: memory-mapped; some of its rows are no image's any more.
-        ids: of the images, ascending. During an update some have no file any more.
-        rows: which row of `matrix` is each image's, ascending, too.
-        connection: to the database that tells of these ids. It can be read when another
-            index has taken the place of this one, too.
-    """
-
-    uid: str
+    uid: str  # of the index
     version: int
-    matrix: Float32[np.ndarray, "rows D"]
-    ids: Int64[np.ndarray, " images"]
-    rows: Int64[np.ndarray, " images"]
+    matrix: Float32[np.ndarray, "rows D"]  # memory-mapped; some rows are no image's
+    ids: Int64[np.ndarray, " images"]  # ascending; during an update some have no file
+    rows: Int64[np.ndarray, " images"]  # of `matrix`, each image's; ascending, too
+    # To the database that tells of these ids. It can be read when another index has
+    # taken the place of this one, too.
     connection: sqlite3.Connection
 
 
