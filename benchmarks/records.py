@@ -22,7 +22,7 @@ import numpy as np
 from configs import coco_region, openmoji
 from vse_jax.commands.export import export
 from vse_jax.config import Config, typed, with_fields
-from vse_jax.data.dataset import read_split, write_root
+from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image
 
 IMAGES = 1000
@@ -36,10 +36,12 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         # A region data root with one split.
-        texts = ((str(image), ["a caption"] * 5) for image in range(IMAGES))
-        write_root(Path(folder), {"train": texts}, {})
+        precomp = Path(folder) / "precomp"
+        precomp.mkdir()
+        (precomp / "train_ids.txt").write_text("\n".join(map(str, range(IMAGES))))
+        (precomp / "train_caps.txt").write_text("a caption\n" * 5 * IMAGES)
         features = np.random.default_rng(0).random((IMAGES, 36, 2048), np.float32)
-        np.save(Path(folder) / "precomp" / "train_ims.npy", features)
+        np.save(precomp / "train_ims.npy", features)
         config = with_fields(typed(coco_region.get_config()), {"data.root": folder})
         with contextlib.redirect_stdout(io.StringIO()):
             export(config)
