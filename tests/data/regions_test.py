@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
+from vse_jax.config import ImageConfig
 from vse_jax.data.regions import NpyRows, drop_regions, open_regions
 
 
@@ -134,14 +135,9 @@ class TestRegions:
 
     def open(self, tmp_path, array, stride=1):
         np.save(tmp_path / "train_ims.npy", array)
-        return open_regions(
-            tmp_path / "train_ims.npy",
-            self.IDS,
-            images=4,
-            captions_per_image=stride,
-            max_regions=3,
-            feature_dim=8,
-        )
+        config = ImageConfig(kind="region", max_regions=3, feature_dim=8)
+        path = tmp_path / "train_ims.npy"
+        return open_regions(path, self.IDS, 4, stride, config)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_a_bad_number_is_named_when_it_is_read(self, tmp_path, features, bad):

@@ -7,12 +7,12 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.config import Config
 from vse_jax.data.buckets import root_path
-from vse_jax.data.dataset import read_captions
+from vse_jax.data.dataset import read_list
 from vse_jax.data.vocabulary import count_words, vocabulary_folder
 
 
 def build_vocab(config: Config) -> None:
-    """--mode=build_vocab: writes the vocabulary of the training captions.
+    """Writes the vocabulary of the training captions.
 
     To config.text.vocab, or to where `find_vocabulary` looks first.
 
@@ -21,7 +21,8 @@ def build_vocab(config: Config) -> None:
             vocabulary already: a model that was trained with it would read the wrong
             words.
     """
-    captions = read_captions(root_path(config.data.root), config.data.train_split)
+    precomp = root_path(config.data.root) / "precomp"
+    captions = read_list(precomp / f"{config.data.train_split}_caps.txt")
     words = count_words(captions, config.text.vocab_threshold)
     content = {
         "word2idx": {word: i for i, word in enumerate(words)},
@@ -29,10 +30,9 @@ def build_vocab(config: Config) -> None:
         "idx": len(words),
     }
     data = (json.dumps(content) + "\n").encode()
-    path = vocabulary_folder(config) / f"{config.data.name}_precomp_vocab.json"
     named = config.text.vocab
-    if named is not None:
-        path = Path(named)
+    usual = vocabulary_folder(config) / f"{config.data.name}_precomp_vocab.json"
+    path = usual if named is None else Path(named)
     if not isinstance(path, Path) or "://" in (named or ""):
         raise InputError(
             f"{named or path}: name a local file to write with config.text.vocab"

@@ -78,20 +78,23 @@ def export(config: Config) -> None:
                 f"{folder / CHECKSUMS}: an export of image.kind {split.kind!r}; name "
                 "another folder with config.data.export_to"
             )
-    whole = {
+    intact = {
         name: there[name]
         for name, plan in planned.items()
-        if name in there and _is_whole(folder, name, there[name], plan)
+        if name in there and _is_intact(folder, name, there[name], plan)
     }
-    exported = whole
-    if whole.keys() != planned.keys() or not _has_files(folder, whole):
-        exported = _write(folder, splits, planned, whole)
+    exported = intact
+    if intact.keys() != planned.keys() or any(
+        not (folder / name).is_file() or (folder / name).read_bytes() != content
+        for name, content in export_files(intact).items()
+    ):
+        exported = _write(folder, splits, planned, intact)
     for name, split in exported.items():
         images = sum(shard.records for shard in split.shards)
         size = sum(shard.size for shard in split.shards) / 1e6
         print(
             f"{folder}: {name}: {images:,} images, shards: {len(split.shards)}, "
-            f"{size:,.1f} MB, {'checked' if name in whole else 'written'}"
+            f"{size:,.1f} MB, {'checked' if name in intact else 'written'}"
         )
 
 
@@ -118,14 +121,12 @@ def _split_names(config: Config) -> list[str]:
 
 def _claim_target(config: Config, splits: list[Split]) -> Path:
     """The folder to export to, with the splits' lists in it."""
-    root, target = Path(config.data.root), Path(config.data.root)
-    if config.data.export_to is not None:
-        target = Path(config.data.export_to)
-        if "://" in config.data.export_to:
-            raise InputError(
-                f"config.data.export_to: {config.data.export_to}: export to a local "
-                "folder, then upload it"
-            )
+    root, named = Path(config.data.root), config.data.export_to
+    if named is not None and "://" in named:
+        raise InputError(
+            f"config.data.export_to: {named}: export to a local folder, then upload it"
+        )
+    target = root if named is None else Path(named)
     if target.resolve() == root.resolve():
         return root
     claim_root(target, str(root.resolve()), "config.data.export_to")
@@ -156,7 +157,7 @@ def _source_digest(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(
+def _is_intact(
     folder: Path, name: str, there: ExportedSplit, planned: ExportedSplit
 ) -> bool:
     """Whether the records of a split are there in full, and of today's data."""
@@ -166,49 +167,44 @@ def _is_whole(
             check_size(folder, shard)
             if file_sha256(folder / shard.name) != shard.sha256:
                 raise InputError(f"{folder / shard.name}: damaged")
+        if replace(there, shards=()) != planned:
+            raise InputError(f"{folder}: {name}: made from other files")
     except InputError as error:
         logging.warning("%s; written again", error)
         return False
-    if replace(there, shards=()) != planned:
-        logging.warning("%s: %s: made from other files; written again", folder, name)
-        return False
     return True
-
-
-def _has_files(folder: Path, splits: dict[str, ExportedSplit]) -> bool:
-    """Whether the JSON files are those of these splits."""
-    return all(
-        (folder / name).is_file() and (folder / name).read_bytes() == content
-        for name, content in export_files(splits).items()
-    )
 
 
 def _write(
     folder: Path,
     splits: list[Split],
     planned: dict[str, ExportedSplit],
-    whole: dict[str, ExportedSplit],
+    intact: dict[str, ExportedSplit],
 ) -> dict[str, ExportedSplit]:
-    """Writes the folder of an export as a whole; shards of `whole` splits are kept."""
+    """Writes the folder of an export as a whole; shards of `intact` splits are kept."""
     # What killed exports left.
     for left in folder.parent.glob(f".{folder.name}.*"):
         if not left.name.endswith(".before"):
             shutil.rmtree(left, ignore_errors=True)
-    exported = {}
+    exported = dict(intact)
     with whole_folder(folder, replace=True) as new:
-        for split in splits:
-            if split.name in whole:
-                exported[split.name] = whole[split.name]
-                for shard in whole[split.name].shards:
-                    try:
-                        os.link(folder / shard.name, new / shard.name)
-                    except OSError:  # a file system without links
-                        shutil.copy2(folder / shard.name, new / shard.name)
-                continue
-            shards = _shards(split)
+        for shard in itertools.chain(*(split.shards for split in intact.values())):
+            try:
+                os.link(folder / shard.name, new / shard.name)
+            except OSError:  # a file system without links
+                shutil.copy2(folder / shard.name, new / shard.name)
+        for split in (split for split in splits if split.name not in intact):
+            sizes = _record_sizes(split)
+            starts, filled = [0], 0
+            for image, size in enumerate(sizes):
+                if filled and filled + size > SHARD_SIZE:
+                    starts.append(image)
+                    filled = 0
+                filled += size
             written = []
-            for i, images in enumerate(shards):
-                path = new / shard_name(split.name, i, len(shards))
+            for i, start in enumerate(starts):
+                images = range(start, [*starts, len(sizes)][i + 1])
+                path = new / shard_name(split.name, i, len(starts))
                 try:
                     writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
                     for record in _records(split, images):
@@ -222,35 +218,26 @@ def _write(
                 size, sha256 = path.stat().st_size, file_sha256(path)
                 written.append(Shard(path.name, len(images), size, sha256))
             exported[split.name] = replace(planned[split.name], shards=tuple(written))
+        exported = {name: exported[name] for name in planned}
         for name, content in export_files(exported).items():
             write_atomically(new / name, content)
     return exported
 
 
-def _shards(split: Split) -> list[range]:
-    """The images of each shard."""
+def _record_sizes(split: Split) -> list[int]:
+    """Bytes of the image or the features in each record."""
     if split.regions is not None:
-        sizes = [4 * math.prod(split.regions.shape[1:])] * len(split.image_ids)
-    else:
-        files = _source_files(split)
-        sizes = [path.stat().st_size if path.exists() else 0 for path in files]
-    starts, filled = [0], 0
-    for image, size in enumerate(sizes):
-        if filled and filled + size > SHARD_SIZE:
-            starts.append(image)
-            filled = 0
-        filled += size
-    return [range(*ends) for ends in itertools.pairwise([*starts, len(sizes)])]
+        return [4 * math.prod(split.regions.shape[1:])] * len(split.image_ids)
+    files = _source_files(split)
+    return [path.stat().st_size if path.exists() else 0 for path in files]
 
 
 def _records(split: Split, images: range) -> Iterator[bytes]:
     """The records of some images of a split, in order."""
     per = split.captions_per_image
     files = _source_files(split)
-    what = f"writing {split.name}"
-    for i in progress(
-        images, what, len(split.image_ids), "images", initial=images.start
-    ):
+    what, total = f"writing {split.name}", len(split.image_ids)
+    for i in progress(images, what, total, "images", initial=images.start):
         captions = split.captions[i * per : (i + 1) * per]
         record = {
             "id": [split.image_ids[i].encode()],

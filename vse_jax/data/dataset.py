@@ -13,6 +13,7 @@ each of its captions; both ways of listing are read.
 """
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,8 +43,8 @@ class Split:
     image_ids: list[str]
     captions: list[str]
     captions_per_image: int
-    images: list[Path] | RecordImages | None
-    regions: NpyRegions | RecordRegions | None
+    images: list[Path] | RecordImages | None = None
+    regions: NpyRegions | RecordRegions | None = None
 
 
 def image_folder(name: str) -> str:
@@ -63,12 +64,7 @@ def read_splits(
 
     With config.data.equal_captions their number of captions per image is compared, also
     with that of the config's other splits that are there: a list that lost lines may
-    still divide evenly.
-
-    Args:
-        config: names the root.
-        names: of the splits.
-        data_format: instead of config.data.format.
+    still divide evenly. `data_format` is instead of config.data.format.
 
     Raises:
         InputError: a missing file, text that is not UTF-8, numbers of images and
@@ -78,25 +74,22 @@ def read_splits(
     root = root_path(config.data.root)
     if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root}: no such data root (config.data.root)")
-    lists = {name: _read_lists(root, name) for name in names}
+    splits = {name: _read_lists(root, name) for name in names}
     if config.data.equal_captions:
-        counts = {name: per_image for name, (_, _, per_image) in lists.items()}
-        others = (config.data.train_split, config.data.dev_split, config.eval.split)
-        for name in dict.fromkeys(others):
+        counts = {name: split.captions_per_image for name, split in splits.items()}
+        for name in (config.data.train_split, config.data.dev_split, config.eval.split):
             if name not in counts:
                 with contextlib.suppress(InputError):  # not there, or not read here
-                    counts[name] = _read_lists(root, name)[2]
+                    counts[name] = _read_lists(root, name).captions_per_image
         check_equal_captions(counts, f"{root / 'precomp'}")
     form = data_format or config.data.format
-    return [_open_split(config, root, form, name, lists[name]) for name in names]
+    return [_open_split(config, form, splits[name]) for name in names]
 
 
 def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
     """Raises InputError unless all splits have the same number of captions per image.
 
-    Args:
-        counts: of each split.
-        where: they were read; the message begins with it.
+    counts: of each split. where: they were read; the message begins with it.
     """
     if len(set(counts.values())) <= 1:
         return
@@ -107,55 +100,43 @@ def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
     )
 
 
-def _open_split(
-    config: Config,
-    root: AnyPath,
-    form: str,
-    split: str,
-    lists: tuple[list[str], list[str], int],
-) -> Split:
-    image_ids, captions, per_image = lists
-    listed = len(image_ids)
-    limit = config.data.dev_captions if split == config.data.dev_split else None
+def _open_split(config: Config, form: str, split: Split) -> Split:
+    root, name, per_image = split.root, split.name, split.captions_per_image
+    image_ids, captions = split.image_ids, split.captions
+    limit = config.data.dev_captions if name == config.data.dev_split else None
     if limit is not None and len(captions) > limit:
         if limit < per_image:
             raise InputError(
                 f"config.data.dev_captions: {limit} is less than the {per_image} "
-                f"captions of an image in split {split!r}"
+                f"captions of an image in split {name!r}"
             )
         image_ids = image_ids[: limit // per_image]
         captions = captions[: limit // per_image * per_image]
         logging.info(
             "split %r: the first %d of %d captions (config.data.dev_captions)",
-            split,
+            name,
             len(captions),
-            listed * per_image,
+            len(split.captions),
         )
     images: list[Path] | RecordImages | None
     regions: NpyRegions | RecordRegions | None = None
     if form != "folder":
-        images, regions = open_records(config, root, split, len(image_ids))
+        images, regions = open_records(config, root, name, len(image_ids))
     elif isinstance(root, Path):
         if takes_regions(config.image):
-            regions = open_regions(
-                root / "precomp" / f"{split}_ims.npy",
-                image_ids,
-                images=listed,
-                captions_per_image=per_image,
-                max_regions=config.image.max_regions,
-                feature_dim=config.image.feature_dim,
-            )
-        images = _image_paths(config, root, split, image_ids)
+            path, listed = root / "precomp" / f"{name}_ims.npy", len(split.image_ids)
+            regions = open_regions(path, image_ids, listed, per_image, config.image)
+        images = _image_paths(config, root, name, image_ids)
     else:
         raise InputError(f"config.data.root: {root}: needs config.data.format 'tfds'")
-    return Split(split, root, image_ids, captions, per_image, images, regions)
+    return Split(name, root, image_ids, captions, per_image, images, regions)
 
 
-def _read_lists(root: AnyPath, split: str) -> tuple[list[str], list[str], int]:
-    """(image ids, captions, captions per image) of a split's text files."""
+def _read_lists(root: AnyPath, split: str) -> Split:
+    """The text files of a split, without its images."""
     ids_file, captions_file = (root / "precomp" / name for name in list_names(split))
-    captions = _some_lines(captions_file)
-    image_ids, repeats = _one_per_image(_some_lines(ids_file), ids_file)
+    captions = read_list(captions_file)
+    image_ids, repeats = _one_per_image(read_list(ids_file), ids_file)
     per_image, rest = divmod(len(captions), len(image_ids))
     if rest or per_image == 0 or repeats not in (1, per_image):
         raise InputError(
@@ -163,7 +144,7 @@ def _read_lists(root: AnyPath, split: str) -> tuple[list[str], list[str], int]:
             f"{len(image_ids)} images of {ids_file.name}"
             + (f", each listed {repeats} times" if repeats > 1 else "")
         )
-    return image_ids, captions, per_image
+    return Split(split, root, image_ids, captions, per_image)
 
 
 def _image_paths(
@@ -202,16 +183,12 @@ def _image_paths(
     return paths
 
 
-def read_captions(root: AnyPath, split: str) -> list[str]:
-    """The captions of a split alone, unchecked against its images.
+def read_list(path: AnyPath) -> list[str]:
+    """The lines of one of a split's text files.
 
     Raises:
         InputError: no such file, an empty one, or a line that is not UTF-8.
     """
-    return _some_lines(root / "precomp" / f"{split}_caps.txt")
-
-
-def _some_lines(path: AnyPath) -> list[str]:
     lines = read_lines(path)
     if not lines:
         raise InputError(f"{path}: empty")
@@ -220,34 +197,35 @@ def _some_lines(path: AnyPath) -> list[str]:
 
 def _one_per_image(lines: list[str], path: AnyPath) -> tuple[list[str], int]:
     """Collapses runs of an equal id: (ids, length of every run)."""
-    starts = [i for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
-    ids = [lines[i] for i in starts]
+    runs = [(image_id, len(list(run))) for image_id, run in itertools.groupby(lines)]
+    repeats, line, unequal = runs[0][1], 1, ""
     first_line: dict[str, int] = {}
-    for start, image_id in zip(starts, ids, strict=True):
+    for image_id, count in runs:
+        where = f"{path}, line {line}"
         if not image_id:
-            raise InputError(f"{path}, line {start + 1}: no image id")
+            raise InputError(f"{where}: no image id")
         if image_id in first_line:
             raise InputError(
-                f"{path}, line {start + 1}: image id {image_id!r} is already on "
-                f"line {first_line[image_id]}"
+                f"{where}: image id {image_id!r} is already on line "
+                f"{first_line[image_id]}"
             )
-        first_line[image_id] = start + 1
-    repeats = starts[1] if len(starts) > 1 else len(lines)
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        if end - start != repeats:
-            raise InputError(
-                f"{path}, line {start + 1}: image id {lines[start]!r} is listed "
-                f"{end - start} times, the first one {repeats} times"
+        if count != repeats:
+            unequal = unequal or (
+                f"{where}: image id {image_id!r} is listed {count} times, the first "
+                f"one {repeats} times"
             )
-    return ids, repeats
+        first_line[image_id] = line
+        line += count
+    if unequal:
+        raise InputError(unequal)
+    return list(first_line), repeats
 
 
 def claim_root(root: Path, source: str, field: str = "config.data.root") -> None:
     """Marks `root` as made from `source`; call it before writing anything there.
 
     Raises:
-        InputError: `root`, which the config's `field` names, already holds another
-            data set.
+        InputError: `root`, which `field` names, already holds another data set.
     """
     marker = root / "prepared_from.txt"
     owner = read_lines(marker)[0] if marker.is_file() else "somewhere else"

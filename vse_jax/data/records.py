@@ -111,21 +111,20 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 def export_files(splits: Mapping[str, ExportedSplit]) -> dict[str, bytes]:
     """Name → content of the JSON files of an export."""
-    about = [
-        {
-            "name": name,
-            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            "numBytes": str(sum(shard.size for shard in split.shards)),
-            "shardLengths": [str(shard.records) for shard in split.shards],
-        }
-        for name, split in splits.items()
-    ]
     info = {
         "name": "image_text",
         "version": "1.0.0",
         "fileFormat": "array_record",
         "disableShuffling": True,
-        "splits": about,
+        "splits": [
+            {
+                "name": name,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(sum(shard.size for shard in split.shards)),
+                "shardLengths": [str(shard.records) for shard in split.shards],
+            }
+            for name, split in splits.items()
+        ],
     }
     checksums = {
         name: {
@@ -136,20 +135,8 @@ def export_files(splits: Mapping[str, ExportedSplit]) -> dict[str, bytes]:
         }
         for name, split in splits.items()
     }
-    shapes = {split.region_shape for split in splits.values()}
-    contents = {
-        FEATURES: _features(shapes),
-        INFO: info,
-        CHECKSUMS: {"version": VERSION, "splits": checksums},
-    }
-    return {
-        name: (json.dumps(content, indent=1) + "\n").encode()
-        for name, content in contents.items()
-    }
-
-
-def _features(region_shapes: set[tuple[int, ...]]) -> dict:
-    """TFDS's description of a record."""
+    # TFDS's description of a record: one for all splits, whose numbers of regions may
+    # differ.
     base = "tensorflow_datasets.core.features"
     text = {"pythonClassName": f"{base}.text_feature.Text", "text": {}}
     captions = {
@@ -157,24 +144,33 @@ def _features(region_shapes: set[tuple[int, ...]]) -> dict:
         "sequence": {"feature": text, "length": "-1"},
     }
     features = {"id": text, "captions": captions}
-    if region_shapes == {()}:
+    counts = {split.region_shape[:1] for split in splits.values()}
+    if counts == {()}:
         shape = {"dimensions": ["-1", "-1", "3"]}
         features["image"] = {
             "pythonClassName": f"{base}.image_feature.Image",
             "image": {"dtype": "uint8", "shape": shape},
         }
     else:
-        # One description for all splits, whose numbers of regions may differ.
-        regions, dims = zip(*region_shapes, strict=True)
-        count = str(regions[0]) if len(set(regions)) == 1 else "-1"
-        shape = {"dimensions": [count, str(dims[0])]}
+        _, dims = next(iter(splits.values())).region_shape
+        count = str(*counts.pop()) if len(counts) == 1 else "-1"
+        shape = {"dimensions": [count, str(dims)]}
         features["regions"] = {
             "pythonClassName": f"{base}.tensor_feature.Tensor",
             "tensor": {"dtype": "float32", "encoding": "bytes", "shape": shape},
         }
-    return {
+    record = {
         "pythonClassName": f"{base}.features_dict.FeaturesDict",
         "featuresDict": {"features": features},
+    }
+    contents = {
+        FEATURES: record,
+        INFO: info,
+        CHECKSUMS: {"version": VERSION, "splits": checksums},
+    }
+    return {
+        name: (json.dumps(content, indent=1) + "\n").encode()
+        for name, content in contents.items()
     }
 
 
@@ -269,16 +265,17 @@ def decode_example(data: bytes) -> dict[str, list[memoryview]]:
 class Records:
     """The records of a split; travels to worker processes as paths."""
 
-    def __init__(self, folder: AnyPath, local: AnyPath, shards: Sequence[Shard]):
+    def __init__(self, folder: AnyPath, local: AnyPath, split: ExportedSplit):
         """`folder` is what errors name, `local` where the shards are read."""
-        self.paths = [str(folder / shard.name) for shard in shards]
-        self.ends = list(itertools.accumulate(shard.records for shard in shards))
+        self.paths = [str(folder / shard.name) for shard in split.shards]
+        self.ends = list(itertools.accumulate(shard.records for shard in split.shards))
+        self.shape = (self.ends[-1], *split.region_shape)
         # With the number of records in the name no shard is opened before it is read.
-        names = [f"{local / shard.name}[0:{shard.records}]" for shard in shards]
+        names = [f"{local / shard.name}[0:{shard.records}]" for shard in split.shards]
         self.source = ArrayRecordDataSource(names)
 
     def __len__(self) -> int:
-        return self.ends[-1]
+        return self.shape[0]
 
     def read(self, image: int, feature: str) -> tuple[memoryview, str]:
         """A feature of an image's record, and what errors call it: shard and image id.
@@ -287,6 +284,7 @@ class Records:
             InputError: it is damaged, or the system does not let it be read (names the
                 shard).
         """
+        image = range(len(self))[image]
         shard = self.paths[bisect.bisect_right(self.ends, image)]
         try:
             record = decode_example(self.source[image])
@@ -301,34 +299,19 @@ class Records:
             ) from None
 
 
-class RecordImages:
+class RecordImages(Records):
     """The image files of a split of records."""
 
-    def __init__(self, records: Records):
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, image: int) -> ImageBytes:
-        content, where = self.records.read(range(len(self))[image], "image")
+        content, where = self.read(image, "image")
         return ImageBytes(where, bytes(content))
 
 
-class RecordRegions:
+class RecordRegions(Records):
     """The region features of a split of records, row by row."""
 
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, records: Records, region_shape: tuple[int, ...]):
-        self.records = records
-        self.shape = (len(records), *region_shape)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, image: int) -> Float32[np.ndarray, "regions features"]:
-        content, where = self.records.read(range(len(self))[image], "regions")
+        content, where = self.read(image, "regions")
         if len(content) != 4 * math.prod(self.shape[1:]):
             raise InputError(f"{where}: {len(content)} bytes of region features")
         features = np.frombuffer(content, "<f4").reshape(self.shape[1:])
@@ -366,13 +349,10 @@ def open_records(
         )
     for shard in exported.shards:
         check_size(folder, shard)
-    c = config.image
     if wanted == "region":
-        regions, dims = exported.region_shape
-        check_region_shape(path, regions, dims, c.max_regions, c.feature_dim)
+        check_region_shape(path, exported.region_shape, config.image)
     sizes = {shard.name: (shard.size, shard.sha256) for shard in exported.shards}
     local = local_copy(folder, sizes, config.data.cache)
-    opened = Records(folder, local, exported.shards)
     if wanted == "region":
-        return None, RecordRegions(opened, exported.region_shape)
-    return RecordImages(opened), None
+        return None, RecordRegions(folder, local, exported)
+    return RecordImages(folder, local, exported), None

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Shaped
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, named_in_errors
+from vse_jax.config import ImageConfig
 
 # How files begin that are saved under the name of a .npy file.
 _OTHERS = {
@@ -151,11 +152,9 @@ def finite_regions(
 def open_regions(
     path: Path,
     image_ids: Sequence[str],
-    *,
     images: int,
     captions_per_image: int,
-    max_regions: int,
-    feature_dim: int,
+    config: ImageConfig,
 ) -> NpyRegions:
     """Opens and checks the region features [images, regions, features] of a split.
 
@@ -171,8 +170,8 @@ def open_regions(
             f"{path}: {stored.dtype} values of shape {stored.shape} are no region "
             "features [images, regions, features]"
         )
-    rows, sets, features = stored.shape
-    check_region_shape(path, sets, features, max_regions, feature_dim)
+    rows = len(stored)
+    check_region_shape(path, stored.shape[1:], config)
     if rows == images:
         return NpyRegions(path, image_ids)
     if rows == images * captions_per_image:
@@ -180,14 +179,14 @@ def open_regions(
     raise InputError(f"{path}: {rows} rows for {images} images")
 
 
-def check_region_shape(
-    path: AnyPath, sets: int, features: int, max_regions: int, feature_dim: int
-) -> None:
-    """Raises InputError unless region sets of this shape fit the config's."""
-    if features != feature_dim or not 1 <= sets <= max_regions:
+def check_region_shape(path: AnyPath, shape: tuple, config: ImageConfig) -> None:
+    """Raises InputError unless sets of this shape fit the config."""
+    regions, features = shape
+    if features != config.feature_dim or not 1 <= regions <= config.max_regions:
         raise InputError(
-            f"{path}: {sets} regions of {features} features; config.image.max_regions "
-            f"is {max_regions} and config.image.feature_dim {feature_dim}"
+            f"{path}: {regions} regions of {features} features; "
+            f"config.image.max_regions is {config.max_regions} and "
+            f"config.image.feature_dim {config.feature_dim}"
         )
 
 
