@@ -52,8 +52,8 @@ def run(_) -> None:
     if vocab is not None and task not in ("checkpoint", "hub"):
         raise InputError(f"--{task} goes without --vocab")
 
+    # From here on jax is imported: a wrong flag is found before.
     if task == "backbone":
-        # Here and below: a wrong flag is found before jax is imported.
         from vse_jax.checkpoints.torch.backbones import convert_backbone  # noqa: PLC0415
 
         convert_backbone(given["backbone"], given["kind"], given["output"])

@@ -113,8 +113,8 @@ def test_a_grid_step_is_ours():
     config.optimizer.learning_rate = 5e-4
     config.optimizer.rules = common.grid_rules(embedding_warmup=0)
     mesh, optimizer, state, ours = steps.set_up(config)
-    table = keys.GRID_TOWER.with_prefix("img_enc.", "image/")
-    table += keys.BERT_TOWER.with_prefix("txt_enc.", "text/")
+    table = keys.GRID_ENCODER.with_prefix("img_enc.", "image/")
+    table += keys.BERT_ENCODER.with_prefix("txt_enc.", "text/")
 
     def official(state):
         tensors = keys.to_torch(state.params, table)

@@ -28,7 +28,7 @@ def case(request):
     config = tiny_config(layers=1 if request.param == "one_layer." else 2)
     tower = golden_weights.golden_module(
         lambda: build_text_encoder(config, rngs=nnx.Rngs(0)),
-        keys.BIGRU_TOWER,
+        keys.BIGRU_ENCODER,
         "txt_enc.",
     )
     batch = {
@@ -52,7 +52,7 @@ def test_gradients_equal_the_official_ones(case):
     gradients = golden_weights.parameter_gradients(
         tower, lambda m: (l2_normalize(m(batch)) * golden["cotangent"]).sum()
     )
-    gradients = keys.to_torch(gradients, keys.BIGRU_TOWER)
+    gradients = keys.to_torch(gradients, keys.BIGRU_ENCODER)
     expected = {
         n.removeprefix("grad."): golden[n] for n in golden if n.startswith("grad.")
     }

@@ -73,7 +73,7 @@ def test_bert_base():
     config = config_of("coco_grid")
     tower = golden_module(
         lambda: build_text_encoder(config, rngs=nnx.Rngs(0)),
-        keys.BERT_TOWER,
+        keys.BERT_ENCODER,
         "txt_enc.",
     )
     rng = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def test_bert_base():
     ids = np.where(np.arange(128) < lengths[:, None], ids, 0).astype(np.int32)
     ours = embed(tower, {"token_ids": ids, "token_lengths": lengths})
     peer = pytorch_peer.BertTower(config)
-    check_equal(ours, peer_embed(peer, tower, keys.BERT_TOWER, ids, lengths))
+    check_equal(ours, peer_embed(peer, tower, keys.BERT_ENCODER, ids, lengths))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_cnn(recipe):
     config = config_of(recipe)
     tower = golden_module(
         lambda: build_image_encoder(config, rngs=nnx.Rngs(0)),
-        keys.GRID_TOWER,
+        keys.GRID_ENCODER,
         "img_enc.",
     )
     # Coarse squares: a CNN sees fine noise as one grey, and all embeddings as one.
@@ -106,4 +106,4 @@ def test_cnn(recipe):
     ours = embed(tower, {"images": images})
     peer = pytorch_peer.GridTower(config)
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    check_equal(ours, peer_embed(peer, tower, keys.GRID_TOWER, channels_first))
+    check_equal(ours, peer_embed(peer, tower, keys.GRID_ENCODER, channels_first))

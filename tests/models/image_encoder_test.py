@@ -20,7 +20,7 @@ def region_encoder():
     config.image.feature_dim = 48
     return golden_weights.golden_module(
         lambda: build_image_encoder(config, rngs=nnx.Rngs(0)),
-        keys.REGION_TOWER,
+        keys.REGION_ENCODER,
         "img_enc.",
     )
 
@@ -54,7 +54,7 @@ def test_region_gradients_equal_the_official_ones():
         return (embedding * golden["cotangent"]).sum()
 
     gradients = golden_weights.parameter_gradients(region_encoder(), objective)
-    gradients = keys.to_torch(gradients, keys.REGION_TOWER)
+    gradients = keys.to_torch(gradients, keys.REGION_ENCODER)
     assert len(gradients) == sum(name.startswith("grad.") for name in golden)
     for name, gradient in gradients.items():
         expected = golden[f"grad.{name}"]

@@ -32,7 +32,7 @@ def tower():
     config.text.max_positions = 512
     return golden_weights.golden_module(
         lambda: build_text_encoder(config, rngs=nnx.Rngs(0)),
-        keys.BERT_TOWER,
+        keys.BERT_ENCODER,
         "txt_enc.",
     )
 
@@ -70,7 +70,7 @@ def test_gradients_equal_the_official_ones(tower, any_batch, golden):
     gradients = golden_weights.parameter_gradients(
         tower, lambda m: (l2_normalize(m(batch)) * golden["cotangent"]).sum()
     )
-    gradients = keys.to_torch(gradients, keys.BERT_TOWER)
+    gradients = keys.to_torch(gradients, keys.BERT_ENCODER)
     names = [n.removeprefix("grad_norm.") for n in golden if n.startswith("grad_norm.")]
     assert len(names) == 4
     for name in names:

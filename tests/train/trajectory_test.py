@@ -66,13 +66,13 @@ class Case:
     @property
     def table(self) -> keys.Table:
         image = self.image_tower.with_prefix("img_enc.", "image/")
-        return image + keys.BERT_TOWER.with_prefix("txt_enc.", "text/")
+        return image + keys.BERT_ENCODER.with_prefix("txt_enc.", "text/")
 
 
 CASES = (
-    Case("trajectory_region", region_config(), keys.REGION_TOWER, 4),
-    Case("trajectory_grid", grid_config(0), keys.GRID_TOWER, 2),
-    Case("trajectory_grid_gradual", grid_config(1), keys.GRID_TOWER, 2),
+    Case("trajectory_region", region_config(), keys.REGION_ENCODER, 4),
+    Case("trajectory_grid", grid_config(0), keys.GRID_ENCODER, 2),
+    Case("trajectory_grid_gradual", grid_config(1), keys.GRID_ENCODER, 2),
 )
 
 

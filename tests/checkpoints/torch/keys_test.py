@@ -30,16 +30,16 @@ def bigru_tower():
 
 PARTS = {
     "gpo": (keys.GPO, lambda: GPO(rngs=nnx.Rngs(0))),
-    "region": (keys.REGION_TOWER, region_tower),
+    "region": (keys.REGION_ENCODER, region_tower),
     "grid": (
-        keys.GRID_TOWER,
+        keys.GRID_ENCODER,
         lambda: tiny_model().image,
     ),
     "text": (
-        keys.BERT_TOWER,
+        keys.BERT_ENCODER,
         lambda: tiny_model().text,
     ),
-    "words": (keys.BIGRU_TOWER, bigru_tower),
+    "words": (keys.BIGRU_ENCODER, bigru_tower),
     "backbone": (keys.BACKBONE_OFFICIAL, backbone),
     "torchvision": (keys.BACKBONE_TORCHVISION, lambda: backbone("basic")),
 }
@@ -62,10 +62,10 @@ def test_names_and_layouts_are_those_of_pytorch():
     assert tensors["base.0.weight"].shape == (4, 3, 7, 7)
     assert tensors["base.5.1.conv3.weight"].shape == (32, 8, 1, 1)
     assert tensors["top.0.0.downsample.1.running_var"].shape == (128,)
-    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_TOWER)
+    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_ENCODER)
     assert tensors["mlp.layers.0.weight"].shape == (16, 12)
     assert tensors["gpool.gru.weight_ih_l0_reverse"].shape == (96, 32)
-    tensors = keys.to_torch(tree_of(bigru_tower()), keys.BIGRU_TOWER)
+    tensors = keys.to_torch(tree_of(bigru_tower()), keys.BIGRU_ENCODER)
     assert tensors["embed.weight"].shape == (32, 6)
     assert tensors["rnn.weight_ih_l0_reverse"].shape == (96, 6)
     assert tensors["rnn.weight_ih_l1"].shape == (96, 64)  # both directions of layer 0
@@ -73,20 +73,20 @@ def test_names_and_layouts_are_those_of_pytorch():
 
 def test_known_useless_tensors_are_dropped():
     tree = tree_of(region_tower())
-    tensors = keys.to_torch(tree, keys.REGION_TOWER)
+    tensors = keys.to_torch(tree, keys.REGION_ENCODER)
     tensors["mlp.bns.1.running_mean"] = np.zeros(32)
     tensors["mlp.bns.0.num_batches_tracked"] = np.array(7)
-    keys.from_torch(tensors, keys.REGION_TOWER, tree, "here")
+    keys.from_torch(tensors, keys.REGION_ENCODER, tree, "here")
 
 
 def test_all_problems_are_reported_together():
     tree = tree_of(region_tower())
-    tensors = keys.to_torch(tree, keys.REGION_TOWER)
+    tensors = keys.to_torch(tree, keys.REGION_ENCODER)
     del tensors["fc.bias"]
     tensors["mlp.layers.1.weight"] = tensors["mlp.layers.1.weight"].T
     tensors["mlp.bns.2.weight"] = np.zeros(3)
     with pytest.raises(InputError) as error:
-        keys.from_torch(tensors, keys.REGION_TOWER, tree, "model.pth")
+        keys.from_torch(tensors, keys.REGION_ENCODER, tree, "model.pth")
     assert str(error.value) == (
         "model.pth: fc.bias is missing; "
         "mlp.layers.1.weight has shape [16, 32], expected [32, 16]; "
@@ -96,9 +96,9 @@ def test_all_problems_are_reported_together():
 
 def test_half_precision_tensors_take_the_template_type():
     tree = tree_of(region_tower())
-    tensors = keys.to_torch(tree, keys.REGION_TOWER)
+    tensors = keys.to_torch(tree, keys.REGION_ENCODER)
     half = {key: tensor.astype(np.float16) for key, tensor in tensors.items()}
-    filled = keys.from_torch(half, keys.REGION_TOWER, tree, "here")
+    filled = keys.from_torch(half, keys.REGION_ENCODER, tree, "here")
     assert filled["fc"]["kernel"].dtype == np.float32
 
 
@@ -131,30 +131,30 @@ def test_names_of_wrappers_are_taken_off(part, wrapper):
 
 
 def test_what_is_not_of_the_model_is_left_out_and_that_is_said(caplog):
-    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_TOWER)
+    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_ENCODER)
     stored = {f"model.{key}": tensor for key, tensor in tensors.items()}
     stored |= {"head.weight": np.zeros(3), "head.bias": np.zeros(3)}
     with caplog.at_level("INFO", logger="absl"):
-        _, _, found = keys.unwrapped(stored, [keys.REGION_TOWER], "net.pth")
+        _, _, found = keys.unwrapped(stored, [keys.REGION_ENCODER], "net.pth")
     assert found.keys() == tensors.keys()
     line = "net.pth: left out: 2 tensors that are not under 'model.' (head.weight, …)"
     assert line in caplog.messages
 
 
 def test_two_models_in_one_file_are_not_one():
-    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_TOWER)
+    tensors = keys.to_torch(tree_of(region_tower()), keys.REGION_ENCODER)
     stored = {
         f"{name}.{k}": x for name in ("teacher", "student") for k, x in tensors.items()
     }
     with pytest.raises(InputError) as error:
-        keys.unwrapped(stored, [keys.REGION_TOWER], "net.pth")
+        keys.unwrapped(stored, [keys.REGION_ENCODER], "net.pth")
     assert str(error.value) == (
         "net.pth: holds 2 models of this kind, under 'teacher.' and 'student.'; keep "
         "one"
     )
     stored = tensors | {f"module.{key}": x for key, x in tensors.items()}
     with pytest.raises(InputError, match=r"fc\.bias and module\.fc\.bias are one t"):
-        keys.unwrapped(stored, [keys.REGION_TOWER], "net.pth")
+        keys.unwrapped(stored, [keys.REGION_ENCODER], "net.pth")
 
 
 def test_many_problems_are_counted_and_the_prefix_comes_first():

@@ -10,7 +10,7 @@ from configs import coco_region_bigru
 from tests.helpers import official
 from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import golden_weight, load
-from vse_jax.checkpoints.torch.released import from_checkpoint, to_checkpoint
+from vse_jax.checkpoints.torch.released import Released, from_checkpoint, to_checkpoint
 from vse_jax.config import flat_fields
 from vse_jax.models.build import abstract_model, merge_model
 
@@ -76,7 +76,7 @@ def test_a_model_that_was_trained_here_goes_to_the_official_program():
     config.text.update(vocab_size=20, word_dim=6, layers=2)
     _, abstract = abstract_model(config)
     weights = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), abstract)
-    checkpoint = to_checkpoint(config, weights, 3, 400.0, 99, None)
+    checkpoint = to_checkpoint(Released(config, weights, 3, 400.0, None), 99)
     assert "rnn.weight_ih_l1_reverse" in checkpoint["model"][1]
     options = checkpoint["opt"]
     assert (options.word_dim, options.num_layers, options.vocab_size) == (6, 2, 20)

@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -13,7 +14,7 @@ from tests.helpers import official, tiny
 from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import golden_weight, load
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.torch.released import from_checkpoint, to_checkpoint
+from vse_jax.checkpoints.torch.released import Released, from_checkpoint, to_checkpoint
 from vse_jax.config import flat_fields
 from vse_jax.models.build import abstract_model, merge_model
 
@@ -28,14 +29,7 @@ def pair(request):
 
 
 def back(released):
-    return to_checkpoint(
-        released.config,
-        released.model,
-        released.epoch,
-        released.best_rsum,
-        0,
-        released.info,
-    )
+    return to_checkpoint(released)
 
 
 def assert_same_tensors(found, expected):
@@ -300,7 +294,7 @@ def weights(config):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_that_was_trained_here_goes_to_the_official_program(name):
     config, source = CONFIGS[name]
-    checkpoint = to_checkpoint(config, weights(config), 3, 400.0, 99, None)
+    checkpoint = to_checkpoint(Released(config, weights(config), 3, 400.0, None), 99)
     assert (checkpoint["epoch"], checkpoint["Eiters"]) == (3, 99)
     assert checkpoint["opt"].backbone_source == source
     assert checkpoint["opt"].precomp_enc_type == (
@@ -313,7 +307,7 @@ def test_a_model_that_was_trained_here_goes_to_the_official_program(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_such_a_model_has_exactly_the_released_keys(name):
     released = from_checkpoint(official.checkpoint(name), "model.pth")
-    fresh = to_checkpoint(released.config, released.model, 0, 0.0, 0, None)
+    fresh = to_checkpoint(dataclasses.replace(released, info=None))
     for found, shapes in zip(fresh["model"], official.small_layout(name), strict=True):
         assert {key: tuple(tensor.shape) for key, tensor in found.items()} == shapes
 
@@ -321,7 +315,7 @@ def test_such_a_model_has_exactly_the_released_keys(name):
 def test_a_model_that_the_official_program_lacks_names_the_field():
     config = draft(tiny.get_config())
     with pytest.raises(InputError, match=r"image\.backbone\.stem: .* no 'patch'"):
-        to_checkpoint(config, weights(config), 0, 0.0, 0, None)
+        to_checkpoint(Released(config, weights(config), 0, 0.0, None))
 
 
 def test_without_options_the_published_ones_are_taken():

@@ -54,12 +54,11 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
     with whole_folder(output) as folder:
         stored = torch_file.read_tensors(file, "base", "top")
         if {"base", "top"} <= stored.keys():
-            if not all(isinstance(stored[part], dict) for part in ("base", "top")):
+            parts = {part: stored[part] for part in ("base", "top")}
+            if not all(isinstance(tensors, dict) for tensors in parts.values()):
                 raise InputError(f"{file}: 'base' and 'top' hold no state dicts")
             stored = {
-                f"{part}.{key}": tensor
-                for part in ("base", "top")
-                for key, tensor in stored[part].items()
+                f"{part}.{k}": x for part in parts for k, x in parts[part].items()
             }
         table, _, stored = keys.unwrapped(stored, keys.BACKBONES, str(file))
         tensors = torch_file.arrays(stored, str(file))

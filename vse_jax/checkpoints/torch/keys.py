@@ -41,7 +41,6 @@ class Table:
         return Table({**self.keys, **other.keys}, self.ignored + other.ignored)
 
     def with_prefix(self, key: str, path: str) -> "Table":
-        """The table with a prefix before every key and path."""
         return Table(
             {path + p: key + k for p, k in self.keys.items()},
             tuple(re.escape(key) + pattern for pattern in self.ignored),
@@ -77,10 +76,6 @@ class Table:
         return found
 
 
-def _array(key: str, path: str) -> Table:
-    return Table({path: key})
-
-
 def _linear(key: str, path: str) -> Table:
     """A dense layer or a convolution; not every one has a bias."""
     return Table({f"{path}/kernel": f"{key}.weight", f"{path}/bias": f"{key}.bias"})
@@ -91,15 +86,12 @@ def _norm(key: str, path: str) -> Table:
 
 
 def _batch_norm(key: str, path: str) -> Table:
-    statistics = {
-        f"{path}/mean": f"{key}.running_mean",
-        f"{path}/var": f"{key}.running_var",
-    }
-    return _norm(key, path) + Table(statistics)
+    mean, var = f"{key}.running_mean", f"{key}.running_var"
+    return _norm(key, path) + Table({f"{path}/mean": mean, f"{path}/var": var})
 
 
 def _embedding(key: str, path: str) -> Table:
-    return _array(f"{key}.weight", f"{path}/embedding")
+    return Table({f"{path}/embedding": f"{key}.weight"})
 
 
 def _gru(key: str, path: str, layer: str) -> Table:
@@ -115,16 +107,10 @@ def _gru(key: str, path: str, layer: str) -> Table:
 
 def _resnet(parts: Mapping[str, str]) -> Table:
     """A ResNet; `parts`: our names → those in the file."""
-    block = (
-        _linear("conv1", "conv1")
-        + _batch_norm("bn1", "bn1")
-        + _linear("conv2", "conv2")
-        + _batch_norm("bn2", "bn2")
-        + _linear("conv3", "conv3")  # not in basic blocks
-        + _batch_norm("bn3", "bn3")
-        + _linear("downsample.0", "downsample/conv")
-        + _batch_norm("downsample.1", "downsample/bn")
-    )
+    block = _linear("downsample.0", "downsample/conv")
+    block += _batch_norm("downsample.1", "downsample/bn")
+    for n in (1, 2, 3):  # the third is not in basic blocks
+        block += _linear(f"conv{n}", f"conv{n}") + _batch_norm(f"bn{n}", f"bn{n}")
     table = _linear(parts["conv1"], "conv1") + _batch_norm(parts["bn1"], "bn1")
     for stage in ("layer1", "layer2", "layer3", "layer4"):
         table += block.with_prefix(f"{parts[stage]}.{{}}.", f"{stage}/{{}}/")
@@ -143,13 +129,12 @@ OFFICIAL_CNN = {
     "layer4": "top.0",
 }
 BACKBONE_OFFICIAL = _resnet(OFFICIAL_CNN)
-BACKBONE_TORCHVISION = _resnet({name: name for name in OFFICIAL_CNN}) + Table(
-    {},
-    (r"fc\.(weight|bias)",),  # the ImageNet classifier
-)
+_CLASSIFIER = r"fc\.(weight|bias)"  # of ImageNet
+BACKBONE_TORCHVISION = _resnet({name: name for name in OFFICIAL_CNN})
+BACKBONE_TORCHVISION += Table({}, (_CLASSIFIER,))
 BACKBONES = (BACKBONE_OFFICIAL, BACKBONE_TORCHVISION)
 
-REGION_TOWER = (
+REGION_ENCODER = (
     _linear("fc", "fc")
     + _linear("mlp.layers.0", "mlp/hidden")
     + _batch_norm("mlp.bns.0", "mlp/bn")
@@ -160,18 +145,18 @@ REGION_TOWER = (
 )
 
 
-def _grid_tower(backbone: Table) -> Table:
+def _grid_encoder(backbone: Table) -> Table:
     return (
         backbone
         + _linear("image_encoder.fc", "fc")
         + GPO.with_prefix("image_encoder.gpool.", "gpool/")
-        + Table({}, (r"backbone\.resnet\.fc\.(weight|bias)",))  # the classifier
+        + Table({}, (rf"backbone\.resnet\.{_CLASSIFIER}",))
     )
 
 
-GRID_TOWER = _grid_tower(BACKBONE_OFFICIAL.with_prefix("backbone.", "backbone/"))
-# The program's files hold the CNN twice; this is the tower by the second names.
-GRID_TOWER_TORCHVISION = _grid_tower(
+GRID_ENCODER = _grid_encoder(BACKBONE_OFFICIAL.with_prefix("backbone.", "backbone/"))
+# The program's files hold the CNN twice; this is the encoder by the second names.
+GRID_ENCODER_TORCHVISION = _grid_encoder(
     BACKBONE_TORCHVISION.with_prefix("backbone.resnet.", "backbone/")
 )
 
@@ -194,12 +179,12 @@ BERT = (
     # The pooler is in every checkpoint; retrieval has no use for it.
     + Table({}, (r"embeddings\.position_ids", r"pooler\.dense\.(weight|bias)"))
 )
-BERT_TOWER = (
+BERT_ENCODER = (
     BERT.with_prefix("bert.", "bert/")
     + _linear("linear", "linear")
     + GPO.with_prefix("gpool.", "gpool/")
 )
-BIGRU_TOWER = (
+BIGRU_ENCODER = (
     _embedding("embed", "embed")
     + _gru("rnn", "rnn/{}", layer="{}")
     + GPO.with_prefix("gpool.", "gpool/")
@@ -218,7 +203,7 @@ _SIGLIP_LAYERS = (
 # The head of SigLIP's ViT; PyTorch keeps its three projections as one (in_proj_…),
 # which checkpoints/siglip.py takes apart.
 MAP_HEAD = (
-    _array("probe", "probe")
+    Table({"probe": "probe"})
     + _linear("attention.q_proj", "attention/query")
     + _linear("attention.k_proj", "attention/key")
     + _linear("attention.v_proj", "attention/value")
@@ -229,7 +214,7 @@ MAP_HEAD = (
 )
 SIGLIP_VIT = (
     _linear("embeddings.patch_embedding", "patches")
-    + _array("embeddings.position_embedding.weight", "positions")
+    + Table({"positions": "embeddings.position_embedding.weight"})
     + _SIGLIP_LAYERS
     + _norm("post_layernorm", "norm")
     + Table({}, (r"embeddings\.position_ids",))
@@ -247,38 +232,25 @@ SIGLIP = (
     + MAP_HEAD.with_prefix("vision_model.head.", "image/gpool/")
     + SIGLIP_TEXT.with_prefix("text_model.", "text/siglip/")
     + _linear("text_model.head", "text/linear")
-    + _array("logit_scale", "loss/log_scale")
-    + _array("logit_bias", "loss/bias")
+    + Table({"loss/log_scale": "logit_scale", "loss/bias": "logit_bias"})
 )
 
 # What wrappers put into keys, at any depth: DataParallel, torch.compile, FSDP and
 # activation checkpointing. No model has such names itself.
-_WRAPPERS = {
-    "module",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-}
+_WRAPPERS = "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 _LISTED = 25  # problems; of more, the first of a kind and their number
 
 
 def unwrapped(
     tensors: Mapping[str, T], tables: Sequence[Table], source: str
 ) -> tuple[Table, str, dict[str, T]]:
-    """(table, prefix, tensors) of the model in a state dict that one of tables knows.
+    """(table, prefix, tensors) of the model in a state dict that one of `tables` knows.
 
-    Names of wrappers are taken out of the keys, and so is the prefix of the model that
-    this one is a part of: `model.`, `bert.` or any other, found as what stands before
-    most of the keys that a table knows. What has another prefix is left out, and the
-    log says so.
-
-    Args:
-        tensors: state dict.
-        tables: of models; the one that knows most of the keys is taken.
-        source: the file's name, for the errors.
-
-    Returns:
-        prefix: all that was taken off the front of the keys, wrappers included.
+    The table that knows most of the keys is taken. Names of wrappers are taken out of
+    them, and so is the prefix of the model that this one is a part of: `model.`,
+    `bert.` or any other, found as what stands before most of the keys that a table
+    knows. What has another prefix is left out, and the log says so. The prefix that is
+    returned is all that was taken off the front of the keys, wrappers included.
 
     Raises:
         InputError: two such models, or two tensors of one name.
@@ -342,8 +314,7 @@ def from_torch(
     Args:
         tensors: state dict; each of its tensors must be used or ignored by the table.
         table: of this model part.
-        template: nested dict whose leaves have a shape and a dtype (abstract arrays
-            do).
+        template: nested dict of (abstract) arrays.
         source: the file's name, for the errors.
 
     Raises:

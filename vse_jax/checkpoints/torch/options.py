@@ -1,9 +1,8 @@
 """The official program's options (an argparse.Namespace) ⇄ our config."""
 
-import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch.backbones import KINDS
@@ -21,70 +20,30 @@ HEAD_SIZE = 64  # of every published BERT; no tensor's shape shows it
 _DATA_SUFFIX = "_precomp"  # data_name is coco_precomp or f30k_precomp
 _SCALE_1 = 256  # px; image side at input_scale_factor 1
 _OPTIMIZERS = {"adam": "adamw", "sgd": "sgd"}
-
-
-class _Option(NamedTuple):
-    """The mapping of an option to a field, there and back.
-
-    `to_field` raises ValueError for a value that the field cannot have.
-    """
-
-    field: str
-    to_field: Callable[[Any], Any] = lambda value: value
-    to_option: Callable[[Any], Any] = lambda value: value
-
-
-def _one_of(table: Mapping[str, Any]) -> Callable[[str], Any]:
-    def look_up(name: str) -> Any:
-        if name not in table:
-            raise ValueError(f"none of {', '.join(table)}")
-        return table[name]
-
-    return look_up
-
-
-# An option that is absent has the value of the published recipe's field.
-_OPTIONS = {
-    "num_epochs": _Option("num_epochs"),
-    "batch_size": _Option("batch_size"),
-    "learning_rate": _Option("optimizer.learning_rate"),
-    "lr_update": _Option("optimizer.lr_update"),
-    "grad_clip": _Option("optimizer.clip"),
-    "margin": _Option("loss.margin"),
-    "vse_mean_warmup_epochs": _Option("loss.vse_mean_warmup_epochs"),
-    "no_imgnorm": _Option("image.normalise", operator.not_, operator.not_),
-    "no_txtnorm": _Option("text.normalise", operator.not_, operator.not_),
-    "data_name": _Option(
-        "data.name",
-        lambda name: name.removesuffix(_DATA_SUFFIX),
-        lambda name: name + _DATA_SUFFIX,
-    ),
-    "optim": _Option(
-        "optimizer.name",
-        _one_of(_OPTIMIZERS),
-        {field: option for option, field in _OPTIMIZERS.items()}.get,
-    ),
-}
-_GRID_OPTIONS = {
-    "input_scale_factor": _Option(
-        "image.size",
-        lambda scale: int(_SCALE_1 * scale),
-        lambda pixels: pixels / _SCALE_1,
-    ),
-}
-# Written only: on the way here, the tensors' shapes say it.
-_SIZES = {"embed_size": _Option("embed_dim")}
-_BIGRU_SIZES = {
-    "word_dim": _Option("text.word_dim"),
-    "num_layers": _Option("text.layers"),
+# Options that are fields.
+_FIELDS = {
+    "num_epochs": "num_epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "optimizer.learning_rate",
+    "lr_update": "optimizer.lr_update",
+    "grad_clip": "optimizer.clip",
+    "margin": "loss.margin",
+    "vse_mean_warmup_epochs": "loss.vse_mean_warmup_epochs",
 }
 
 
-def config_of(
-    options: Mapping[str, Any],
-    sizes: Fields,
-    source: str,
-) -> Config:
+def _recipe(fields: Fields) -> dict[str, Any]:
+    """The options that say how a model with these fields is trained."""
+    names = {field: option for option, field in _OPTIMIZERS.items()}
+    return {option: fields[field] for option, field in _FIELDS.items()} | {
+        "no_imgnorm": not fields["image.normalise"],
+        "no_txtnorm": not fields["text.normalise"],
+        "data_name": fields["data.name"] + _DATA_SUFFIX,
+        "optim": names[fields["optimizer.name"]],
+    }
+
+
+def config_of(options: Mapping[str, Any], sizes: Fields, source: str) -> Config:
     """The config of a released model.
 
     An option that is absent leaves the published recipe's value. `max_violation` is
@@ -99,35 +58,48 @@ def config_of(
     Raises:
         InputError: an option of the wrong type or of an unknown value.
     """
-    published = flat_fields(Config())
+    published = _recipe(flat_fields(Config()))
 
-    def given(name: str, default: Any, to_field=lambda value: value) -> Any:
+    def given(
+        name: str,
+        default: Any = None,
+        convert: Callable | Mapping = lambda value: value,
+    ) -> Any:
+        default = published[name] if default is None else default
         value = options.get(name, default)
         if isinstance(default, float) and type(value) is int:
             value = float(value)
         try:
             if type(value) is not type(default):
                 raise ValueError(f"not {type(default).__name__}")
-            return to_field(value)
+            if not isinstance(convert, Mapping):
+                return convert(value)
+            if value not in convert:
+                raise ValueError(f"none of {', '.join(convert)}")
+            return convert[value]
         except ValueError as error:
             what = f"{source}: option {name} is {value!r}"
             raise InputError(f"{what}, {error}") from None
 
-    is_grid = sizes["image.kind"] == "grid"
-    fields = dict(sizes)
-    for name, option in (_OPTIONS | (_GRID_OPTIONS if is_grid else {})).items():
-        default = option.to_option(published[option.field])
-        fields[option.field] = given(name, default, option.to_field)
-    data, sgd = fields["data.name"], fields["optimizer.name"] == "sgd"
+    fields = dict(sizes) | {field: given(name) for name, field in _FIELDS.items()}
+    fields["image.normalise"] = not given("no_imgnorm")
+    fields["text.normalise"] = not given("no_txtnorm")
+    fields["data.name"] = data = given("data_name").removesuffix(_DATA_SUFFIX)
+    fields["optimizer.name"] = given("optim", convert=_OPTIMIZERS)
+    sgd = fields["optimizer.name"] == "sgd"
     fields["data.root"] = f"data/{data}"
     fields["data.dev_captions"] = 5000  # as the program validates
     fields["eval.split"] = "testall" if data == "coco" else "test"
-    if is_grid:
+    if sizes["image.kind"] == "grid":
+        scale = Config().image.size / _SCALE_1
         # Without the option only the groups tell ResNet from ResNeXt.
-        source_default = "wsl" if fields["image.backbone.groups"] > 1 else "detector"
-        cnn = given("backbone_source", source_default, _one_of(KINDS))
+        kind = "wsl" if fields["image.backbone.groups"] > 1 else "detector"
+        cnn = given("backbone_source", kind, KINDS)
         warmup = given("embedding_warmup_epochs", 1)
         fields |= {
+            "image.size": given(
+                "input_scale_factor", scale, lambda x: int(_SCALE_1 * x)
+            ),
             "image.backbone.block": cnn.block,
             "image.pixels": cnn.pixels,
             "loss.ramp_epoch": warmup,
@@ -162,7 +134,8 @@ def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
         InputError: a model that the official program has no options for.
     """
     fields = flat_fields(config)
-    grid, bigru = config.image.kind == "grid", config.text.kind == "bigru"
+    image, text = config.image, config.text
+    grid, bigru = image.kind == "grid", text.kind == "bigru"
     needed: dict[str, tuple] = {
         "image.pool": ("gpo",),
         "text.pool": ("gpo",),
@@ -173,35 +146,45 @@ def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
         needed["image.backbone.stem"] = ("conv7",)
         needed["image.backbone.block"] = ("v1", "torchvision")
         needed["image.backbone.batch_norm"] = ("frozen",)
-    if config.text.kind == "bert":
-        needed["text.heads"] = (max(config.text.hidden // HEAD_SIZE, 1),)
+    if text.kind == "bert":
+        needed["text.heads"] = (max(text.hidden // HEAD_SIZE, 1),)
     for field, values in needed.items():
         if fields[field] not in values:
             raise InputError(
                 f"config.{field}: the official program has no {fields[field]!r}"
             )
 
-    table = _OPTIONS | _SIZES
-    table |= _GRID_OPTIONS if grid else {}
-    table |= _BIGRU_SIZES if bigru else {}
-    options = {
-        name: option.to_option(fields[option.field]) for name, option in table.items()
-    }
     # What the program reads before anything else, and a model trained here never had.
     defaults = {
         "data_path": config.data.root,
-        "img_dim": config.image.feature_dim,
+        "img_dim": image.feature_dim,
         "max_violation": True,
         "precomp_enc_type": "backbone" if grid else "basic",
         "backbone_source": "detector",
         "backbone_path": "",
     }
+    options = _recipe(fields) | {"embed_size": config.embed_dim}
     if bigru:
         defaults["vocab_path"] = str(Path(config.data.root).parent / "vocab")
-        defaults["vocab_size"] = config.text.vocab_size
+        defaults["vocab_size"] = text.vocab_size
+        options |= {"word_dim": text.word_dim, "num_layers": text.layers}
     if grid:
+        options["input_scale_factor"] = image.size / _SCALE_1
+        # Several kinds may fit, then the released one if it does. The number of blocks
+        # does not count: a smaller model is still of its kind.
+        looks = (image.backbone.block, image.pixels)
+        fitting = [name for name, k in KINDS.items() if (k.block, k.pixels) == looks]
+        if not fitting:
+            raise InputError(
+                f"config.image: the official program has no {looks[0]} blocks with "
+                f"{looks[1]} pixels"
+            )
+        layers = tuple(image.backbone.layers)
+        exact = [name for name in fitting if KINDS[name].layers == layers]
         known = released.get("backbone_source")
-        options["backbone_source"] = _backbone_source(config, known)
+        options["backbone_source"] = (
+            known if known in fitting else (exact or fitting)[0]
+        )
         rules = {pattern: rest for pattern, *rest in config.optimizer.rules}
         layer4 = rules.get("^image/backbone/layer4/")
         layer3 = rules.get("^image/backbone/layer3/")
@@ -211,23 +194,3 @@ def options_of(config: Config, released: Mapping[str, Any]) -> dict[str, Any]:
             options["embedding_warmup_epochs"] = epoch
             options["backbone_warmup_epochs"] = next_epoch - epoch
     return defaults | dict(released) | options
-
-
-def _backbone_source(config: Config, released: str | None) -> str:
-    """The kind of the config's CNN; several may fit, then the released one if it does.
-
-    The number of blocks does not count: a smaller model is still of its kind.
-    """
-    cnn, pixels = config.image.backbone, config.image.pixels
-    fitting = [
-        name
-        for name, kind in KINDS.items()
-        if (kind.block, kind.pixels) == (cnn.block, pixels)
-    ]
-    if not fitting:
-        raise InputError(
-            f"config.image: the official program has no {cnn.block} blocks with "
-            f"{pixels} pixels"
-        )
-    exact = [name for name in fitting if KINDS[name].layers == tuple(cnn.layers)]
-    return released if released in fitting else (exact or fitting)[0]

@@ -3,7 +3,7 @@
     {'epoch', 'model': [image tensors, text tensors], 'best_rsum', 'opt', 'Eiters'}
 
 Sizes come from the tensors, the recipe from the options. In errors, img_enc and txt_enc
-(the program's names of the towers) stand for the two state dicts. The run's folder:
+(the program's names of the encoders) stand for the two state dicts. The run's folder:
 
     W/config.json                     rebuilt from the options and the tensors
     W/checkpoints/0                   the weights; 0: no step was made here
@@ -52,7 +52,7 @@ class ConversionInfo:
     """What the model has no use for, and only the way back to PyTorch needs.
 
     options: of the official program. iterations: its Eiters. prefixes: before the keys
-    of the image and of the text tower. unused: tensors, by key without prefix.
+    of the image and of the text encoder. unused: tensors, by key without prefix.
     """
 
     options: dict[str, Any]
@@ -65,14 +65,15 @@ class ConversionInfo:
 class Released:
     """A checkpoint in our terms.
 
-    model: {"params", "batch_stats"}. epoch: finished epochs. best_rsum: on dev.
+    model: {"params", "batch_stats"}. epoch: finished epochs. best_rsum: on dev. info:
+    of a converted model; None for one that was trained here.
     """
 
     config: Config
     model: dict[str, Any]
     epoch: int
     best_rsum: float
-    info: ConversionInfo
+    info: ConversionInfo | None
 
 
 # ---- Files ⇄ runs --------------------------------------------------------------------
@@ -82,12 +83,8 @@ def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> R
     """Converts a checkpoint of the official program into a new workdir.
 
     `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
-    on the data that training continues with.
-
-    Args:
-        file: of the official program.
-        workdir: new folder.
-        vocab: file of the model's vocabulary; None: one that fits is looked for.
+    on the data that training continues with. `vocab`: file of the model's vocabulary;
+    None: one that fits is looked for.
 
     Raises:
         InputError: the file cannot be converted (see `torch_file` and
@@ -96,8 +93,8 @@ def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> R
     """
     with whole_folder(workdir) as folder:
         released = from_checkpoint(torch_file.read(file), str(file))
-        config, info = released.config, dataclasses.asdict(released.info)
-        config = with_fields(config, {"text.vocab": vocab and str(vocab)})
+        assert released.info is not None
+        config = with_fields(released.config, {"text.vocab": vocab and str(vocab)})
         try:
             # The checkpoint has none; one that lies where runs look may fit.
             caption_tokenizer(config)
@@ -113,6 +110,7 @@ def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> R
         else:
             copy_vocabulary(config, folder)
         save_config(config, folder / "config.json")
+        info = dataclasses.asdict(released.info)
         unused = {k: np.asarray(x, order="C") for k, x in info.pop("unused").items()}
         safetensors.numpy.save_file(unused, folder / "official.safetensors")
         text = json.dumps(info, indent=1)
@@ -153,26 +151,15 @@ def run_to_checkpoint(workdir: Path, file: Path) -> None:
             raise InputError(
                 f"{workdir}: official.json or official.safetensors: {error}"
             ) from error
-    checkpoint = to_checkpoint(
-        config,
-        model,
-        epoch=progress.best_epoch,
-        best_rsum=progress.best_rsum,
-        step=progress.best_step or 0,
-        info=info,
-    )
-    torch_file.write(file, checkpoint)
+    best = Released(config, model, progress.best_epoch, progress.best_rsum, info)
+    torch_file.write(file, to_checkpoint(best, progress.best_step or 0))
 
 
 # ---- Their contents ------------------------------------------------------------------
 
 
 def from_checkpoint(checkpoint: Any, source: str) -> Released:
-    """Takes a checkpoint apart.
-
-    Args:
-        checkpoint: what `torch_file.read` gave.
-        source: the file's name, for the errors.
+    """Takes apart what `torch_file.read` gave of the file `source`.
 
     Raises:
         InputError: not a checkpoint of the official program, or of a model that is not
@@ -180,17 +167,17 @@ def from_checkpoint(checkpoint: Any, source: str) -> Released:
     """
     prefixes, stored = _state_dicts(checkpoint, source)
     tensors = _without_aliases(torch_file.arrays(stored, source), source)
-    towers = []
-    for name, kinds in _TOWERS.items():
+    encoders = []
+    for name, kinds in _ENCODERS.items():
         found = [k.removeprefix(name) for k in tensors if k.startswith(name)]
-        fitting = [t for t in kinds.values() if any(re.match(t.mark, k) for k in found)]
+        fitting = [e for e in kinds.values() if any(re.match(e.mark, k) for k in found)]
         if not fitting:
             raise InputError(
                 f"{source}: {name[:-1]} is neither of {', '.join(kinds)}: "
                 f"it holds {', '.join(found[:3])}, …"
             )
-        towers.append(fitting[0])
-    image, text = towers
+        encoders.append(fitting[0])
+    image, text = encoders
 
     options = checkpoint.get("opt", {})
     if isinstance(options, argparse.Namespace | types.SimpleNamespace):
@@ -223,43 +210,29 @@ def from_checkpoint(checkpoint: Any, source: str) -> Released:
     config = config_of(options, sizes, source)
     _, template = abstract_model(config)
     table = _table(image, text)
+    unused = {key: x for key, x in tensors.items() if table.ignores(key)}
     return Released(
         config=config,
         model=keys.from_torch(tensors, table, template, source),
         epoch=number("epoch", int),
         best_rsum=number("best_rsum", float),
-        info=ConversionInfo(
-            options=kept,
-            iterations=number("Eiters", int),
-            prefixes=prefixes,
-            unused={key: x for key, x in tensors.items() if table.ignores(key)},
-        ),
+        info=ConversionInfo(kept, number("Eiters", int), prefixes, unused),
     )
 
 
-def to_checkpoint(
-    config: Config,
-    model: dict[str, Any],
-    epoch: int,
-    best_rsum: float,
-    step: int,
-    info: ConversionInfo | None,
-) -> dict[str, Any]:
+def to_checkpoint(released: Released, step: int = 0) -> dict[str, Any]:
     """Puts a checkpoint together that the official program loads.
 
-    Args:
-        config, model: of the run.
-        epoch, best_rsum: where training stands, and the best dev score.
-        step: finished steps here; 0 when it was converted and not trained further.
-        info: of a converted model; None for one that was trained here.
+    `step`: finished steps here; 0 when it was converted and not trained further.
 
     Raises:
         InputError: the official program has no such model.
     """
+    config, info = released.config, released.info
     kinds = (config.image.kind, config.text.kind)
     options = options_of(config, info.options if info else {})
-    image, text = (t[k] for t, k in zip(_TOWERS.values(), kinds, strict=True))
-    arrays = keys.to_torch(model, _table(image, text))
+    image, text = (e[k] for e, k in zip(_ENCODERS.values(), kinds, strict=True))
+    arrays = keys.to_torch(released.model, _table(image, text))
     arrays |= info.unused if info else _fresh_tensors(config, arrays)
     tensors = torch_file.tensors(arrays)
     for name, part in keys.OFFICIAL_CNN.items():
@@ -271,23 +244,23 @@ def to_checkpoint(
     prefix = "" if kinds == ("region", "bigru") else _PARALLEL
     prefixes = info.prefixes if info else (prefix, prefix)
     return {
-        "epoch": epoch,
+        "epoch": released.epoch,
         "model": [
             {
-                prefix + key.removeprefix(tower): tensor
+                prefix + key.removeprefix(encoder): tensor
                 for key, tensor in tensors.items()
-                if key.startswith(tower)
+                if key.startswith(encoder)
             }
-            for prefix, tower in zip(prefixes, _TOWERS, strict=True)
+            for prefix, encoder in zip(prefixes, _ENCODERS, strict=True)
         ],
-        "best_rsum": best_rsum,
+        "best_rsum": released.best_rsum,
         "opt": argparse.Namespace(**options),
         "Eiters": step or (info.iterations if info else 0),
     }
 
 
 def _state_dicts(checkpoint: Any, source: str) -> tuple[tuple[str, str], dict]:
-    """Prefixes of the two state dicts, and both as one under the towers' names."""
+    """Prefixes of the two state dicts, and both as one under the encoders' names."""
     model: Any = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     two = isinstance(model, list | tuple) and len(model) == 2
     if not two or not all(isinstance(part, dict) and part for part in model):
@@ -300,13 +273,13 @@ def _state_dicts(checkpoint: Any, source: str) -> tuple[tuple[str, str], dict]:
         )
     stored: dict[str, Any] = {}
     prefixes = []
-    for (tower, kinds), part in zip(_TOWERS.items(), model, strict=True):
+    for (encoder, kinds), part in zip(_ENCODERS.items(), model, strict=True):
         tables = [kind.table for kind in kinds.values()]
-        tables.append(keys.GRID_TOWER_TORCHVISION)  # the CNN's aliases may be alone
+        tables.append(keys.GRID_ENCODER_TORCHVISION)  # the CNN's aliases may be alone
         named = {str(key): tensor for key, tensor in part.items()}
         _, prefix, tensors = keys.unwrapped(named, tables, source)
         prefixes.append(prefix)
-        stored |= {tower + key: tensor for key, tensor in tensors.items()}
+        stored |= {encoder + key: tensor for key, tensor in tensors.items()}
     return (prefixes[0], prefixes[1]), stored
 
 
@@ -334,23 +307,21 @@ def _fresh_tensors(config: Config, arrays: Arrays) -> dict[str, np.ndarray]:
     Zeros where it would have random numbers: nothing ever reads them.
     """
 
-    def zeros(*shape: int) -> np.ndarray:
-        return np.zeros(shape, np.float32)
-
-    unused = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     if config.text.kind == "bert":
         pooler, hidden = "txt_enc.bert.pooler.dense", config.text.hidden
-        unused[f"{pooler}.weight"] = zeros(hidden, hidden)
-        unused[f"{pooler}.bias"] = zeros(hidden)
+        shapes[f"{pooler}.weight"], shapes[f"{pooler}.bias"] = (hidden,) * 2, (hidden,)
     if config.image.kind == "region":
-        start = "img_enc.mlp.bns.1."
-        for name, value in (("weight", 1), ("running_var", 1), ("bias", 0)):
-            unused[start + name] = zeros(config.embed_dim) + np.float32(value)
-        unused[f"{start}running_mean"] = zeros(config.embed_dim)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"img_enc.mlp.bns.1.{name}"] = (config.embed_dim,)
     else:
         channels = arrays["img_enc.image_encoder.fc.weight"].shape[1]
-        unused[f"{_ALIASES}fc.weight"] = zeros(_CLASSES, channels)
-        unused[f"{_ALIASES}fc.bias"] = zeros(_CLASSES)
+        shapes[f"{_ALIASES}fc.weight"] = (_CLASSES, channels)
+        shapes[f"{_ALIASES}fc.bias"] = (_CLASSES,)
+    unused = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    for key, tensor in unused.items():  # a batch norm's
+        if key.endswith((".1.weight", ".1.running_var")):
+            tensor += 1
     for key in [*arrays, *unused]:
         if key.endswith(".running_mean"):
             counter = key.removesuffix("running_mean") + "num_batches_tracked"
@@ -358,18 +329,18 @@ def _fresh_tensors(config: Config, arrays: Arrays) -> dict[str, np.ndarray]:
     return unused
 
 
-# ---- The kinds of towers -------------------------------------------------------------
+# ---- The kinds of encoders -----------------------------------------------------------
 
 
-class _Tower(NamedTuple):
-    """One kind of tower: how to know it, its tensors, its sizes as config fields."""
+class _Encoder(NamedTuple):
+    """One kind: how to know it, its tensors, its sizes as config fields."""
 
     mark: str  # regex of keys that no other kind has
     table: keys.Table
     sizes: Callable[[Arrays], dict[str, Any]]
 
 
-def _table(image: _Tower, text: _Tower) -> keys.Table:
+def _table(image: _Encoder, text: _Encoder) -> keys.Table:
     image_table = image.table.with_prefix(_IMAGE, "image/")
     return image_table + text.table.with_prefix(_TEXT, "text/")
 
@@ -435,13 +406,13 @@ def _bigru_sizes(tensors: Arrays) -> dict[str, Any]:
     }
 
 
-_TOWERS = {
+_ENCODERS = {
     _IMAGE: {
-        "region": _Tower(r"(fc|mlp)\.", keys.REGION_TOWER, _region_sizes),
-        "grid": _Tower(r"(backbone|image_encoder)\.", keys.GRID_TOWER, _grid_sizes),
+        "region": _Encoder(r"(fc|mlp)\.", keys.REGION_ENCODER, _region_sizes),
+        "grid": _Encoder(r"(backbone|image_encoder)\.", keys.GRID_ENCODER, _grid_sizes),
     },
     _TEXT: {
-        "bert": _Tower(r"bert\.", keys.BERT_TOWER, _bert_sizes),
-        "bigru": _Tower(r"(embed|rnn)\.", keys.BIGRU_TOWER, _bigru_sizes),
+        "bert": _Encoder(r"bert\.", keys.BERT_ENCODER, _bert_sizes),
+        "bigru": _Encoder(r"(embed|rnn)\.", keys.BIGRU_ENCODER, _bigru_sizes),
     },
 }

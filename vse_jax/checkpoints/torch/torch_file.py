@@ -43,8 +43,6 @@ def _harmless() -> list[Any]:
 
     Options have them: numbers and arrays of NumPy, paths (of any system), dates, sets.
     """
-    number = np.float64(0).__reduce__()[0]
-    array = np.zeros(1).__reduce__()[0]
     allowed: list[Any] = [
         argparse.Namespace,  # the official program's options
         types.SimpleNamespace,
@@ -62,6 +60,7 @@ def _harmless() -> list[Any]:
         *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUMm"},
         (lambda *_: {}, "collections.defaultdict"),
     ]
+    number, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # 1 and 2
         allowed += [(number, f"{module}.scalar"), (array, f"{module}._reconstruct")]
     for module in ("pathlib", "pathlib._local"):  # before Python 3.13 and since
@@ -82,11 +81,6 @@ class Refused:
         self.__dict__["__new__"] = self  # what makes an instance of a class
 
     def __call__(self, *_: Any) -> Any:
-        """What the file wants done with it.
-
-        Raises:
-            TypeError: always.
-        """
         raise TypeError(f"GLOBAL {self.name} is called")
 
     def __repr__(self) -> str:
@@ -104,10 +98,6 @@ def read(path: Path) -> Any:
             Nothing in it has been run then.
     """
     torch = _import_torch(path)
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
     allowed, named = _harmless(), set[str]()
     while True:
         try:
@@ -140,11 +130,8 @@ def read(path: Path) -> Any:
 def read_tensors(path: Path, *names: str) -> dict[str, Any]:
     """As `read`, for a file that holds one state dict: {key: tensor}.
 
-    It may lie deeper in the file, {"state_dict": {key: tensor}, "epoch": 3, …}.
-
-    Args:
-        path: of the file.
-        names: a dict that holds all of these is what is looked for, too.
+    It may lie deeper in the file, {"state_dict": {key: tensor}, "epoch": 3, …}. A dict
+    that holds all of `names` is what is looked for, too.
 
     Raises:
         InputError: it holds something else, or several state dicts of no usual name.
@@ -193,13 +180,9 @@ def plain(value: Any) -> Any:
 def arrays(tensors: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     """The tensors of a state dict as arrays; floating-point ones as float32.
 
-    Args:
-        tensors: key → tensor.
-        source: the file's name, for the errors.
-
     Raises:
         InputError: a value is no dense tensor of real numbers, or tensors hold NaN or
-            infinity (all of them are named).
+            infinity (names `source` and all of them).
     """
     torch = _import_torch(source)
     found: dict[str, np.ndarray] = {}
