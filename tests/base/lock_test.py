@@ -110,5 +110,5 @@ class TestWithoutLocks:
         assert refused(path) == (
             f"{tmp_path}: another process (pid 4711 on elsewhere, since "
             "2026-01-31 09:15:00+00:00) writes here; wait for its end, or remove "
-            f"{path} where it has ended"
+            f"{path} if it has ended"
         )

@@ -35,20 +35,12 @@ def read_bytes(path: AnyPath) -> bytes:
 
 
 def read_object(path: AnyPath) -> dict:
-    """The object that a JSON file holds.
-
-    Raises:
-        InputError: no such file, or something else in it.
-    """
+    """The object that a JSON file holds; InputError: there is none."""
     return parse_object(read_bytes(path), str(path))
 
 
 def parse_object(data: bytes | str, where: str) -> dict:
-    """The object that a JSON text holds.
-
-    Raises:
-        InputError: something else is in it; begins with `where`.
-    """
+    """The object that a JSON text holds; else an InputError about `where`."""
     try:
         content = json.loads(data)
     except ValueError as error:
@@ -74,11 +66,7 @@ def read_text(path: AnyPath) -> str:
 
 
 def read_lines(path: AnyPath) -> list[str]:
-    """The stripped lines of a UTF-8 text file.
-
-    Raises:
-        InputError: as `read_text`.
-    """
+    """The stripped lines of a UTF-8 text file; InputError as `read_text`."""
     # Not splitlines(): it would also split at U+2028 and its kin inside a caption.
     lines = read_text(path).split("\n")
     if lines[-1] == "":
@@ -87,11 +75,7 @@ def read_lines(path: AnyPath) -> list[str]:
 
 
 def file_size(path: AnyPath) -> int:
-    """Bytes of a file.
-
-    Raises:
-        InputError: there is none (names it).
-    """
+    """Bytes of a file; InputError: there is none."""
     try:
         return path.stat().st_size if isinstance(path, Path) else path.stat().length
     except Exception as error:
@@ -139,8 +123,7 @@ def unreadable(path: AnyPath, error: Exception) -> Exception:
 def resolve_folder(name: str) -> Path:
     """The folder that a config field such as config.text.weights names.
 
-    Args:
-        name: a folder, or 'package:NAME/FOLDER' for one inside an installed package.
+    It is a folder, or 'package:NAME/FOLDER' for one inside an installed package.
 
     Raises:
         InputError: there is no such package or folder.
@@ -205,13 +188,8 @@ def whole_file(target: Path) -> Iterator[Path]:
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a file whole or not at all, whenever the process may be killed.
 
-    Args:
-        path: of the file.
-        data: its content.
-        mode: who may read and write it, less what the process's umask takes away.
-
     It is on the disk before it gets its name, so that not even a power cut leaves an
-    empty file under that name.
+    empty file under that name. `mode`: who may read and write it, less the umask.
     """
     with whole_file(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -228,13 +206,9 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     A folder that is replaced waits as `.NAME.before` beside it until the new one has
     its name. A kill between the two leaves it there; the next call puts it back.
 
-    Args:
-        target: the folder.
-        replace: a folder that is there is replaced.
-
     Raises:
-        InputError: `target` exists and is not empty, or cannot be written; what was
-            there is then still there.
+        InputError: `target` cannot be written, or is there, not empty, and not to be
+            replaced (`replace`); what was there is then still there.
     """
     target = target.absolute()
     before = target.with_name(f".{target.name}.before")
@@ -262,13 +236,13 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             try:
                 folder.rename(target)
             except OSError as error:
-                if there:
-                    try:
+                try:
+                    if there:
                         before.rename(target)
-                    except OSError:
-                        raise InputError(
-                            f"{target}: {error.strerror}; what was there is in {before}"
-                        ) from error
+                except OSError:
+                    raise InputError(
+                        f"{target}: {error.strerror}; what was there is in {before}"
+                    ) from error
                 raise
             if there:
                 # Nothing under the name `before` is ever half removed.

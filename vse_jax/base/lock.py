@@ -30,11 +30,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def only_writer(path: Path, does: str) -> Iterator[None]:
     """Holds the lock file `path` until the block ends; it is then removed.
 
-    So is its folder, where it was made for this and nothing else has come into it.
-
-    Args:
-        path: of the file; its folder is made when missing.
-        does: what the process that has it does ("trains in this folder").
+    Its folder is made when missing, and then removed if it is empty. `does`: what the
+    process that has it does ("trains in this folder").
 
     Raises:
         InputError: another process has it; names host, process and since when. Nothing
@@ -80,7 +77,7 @@ def _take(file: IO[str], path: Path, does: str) -> None:
         holder = _holder(file)
         if holder is None or _is_gone(holder):
             return
-        hint = f"wait for its end, or remove {path} where it has ended"
+        hint = f"wait for its end, or remove {path} if it has ended"
     who = "which has just started"
     if holder is not None:
         who = f"pid {holder['pid']} on {holder['host']}, since {holder['since']}"
@@ -88,10 +85,7 @@ def _take(file: IO[str], path: Path, does: str) -> None:
 
 
 def _holder(file: IO[str]) -> dict[str, Any] | None:
-    """What the file says; None where it says nothing.
-
-    A process that has just taken the lock gets a moment to write.
-    """
+    """What the file says, if anything; who has just taken it gets a moment to write."""
     for wait in (0.01, 0.1, 0.5, 0):
         file.seek(0)
         with contextlib.suppress(ValueError):
@@ -109,10 +103,9 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     # A container that starts again may give its process the same number.
     if holder["pid"] == os.getpid():
         return True
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # another user's
-        return False
+    with contextlib.suppress(PermissionError):  # another user's
+        try:
+            os.kill(int(holder["pid"]), 0)
+        except ProcessLookupError:
+            return True
     return False

@@ -47,6 +47,15 @@ def progress(
             delay=_WORTH_IT_S,
         )
         return
+    of = f"/{total}" if total is not None else ""
+
+    def print_line(elapsed: float, note: str) -> None:
+        rate = (done - initial) / elapsed
+        if not note and total is not None and rate > 0:
+            note = f", {(total - done) / rate:.0f} s left"
+        line = f"{description}: {done}{of} {unit}, {rate:.3g} {unit}/s{note}"
+        print(line, file=sys.stderr, flush=True)
+
     start = last = time.monotonic()
     done = initial
     for item in items:
@@ -55,24 +64,7 @@ def progress(
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S:
             last = now
-            _print_line(
-                description, done, total, unit, (done - initial) / (now - start)
-            )
+            print_line(now - start, "")
     elapsed = time.monotonic() - start
     if elapsed > _WORTH_IT_S:
-        rate = (done - initial) / elapsed
-        _print_line(description, done, total, unit, rate, f"done in {elapsed:.0f} s")
-
-
-def _print_line(
-    description: str, done: int, total: int | None, unit: str, rate: float, note=""
-) -> None:
-    of = f"/{total}" if total is not None else ""
-    if not note and total is not None and rate > 0:
-        note = f"{(total - done) / rate:.0f} s left"
-    tail = f", {note}" if note else ""
-    print(
-        f"{description}: {done}{of} {unit}, {rate:.3g} {unit}/s{tail}",
-        file=sys.stderr,
-        flush=True,
-    )
+        print_line(elapsed, f", done in {elapsed:.0f} s")

@@ -27,26 +27,26 @@ def is_path(name: Any) -> bool:
 
 
 def check_code(named: Mapping[str, Any], folder: Path, trusted: bool) -> None:
-    """Checks what a model that came in a folder would have imported.
+    """Checks what a model that came in `folder` would have imported.
 
-    Args:
-        named: what its config names, {"image.pool": value, …}.
-        folder: where the model lies.
-        trusted: the user said that its classes may be imported.
+    named: what its config names, {"image.pool": value, …}.
+    trusted: the user said that its classes may be imported.
 
     Raises:
         InputError: it names classes and is not trusted, or one of them lies in the
             folder itself, in which nothing is ever executed.
     """
     own = {field: value for field, value in named.items() if is_path(value)}
-    if own and not trusted:
+    if not own:
+        return
+    if not trusted:
         listed = ", ".join(f"config.{field} = {value}" for field, value in own.items())
         raise InputError(
             f"{folder}: this model runs code of its author: {listed}; if you have that "
             "code and trust it, say so: trust_code=True (main.py: --trust_code)"
         )
     home = folder.resolve()
-    if own and Path.cwd().is_relative_to(home):  # modules are looked for there, too
+    if Path.cwd().is_relative_to(home):  # modules are looked for there, too
         raise InputError(
             f"{folder}: you are in it, and nothing in it is executed; go elsewhere"
         )
