@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.drafts import draft
-from vse_jax.checkpoints.export import PLATFORMS, export_towers
+from vse_jax.checkpoints.export import PLATFORMS, export_encoders
 from vse_jax.models.build import abstract_model
 
 
@@ -28,9 +28,9 @@ def test_published_towers_are_small_programs_for_all_platforms(name, variant, em
     model = jax.tree.map(
         lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract
     )
-    for tower in export_towers(config, graphdef, model).values():
-        assert len(tower.program) < 1e6
-        exported = jax.export.deserialize(bytearray(tower.program))
+    for encoder in export_encoders(config, graphdef, model).values():
+        assert len(encoder.program) < 1e6
+        exported = jax.export.deserialize(bytearray(encoder.program))
         assert exported.platforms == PLATFORMS
         (result,) = exported.out_avals
         assert (str(result.shape[0]), result.shape[1]) == ("batch", embeds)

@@ -102,7 +102,7 @@ def test_the_card_is_written_from_the_run(shared):
     assert "| train | 96 | 480 |" in card
     assert "| `image.pool` | `gem` | `gpo` |" in card
     assert "| best epoch | 1, rsum 1.0 on dev |" in card
-    assert "start weights of the text tower, `bert`" in card
+    assert "pretrained weights of the text encoder, `bert`" in card
     assert 'vse_jax.load("hf://USER/NAME")' in card
 
 

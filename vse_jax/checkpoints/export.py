@@ -33,8 +33,8 @@ _RESIZED = {
 }
 
 
-class Tower(NamedTuple):
-    """A tower as a program.
+class ExportedEncoder(NamedTuple):
+    """An encoder as a program.
 
     arrays: what the program is called with first, {path: float32}.
     program: of `jax.export.deserialize`; called with `arrays` and a batch of inputs of
@@ -48,23 +48,21 @@ class Tower(NamedTuple):
 def write_exported(
     config: Config, workdir: Path, graphdef: nnx.GraphDef, model: dict[str, Any]
 ) -> Path:
-    """Writes W/exported/: both towers, preprocessing.json, token ids and README.txt.
+    """Writes W/exported/: both encoders, preprocessing.json, token ids and README.txt.
 
-    Args:
-        config, workdir: of the model.
-        graphdef, model: its parts, arrays on the host.
+    `model`: its arrays, on the host.
 
     Raises:
         InputError: no vocabulary, or the folder cannot be written.
     """
     tokenizer = caption_tokenizer(config)
-    towers = export_towers(config, graphdef, model)
+    encoders = export_encoders(config, graphdef, model)
     about = preprocessing(config)
     target = workdir / "exported"
     with whole_folder(target, replace=True) as folder:
-        for name, tower in towers.items():
-            write_atomically(folder / f"{name}_tower.stablehlo", tower.program)
-            write_arrays(folder / f"{name}_tower.safetensors", tower.arrays)
+        for name, encoder in encoders.items():
+            write_atomically(folder / f"{name}_tower.stablehlo", encoder.program)
+            write_arrays(folder / f"{name}_tower.safetensors", encoder.arrays)
         texts = {
             "preprocessing.json": json.dumps(about, indent=1) + "\n",
             about["text"]["tokenizer"]: tokenizer.as_json(),
@@ -75,18 +73,14 @@ def write_exported(
     return target
 
 
-def export_towers(
+def export_encoders(
     config: Config, graphdef: nnx.GraphDef, model: dict[str, Any]
-) -> dict[str, Tower]:
-    """Both towers, {"image", "text"}, for all of `PLATFORMS`.
+) -> dict[str, ExportedEncoder]:
+    """Both encoders, {"image", "text"}, for all of `PLATFORMS`.
 
     Captions are padded to one length, the longest that the model takes: a pooling that
     sorts needs the size of its sets. What the platforms compute in different ways
     (ops/sorted_pool.py) is in the program for each of them.
-
-    Args:
-        config: of the model.
-        graphdef, model: its parts, arrays on the host.
     """
     vse = merge_model(graphdef, model)
     captions = caption_shapes(1, padded_lengths(config)[-1])
@@ -99,9 +93,9 @@ def export_towers(
 
 
 def _export(
-    config: Config, tower: nnx.Module, inputs: Shapes, normalise: bool
-) -> Tower:
-    graphdef, tree = split_model(tower)
+    config: Config, encoder: nnx.Module, inputs: Shapes, normalise: bool
+) -> ExportedEncoder:
+    graphdef, tree = split_model(encoder)
     arrays = {name: np.asarray(x) for name, x in flatten(tree).items()}
 
     def run(arrays: dict[str, Array], *values: Array) -> Array:
@@ -120,7 +114,7 @@ def _export(
     # every one of them is float32.
     with jax.default_matmul_precision(matmul_precision(config, "cuda")):
         exported = export.export(jax.jit(run), platforms=PLATFORMS)(shapes, *values)
-    return Tower(arrays, bytes(exported.serialize()))
+    return ExportedEncoder(arrays, bytes(exported.serialize()))
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
@@ -156,10 +150,7 @@ def preprocessing(config: Config) -> dict[str, Any]:
 
 
 def _readme(config: Config) -> str:
-    """README.txt: what the files are, and a program that reads them.
-
-    Each section of the template after the first begins with the model that it is for.
-    """
+    """README.txt; each section of its template begins with the model that it is for."""
     regions = takes_regions(config.image)
     kinds = {"all", "words" if config.text.kind == "bigru" else "tokens"}
     kinds |= {"regions"} if regions else {"pixels", config.image.resample}

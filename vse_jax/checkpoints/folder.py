@@ -30,9 +30,7 @@ def check_trainable(folder: Path) -> None:
 def model_config(folder: Path, *, trust_code: bool = False) -> Config:
     """The config of the model in a folder.
 
-    Args:
-        folder: of the model.
-        trust_code: a shared model's own classes may be imported.
+    `trust_code`: a shared model's own classes may be imported.
 
     Raises:
         InputError: no model's folder, or of a model that cannot be used here; names

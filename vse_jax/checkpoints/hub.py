@@ -26,10 +26,8 @@ def fetch(address: str) -> Path:
     """The folder of a model, downloaded unless the Hub's cache has it.
 
     Only `SHARED_FILES` and `WEIGHT_PARTS` are asked for. Without a connection, what the
-    cache holds of the model is taken.
-
-    Args:
-        address: hf://USER/NAME, or hf://USER/NAME@REVISION (a branch, tag or commit).
+    cache holds of the model is taken. The address is hf://USER/NAME, or
+    hf://USER/NAME@REVISION (a branch, tag or commit).
 
     Raises:
         InputError: a malformed address, no such repository or revision, no permission,
@@ -58,11 +56,9 @@ def fetch(address: str) -> Path:
 
 
 def fetch_released(name: str) -> Path:
-    """The local path of a released checkpoint, downloaded unless it is cached.
+    """The local path of a released model_best.pth, downloaded unless it is cached.
 
-    Args:
-        name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert;
-            the folder holds model_best.pth.
+    Its name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert.
 
     Raises:
         InputError: a malformed name, no such repository or file, or no connection.
@@ -88,16 +84,9 @@ def check_repository(name: str) -> None:
 
 
 def publish(folder: Path, repository: str, *, private: bool, message: str) -> str:
-    """Uploads the files of a folder as one commit; makes the repository if need be.
+    """Uploads a folder's files as one commit; the repository's address in a browser.
 
-    Args:
-        folder: what to upload.
-        repository: USER/NAME.
-        private: who may see a repository that is made.
-        message: of the commit.
-
-    Returns:
-        The repository's address in a browser.
+    The repository, USER/NAME, is made if need be, `private` or not.
 
     Raises:
         InputError: not logged in, no permission, or no connection.
@@ -115,11 +104,7 @@ def publish(folder: Path, repository: str, *, private: bool, message: str) -> st
 
 @contextlib.contextmanager
 def _hub_errors(what: str) -> Iterator[None]:
-    """Whatever goes wrong with the Hub, as one line that says what to do.
-
-    Args:
-        what: was asked for: how the line begins.
-    """
+    """Whatever goes wrong with the Hub: one line about `what`, and what to do."""
     from huggingface_hub import errors  # noqa: PLC0415 (half a second, for few)
 
     try:

@@ -54,9 +54,7 @@ class LoadedModel(NamedTuple):
 def resolve(config: Config, folder: Path | None) -> Config:
     """The config with what the files that it names decide: vocabulary and sizes.
 
-    Args:
-        config: of a command.
-        folder: of the model that it uses or goes on with; None: there is none yet.
+    `folder`: of the model that it uses or goes on with; None: there is none yet.
 
     Raises:
         InputError: no vocabulary or a bad one, another one than the model's, or a
@@ -71,11 +69,7 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
     """The best checkpoint in `workdir`, else the shared model there, else a SigLIP.
 
     The last is the published one whose folder the config names, not trained further.
-
-    Args:
-        config: of the model.
-        workdir: of its run, or the folder of a shared model.
-        mesh: where its arrays are placed; None: the config's, over all devices.
+    `mesh`: where its arrays are placed; None: the config's, over all devices.
 
     Raises:
         InputError: no model, another one than the config's, or another vocabulary than
@@ -115,12 +109,7 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
 
 
 def _read_arrays(file: Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a shared model as a tree like `abstract`.
-
-    Raises:
-        InputError: the file cannot be read, or is of another model: names every
-            missing, unexpected and misshapen array, and those with NaN or infinity.
-    """
+    """The arrays of a shared model as a tree like `abstract`."""
     expected = flatten(abstract)
     problems = []
     try:

@@ -1,7 +1,6 @@
 """Pretrained weights that training starts from: BERT, CNN backbones, SigLIP."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object, resolve_folder
+from vse_jax.base.trees import flatten, merge
 from vse_jax.checkpoints.siglip import load_siglip
 from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.config import Config, ImageConfig, TextConfig, tower_config
@@ -34,61 +34,52 @@ _BERT_KIND = {
 
 
 def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the weights of a new model that config.{text,image}.weights name.
+    """Replaces the weights that config.{text,image}.weights name.
 
-    Args:
-        config: of the run.
-        model: {"params", "batch_stats"}, placed on the mesh.
+    Of a new model: {"params", "batch_stats"}, placed on the mesh.
 
     Raises:
         InputError: weights that are not there, or of another architecture or size.
     """
-    params, stats = model["params"], model["batch_stats"]
+    params = model["params"]
+    loaded: dict[str, Any] = {}
+
+    def put(path: str, tree: dict[str, Any], like: dict[str, Any]) -> None:
+        placed = flatten(put_sharded(tree, like))
+        loaded.update({f"{path}/{name}": leaf for name, leaf in placed.items()})
+
     if config.text.kind == "bert" and config.text.weights is not None:
         folder = resolve_folder(config.text.weights)
         check_bert_sizes(folder, config.text)
-        bert = load_bert(folder, params["text"]["bert"])
-        text = params["text"] | {"bert": put_sharded(bert, params["text"]["bert"])}
-        params = params | {"text": text}
+        like = params["text"]["bert"]
+        put("params/text/bert", load_bert(folder, like), like)
         logging.info("BERT weights from %s", folder)
     if config.image.kind == "grid" and config.image.weights is not None:
         folder = resolve_folder(config.image.weights)
         check_backbone_kind(folder, config.image)
-        like = {
-            "params": params["image"]["backbone"],
-            "batch_stats": stats["image"]["backbone"],
-        }
-        loaded = put_sharded(load_backbone(folder, like), like)
-        image = params["image"] | {"backbone": loaded["params"]}
-        params = params | {"image": image}
-        image = stats["image"] | {"backbone": loaded["batch_stats"]}
-        stats = stats | {"image": image}
+        like = {name: model[name]["image"]["backbone"] for name in model}
+        backbone = load_backbone(folder, like)
+        for name in model:
+            put(f"{name}/image/backbone", backbone[name], like[name])
         logging.info("CNN weights from %s", folder)
 
-    # A SigLIP tower's own pooling comes with it, temperature and bias with both towers.
-    own_pooling = {
-        "image": config.image.pool == "map",
-        "text": config.text.pool == "last",
-    }
-    parts = {
-        "image": ("vit", "gpool") if own_pooling["image"] else ("vit",),
-        "text": ("siglip", "linear") if own_pooling["text"] else ("siglip",),
-    }
-    loaded_towers = []
-    for tower, kind in (("image", "vit"), ("text", "siglip")):
-        fields = tower_config(config, tower)
+    complete = 0  # SigLIP's encoders with their own pooling, which comes with them
+    for name, kind, own, pooling in (
+        ("image", "vit", "map", "gpool"),
+        ("text", "siglip", "last", "linear"),
+    ):
+        fields = tower_config(config, name)
         if fields.kind != kind or fields.weights is None:
             continue
         folder = resolve_folder(fields.weights)
-        wanted = {tower: {part: params[tower][part] for part in parts[tower]}}
-        loaded_towers.append(tower)
-        both = loaded_towers == ["image", "text"] and all(own_pooling.values())
-        if both and config.loss.name == "sigmoid":
+        parts = (kind, pooling) if fields.pool == own else (kind,)
+        wanted = {name: {part: params[name][part] for part in parts}}
+        complete += fields.pool == own
+        if complete == 2 and config.loss.name == "sigmoid":  # its temperature and bias
             wanted["loss"] = params["loss"]
-        found = put_sharded(load_siglip(folder, wanted), wanted)
-        params = params | {name: params[name] | found[name] for name in found}
-        logging.info("SigLIP weights of the %s tower from %s", tower, folder)
-    return {"params": params, "batch_stats": stats}
+        put("params", load_siglip(folder, wanted), wanted)
+        logging.info("SigLIP weights of the %s encoder from %s", name, folder)
+    return merge(model, loaded)
 
 
 def bert_sizes(folder: Path) -> dict[str, int]:
@@ -109,11 +100,7 @@ def bert_sizes(folder: Path) -> dict[str, int]:
 
 
 def check_bert_sizes(folder: Path, text: TextConfig) -> None:
-    """Checks that `config.text` is of the folder's BERT; no shape shows its heads.
-
-    Raises:
-        InputError: a size differs, or config.json is not that of a plain BERT.
-    """
+    """Raises InputError unless `config.text` is of the folder's BERT, heads too."""
     for field, size in bert_sizes(folder).items():
         ours = getattr(text, field)
         if ours != size:
@@ -125,19 +112,16 @@ def check_bert_sizes(folder: Path, text: TextConfig) -> None:
 def load_bert(folder: Path, template: dict) -> dict:
     """The parameters of `models.bert.Bert` from a Hugging Face folder.
 
-    Args:
-        folder: as `torch_file.read_folder` takes it.
-        template: tree of the module's (abstract) parameters.
-
     Raises:
-        InputError: the file cannot be read or does not fit the template.
+        InputError: its file cannot be read or does not fit the `template`, a tree of
+            the module's (abstract) parameters.
     """
     source, stored = torch_file.read_folder(folder)
     # bert-base-uncased was saved under its first TensorFlow names, later models not.
-    first = {"gamma": "weight", "beta": "bias"}
-    pattern = r"(?<=LayerNorm\.)(gamma|beta)$"
     renamed = {
-        re.sub(pattern, lambda name: first[name[0]], key): tensor
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): tensor
         for key, tensor in stored.items()
     }
     _, _, tensors = keys.unwrapped(renamed, [keys.BERT], source)
@@ -147,26 +131,23 @@ def load_bert(folder: Path, template: dict) -> dict:
 def load_backbone(folder: Path, template: dict) -> dict:
     """The parameters and statistics of `models.resnet.ResNet` from a folder.
 
-    Args:
-        folder: holds backbone.safetensors, under the official or torchvision's keys.
-        template: tree of the module's (abstract) parameters and statistics.
+    It holds backbone.safetensors, under the official or torchvision's keys.
 
     Raises:
-        InputError: the file cannot be read or does not fit the template.
+        InputError: the file cannot be read or does not fit the `template`, a tree of
+            the module's (abstract) parameters and statistics.
     """
-    source = str(folder / "backbone.safetensors")
-    stored = torch_file.read_safetensors(folder / "backbone.safetensors")
-    table, _, tensors = keys.unwrapped(stored, keys.BACKBONES, source)
-    return keys.from_torch(tensors, table, template, source)
+    file = folder / "backbone.safetensors"
+    stored = torch_file.read_safetensors(file)
+    table, _, tensors = keys.unwrapped(stored, keys.BACKBONES, str(file))
+    return keys.from_torch(tensors, table, template, str(file))
 
 
 def check_backbone_kind(folder: Path, image: ImageConfig) -> None:
     """Checks what the tensors' shapes do not show: block kind and pixel preparation.
 
-    Args:
-        folder: as for `load_backbone`; convert_torch_weights.py leaves a backbone.json
-            there, and without one nothing is checked.
-        image: config.image.
+    convert_torch_weights.py leaves a backbone.json in the folder; without one, nothing
+    is checked.
 
     Raises:
         InputError: the config would run the CNN otherwise than it was trained.
@@ -176,15 +157,14 @@ def check_backbone_kind(folder: Path, image: ImageConfig) -> None:
         return
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        checked = {
-            "config.image.pixels": (image.pixels, about["pixels"]),
-            "config.image.backbone.block": (
-                image.backbone.block,
-                about["backbone"]["block"],
-            ),
-        }
+        block, pixels = about["backbone"]["block"], about["pixels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: {error!r}") from None
-    for field, (now, trained) in checked.items():
+    for field, now, trained in (
+        ("pixels", image.pixels, pixels),
+        ("backbone.block", image.backbone.block, block),
+    ):
         if now != trained:
-            raise InputError(f"{field}: {now!r}, but {file} is for {trained!r}")
+            raise InputError(
+                f"config.image.{field}: {now!r}, but {file} is for {trained!r}"
+            )

@@ -71,9 +71,8 @@ def has_checkpoint(workdir: Path) -> bool:
 class _NamedStep:
     """Orbax preserves this step.
 
-    Its own BestN compares the metrics that each checkpoint was saved with. They cannot
-    be compared when the data have changed in between, and of equal ones it takes the
-    later.
+    Its own BestN compares the metrics that checkpoints were saved with, also where the
+    data have changed in between, and of equal ones it takes the later.
     """
 
     step: int | None = None
@@ -92,7 +91,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        self._folder = (Path(workdir) / "checkpoints").absolute()
+        self._folder = (workdir / "checkpoints").absolute()
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for name in ("model", "optimizer"):
             trees = ocp.StandardCheckpointHandler()
@@ -100,7 +99,6 @@ class Checkpoints:
             registry.add(name, ocp.args.StandardRestore, trees)
         progress = ocp.JsonCheckpointHandler(_PROGRESS)
         registry.add("data", ocp.args.JsonSave, progress)
-        registry.add("data", ocp.args.JsonRestore, progress)
         self._best = _NamedStep()
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -120,14 +118,13 @@ class Checkpoints:
 
     def __exit__(self, kind, *_) -> None:
         """Ends Orbax's threads, which must not outlive the interpreter."""
-        failed = True
+        hidden: tuple = (Exception,)  # it would only hide the error before it
         try:
             if kind is None:
                 self.wait()
-                failed = False
+                hidden = ()
         finally:
-            # What goes wrong here after an error would only hide that error.
-            with contextlib.suppress(*([Exception] if failed else [])):
+            with contextlib.suppress(*hidden):
                 self._manager.close()
 
     def latest_step(self) -> int | None:
@@ -159,8 +156,9 @@ class Checkpoints:
         # One after the other: Orbax numbers its barriers as its threads come to them,
         # and with two saves going on processes might wait for each other for ever.
         self.wait()
-        trees = {"model": model, "optimizer": optimizer}
-        trees = {name: tree for name, tree in trees.items() if tree is not None}
+        trees = {"model": model} | (
+            {} if optimizer is None else {"optimizer": optimizer}
+        )
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         checksums = {name: _checksum(tree) for name, tree in trees.items()}
         about = dataclasses.asdict(progress) | {"checksums": checksums}
@@ -236,8 +234,8 @@ class Checkpoints:
     def restore_latest(self, model, optimizer):
         """(model, optimizer) of the newest checkpoint.
 
-        The arguments are abstract trees with shardings: restoring without a target
-        would turn list indices into strings and permute long lists (0, 1, 10, 2, …).
+        The arguments are abstract trees with shardings: without them, list indices
+        would become strings and long lists permuted (0, 1, 10, 2, …).
 
         Raises:
             InputError: it cannot be read (says why), or is of another model or version.
@@ -250,10 +248,8 @@ class Checkpoints:
     def restore_best(self, model) -> tuple[Any, TrainProgress]:
         """(model, the run's progress) of the best checkpoint.
 
-        A run that goes on may replace it meanwhile: then its new one.
-
-        Args:
-            model: abstract tree with shardings.
+        A run that goes on may replace it meanwhile: then of its new one. `model` is an
+        abstract tree with shardings.
 
         Raises:
             InputError: there is none, it cannot be read (says why), or it is of another
@@ -287,14 +283,12 @@ class Checkpoints:
             for name, tree in trees.items():
                 stored = handler.metadata(epath.Path(folder / name)).tree
                 _check_fits(folder, stored, tree)
-            restored = dict(
-                self._manager.restore(step, args=ocp.args.Composite(**args))
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         checksums = self._about(step).get("checksums")
         for name in trees:
             if checksums is None or checksums.get(name) != _checksum(restored[name]):
                 raise InputError(_damaged(folder, "its arrays are not those saved"))
-        return restored
+        return {name: restored[name] for name in trees}
 
 
 def _check_fits(folder: Path, stored, target) -> None:
@@ -327,10 +321,7 @@ def _is_key(dtype) -> bool:
 
 
 def _checksum(tree) -> int:
-    """The sum of the bits of all arrays as numbers, whichever devices hold them.
-
-    A file may be damaged in a way that still decodes.
-    """
+    """The sum of the bits of all arrays: a damaged file may still decode."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         array = jnp.asarray(jax.random.key_data(leaf) if _is_key(leaf.dtype) else leaf)
@@ -368,8 +359,7 @@ def _explained(folder: Path, trees: tuple[str, ...]) -> Iterator[None]:
     except Exception as error:
         if is_peer_failure(error):
             raise
-        cause: Exception = error
-        refused = refusal(error)
+        cause, refused = error, refusal(error)
         if refused is None or refused.errno == errno.ENOENT:
             try:
                 _read_all(folder, trees)
@@ -377,24 +367,24 @@ def _explained(folder: Path, trees: tuple[str, ...]) -> Iterator[None]:
                 cause, refused = plain, refusal(plain)
             else:
                 raise
-        raise InputError(_reason(folder, cause, refused)) from error
-
-
-def _reason(folder: Path, cause: Exception, refused: OSError | None) -> str:
-    """Why a checkpoint cannot be read, and what to do."""
-    if not folder.exists():
-        return f"{folder}: was removed while it was read; run the same command again"
-    if refused is None or refused.errno == errno.ENOENT:
-        return _damaged(folder, _first_line(cause))
-    file, advice = refused.filename or folder, "see to the disk or the system"
-    if refused.errno in (errno.EACCES, errno.EPERM):
-        advice = "let this user read it"
-    elif refused.errno == errno.ENOMEM:
-        advice = "end what else uses it, or use more devices (config.mesh)"
-    return (
-        f"{file}: {refused.strerror}; the checkpoint stays as it is: {advice}, and run "
-        "the same command again"
-    )
+        if not folder.exists():
+            reason = (
+                f"{folder}: was removed while it was read; run the same command again"
+            )
+        elif refused is None or refused.errno == errno.ENOENT:
+            reason = _damaged(folder, _first_line(cause))
+        else:
+            advice = {
+                errno.EACCES: "let this user read it",
+                errno.EPERM: "let this user read it",
+                errno.ENOMEM: "end what else uses it, or use more devices "
+                "(config.mesh)",
+            }.get(refused.errno or 0, "see to the disk or the system")
+            reason = (
+                f"{refused.filename or folder}: {refused.strerror}; the checkpoint "
+                f"stays as it is: {advice}, and run the same command again"
+            )
+        raise InputError(reason) from error
 
 
 def _damaged(folder: Path, reason: str) -> str:

@@ -31,7 +31,6 @@ from vse_jax.config import (
     own_vocabulary,
     save_shared_config,
     takes_regions,
-    tower_config,
 )
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
@@ -48,16 +47,12 @@ _RECIPE = (*_WEIGHTS, "num_epochs", "max_steps")
 
 
 def write_shared(
-    config: Config,
-    workdir: Path,
-    model: dict[str, Any],
-    repository: str | None,
+    config: Config, workdir: Path, model: dict[str, Any], repository: str | None
 ) -> Path:
     """Writes W/share/ again; a card that was changed by hand stays.
 
     Args:
-        config: of the run.
-        workdir: of the run.
+        config, workdir: of the run.
         model: {"params", "batch_stats"} of its best checkpoint, on the host.
         repository: USER/NAME on the Hub; None: not known yet.
 
@@ -72,7 +67,9 @@ def write_shared(
         write_arrays(folder / MODEL_FILE, flatten(model))
         before = target / CARD
         kept = read_bytes(before) if before.is_file() else None
-        if kept is None or _is_as_written(kept.decode(errors="replace")):
+        text = (kept or b"").decode(errors="replace")
+        seal = _SEAL.search(text)
+        if kept is None or (seal and seal[1] == _digest(text[: seal.start()])):
             vocabulary = own_vocabulary(folder, config.text.kind)
             name = vocabulary.name if vocabulary else ""
             card = _card(config, workdir, model, repository, name).encode()
@@ -105,11 +102,7 @@ def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _card(
-    config: Config,
-    workdir: Path,
-    model: dict[str, Any],
-    repository: str,
-    vocabulary: str,
+    config: Config, workdir: Path, model: dict, repository: str, vocabulary: str
 ) -> str:
     """The text of README.md: a YAML header as the Hub reads it, then Markdown.
 
@@ -120,10 +113,11 @@ def _card(
     image, text, fields = config.image, config.text, flat_fields(config)
 
     parameters = sum(math.prod(x.shape) for x in flatten(model["params"]).values())
-    seen = "features of regions" if takes_regions(image) else f"{image.size} px"
+    regions = takes_regions(image)
+    seen = "features of regions" if regions else f"{image.size} px"
     about = [
-        ("image tower", f"{image.kind}, {seen}, pooling {image.pool}"),
-        ("text tower", f"{text.kind}, pooling {text.pool}, `{vocabulary}`"),
+        ("image encoder", f"{image.kind}, {seen}, pooling {image.pool}"),
+        ("text encoder", f"{text.kind}, pooling {text.pool}, `{vocabulary}`"),
         ("vectors", f"{config.embed_dim} values"),
         ("parameters", f"{parameters:,}, float32"),
     ]
@@ -144,10 +138,8 @@ def _card(
         (split, f"{size['images']:,}", f"{size['captions']:,}")
         for split, size in sizes.items()
     )
-    scores = {
-        split: _scores(metrics)
-        for split, metrics in _evaluations(workdir, trained).items()
-    }
+    evaluations = _evaluations(workdir, trained)
+    scores = {split: _scores(metrics) for split, metrics in evaluations.items()}
     results = "None were recorded with this model."
     if scores:
         columns = [[f"{x:.1f}" for _, _, x in column] for column in scores.values()]
@@ -166,12 +158,11 @@ def _card(
         ("these weights", config.hub.license or _TO_FILL_IN),
         (f"the data, `{config.data.name}`", _TO_FILL_IN),
     ]
-    for tower in ("image", "text"):
-        if (start := tower_config(config, tower).weights) is not None:
-            named = _short(f"{tower}.weights", start)
-            licences.append(
-                (f"start weights of the {tower} tower, {named}", _TO_FILL_IN)
-            )
+    for field in _WEIGHTS:
+        if (start := fields[field]) is not None:
+            kind, _, _ = field.partition(".")
+            what = f"pretrained weights of the {kind} encoder, {_short(field, start)}"
+            licences.append((what, _TO_FILL_IN))
     licences.append((f"`{vocabulary}`", _TO_FILL_IN))
 
     template = (TEMPLATES / "model_card.md").read_text(encoding="utf-8")
@@ -182,10 +173,8 @@ def _card(
         model=_table(["", ""], about),
         repository=repository,
         trust=", trust_code=True" if own else "",
-        images="[a, b]" if takes_regions(image) else '["a.jpg", "b.jpg"]',
-        unit=f"  # float32 [regions, {image.feature_dim}]"
-        if takes_regions(image)
-        else "",
+        images="[a, b]" if regions else '["a.jpg", "b.jpg"]',
+        unit=f"  # float32 [regions, {image.feature_dim}]" if regions else "",
         classes="".join(
             f"\n`{field}` is its author's class `{value}`: install its module.\n"
             for field, value in own.items()
@@ -199,12 +188,6 @@ def _card(
         licences=_table(["of", "licence"], licences),
     )
     return f"{card}\n<!-- vse_jax {_digest(card)} -->\n"
-
-
-def _is_as_written(card: str) -> bool:
-    """Whether nobody has changed a card since it was written."""
-    seal = _SEAL.search(card)
-    return seal is not None and seal[1] == _digest(card[: seal.start()])
 
 
 def _digest(text: str) -> str:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -96,8 +97,7 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file}: {'; '.join(wrong)}")
     fields = {f: parts["vision"].get(*name) for f, name in _VISION.items()}
     fields |= {f: parts["text"].get(*name) for f, name in _TEXT.items()}
-    projection = parts["text"].get("projection_size")
-    fields["embed_dim"] = projection or fields["text.hidden"]
+    fields["embed_dim"] = parts["text"].get("projection_size") or fields["text.hidden"]
     if fields["embed_dim"] != fields["image.vit.hidden"]:
         raise InputError(
             f"{file}: vision_config.hidden_size is {fields['image.vit.hidden']}, but "
@@ -150,11 +150,11 @@ def resolve_siglip(config: Config) -> Config:
         InputError: a folder of another architecture, or without its tokenizer.
     """
     for name, kind in (("image", "vit"), ("text", "siglip")):
-        tower = tower_config(config, name)
-        if tower.kind != kind or tower.weights is None:
+        encoder = tower_config(config, name)
+        if encoder.kind != kind or encoder.weights is None:
             continue
         try:
-            folder = resolve_folder(tower.weights)
+            folder = resolve_folder(encoder.weights)
         except InputError:
             continue
         sizes = siglip_sizes(folder)
@@ -165,7 +165,7 @@ def resolve_siglip(config: Config) -> Config:
         else:
             pieces = read_siglip_tokenizer(find_vocabulary(config))
             found["text.pad_id"] = pieces.pad
-        if tower.pool == ZERO_SHOT[f"{name}.pool"]:
+        if encoder.pool == ZERO_SHOT[f"{name}.pool"]:
             found["embed_dim"] = sizes["embed_dim"]
         config = _with_sizes(config, found, folder)
     return config
@@ -188,14 +188,11 @@ def is_zero_shot(config: Config) -> bool:
 
 
 def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a VSE with SigLIP's towers, or of some of its parts.
+    """Parameters of a VSE with SigLIP's encoders, or of some of its parts.
 
-    Position embeddings are resized where the template's images have another size.
-
-    Args:
-        folder: holds the weights, as `torch_file.read_folder` reads them.
-        template: nested dict of (abstract) parameters: image/vit, image/gpool (the MAP
-            head), text/siglip, text/linear (the head), loss (temperature and bias).
+    Position embeddings are resized if the template's images have another size. It is a
+    nested dict of (abstract) parameters: image/vit, image/gpool (the MAP head),
+    text/siglip, text/linear (the head), loss (temperature and bias).
 
     Raises:
         InputError: the file cannot be read or does not fit the template.
@@ -219,22 +216,16 @@ def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
 def resize_positions(
     positions: Float[np.ndarray, "n h"], count: int
 ) -> Float[np.ndarray, "{count} h"]:
-    """Position embeddings of another square grid, bilinear.
+    """Position embeddings of another square grid, bilinear and antialiased.
 
-    With the filter as wide as a shrunk cell (antialiased), as big_vision resizes them.
-    What is no square stays as it is.
+    As big_vision resizes them. What is no square stays as it is.
     """
     old, new = math.isqrt(len(positions)), math.isqrt(count)
     if old == new or old * old != len(positions) or new * new != count:
         return positions
-    stretch = old / new
-    centres = (np.arange(new) + 0.5) * stretch - 0.5
-    apart = np.abs(centres[:, None] - np.arange(old)) / max(stretch, 1)
-    weights = np.maximum(1 - apart, 0)
-    weights /= weights.sum(axis=1, keepdims=True)
     grid = positions.astype(np.float32).reshape(old, old, -1)
-    grid = np.einsum("yi,xj,ijh->yxh", weights, weights, grid, optimize=True)
-    return grid.reshape(count, -1).astype(np.float32)
+    resized = jax.image.resize(grid, (new, new, grid.shape[2]), "bilinear")
+    return np.asarray(resized).reshape(count, -1)
 
 
 def _our_layout(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -242,10 +233,8 @@ def _our_layout(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     for key, tensor in tensors.items():
         if key.startswith(_PROJECTION) and len(tensor) % 3 == 0:
-            end = key.removeprefix(_PROJECTION)
-            start = _PROJECTION.removesuffix("in_proj_")
             for name, part in zip("qkv", np.split(tensor, 3), strict=True):
-                found[f"{start}{name}_proj.{end}"] = part
+                found[key.replace("in_proj_", f"{name}_proj.")] = part
         elif key.startswith("logit_") and tensor.size == 1:
             found[key] = tensor.reshape(())
         elif key == _PROBE and tensor.shape[:2] == (1, 1):

@@ -1,7 +1,7 @@
 """--mode=embed: the embeddings of a split as files."""
 
-import dataclasses
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +14,6 @@ from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.multihost import on_process_zero
 from vse_jax.evaluation.encode import Embedder, Embeddings
 from vse_jax.evaluation.retrieval import check_finite, ensemble
-
-# Of config.data: what a split is, and how this host reads it.
-_DATA = (
-    "root",
-    "name",
-    "format",
-    "dev_split",
-    "dev_captions",
-    "equal_captions",
-    "on_bad_image",
-    "cache",
-    "workers",
-    "num_workers",
-    "buffer_mb",
-)
 
 
 def embed(config: Config, workdir: Path) -> None:
@@ -56,15 +41,12 @@ def embed(config: Config, workdir: Path) -> None:
 
 
 def embed_best(
-    config: Config,
-    workdir: Path,
-    split: Split,
-    embedder: Embedder | None = None,
+    config: Config, workdir: Path, split: Split, embedder: Embedder | None = None
 ) -> Embeddings:
     """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
 
-    With config.eval.ensemble they are those of its members put together, so that their
-    inner products are the mean of the members' similarities.
+    With config.eval.ensemble they are those of its models put together, so that their
+    inner products are the mean of the models' similarities.
     """
     if config.eval.ensemble is None:
         return _embed_with(config, workdir, split, embedder)
@@ -72,18 +54,18 @@ def embed_best(
     for folder in map(Path, config.eval.ensemble.split(",")):
         member = load_config(folder / "config.json")
         member = with_paths(member, os.path.expanduser)
-        # A member reads the data of `config`, on its devices.
-        data = {name: getattr(config.data, name) for name in _DATA}
+        # A member reads the data of `config`, on its devices; its own are the lengths
+        # of captions and the vocabulary that lies in its folder.
         text = member.text
-        # It keeps the vocabulary that lies in its folder.
+        data = replace(
+            config.data,
+            max_tokens=member.data.max_tokens,
+            token_buckets=member.data.token_buckets,
+        )
         if text.kind == config.text.kind and own_vocabulary(folder, text.kind) is None:
-            text = dataclasses.replace(text, vocab=config.text.vocab or text.vocab)
-        member = dataclasses.replace(
-            member,
-            data=dataclasses.replace(member.data, **data),
-            text=text,
-            mesh=config.mesh,
-            eval=config.eval,
+            text = replace(text, vocab=config.text.vocab or text.vocab)
+        member = replace(
+            member, data=data, text=text, mesh=config.mesh, eval=config.eval
         )
         embeddings = _embed_with(member, folder, read_split(member, split.name), None)
         members.append((embeddings.images, embeddings.captions))

@@ -11,7 +11,7 @@ from vse_jax.distributed.mesh import on_one_device
 
 
 def export_model(config: Config, workdir: Path) -> None:
-    """Writes W/exported/: both towers as StableHLO, and what prepares their inputs.
+    """Writes W/exported/: both encoders as StableHLO, and what prepares their inputs.
 
     Raises:
         InputError: no model or no vocabulary, or the folder cannot be written.
@@ -20,4 +20,4 @@ def export_model(config: Config, workdir: Path) -> None:
     config, graphdef, arrays, _ = load_model(config, workdir, mesh)
     target = write_exported(config, workdir, graphdef, jax.device_get(arrays))
     size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
-    print(f"{target}: both towers for {', '.join(PLATFORMS)}, {size:,.1f} MB")
+    print(f"{target}: both encoders for {', '.join(PLATFORMS)}, {size:,.1f} MB")

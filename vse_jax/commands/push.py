@@ -13,12 +13,7 @@ from vse_jax.distributed.mesh import on_one_device
 
 
 def push(config: Config, workdir: Path, repo: str | None) -> None:
-    """Writes W/share/ and, where a repository is named, uploads it.
-
-    Args:
-        config: of the run.
-        workdir: of the run.
-        repo: USER/NAME on the Hub; None: W/share/ only.
+    """Writes W/share/ and uploads it to `repo`, USER/NAME on the Hub, if there is one.
 
     Raises:
         InputError: no model, the folder cannot be written, a malformed name, no
@@ -30,8 +25,7 @@ def push(config: Config, workdir: Path, repo: str | None) -> None:
         raise InputError("config.eval.ensemble: one model is shared, not an ensemble")
     _, mesh = on_one_device(config)
     config, _, arrays, _ = load_model(config, workdir, mesh)
-    model = jax.device_get(arrays)
-    folder = write_shared(config, workdir, model, repo)
+    folder = write_shared(config, workdir, jax.device_get(arrays), repo)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"{folder}: {size:,.1f} MB; vse_jax.load reads it")
     if "TO FILL IN" in (folder / CARD).read_text(encoding="utf-8"):
@@ -39,10 +33,6 @@ def push(config: Config, workdir: Path, repo: str | None) -> None:
     if repo is None:
         print("not uploaded: name a repository with --repo=USER/NAME")
         return
-    url = publish(
-        folder,
-        repo,
-        private=config.hub.private,
-        message=f"vse_jax: the best model of {workdir.resolve().name}",
-    )
+    message = f"vse_jax: the best model of {workdir.resolve().name}"
+    url = publish(folder, repo, private=config.hub.private, message=message)
     print(f'{url}: vse_jax.load("hf://{repo}")')
