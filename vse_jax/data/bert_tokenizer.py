@@ -78,11 +78,14 @@ class Pieces:
         return vocabularies and ours["normalizer"] == theirs["normalizer"]
 
 
-def read_bert_tokenizer(file: AnyPath) -> Pieces:
+def read_bert_tokenizer(file: AnyPath, *, official: bool = False) -> Pieces:
     """The tokenizer of a BERT's folder.
 
     Args:
         file: tokenizer.json, or vocab.txt where there is none.
+        official: a vocabulary file as the official program reads it. No special token
+            is recognised inside a caption. Case, accents and Chinese characters are as
+            a tokenizer_config.json beside the file says, else lower-case.
 
     Raises:
         InputError: a file that cannot be read, or is no tokenizer's.
@@ -97,6 +100,12 @@ def read_bert_tokenizer(file: AnyPath) -> Pieces:
         usual = {name: t and _added_token(t) for name, t in _SPECIAL.items()}
         special = {name: special.get(name, usual[name]) for name in _SPECIAL}
     names = {name: token.content for name, token in special.items() if token}
+    if official:
+        special, more, added = {}, [], {}
+        for name in ("cls_token", "sep_token", "unk_token", "mask_token"):
+            if names.get(name) not in vocab:
+                wanted = names.get(name)
+                raise InputError(f"{file}: no token {wanted}: not a BERT vocabulary")
     try:
         if rebuilt:
             pieces = _word_pieces(vocab, names["unk_token"], about)
@@ -118,57 +127,41 @@ def read_bert_tokenizer(file: AnyPath) -> Pieces:
         for token in missing:
             token.special = token.special or token.content in names.values()
         pieces.add_tokens(missing)
-        if rebuilt:
-            pieces.post_processor = _ends(pieces, names)
-        pieces.encode_special_tokens = bool(about.get("split_special_tokens"))
+        if rebuilt:  # [CLS] in front of a caption and [SEP] behind it
+            ends = names["cls_token"], names["sep_token"]
+            pieces.post_processor = processors.TemplateProcessing(
+                single=f"{ends[0]}:0 $A:0 {ends[1]}:0",
+                special_tokens=[(token, pieces.token_to_id(token)) for token in ends],
+            )
+        split_special = bool(about.get("split_special_tokens")) and not official
+        pieces.encode_special_tokens = split_special
     except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"{file}: no tokenizer ({error})") from None
+        where = folder / ABOUT if official else file
+        raise InputError(f"{where}: no tokenizer ({error})") from None
     pieces.no_padding()
     pieces.no_truncation()
-    unused = _unused_rows(pieces, about, model)
-    kept = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **names,
-        "split_special_tokens": pieces.encode_special_tokens,
-        "unused_rows": unused,
-    }
     ids: Mapping[Any, int] = pieces.get_vocab()
     pad = ids.get(names.get("pad_token"), ids.get("[PAD]", 0))
     mask = ids.get(names.get("mask_token"), ids.get("[MASK]", pad))
+    # Rows of the weights that no token has, as the folder itself says.
+    unused, rows = about.get("unused_rows", 0), model.get("vocab_size")
+    if type(rows) is int:
+        unused = max(rows - 1 - max(ids.values(), default=-1), 0)
+    unused = unused if type(unused) is int else 0
+    if official:
+        standard = dict(_OPTIONS.values()) | _SPECIAL
+        said = {name: about.get(name, default) for name, default in standard.items()}
+        said |= {name: names.get(name) for name in _SPECIAL} | {"unused_rows": unused}
+        kept = {k: v for k, v in said.items() if v != standard.get(k, 0)}
+        files = {VOCABULARY: read_bytes(file)} | ({ABOUT: _json(kept)} if kept else {})
+        return Pieces(pieces, pad, mask, unused, files)
+    kept = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **names,
+        "split_special_tokens": split_special,
+        "unused_rows": unused,
+    }
     files = {TOKENIZER: pieces.to_str().encode(), ABOUT: _json(kept)}
-    return Pieces(pieces, pad, mask, unused, files)
-
-
-def read_word_pieces(file: AnyPath) -> Pieces:
-    """A vocabulary file, one token a line, as the official program reads it.
-
-    No special token is recognised inside a caption. Case, accents and Chinese
-    characters are as a tokenizer_config.json beside the file says, else lower-case.
-
-    Raises:
-        InputError: the file is missing or is no BERT vocabulary.
-    """
-    about, model = _object(file.parent / ABOUT), _object(file.parent / "config.json")
-    _is_rebuilt(file, about, model)
-    vocab = _tokens(file)
-    special, _, _ = _special_tokens(file.parent, about, None)
-    names = _SPECIAL | {name: t and t.content for name, t in special.items()}
-    for name in ("cls_token", "sep_token", "unk_token", "mask_token"):
-        if names[name] not in vocab:
-            raise InputError(f"{file}: no token {names[name]}: not a BERT vocabulary")
-    try:
-        pieces = _word_pieces(vocab, names["unk_token"], about)
-    except Exception as error:  # tokenizers raises plain Exceptions
-        raise InputError(f"{file.parent / ABOUT}: {error}") from None
-    pieces.post_processor = _ends(pieces, names)
-    unused = _unused_rows(pieces, about, model)
-    usual = dict(_OPTIONS.values()) | _SPECIAL
-    chosen = {name: about.get(name, default) for name, default in _OPTIONS.values()}
-    chosen |= names
-    kept = {name: value for name, value in chosen.items() if value != usual[name]}
-    kept |= {"unused_rows": unused} if unused else {}
-    files = {VOCABULARY: read_bytes(file)} | ({ABOUT: _json(kept)} if kept else {})
-    pad, mask = vocab.get(names["pad_token"], 0), vocab[names["mask_token"]]
     return Pieces(pieces, pad, mask, unused, files)
 
 
@@ -192,7 +185,7 @@ def _is_rebuilt(file: AnyPath, about: Mapping, model: Mapping) -> bool:
     return False
 
 
-def _tokens(file: AnyPath, saved: Mapping[str, Any] | None = None) -> dict[str, int]:
+def _tokens(file: AnyPath, saved: Mapping[str, Any] | None) -> dict[str, int]:
     """Token → id of a vocabulary file, or of a tokenizer.json's content."""
     if saved is None:
         return {token: i for i, token in enumerate(read_lines(file))}
@@ -213,17 +206,6 @@ def _word_pieces(
     pieces.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
     pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return pieces
-
-
-def _ends(
-    pieces: tokenizers.Tokenizer, names: Mapping[str, Any]
-) -> processors.TemplateProcessing:
-    """[CLS] in front of a caption and [SEP] behind it."""
-    first, last = names["cls_token"], names["sep_token"]
-    return processors.TemplateProcessing(
-        single=f"{first}:0 $A:0 {last}:0",
-        special_tokens=[(token, pieces.token_to_id(token)) for token in (first, last)],
-    )
 
 
 def _special_tokens(
@@ -303,18 +285,6 @@ def _warn_of_difference(
             ABOUT,
             ", ".join(_OPTIONS[name][0] for name in apart),
         )
-
-
-def _unused_rows(
-    pieces: tokenizers.Tokenizer, about: Mapping[str, Any], model: Mapping[str, Any]
-) -> int:
-    """Rows of the weights that no token has, as the folder itself says."""
-    size = 1 + max(pieces.get_vocab().values(), default=-1)
-    rows = model.get("vocab_size")
-    if type(rows) is int:
-        return max(rows - size, 0)
-    unused = about.get("unused_rows", 0)
-    return unused if type(unused) is int else 0
 
 
 def _object(file: AnyPath) -> dict[str, Any]:

@@ -43,12 +43,8 @@ def local_copy(
     """`folder` itself, or where files of a remote folder have been copied to.
 
     The readers of records need local files. Each is fetched once, checked against its
-    SHA-256, and kept below `cache` (~/.cache/vse_jax/data where None).
-
-    Args:
-        folder: of the files.
-        files: name → (bytes, SHA-256).
-        cache: config.data.cache.
+    SHA-256, and kept below config.data.cache (None: ~/.cache/vse_jax/data).
+    `files`: name → (bytes, SHA-256).
 
     Raises:
         InputError: a file cannot be fetched, or is not the one that was exported.
@@ -63,26 +59,25 @@ def local_copy(
         # no locks: then each fetches, which costs time only.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = []
-        for name, (size, sha256) in files.items():
-            copy = target / name
-            if not (copy.is_file() and copy.stat().st_size == size):
-                wanted.append((name, sha256))
-        for name, sha256 in progress(wanted, f"fetching {folder}", unit="files"):
-            _fetch(folder / name, target / name, sha256)
+        wanted = [
+            name
+            for name, (size, _) in files.items()
+            if not (target / name).is_file() or (target / name).stat().st_size != size
+        ]
+        for name in progress(wanted, f"fetching {folder}", unit="files"):
+            source, copy = folder / name, target / name
+            digest = hashlib.sha256()
+            # Other hosts, which the lock may not reach, may be fetching it, too.
+            with whole_file(copy) as temporary:
+                with named_in_errors(copy), temporary.open("wb") as file:
+                    for chunk in _chunks(source):
+                        digest.update(chunk)
+                        file.write(chunk)
+                if digest.hexdigest() != files[name][1]:
+                    raise InputError(
+                        f"{source}: damaged (its SHA-256 is not the export's)"
+                    )
     return target
-
-
-def _fetch(source: AnyPath, target: Path, sha256: str) -> None:
-    # Other hosts, which the lock may not reach, may be fetching into the same folder.
-    digest = hashlib.sha256()
-    with whole_file(target) as temporary:
-        with named_in_errors(target), temporary.open("wb") as copy:
-            for chunk in _chunks(source):
-                digest.update(chunk)
-                copy.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise InputError(f"{source}: damaged (its SHA-256 is not the export's)")
 
 
 def _chunks(source: AnyPath) -> Iterator[bytes]:

@@ -45,20 +45,17 @@ def image_shapes(image: ImageConfig, count: int) -> Shapes:
 
 
 def pair_shapes(image: ImageConfig, count: int) -> Shapes:
-    """Of a training batch, but for its captions."""
+    """Of a training batch without its captions."""
     return image_shapes(image, count) | {"image_ids": ((count,), np.int32)}
 
 
 def caption_shapes(
     count: int, length: int, features: int | None = None, packed: int | None = None
 ) -> Shapes:
-    """Of the caption part of a batch.
+    """Of the caption part of a batch, `count` captions padded to `length`.
 
-    Args:
-        count: of captions.
-        length: what they are padded to.
-        features: size of stored token features; None: token ids.
-        packed: size of the packed tokens; None: they are not packed.
+    features: size of stored token features; None: token ids.
+    packed: size of the packed tokens; None: they are not packed.
     """
     shapes: Shapes = {"token_lengths": ((count,), np.int32)}
     if features is not None:
@@ -91,7 +88,6 @@ def packed_size(tokens: int, count: int, length: int) -> int | None:
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Shapes:
-    """Of the arrays of a batch."""
     return {name: (x.shape, x.dtype.type) for name, x in batch.items()}
 
 
@@ -114,7 +110,7 @@ def described(shapes: Shapes) -> str:
 
 
 def empty_batch(shapes: Shapes) -> Batch:
-    """A batch of zeros; a set has at least one member."""
+    """A batch of zeros; a set has at least one element."""
     return {
         name: (np.ones if name.endswith("_lengths") else np.zeros)(shape, dtype)
         for name, (shape, dtype) in shapes.items()
@@ -127,15 +123,14 @@ class ImageCollator:
     def __init__(self, config: Config, split: Split):
         self.image = config.image
         self.skip = config.data.on_bad_image == "skip"
-        self.images: list[str] | RecordImages = []
+        self.images: list[str] | RecordImages | None = None
         if isinstance(split.images, list):  # strings travel to processes faster
             self.images = [os.fspath(path) for path in split.images]
-        elif split.images is not None:
+        else:
             self.images = split.images
         self.regions = split.regions
 
     def empty(self, count: int) -> Batch:
-        """The image part of a batch, zeros."""
         return empty_batch(image_shapes(self.image, count))
 
     def read(
@@ -148,6 +143,7 @@ class ImageCollator:
         """
         c = self.image
         if self.regions is None:
+            assert self.images is not None
             rgb = load_image(self.images[image])
             if rng is not None:
                 rgb = augment(rgb, rng, c.crop_min, c.flip)
@@ -191,7 +187,6 @@ class CaptionCollator:
         return length, packed_size(tokens, len(captions), length)
 
     def fits(self, caption: int, length: int) -> bool:
-        """Whether a caption has at most `length` tokens."""
         return bool(self.tokens.lengths[caption] <= length)
 
     def shapes(self, count: int, length: int, packed: int | None = None) -> Shapes:
@@ -201,7 +196,6 @@ class CaptionCollator:
         return caption_shapes(count, length, size, packed)
 
     def empty(self, count: int, length: int) -> Batch:
-        """The caption part of a batch, zeros."""
         return empty_batch(self.shapes(count, length))
 
     def read(

@@ -9,7 +9,6 @@ and hosts that take their shares of a batch need no agreement.
 import contextlib
 import functools
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 
 import grain
 import numpy as np
@@ -36,19 +35,13 @@ from vse_jax.data.tokenizers import CaptionTokens
 _MAX_WORKERS = 16  # each holds a whole batch: 0.4 GB of 128 images of 512 px
 _ENDLESS = 2**48  # steps
 
-# What a worker makes of a step: a batch, and what was wrong with each bad image.
-_Made = tuple[Batch, tuple[str, ...]]
-
 
 def training_sampler(
     config: Config, split: Split, first: tuple[int, int] = (0, 0)
 ) -> Sampler:
     """Which captions of a split make up each training batch.
 
-    Args:
-        config: the run's.
-        split: what to train on.
-        first: steps and epochs that the run has made with other data.
+    `first`: steps and epochs that the run has made with other data.
 
     Raises:
         InputError: the split is smaller than a batch, or one image.
@@ -94,12 +87,9 @@ class TrainData:
             config: the run's.
             split: what to train on.
             tokens: of its captions.
-            token_features: [tokens, H], the rows of `tokens` through a frozen BERT.
+            token_features: [tokens, H], of `tokens` through a frozen encoder.
             pack: BERT's tokens (see `use_packing`).
-            first: as for `training_sampler`.
-
-        Raises:
-            InputError: the split is smaller than a batch.
+            first: as for `training_sampler`, whose errors it raises.
         """
         self.config = config
         self.sampler = training_sampler(config, split, first)
@@ -141,14 +131,14 @@ class TrainData:
             )
         rows = size // process_count
         share = slice(process_index * rows, (process_index + 1) * rows)
-        make = _TrainBatch(self._images, self._captions, self.sampler, share)
+        make = functools.partial(self._batch, share)
         dataset = grain.MapDataset.range(start_step, _ENDLESS).map(make)
 
         longest = self._captions.padded_lengths[-1]
         largest = size_of(image_shapes(self.config.image, rows))
         largest += size_of(self._captions.shapes(rows, longest))
         most = max(int(self.config.data.buffer_mb * 1e6) // largest, 1)
-        workers = _workers(self.config)
+        workers = self.config.data.num_workers or min(usable_cores(), _MAX_WORKERS)
         if self.config.data.workers == "processes":
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             workers = min(workers, max(most // 2, 1))  # each makes one and holds one
@@ -183,50 +173,37 @@ class TrainData:
             batches.close()
             iterator.close()
 
-
-@dataclass(frozen=True)
-class _TrainBatch:
-    """step → this process's share of that training batch."""
-
-    images: ImageCollator
-    captions: CaptionCollator
-    sampler: Sampler
-    share: slice
-
-    def __call__(self, step: int) -> _Made:
+    def _batch(self, share: slice, step: int) -> tuple[Batch, list[str]]:
+        """A process's share of a step's batch, and what was wrong with bad images."""
         position = self.sampler.position(step)
         wanted = self.sampler.batch(position)
-        length, packed = self.captions.bucket_of(wanted)  # of the global batch
-        columns = range(len(wanted))[self.share]
-        batch = self.images.empty(len(columns))
-        batch |= self.captions.empty(len(columns), length)
+        length, packed = self._captions.bucket_of(wanted)  # of the global batch
+        columns = range(len(wanted))[share]
+        batch = self._images.empty(len(columns))
+        batch |= self._captions.empty(len(columns), length)
         batch["image_ids"] = np.zeros(len(columns), np.int32)
         bad: list[str] = []
         for row, column in enumerate(columns):
             rng = self.sampler.generator(position, column)
             problems: list[str] = []
             for caption in self.sampler.replacements(position, column):
-                if not self.captions.fits(caption, length):
+                if not self._captions.fits(caption, length):
                     continue
                 image = caption // self.sampler.captions_per_image
                 try:
-                    self.images.read(batch, row, image, rng)
+                    self._images.read(batch, row, image, rng)
                     break
                 except InputError as error:
-                    if not self.images.skip:
+                    if not self._images.skip:
                         raise
                     problems.append(str(error))
             else:
                 raise InputError(f"no pair can replace a bad image's: {problems[0]}")
-            self.captions.read(batch, row, caption, rng)
+            self._captions.read(batch, row, caption, rng)
             batch["image_ids"][row] = image
             bad += problems
-        self.captions.set_packed_indices(batch, packed)
-        return batch, tuple(bad)
-
-
-def _workers(config: Config) -> int:
-    return config.data.num_workers or min(usable_cores(), _MAX_WORKERS)
+        self._captions.set_packed_indices(batch, packed)
+        return batch, bad
 
 
 @functools.cache

@@ -88,8 +88,7 @@ class Sampler:
 def _epoch_batches(
     sampler: Sampler, epoch: int
 ) -> Int[np.ndarray, "passes steps_per_pass batch"]:
-    # All threads ask for a new epoch at the same moment: one computes it.
-    with _computing:
+    with _computing:  # all threads ask for a new epoch at the same moment
         return _compute_epoch_batches(sampler, epoch)
 
 

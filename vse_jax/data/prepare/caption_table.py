@@ -78,10 +78,9 @@ def read_caption_table(path: Path) -> Iterator[Entry]:
 
 def _header(line: str, delimiter: str) -> list[str]:
     try:
-        cells: list[str] = next(_csv_reader([line], delimiter), [])
+        return _names(next(_csv_reader([line], delimiter), []))
     except csv.Error:
         return []
-    return _names(cells)
 
 
 def _names(cells: list[str]) -> list[str]:
@@ -90,12 +89,8 @@ def _names(cells: list[str]) -> list[str]:
 
 def _csv_reader(lines: list[str], delimiter: str):
     # Strict: a quote that is never closed would swallow the rest of the file.
-    return csv.reader(
-        (f"{line}\n" for line in lines),
-        delimiter=delimiter,
-        skipinitialspace=True,
-        strict=True,
-    )
+    ended = (f"{line}\n" for line in lines)
+    return csv.reader(ended, delimiter=delimiter, skipinitialspace=True, strict=True)
 
 
 def _with_header(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
@@ -116,21 +111,18 @@ def _with_header(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
                     f"{path}, line {line}, column {column + 1}: "
                     f"{cells[column][:40]!r} is in a column without a name"
                 )
-        values = {name: cells[column] for name, column in columns.items()}
-        captions = []
-        for name, value in values.items():
-            where = f"{path}, line {line}, column {name!r}"
+        image, split, captions = "", "", []
+        for name, column in columns.items():
+            where, value = f"{path}, line {line}, column {name!r}", cells[column]
             if not value:
                 raise InputError(f"{where}: blank")
-            if name not in ("image", "split"):
+            if name == "image":
+                image = value
+            elif name != "split":
                 captions.append(_caption(value, where))
-        split = values.get("split", "").casefold()
-        if "split" in values and split not in SPLITS:
-            raise InputError(
-                f"{path}, line {line}, column 'split': {split!r} is none of "
-                f"{', '.join(SPLITS)}"
-            )
-        yield Entry(line, values["image"], split, captions)
+            elif (split := value.casefold()) not in SPLITS:
+                raise InputError(f"{where}: {split!r} is none of {', '.join(SPLITS)}")
+        yield Entry(line, image, split, captions)
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

@@ -21,7 +21,6 @@ from vse_jax.config import Config
 from vse_jax.data import dataset
 
 _CAPTIONS = Path(__file__).with_name("openmoji_captions.csv")
-_CAPTIONS_PER_IMAGE = 5
 
 
 def prepare(config: Config) -> None:
@@ -60,7 +59,7 @@ def prepare(config: Config) -> None:
 
     splits: dict[str, list[tuple[str, list[str]]]] = {}
     for row in rows:
-        captions = [row[f"caption{i + 1}"] for i in range(_CAPTIONS_PER_IMAGE)]
+        captions = [row[f"caption{i}"] for i in range(1, 6)]
         splits.setdefault(row["split"], []).append((row["hexcode"], captions))
     mapping = {name: path.as_posix() for name, path in paths.items()}
     dataset.write_root(root, splits, mapping)

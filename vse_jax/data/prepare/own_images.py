@@ -29,9 +29,9 @@ from vse_jax.data.prepare.caption_table import SPLITS, read_caption_table
 
 @dataclass
 class _Image:
-    name: str  # as the caption file writes it
+    name: str  # as the table writes it
     split: str
-    line: int  # where the caption file first names it
+    line: int  # of the table, where it is first named
     captions: list[str] = field(default_factory=list)
 
 
@@ -62,11 +62,11 @@ def prepare(config: Config) -> None:
     first: dict[str, _Image] = {}  # of each split
     for image in images:
         other = first.setdefault(image.split, image)
-        if len(image.captions) != len(other.captions):
+        counts = len(image.captions), len(other.captions)
+        if counts[0] != counts[1]:
             raise InputError(
-                f"{source}, line {image.line}: {image.name} has "
-                f"{len(image.captions)} captions, {other.name} "
-                f"{len(other.captions)}; a split needs as many for each"
+                f"{source}, line {image.line}: {image.name} has {counts[0]} captions, "
+                f"{other.name} {counts[1]}; a split needs as many for each"
             )
     for split in SPLITS:
         if split not in first:
@@ -75,8 +75,8 @@ def prepare(config: Config) -> None:
                 "add a column 'split'"
             )
     if config.data.equal_captions:
-        counts = {split: len(first[split].captions) for split in SPLITS}
-        dataset.check_equal_captions(counts, str(source))
+        per_split = {split: len(first[split].captions) for split in SPLITS}
+        dataset.check_equal_captions(per_split, str(source))
 
     # Below the image folder each gets its own path, without what leads out of there.
     paths: dict[str, str] = {}
@@ -85,11 +85,10 @@ def prepare(config: Config) -> None:
         path = Path(image.name)
         inside = "/".join(p for p in path.parts if p not in ("..", path.anchor))
         paths[image.name] = inside
-        other_name = owners.setdefault(inside, image.name)
-        if other_name != image.name:
+        if (owner := owners.setdefault(inside, image.name)) != image.name:
             raise InputError(
-                f"{source}, line {image.line}: {image.name} and {other_name} would "
-                f"both become {inside}"
+                f"{source}, line {image.line}: {image.name} and {owner} would both "
+                f"become {inside}"
             )
 
     root = Path(config.data.root)
@@ -107,17 +106,17 @@ def prepare(config: Config) -> None:
 def _caption_file(source: Path) -> Path:
     if source.is_file():
         return source
+    if not source.is_dir():
+        raise InputError(f"{source}: no such file or folder (config.data.source)")
     names = ("captions.csv", "captions.tsv", "captions.txt")
     found = [name for name in names if (source / name).is_file()]
-    if len(found) == 1:
-        return source / found[0]
-    if found:
+    if not found:
+        raise InputError(f"{source}: holds no {', '.join(names[:-1])} or {names[-1]}")
+    if len(found) > 1:
         raise InputError(
             f"{source}: holds {' and '.join(found)}; name one with config.data.source"
         )
-    if source.is_dir():
-        raise InputError(f"{source}: holds no {', '.join(names[:-1])} or {names[-1]}")
-    raise InputError(f"{source}: no such file or folder (config.data.source)")
+    return source / found[0]
 
 
 def _hashed_split(name: str) -> str:
