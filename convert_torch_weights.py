@@ -67,7 +67,7 @@ def run(_) -> None:
         print(f"{given['to-torch']}: for the official code")
         return
     if task == "hub":
-        from vse_jax.checkpoints.hub import fetch_released  # noqa: PLC0415
+        from vse_jax.checkpoints.folder import fetch_released  # noqa: PLC0415
 
         file = fetch_released(given["hub"])
     else:

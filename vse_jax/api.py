@@ -32,8 +32,7 @@ from PIL import Image
 
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB
-from vse_jax.checkpoints.folder import is_siglip, model_config
-from vse_jax.checkpoints.hub import fetch
+from vse_jax.checkpoints.folder import fetch, is_siglip, model_config
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.siglip import is_zero_shot
 from vse_jax.config import (

@@ -38,7 +38,7 @@ print(there.name)
 FETCH = """
 import sys
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.hub import fetch
+from vse_jax.checkpoints.folder import fetch
 try:
     print(fetch(sys.argv[1]))
 except InputError as error:

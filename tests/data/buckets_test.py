@@ -98,7 +98,7 @@ def test_shards_are_fetched_once(config, bucket, monkeypatch):
     config.data.format = "tfds"
     read_split(config, "test")
     with monkeypatch.context() as patch:
-        patch.setattr(remote, "_fetch", None)
+        patch.setattr(remote, "_chunks", None)
         read_split(config, "test")
     # But again when the copy is not whole.
     (shard,) = Path(config.data.cache).rglob("*-test.*")

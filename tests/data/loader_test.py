@@ -396,13 +396,13 @@ def test_batches_made_ahead_are_bounded_in_bytes(config, monkeypatch):
     config.data.workers, config.data.num_workers = "threads", 8
     config.image.size = 256  # 16 pictures of 0.8 MB
     data = TrainData(config, *load(config))
-    make = loader._TrainBatch.__call__
+    make = data._batch
 
-    def counted(self, step):
+    def counted(share, step):
         made.append(step)
-        return make(self, step)
+        return make(share, step)
 
-    monkeypatch.setattr(loader._TrainBatch, "__call__", counted)
+    monkeypatch.setattr(data, "_batch", counted)
     for buffer_mb, most in ((1, 1), (26, 2)):
         config.data.buffer_mb = buffer_mb
         made.clear()

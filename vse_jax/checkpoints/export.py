@@ -16,7 +16,8 @@ from jaxtyping import Array
 
 from vse_jax.base.files import whole_folder, write_atomically
 from vse_jax.base.trees import flatten, merge
-from vse_jax.checkpoints.share import TEMPLATES, write_arrays
+from vse_jax.checkpoints.share import TEMPLATES
+from vse_jax.checkpoints.torch.torch_file import write_safetensors
 from vse_jax.config import Config, takes_regions
 from vse_jax.data.collate import Shapes, caption_shapes, image_shapes
 from vse_jax.data.images import scale_and_shift
@@ -62,7 +63,7 @@ def write_exported(
     with whole_folder(target, replace=True) as folder:
         for name, encoder in encoders.items():
             write_atomically(folder / f"{name}_tower.stablehlo", encoder.program)
-            write_arrays(folder / f"{name}_tower.safetensors", encoder.arrays)
+            write_safetensors(folder / f"{name}_tower.safetensors", encoder.arrays)
         texts = {
             "preprocessing.json": json.dumps(about, indent=1) + "\n",
             about["text"]["tokenizer"]: tokenizer.as_json(),

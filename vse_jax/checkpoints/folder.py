@@ -1,13 +1,28 @@
-"""What kind of model a folder holds, and its config; nothing here loads JAX.
+"""A model's folder: what it holds, and its way from and to the Hugging Face Hub.
 
-It is a run's, a shared one, or a SigLIP of Hugging Face.
+It is a run's, a shared one, or a SigLIP of Hugging Face. Nothing here loads JAX. Who you
+are, the Hub's library knows: `hf auth login`, or HF_TOKEN in the environment.
 """
 
+import contextlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vse_jax.base.errors import InputError
-from vse_jax.config import MODEL_FILE, Config, load_config
+from vse_jax.base.files import HUB, check_inside
+from vse_jax.config import MODEL_FILE, SHARED_FILES, WEIGHT_PARTS, Config, load_config
+
+_PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
+_ADDRESS = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+_HINTS = {  # by the status of the Hub's answer
+    401: f"not logged in: {_LOGIN}",
+    403: "no permission: your token has to be one that may write there",
+    429: "too many requests; try again later",
+}
 
 
 def is_siglip(folder: Path) -> bool:
@@ -20,7 +35,7 @@ def is_siglip(folder: Path) -> bool:
 
 
 def check_trainable(folder: Path) -> None:
-    """Raises InputError where a run would mix with a model that came from elsewhere."""
+    """Raises InputError if a run would mix with a model that came from elsewhere."""
     if (folder / MODEL_FILE).is_file() or is_siglip(folder):
         raise InputError(
             f"{folder}: holds a model that is not trained here; name another --workdir"
@@ -42,3 +57,110 @@ def model_config(folder: Path, *, trust_code: bool = False) -> Config:
 
         return siglip_config(folder)
     return load_config(folder / "config.json", trust_code=trust_code)
+
+
+# ---- The Hub -------------------------------------------------------------------------
+
+
+def fetch(address: str) -> Path:
+    """The folder of a model, downloaded unless the Hub's cache has it.
+
+    Only `SHARED_FILES` and `WEIGHT_PARTS` are asked for. Without a connection, what the
+    cache holds of the model is taken. The address is hf://USER/NAME, or
+    hf://USER/NAME@REVISION (a branch, tag or commit).
+
+    Raises:
+        InputError: a malformed address, no such repository or revision, no permission,
+            or no connection.
+    """
+    found = _ADDRESS.fullmatch(address.removeprefix(HUB))
+    if not found:
+        raise InputError(f"{address}: write hf://USER/NAME or hf://USER/NAME@REVISION")
+    repository, revision = found.groups()
+    wanted = [*SHARED_FILES, WEIGHT_PARTS]
+    with _hub(address) as hub:
+        folder = Path(
+            hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        )
+    check_inside(folder, [*SHARED_FILES, *(f.name for f in folder.glob(WEIGHT_PARTS))])
+    for name in ("config.json", MODEL_FILE):
+        several = name == MODEL_FILE and (folder / f"{name}.index.json").is_file()
+        if not several and not (folder / name).is_file():
+            raise InputError(f"{address}: holds no {name}: not a model for vse_jax")
+    return folder
+
+
+def fetch_released(name: str) -> Path:
+    """The local path of a released model_best.pth, downloaded unless it is cached.
+
+    Its name: OWNER/REPOSITORY/FOLDER, such as cccjc/vse-infty/coco_butd_region_bert.
+
+    Raises:
+        InputError: a malformed name, no such repository or file, or no connection.
+    """
+    owner, _, rest = name.partition("/")
+    repository, _, folder = rest.partition("/")
+    if not (owner and repository and folder):
+        raise InputError(f"--hub={name}: write OWNER/REPOSITORY/FOLDER")
+    file = f"{folder}/model_best.pth"
+    with _hub(f"--hub={name}") as hub:
+        return Path(hub.hf_hub_download(f"{owner}/{repository}", file))
+
+
+def check_repository(name: str) -> None:
+    """Raises InputError unless a name has the form USER/NAME."""
+    found = _ADDRESS.fullmatch(name)
+    if not found or found[2]:
+        raise InputError(f"--repo={name}: write USER/NAME")
+
+
+def publish(folder: Path, repository: str, *, private: bool, message: str) -> str:
+    """Uploads a folder's files as one commit; the repository's address in a browser.
+
+    The repository, USER/NAME, is made if need be, `private` or not.
+
+    Raises:
+        InputError: not logged in, no permission, or no connection.
+    """
+    with _hub(f"--repo={repository}") as hub:
+        url = hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message
+        )
+    return str(url)
+
+
+@contextlib.contextmanager
+def _hub(what: str) -> Iterator[Any]:
+    """The Hub's library; what goes wrong: one line about `what`, and what to do."""
+    import huggingface_hub  # noqa: PLC0415 (half a second, for few)
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        yield huggingface_hub
+    except Exception as error:  # the Hub's, the HTTP library's and the disk's own
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, errors.GatedRepoError):
+            hint = f"its owner has to let you in: ask on its page, and {_LOGIN}"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            hint = "there is no such revision"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            hint = f"there is no such repository, or it is private: {_LOGIN}"
+        elif isinstance(error, errors.LocalTokenNotFoundError):
+            hint = _LOGIN
+        elif status is None and _is_network(error):
+            hint = "the Hub cannot be reached; check the connection"
+        else:
+            hint = _HINTS.get(status or 0, "failed")
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{what}: {hint} ({reason})") from error
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether no answer came at all; the Hub's library wraps what the sockets say."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"TransportError", "ConnectionError", "TimeoutError"}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -92,21 +92,12 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, read_only: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for name in ("model", "optimizer"):
-            trees = ocp.StandardCheckpointHandler()
-            registry.add(name, ocp.args.StandardSave, trees)
-            registry.add(name, ocp.args.StandardRestore, trees)
-        progress = ocp.JsonCheckpointHandler(_PROGRESS)
-        registry.add("data", ocp.args.JsonSave, progress)
         self._best = _NamedStep()
+        kept = [ocp.checkpoint_managers.LatestN(1), self._best]
         self._manager = ocp.CheckpointManager(
             self._folder,
-            handler_registry=registry,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
-                    [ocp.checkpoint_managers.LatestN(1), self._best]
-                ),
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
                 read_only=read_only,
                 # Left half-written by a killed run.
                 cleanup_tmp_directories=not read_only,
@@ -132,13 +123,8 @@ class Checkpoints:
 
     def holds_converted(self) -> bool:
         """Whether all that is there are weights that convert_torch_weights.py made."""
-        return (
-            self.latest_step() == CONVERTED
-            and not (self._step_folder(CONVERTED) / "optimizer").exists()
-        )
-
-    def _step_folder(self, step: int) -> Path:
-        return self._folder / str(step)
+        optimizer = self._folder / str(CONVERTED) / "optimizer"
+        return self.latest_step() == CONVERTED and not optimizer.exists()
 
     # ---- Save ------------------------------------------------------------------------
 
@@ -181,7 +167,7 @@ class Checkpoints:
         before = self._about(step)
         after = before | dataclasses.asdict(progress)
         if after != before:
-            file = self._step_folder(step) / "data" / _PROGRESS
+            file = self._folder / str(step) / "data" / _PROGRESS
             write_atomically(file, json.dumps(after).encode())
 
     def wait(self) -> None:
@@ -205,7 +191,7 @@ class Checkpoints:
     # ---- Restore ---------------------------------------------------------------------
 
     def progress(self) -> TrainProgress | None:
-        """What the newest checkpoint says of the run; None where there is none.
+        """What the newest checkpoint says of the run; None if there is none.
 
         Raises:
             InputError: it cannot be read (says why), it is of another version, or the
@@ -218,7 +204,7 @@ class Checkpoints:
         known = {"checksums"} | {f.name for f in dataclasses.fields(TrainProgress)}
         if fields.keys() != known:
             raise InputError(
-                f"{self._step_folder(step)}: written by another version of vse_jax; "
+                f"{self._folder / str(step)}: written by another version of vse_jax; "
                 "finish the run with that version"
             )
         del fields["checksums"]
@@ -270,12 +256,12 @@ class Checkpoints:
 
     def _about(self, step: int) -> dict[str, Any]:
         """The item `data` of a checkpoint, with the checksums of its arrays."""
-        folder = self._step_folder(step)
+        folder = self._folder / str(step)
         with _explained(folder, ("model",)):
             return _read_about(folder)
 
     def _restore(self, step: int, trees: dict[str, Any]) -> dict[str, Any]:
-        folder = self._step_folder(step)
+        folder = self._folder / str(step)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         with _explained(folder, tuple(trees)):
             # Not by the manager, which reads about all items of the step.

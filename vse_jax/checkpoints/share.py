@@ -11,17 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
 from absl import logging
 
 from vse_jax import __version__
-from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
 from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
+from vse_jax.checkpoints.torch.torch_file import write_safetensors
 from vse_jax.config import (
     FIELDS,
     MODEL_FILE,
@@ -64,7 +61,7 @@ def write_shared(
     with whole_folder(target, replace=True) as folder:
         save_shared_config(config, folder / "config.json")
         copy_vocabulary(config, folder)
-        write_arrays(folder / MODEL_FILE, flatten(model))
+        write_safetensors(folder / MODEL_FILE, flatten(model))
         before = target / CARD
         kept = read_bytes(before) if before.is_file() else None
         text = (kept or b"").decode(errors="replace")
@@ -80,22 +77,6 @@ def write_shared(
             card = kept.replace(_PLACEHOLDER.encode(), repository.encode())
         write_atomically(folder / CARD, card)
     return target
-
-
-def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays by their names, floating-point ones as float32.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    found = {name: np.asarray(x, order="C") for name, x in arrays.items()}
-    for name, x in found.items():
-        if np.issubdtype(x.dtype, np.floating):
-            found[name] = x.astype(np.float32, copy=False)
-    try:
-        safetensors.numpy.save_file(found, file, metadata={"format": "vse_jax"})
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{file}: {error}") from None
 
 
 # ---- The model card ------------------------------------------------------------------

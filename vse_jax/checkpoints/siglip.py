@@ -21,21 +21,19 @@ from vse_jax.data.tokenizers import read_siglip_tokenizer
 from vse_jax.data.vocabulary import find_vocabulary
 
 # Our fields: the names in config.json, with what a field that is absent means there.
-_VISION: dict[str, tuple[str, Any]] = {
-    "image.size": ("image_size", 224),
-    "image.vit.patch": ("patch_size", 16),
-    "image.vit.hidden": ("hidden_size", 768),
-    "image.vit.layers": ("num_hidden_layers", 12),
-    "image.vit.heads": ("num_attention_heads", 12),
-    "image.vit.ffn": ("intermediate_size", 3072),
-}
-_TEXT: dict[str, tuple[str, Any]] = {
-    "text.vocab_size": ("vocab_size", 32000),
-    "text.hidden": ("hidden_size", 768),
-    "text.layers": ("num_hidden_layers", 12),
-    "text.heads": ("num_attention_heads", 12),
-    "text.ffn": ("intermediate_size", 3072),
-    "text.max_positions": ("max_position_embeddings", 64),
+_SIZES: dict[str, tuple[str, str, int]] = {
+    "image.size": ("vision", "image_size", 224),
+    "image.vit.patch": ("vision", "patch_size", 16),
+    "image.vit.hidden": ("vision", "hidden_size", 768),
+    "image.vit.layers": ("vision", "num_hidden_layers", 12),
+    "image.vit.heads": ("vision", "num_attention_heads", 12),
+    "image.vit.ffn": ("vision", "intermediate_size", 3072),
+    "text.vocab_size": ("text", "vocab_size", 32000),
+    "text.hidden": ("text", "hidden_size", 768),
+    "text.layers": ("text", "num_hidden_layers", 12),
+    "text.heads": ("text", "num_attention_heads", 12),
+    "text.ffn": ("text", "intermediate_size", 3072),
+    "text.max_positions": ("text", "max_position_embeddings", 64),
 }
 # What models/siglip.py builds; absent: the same.
 _KIND = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -95,8 +93,7 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
     wrong += _differences(parts["text"], _KIND, "text_config.")
     if wrong:
         raise InputError(f"{file}: {'; '.join(wrong)}")
-    fields = {f: parts["vision"].get(*name) for f, name in _VISION.items()}
-    fields |= {f: parts["text"].get(*name) for f, name in _TEXT.items()}
+    fields = {f: parts[part].get(*name) for f, (part, *name) in _SIZES.items()}
     fields["embed_dim"] = parts["text"].get("projection_size") or fields["text.hidden"]
     if fields["embed_dim"] != fields["image.vit.hidden"]:
         raise InputError(
@@ -172,7 +169,6 @@ def resolve_siglip(config: Config) -> Config:
 
 
 def _with_sizes(config: Config, found: dict[str, Any], folder: Path) -> Config:
-    """The config with what a folder's files say; their types are checked."""
     try:
         return typed(nested({**flat_fields(config), **found}))
     except InputError as error:
@@ -181,10 +177,9 @@ def _with_sizes(config: Config, found: dict[str, Any], folder: Path) -> Config:
 
 def is_zero_shot(config: Config) -> bool:
     """Whether a config is a published SigLIP's, from its folder."""
-    fields = flat_fields(config)
+    fields, weights = flat_fields(config), config.image.weights
     as_published = all(fields[field] == value for field, value in ZERO_SHOT.items())
-    weights = fields["image.weights"]
-    return as_published and weights is not None and weights == fields["text.weights"]
+    return as_published and weights is not None and weights == config.text.weights
 
 
 def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:
@@ -250,9 +245,7 @@ def _differences(
     found = []
     for field, value in expected.items():
         there = config.get(field, value)
-        same = there == value
-        if isinstance(value, float) and isinstance(there, float):
-            same = math.isclose(there, value, rel_tol=1e-6)
-        if not same:
+        floats = isinstance(value, float) and isinstance(there, float)
+        if not (math.isclose(there, value, rel_tol=1e-6) if floats else there == value):
             found.append(f"{name}{field} is {there!r}, not {value!r}")
     return found

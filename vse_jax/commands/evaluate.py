@@ -40,9 +40,8 @@ def evaluate(
 ) -> None:
     """Ranks config.eval.split with the best checkpoint in `workdir`.
 
-    After training its `embedder` is at hand, with programs that are compiled, and the
-    split as it was read at the start.
-    Writes eval_<split>.json and retrieval.png there, prints the table.
+    Writes eval_<split>.json and retrieval.png there, prints the table. After training,
+    its compiled `embedder` and the `split` as it was read are at hand.
     """
     split = split or read_split(config, config.eval.split)
     embeddings = embed_best(config, workdir, split, embedder)
@@ -68,10 +67,9 @@ def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
         folder = split.root / "cxc_annots"
         metrics["cxc"] = cxc_metrics(images, captions, split.image_ids, folder)
     if config.eval.eccv:
-        plausible = config.eval.plausible_matches
-        metrics["eccv"] = eccv_metrics(
-            images, captions, split.image_ids, Path(plausible) if plausible else None
-        )
+        named = config.eval.plausible_matches
+        folder = Path(named) if named else None
+        metrics["eccv"] = eccv_metrics(images, captions, split.image_ids, folder)
     if config.eval.ensemble is not None:
         metrics["ensemble"] = config.eval.ensemble.split(",")
     return metrics
@@ -79,10 +77,8 @@ def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
 
 def format_table(metrics: dict, title: str) -> str:
     """The tables of all protocols in `metrics`, under one another."""
-    lines = _table(
-        f"{title}: {metrics['images']:,} images, {metrics['captions']:,} captions",
-        metrics,
-    )
+    size = f"{metrics['images']:,} images, {metrics['captions']:,} captions"
+    lines = _table(f"{title}: {size}", metrics)
     if "fold5" in metrics:
         fold = metrics["fold5"]
         lines += _table(f"mean of 5 folds of {fold['images']:,} images", fold)

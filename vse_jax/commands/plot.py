@@ -12,9 +12,9 @@ def plot(config: Config, workdir: Path) -> None:
     """Draws coefficients.{png,svg} of the best checkpoint in `workdir`.
 
     Raises:
-        InputError: no checkpoint, or no tower has a GPO.
+        InputError: no checkpoint, or no encoder has a GPO.
     """
     loaded = load_model(config, workdir)
     vse = merge_model(loaded.graphdef, loaded.arrays)
-    towers = learned_coefficients(loaded.config, vse)
-    print("\n".join(map(str, plot_coefficients(workdir, towers))))
+    encoders = learned_coefficients(loaded.config, vse)
+    print("\n".join(map(str, plot_coefficients(workdir, encoders))))

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.hub import check_repository, publish
+from vse_jax.checkpoints.folder import check_repository, publish
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.share import CARD, write_shared
 from vse_jax.config import Config

@@ -82,7 +82,7 @@ def read_bert_tokenizer(file: AnyPath, *, official: bool = False) -> Pieces:
     """The tokenizer of a BERT's folder.
 
     Args:
-        file: tokenizer.json, or vocab.txt where there is none.
+        file: tokenizer.json, or vocab.txt if there is none.
         official: a vocabulary file as the official program reads it. No special token
             is recognised inside a caption. Case, accents and Chinese characters are as
             a tokenizer_config.json beside the file says, else lower-case.
@@ -288,7 +288,7 @@ def _warn_of_difference(
 
 
 def _object(file: AnyPath) -> dict[str, Any]:
-    """The object in a file; empty where there is none."""
+    """The object in a file; empty if there is none."""
     return read_object(file) if file.is_file() else {}
 
 

@@ -34,7 +34,7 @@ from vse_jax.data.regions import NpyRegions, open_regions
 class Split:
     """One split: image i owns captions[i * captions_per_image :][:captions_per_image].
 
-    `images` are what images.load_image takes; None where a region data set comes
+    `images` are what images.load_image takes; None if a region data set comes
     without them. `regions` (row i for image i) is None for grid models.
     """
 

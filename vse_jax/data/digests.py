@@ -47,11 +47,7 @@ def data_digests(config: Config, splits: Iterable[Split]) -> Digests:
 
 
 def vocabulary_digest(config: Config) -> str:
-    """Of the files that a model's folder keeps of its vocabulary.
-
-    Raises:
-        InputError: no vocabulary.
-    """
+    """Of the files that a model's folder keeps of its vocabulary; InputError: none."""
     files = sorted(vocabulary_content(config).items())
     return _digest(part for name, content in files for part in (name, content))
 

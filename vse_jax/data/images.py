@@ -28,7 +28,6 @@ _IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _JPEG_END = b"\xff\xd9"  # the marker EOI
-
 _AT_ONCE = 2**22  # pixels of an image that is converted as a whole
 # Formats whose white is the largest number that the bits of deep gray hold. None: an
 # image of Pillow's that is no file's.
@@ -45,15 +44,8 @@ _TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
-_FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-
-# Numbers of an image that becomes float32 as a whole.
-_FLOATS = 2**23
-# An image of more pixels is refused before it is decoded.
-MAX_PIXELS = 200_000_000
+_FLOATS = 2**23  # numbers of an image that becomes float32 as a whole
+MAX_PIXELS = 200_000_000  # an image of more is refused before it is decoded
 
 
 class ImageBytes(NamedTuple):
@@ -364,7 +356,8 @@ def preprocess(
                 image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
             )
         else:
-            small = Image.fromarray(image).resize((size, size), _FILTERS[resample])
+            by = Image.Resampling[resample.upper()]
+            small = Image.fromarray(image).resize((size, size), by)
             resized = np.array(small, np.float32)
     scale, shift = _of_row(normalization, size)
     rows = resized.reshape(size, -1)

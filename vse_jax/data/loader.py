@@ -138,7 +138,7 @@ class TrainData:
         largest = size_of(image_shapes(self.config.image, rows))
         largest += size_of(self._captions.shapes(rows, longest))
         most = max(int(self.config.data.buffer_mb * 1e6) // largest, 1)
-        workers = self.config.data.num_workers or min(usable_cores(), _MAX_WORKERS)
+        workers = _workers(self.config)
         if self.config.data.workers == "processes":
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             workers = min(workers, max(most // 2, 1))  # each makes one and holds one
@@ -204,6 +204,10 @@ class TrainData:
             bad += problems
         self._captions.set_packed_indices(batch, packed)
         return batch, bad
+
+
+def _workers(config: Config) -> int:
+    return config.data.num_workers or min(usable_cores(), _MAX_WORKERS)
 
 
 @functools.cache

@@ -105,7 +105,7 @@ def read_export(folder: AnyPath) -> dict[str, ExportedSplit]:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """The file name that TFDS gives a shard."""
+    """As TFDS calls it."""
     return f"image_text-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
@@ -189,11 +189,9 @@ def list_digests(root: AnyPath, split: str) -> dict[str, str]:
 
 def check_size(folder: AnyPath, shard: Shard) -> None:
     """Raises InputError unless a shard is there in full length."""
-    size = file_size(folder / shard.name)
-    if size != shard.size:
-        raise InputError(
-            f"{folder / shard.name}: {size} bytes, but {shard.size} were exported"
-        )
+    file = folder / shard.name
+    if (size := file_size(file)) != shard.size:
+        raise InputError(f"{file}: {size} bytes, but {shard.size} were exported")
 
 
 # ---- A record ------------------------------------------------------------------------

@@ -78,9 +78,8 @@ class Sampler:
             yield int(batches[row, column])
 
     def generator(self, position: Position, column: int) -> np.random.Generator:
-        """Random numbers for the augmentation of one element of a batch."""
-        # NumPy pads seeds with zeros: the 1 keeps element 0's apart from the epoch's,
-        # [seed, epoch].
+        """Random numbers for the augmentation of one row of a batch."""
+        # NumPy pads seeds with zeros: the 1 keeps row 0's apart from [seed, epoch].
         seed = [self.seed, position.epoch, position.step_in_epoch, column + 1]
         return np.random.default_rng(seed)
 

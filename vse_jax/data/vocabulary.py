@@ -170,11 +170,7 @@ def vocabulary_content(config: Config) -> dict[str, bytes]:
 
 
 def copy_vocabulary(config: Config, folder: Path) -> None:
-    """Writes the copy of a model's vocabulary into its folder.
-
-    Raises:
-        InputError: no vocabulary.
-    """
+    """Writes `vocabulary_content` into a model's folder."""
     content = vocabulary_content(config)
     for name, data in content.items():
         write_atomically(folder / name, data)
@@ -183,7 +179,7 @@ def copy_vocabulary(config: Config, folder: Path) -> None:
 
 
 def resolve_vocabulary(config: Config, folder: Path) -> Config:
-    """The config with the vocabulary in a model's folder, where there is one.
+    """The config with the vocabulary in a model's folder, if there is one.
 
     Raises:
         InputError: config.text.vocab names another vocabulary; or there is no copy, and
@@ -216,7 +212,7 @@ def resolve_vocabulary(config: Config, folder: Path) -> Config:
 
 
 def resolve_vocab_size(config: Config) -> Config:
-    """The config with its vocabulary's size, where that is 0 (BiGRU models).
+    """The config with its vocabulary's size, if that is 0 (BiGRU models).
 
     Raises:
         InputError: no vocabulary, or a bad one.

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
 from vse_jax.base.errors import InputError
@@ -65,12 +64,8 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
         cnn = nnx.eval_shape(lambda: build(KINDS[kind]))
         template = nnx.to_pure_dict(nnx.state(cnn))
         keys.from_torch(tensors, table, template, str(file))  # only to check it
-        kept = {
-            key: np.asarray(tensor, order="C")
-            for key, tensor in tensors.items()
-            if not table.ignores(key)
-        }
-        safetensors.numpy.save_file(kept, folder / "backbone.safetensors")
+        kept = {key: x for key, x in tensors.items() if not table.ignores(key)}
+        torch_file.write_safetensors(folder / "backbone.safetensors", kept)
         backbone = KINDS[kind]._asdict()
         about = {"kind": kind, "source": file.name, "pixels": backbone.pop("pixels")}
         text = json.dumps(about | {"backbone": backbone}, indent=1)

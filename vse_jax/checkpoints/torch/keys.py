@@ -226,7 +226,7 @@ SIGLIP_TEXT = (
     + _norm("final_layer_norm", "norm")
     + Table({}, (r"embeddings\.position_ids",))
 )
-# Both towers as SigLIP was published, with its temperature and bias.
+# Both encoders as SigLIP was published, with its temperature and bias.
 SIGLIP = (
     SIGLIP_VIT.with_prefix("vision_model.", "image/vit/")
     + MAP_HEAD.with_prefix("vision_model.head.", "image/gpool/")
@@ -264,14 +264,14 @@ def unwrapped(
             )
         stored[name] = key
 
-    best = (0, 0)  # keys known; of equals, the shortest prefix
-    table, prefix, rivals = tables[0], "", [""]
-    for candidate in tables:
-        counts = candidate.prefixes(list(stored))
-        for start, count in counts.items():
-            if (count, -len(start)) > best:
-                best, table, prefix = (count, -len(start)), candidate, start
-                rivals = [name for name in counts if counts[name] == count]
+    # By keys known; of equals, the shortest prefix, and the first table.
+    counts = [
+        (count, -len(start), -number, start)
+        for number, table in enumerate(tables)
+        for start, count in table.prefixes(list(stored)).items()
+    ]
+    most, _, number, prefix = max(counts, default=(0, 0, 0, ""))
+    rivals = [start for n, _, i, start in counts if (n, i) == (most, number)]
     if len(rivals) > 1 and prefix:
         raise InputError(
             f"{source}: holds {len(rivals)} models of this kind, under {rivals[0]!r} "
@@ -291,11 +291,11 @@ def unwrapped(
         name = name.removeprefix(prefix)
         found[name] = tensors[key]
         fronts.add(key.removesuffix(name) if key.endswith(name) else "")
-    return table, fronts.pop() if len(fronts) == 1 else "", found
+    return tables[-number], fronts.pop() if len(fronts) == 1 else "", found
 
 
 def listed(*kinds: list[str]) -> str:
-    """Problems of several kinds on one line; where they are many, some of each kind."""
+    """Problems of several kinds on one line; if they are many, some of each kind."""
     many = sum(map(len, kinds)) > _LISTED
     told: list[str] = []
     for problems in kinds:
@@ -340,7 +340,7 @@ def from_torch(
             continue
         if is_kernel:
             tensor = tensor.transpose(_TO_OURS[tensor.ndim])
-        # A view where it can be one: big models should not be in memory twice.
+        # A view if possible: big models should not be in memory twice.
         with np.errstate(over="ignore"):
             arrays[path] = tensor.astype(leaf.dtype, copy=False)
         if not np.isfinite(arrays[path]).all():

@@ -7,7 +7,7 @@ Sizes come from the tensors, the recipe from the options. In errors, img_enc and
 
     W/config.json                     rebuilt from the options and the tensors
     W/checkpoints/0                   the weights; 0: no step was made here
-    W/vocab.txt, W/vocab.json, …      the vocabulary, where one was found that fits
+    W/vocab.txt, W/vocab.json, …      the vocabulary, if one was found that fits
     W/official.{json,safetensors}     what only the way back to PyTorch needs
 """
 
@@ -111,8 +111,8 @@ def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> R
             copy_vocabulary(config, folder)
         save_config(config, folder / "config.json")
         info = dataclasses.asdict(released.info)
-        unused = {k: np.asarray(x, order="C") for k, x in info.pop("unused").items()}
-        safetensors.numpy.save_file(unused, folder / "official.safetensors")
+        unused = folder / "official.safetensors"
+        torch_file.write_safetensors(unused, info.pop("unused"))
         text = json.dumps(info, indent=1)
         (folder / "official.json").write_text(f"{text}\n", encoding="utf-8")
         progress = TrainProgress(
@@ -304,7 +304,7 @@ def _without_aliases(tensors: Arrays, source: str) -> dict[str, np.ndarray]:
 def _fresh_tensors(config: Config, arrays: Arrays) -> dict[str, np.ndarray]:
     """What a fresh official model holds under the keys that our models lack.
 
-    Zeros where it would have random numbers: nothing ever reads them.
+    Zeros instead of random numbers: nothing ever reads them.
     """
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -346,13 +346,13 @@ def _table(image: _Encoder, text: _Encoder) -> keys.Table:
 
 
 def _size(tensors: Arrays, key: str, axis: int, default: int) -> int:
-    """A tensor's size; `default` where there is none, which `from_torch` reports."""
+    """A tensor's size; `default` if there is none, which `from_torch` reports."""
     shape = tensors[key].shape if key in tensors else ()
     return (shape[axis] if len(shape) > axis else 0) or default
 
 
 def _count(tensors: Arrays, start: str) -> int:
-    """How many numbers follow `start` in the keys: the length of a stack of layers."""
+    """How many layers the keys number behind `start`."""
     found = (re.match(re.escape(start) + r"\.(\d+)\.", key) for key in tensors)
     return len({match[1] for match in found if match})
 
@@ -369,7 +369,7 @@ def _grid_sizes(tensors: Arrays) -> dict[str, Any]:
     width = _size(tensors, f"{_PARTS}base.0.weight", 0, 64)
     conv2 = f"{_PARTS}base.4.0.conv2.weight"
     channels, per_group = _size(tensors, conv2, 0, 64), _size(tensors, conv2, 1, 64)
-    stages = [p for name, p in keys.OFFICIAL_CNN.items() if name.startswith("layer")]
+    stages = ("base.4", "base.5", "base.6", "top.0")
     return {
         "image.kind": "grid",
         "embed_dim": _size(tensors, "img_enc.image_encoder.fc.weight", 0, 1024),

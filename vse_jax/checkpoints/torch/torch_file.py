@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.numpy
 from absl import logging
 
 from vse_jax.base.errors import InputError, refusal
@@ -71,10 +71,7 @@ def _harmless() -> list[Any]:
 
 
 class Refused:
-    """Stands for a function or class that a file names; what it is, nothing knows.
-
-    name: module.name.
-    """
+    """Stands for a function or class that a file names: module.name."""
 
     def __init__(self, name: str):
         self.name = name
@@ -296,11 +293,26 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
         InputError: it cannot be read.
     """
     try:
-        with safetensors.safe_open(file, "np") as content:
-            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        found = safetensors.numpy.load_file(file)
     except (OSError, safetensors.SafetensorError, TypeError) as error:
         raise InputError(f"{file}: {error}") from None  # TypeError: float8
     return {
         name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x
         for name, x in found.items()
     }
+
+
+def write_safetensors(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by their names, floating-point ones as float32.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    found = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+    for name, x in found.items():
+        if np.issubdtype(x.dtype, np.floating):
+            found[name] = x.astype(np.float32, copy=False)
+    try:
+        safetensors.numpy.save_file(found, file, metadata={"format": "vse_jax"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file}: {error}") from None

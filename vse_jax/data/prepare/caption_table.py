@@ -35,7 +35,7 @@ _NOTHING = re.compile(r"nan|none|null|n/?a|<na>|#(n/a|ref!|value!|name\?|div/0!|
 
 
 class Entry(NamedTuple):
-    """A line of a table; `split` is '' where it has no such column."""
+    """A line of a table; `split` is '' if it has no such column."""
 
     line: int
     image: str
@@ -149,16 +149,15 @@ def _columns(names: list[str], where: str) -> dict[str, int]:
     found: dict[str, int] = {}
     numbers: dict[int, str] = {}
     for column, name in enumerate(names):
-        numbered = re.fullmatch(r"caption([0-9]*)", name)
-        if not numbered and name not in ("image", "split"):
-            if _CAPTION_COLUMN.fullmatch(name):
-                raise InputError(
-                    f"{where}: column {name!r} is neither 'caption' nor 'captionN'"
-                )
-            continue
         same = name
-        if numbered:
+        if numbered := re.fullmatch(r"caption([0-9]*)", name):
             same = numbers.setdefault(int(numbered[1] or -1), name)
+        elif _CAPTION_COLUMN.fullmatch(name):
+            raise InputError(
+                f"{where}: column {name!r} is neither 'caption' nor 'captionN'"
+            )
+        elif name not in ("image", "split"):
+            continue
         if same in found:
             raise InputError(
                 f"{where}: columns {found[same] + 1} and {column + 1} are both called "
@@ -212,7 +211,7 @@ def _without_header(path: Path, text: str) -> Iterator[Entry]:
 
 
 def _caption(caption: str, where: str) -> str:
-    """The caption itself; refused where it is a number, or stands for nothing."""
+    """The caption itself; refused if it is a number, or stands for nothing."""
     if not any(map(str.isalpha, caption)) or _NOTHING.fullmatch(caption.casefold()):
         raise InputError(f"{where}: {caption[:40]!r} is no caption")
     return caption

@@ -31,14 +31,14 @@ from vse_jax.data.prepare.caption_table import SPLITS, read_caption_table
 class _Image:
     name: str  # as the table writes it
     split: str
-    line: int  # of the table, where it is first named
+    line: int  # of the table that first names it
     captions: list[str] = field(default_factory=list)
 
 
 def prepare(config: Config) -> None:
     """Makes config.data.root from config.data.source.
 
-    Images are hard links where the file system allows it, else copies. Every one is
+    Images are hard links if the file system allows it, else copies. Every one is
     decoded once, so that a broken file is found now and not in the middle of training
     (config.data.on_bad_image = 'skip' leaves it out and says so).
 
