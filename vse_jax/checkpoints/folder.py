@@ -1,7 +1,7 @@
 """A model's folder: what it holds, and its way from and to the Hugging Face Hub.
 
-It is a run's, a shared one, or a SigLIP of Hugging Face. Nothing here loads JAX. Who you
-are, the Hub's library knows: `hf auth login`, or HF_TOKEN in the environment.
+It is a run's, a shared one, or a SigLIP of Hugging Face. Nothing here loads JAX. The
+Hub's library knows who you are: `hf auth login`, or HF_TOKEN in the environment.
 """
 
 import contextlib
