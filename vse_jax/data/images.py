@@ -32,17 +32,8 @@ _AT_ONCE = 2**22  # pixels of an image that is converted as a whole
 # Formats whose white is the largest number that the bits of deep gray hold. None: an
 # image of Pillow's that is no file's.
 _WHITE_IS_ALL_BITS = (None, "PNG", "ICO", "TIFF", "PPM", "JPEG2000", "HEIF")
-# By EXIF's orientation: pixels as they are stored → upright.
-_TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda pixels: pixels,
-    2: lambda pixels: cv2.flip(pixels, 1),
-    3: lambda pixels: cv2.flip(pixels, -1),
-    4: lambda pixels: cv2.flip(pixels, 0),
-    5: cv2.transpose,
-    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
-    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
+# EXIF's orientation → how OpenCV flips it upright; from 5 on, what is transposed first.
+_FLIPS = {1: None, 2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}
 
 _FLOATS = 2**23  # numbers of an image that becomes float32 as a whole
 MAX_PIXELS = 200_000_000  # an image of more is refused before it is decoded
@@ -172,7 +163,11 @@ def to_rgb(image: Image.Image, factor: int = 1) -> UInt8[np.ndarray, "height wid
                     band = band.reduce(factor)
                 pixels[top // factor : -(-bottom // factor)] = np.asarray(band)
     # Not before: of a PNG it may stand behind the pixels.
-    return _TURNED[orientation(image)](pixels)
+    turned = orientation(image)
+    if turned >= 5:
+        pixels = cv2.transpose(pixels)
+    flip = _FLIPS[turned]
+    return pixels if flip is None else cv2.flip(pixels, flip)
 
 
 def _plain_jpeg(image: Image.Image) -> np.ndarray | None:
@@ -227,7 +222,7 @@ def orientation(image: Image.Image) -> int:
     """
     with contextlib.suppress(Exception):
         found = image.getexif().get(ExifTags.Base.Orientation)
-        return found if found in _TURNED else 1
+        return found if found in _FLIPS else 1
     return 1
 
 
@@ -290,9 +285,8 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         if levels and transparent is not None:  # Pillow scales the pixels, but not this
             band = band.copy()
             band.info["transparency"] = transparent * 255 // levels
-        if (
-            colormap and max(colormap) < 256
-        ):  # 8 bits where TIFF wants 16; viewers see that, too
+        # 8 bits where TIFF wants 16; viewers see that, too.
+        if colormap and max(colormap) < 256:
             band = band.copy()
             band.putpalette(np.reshape(colormap, (3, -1)).T.astype(np.uint8).tobytes())
         if not band.has_transparency_data:
