@@ -342,7 +342,7 @@ class _Run:
 
     def steps(self, fresh: Iterable[Seen], size: int) -> Iterator[str]:
         """Indexes these files in batches of `size`; yields each path afterwards."""
-        readers = ThreadPoolExecutor(2 * usable_cores())  # some decode, some wait
+        readers = ThreadPoolExecutor(usable_cores() + 1)  # one waits for a file
         try:
             files = _ahead(readers, self._read, fresh, max(_AHEAD, size))
             for paths in map(self._keep, _batches(files, size)):
