@@ -142,9 +142,8 @@ class Checkpoints:
         # One after the other: Orbax numbers its barriers as its threads come to them,
         # and with two saves going on processes might wait for each other for ever.
         self.wait()
-        trees = {"model": model} | (
-            {} if optimizer is None else {"optimizer": optimizer}
-        )
+        trees = {"model": model}
+        trees |= {} if optimizer is None else {"optimizer": optimizer}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         checksums = {name: _checksum(tree) for name, tree in trees.items()}
         about = dataclasses.asdict(progress) | {"checksums": checksums}

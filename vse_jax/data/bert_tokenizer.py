@@ -103,9 +103,8 @@ def read_bert_tokenizer(file: AnyPath, *, official: bool = False) -> Pieces:
     if official:
         special, more, added = {}, [], {}
         for name in ("cls_token", "sep_token", "unk_token", "mask_token"):
-            if names.get(name) not in vocab:
-                wanted = names.get(name)
-                raise InputError(f"{file}: no token {wanted}: not a BERT vocabulary")
+            if (text := names.get(name)) not in vocab:
+                raise InputError(f"{file}: no token {text}: not a BERT vocabulary")
     try:
         if rebuilt:
             pieces = _word_pieces(vocab, names["unk_token"], about)
