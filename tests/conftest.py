@@ -71,6 +71,13 @@ def tiny_config(tiny_root):
     return draft(tiny.get_config(str(tiny_root)))
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Runs draw nothing: of a tiny one it would be half of the time."""
+    for name in ("train.plot_curves", "commands.evaluate.plot_retrieval"):
+        monkeypatch.setattr(f"vse_jax.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """For programs in processes of their own: quick compiles, kept; one device.

@@ -41,10 +41,11 @@ def theirs(original, tmp_path):
     return shutil.copytree(original, tmp_path / "theirs")
 
 
-@pytest.fixture
-def with_code(tiny_config, tmp_path):
-    tiny_config.image.pool = OWN
-    return share(tiny_config, tmp_path)
+@pytest.fixture(scope="module")
+def with_code(tiny_root, tmp_path_factory):
+    config = draft(tiny.get_config(str(tiny_root)))
+    config.image.pool = OWN
+    return share(config, tmp_path_factory.mktemp("code"))
 
 
 def change(folder, **fields):
@@ -215,6 +216,7 @@ def test_a_vocabulary_of_another_size_is_another_models(theirs, size):
     )
 
 
+@pytest.mark.usefixtures("without_figures")
 class TestVocabulary:
     """A run carries its own."""
 

@@ -1,6 +1,7 @@
 """Saving and restoring (kill, resume and full disks: main_test.py)."""
 
 import dataclasses
+import functools
 import gc
 import json
 import shutil
@@ -16,10 +17,13 @@ from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
 
 
-def model(value: float, size: int = 1000):
+def model(value: float, size: int = 1000, count: int = 12):
     # Twelve layers: restored without care, "10" would come before "2".
-    layers = {i: {"w": jnp.full((size,), value + i)} for i in range(12)}
+    layers = {i: {"w": jnp.full((size,), value + i)} for i in range(count)}
     return {"params": {"layers": layers}, "batch_stats": {}}
+
+
+small_model = functools.partial(model, count=2)
 
 
 def abstract(tree):
@@ -192,11 +196,10 @@ def test_another_versions_optimizer_is_named(tmp_path):
 
 def restored(folder):
     """The values of `saved`, as an evaluation and a restart read them."""
+    target = abstract(small_model(0.0))
     with Checkpoints(folder, read_only=True) as checkpoints:
-        latest, optimizer = checkpoints.restore_latest(
-            abstract(model(0.0)), abstract(rest(0))
-        )
-        best, progress = checkpoints.restore_best(abstract(model(0.0)))
+        latest, optimizer = checkpoints.restore_latest(target, abstract(rest(0)))
+        best, progress = checkpoints.restore_best(target)
     step, key = optimizer["step"], jax.random.key_data(optimizer["rng"])
     about = dataclasses.astuple(progress)
     return jax.device_get((latest, step, key, best, about))
@@ -206,8 +209,8 @@ def restored(folder):
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(model(1.0), rest(5), TrainProgress(5, 5, 1.0, 5, 1))
-        checkpoints.save(model(2.0), rest(6), TrainProgress(6, 5, 1.0, 5, 1))
+        checkpoints.save(small_model(1.0), rest(5), TrainProgress(5, 5, 1.0, 5, 1))
+        checkpoints.save(small_model(2.0), rest(6), TrainProgress(6, 5, 1.0, 5, 1))
     return folder
 
 
@@ -306,7 +309,7 @@ def test_what_the_system_refuses_is_no_damage(saved, monkeypatch, error, line):
         Checkpoints(saved, read_only=True) as checkpoints,
         pytest.raises(InputError) as found,
     ):
-        checkpoints.restore_best(abstract(model(0.0)))
+        checkpoints.restore_best(abstract(small_model(0.0)))
     assert line in str(found.value)
     assert "damaged" not in str(found.value)
 
@@ -320,7 +323,7 @@ def test_a_bug_is_no_damage(saved, monkeypatch):
         Checkpoints(saved, read_only=True) as checkpoints,
         pytest.raises(KeyError, match="params"),
     ):
-        checkpoints.restore_best(abstract(model(0.0)))
+        checkpoints.restore_best(abstract(small_model(0.0)))
 
 
 @orbax_leaves_tasks
@@ -344,11 +347,11 @@ def test_a_best_that_a_run_replaces_meanwhile(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     with Checkpoints(tmp_path / "run", read_only=True) as reader:
         with Checkpoints(tmp_path / "run") as writer:
-            writer.save(model(2.0), rest(7), TrainProgress(7, 7, 2.0, 7, 2))
+            writer.save(small_model(2.0), rest(7), TrainProgress(7, 7, 2.0, 7, 2))
         assert steps(tmp_path / "run") == [7]
-        best, progress = reader.restore_best(abstract(model(0.0)))
+        best, progress = reader.restore_best(abstract(small_model(0.0)))
     assert progress.best_rsum == 2.0
-    jax.tree.map(np.testing.assert_array_equal, best, model(2.0))
+    jax.tree.map(np.testing.assert_array_equal, best, small_model(2.0))
 
 
 def test_a_bug_is_no_full_disk(tmp_path):

@@ -271,6 +271,7 @@ def test_what_words_and_padding_add_is_the_similarity(folder, pictures):
     np.testing.assert_allclose(sum(part for _, part in words), similarity, atol=1e-5)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_published_model_is_evaluated_without_a_run(folder, tiny_config, tmp_path):
     config = recipe(tiny_config, folder, "map", "last")
     evaluate(config, tmp_path / "new")
@@ -287,6 +288,7 @@ def test_the_published_model_is_evaluated_without_a_run(folder, tiny_config, tmp
         evaluate(recipe(tiny_config, folder, "gpo", "gpo"), tmp_path / "new")
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("pool", "dtype", "cached"),
     [("map", "float32", False), ("gpo", "bfloat16", False), ("gpo", "float32", True)],

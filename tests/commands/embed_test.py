@@ -17,10 +17,10 @@ from vse_jax.models.build import build_model, split_model
 
 def test_members_of_an_ensemble_see_the_same_images(tiny_root, tmp_path):
     """Whatever part of dev each of them was validated on."""
-    config = draft(tiny.get_config(str(tiny_root)))
+    config = tiny.quick(draft(tiny.get_config(str(tiny_root))))
     config.data.dev_captions = 40
     write_run(config, tmp_path / "one")
-    other = draft(tiny.get_config(str(tiny_root)))
+    other = tiny.quick(draft(tiny.get_config(str(tiny_root))))
     other.data.dev_captions = 80
     write_run(other, tmp_path / "other", seed=1)
     config.eval.split = "dev"

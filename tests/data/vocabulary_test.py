@@ -323,6 +323,7 @@ class TestBuild:
         assert set(read_vocabulary(path)) >= {*tiny.COLOURS, *tiny.SHAPES, "<mask>"}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_model_trains_and_is_tested_with_it(tiny_config, tmp_path):
     config = tiny.quick(tiny_config)
     config.max_steps = 1
