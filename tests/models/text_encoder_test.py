@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,7 +38,7 @@ def tower():
 
 @pytest.fixture(scope="module")
 def embed(tower):
-    return jax.jit(lambda batch: l2_normalize(tower(batch)))
+    return golden_weights.jitted(lambda tower, batch: l2_normalize(tower(batch)), tower)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_padding_content_and_amount_do_not_matter(embed, batch):
 
 
 def test_stored_features_give_the_same_embedding(tower, embed, batch):
-    features = jax.jit(lambda batch: tower.features(batch))(batch)
+    features = golden_weights.jitted(type(tower).features, tower)(batch)
     stored = {"token_features": features, "token_lengths": batch["token_lengths"]}
     np.testing.assert_allclose(embed(stored), embed(batch), atol=1e-6)
 
