@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.rows import PIPELINE_BATCHES
 from configs import coco_grid, coco_region
 from vse_jax.config import Config, typed, with_fields
-from vse_jax.data.collate import Batch, CaptionCollator, image_shapes, use_packing
+from vse_jax.data.collate import Batch, CaptionCollator, image_shapes, packing_devices
 from vse_jax.data.dataset import write_root
 from vse_jax.data.regions import drop_regions
 from vse_jax.data.tokenizers import caption_tokenizer
@@ -55,13 +55,13 @@ def texts(count: int) -> list[str]:
 def captions(config: Config, count: int, train: bool) -> Batch:
     """A batch's part of the captions for one device, augmented in training."""
     tokens = caption_tokenizer(config)(texts(count))
-    rows = CaptionCollator(config, tokens, None, pack=use_packing(config, 1))
+    rows = CaptionCollator(config, tokens, None, pack=packing_devices(config, 1))
     length, packed = rows.bucket_of(np.arange(count))
     batch = rows.empty(count, length)
     rng = np.random.default_rng(1) if train else None
     for row in range(count):
         rows.read(batch, row, row, rng)
-    rows.set_packed_indices(batch, packed)
+    rows.set_packed_indices(batch, packed, count)
     return batch
 
 

@@ -42,7 +42,7 @@ from vse_jax.config import (
     save_config,
     with_paths,
 )
-from vse_jax.data.collate import Shapes, described, shapes_of, use_packing
+from vse_jax.data.collate import Shapes, described, packing_devices, shapes_of
 from vse_jax.data.dataset import Split, read_splits
 from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.loader import TrainData, training_sampler
@@ -463,7 +463,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
             train_split,
             embedder.tokens(train_split),
             train_features,
-            pack=use_packing(config, mesh.size),
+            pack=packing_devices(config, mesh.size),
             first=first,
         )
         logger = MetricsLogger(

@@ -22,7 +22,7 @@ def test_padding_has_no_effect_and_weights_sum_to_one():
 
 
 def test_a_step_trains_it():
-    config = tiny.quick(draft(tiny.get_config()))
+    config = draft(tiny.get_config())
     config.image.pool = config.text.pool = get_config().image.pool
     changed = one_step(config)
     assert {"image/gpool/score/kernel", "text/gpool/hidden/kernel"} <= changed

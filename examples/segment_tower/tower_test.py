@@ -2,13 +2,13 @@
 
 from examples.segment_tower import tower
 from examples.segment_tower.config import get_config
-from tests.helpers import steps, tiny
+from tests.helpers import steps
 from tests.helpers.forks import one_step
 
 
 def test_a_step_trains_both_kinds(monkeypatch):
     monkeypatch.setattr(tower, "REGIONS", 2)
-    config = tiny.quick(steps.region_config())
+    config = steps.region_config()
     config.image.update(kind=get_config().image.kind, input="regions")
     changed = one_step(config)
     assert {"image/region/kernel", "image/segment/kernel"} <= changed

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vse_jax.data.collate import CaptionCollator, ImageCollator, use_packing
+from vse_jax.data.collate import CaptionCollator, ImageCollator, packing_devices
 from vse_jax.data.dataset import read_split
 from vse_jax.data.tokenizers import caption_tokenizer
 
@@ -54,21 +54,49 @@ def test_stored_features_stand_in_for_ids(tiny_config, split):
 
 def test_packed_tokens_have_places_unless_they_are_too_many(tiny_config, split):
     tokens = caption_tokenizer(tiny_config)(split.captions)
-    assert use_packing(tiny_config, devices=1)
-    assert not use_packing(tiny_config, devices=2)
-    rows = CaptionCollator(tiny_config, tokens, None, pack=True)
+    rows = CaptionCollator(tiny_config, tokens, None, pack=1)
     length, packed = rows.bucket_of(np.arange(3))
     total = int(tokens.lengths[:3].sum())
     assert total <= packed < total + 2 * 3
     batch = rows.empty(3, length)
     for row in range(3):
         rows.read(batch, row, row, None)
-    rows.set_packed_indices(batch, packed)
+    rows.set_packed_indices(batch, packed, 3)
     found = batch["packed_indices"]
     assert found.shape == (packed,)
     assert (found[total:] == 3 * length).all()
     ids = batch["token_ids"].reshape(-1)[found[:total]]
     np.testing.assert_array_equal(ids, tokens.ids[:total])
     longer = rows.empty(3, length)
-    rows.set_packed_indices(longer, 2)
+    rows.set_packed_indices(longer, 2, 3)
     assert "packed_indices" not in longer
+
+
+def test_each_device_packs_the_tokens_of_its_captions(tiny_config, split):
+    """Of a batch over four devices, two of them this process's."""
+    tokens = caption_tokenizer(tiny_config)(split.captions)
+    rows = CaptionCollator(tiny_config, tokens, None, pack=4)
+    captions = np.arange(12)
+    length, packed = rows.bucket_of(captions)
+    most = max(tokens.lengths[captions].reshape(4, 3).sum(axis=1))
+    assert most <= packed / 4 < most + 2 * 3
+    batch = rows.empty(6, length)
+    for row in range(6):
+        rows.read(batch, row, row, None)
+    rows.set_packed_indices(batch, packed, 12)
+    ids = batch["token_ids"].reshape(2, -1)
+    for device, found in enumerate(batch["packed_indices"].reshape(2, -1)):
+        span = slice(tokens.offsets[3 * device], tokens.offsets[3 * device + 3])
+        count = span.stop - span.start
+        np.testing.assert_array_equal(ids[device][found[:count]], tokens.ids[span])
+        assert (found[count:] == 3 * length).all()
+
+
+def test_what_packs(tiny_config):
+    assert packing_devices(tiny_config, 1) == 1
+    assert packing_devices(tiny_config, 8) == 8
+    tiny_config.data.on_bad_image = "skip"  # a longer caption may come instead
+    assert packing_devices(tiny_config, 1) == 1
+    assert packing_devices(tiny_config, 8) == 0
+    tiny_config.microbatches = 2
+    assert packing_devices(tiny_config, 1) == 0

@@ -5,7 +5,6 @@ rebuilt from each tensor's PyTorch state-dict key and shape; RandomState's strea
 same in every NumPy version.
 """
 
-import functools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -61,20 +60,6 @@ def golden_module(build: Callable[[], M], table: Table, prefix: str) -> M:
     }
     tree = from_torch(tensors, table, template, "golden")
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, tree))
-
-
-def jitted(function, module: nnx.Module):
-    """Returns function(module, *inputs) as a program of the inputs.
-
-    The weights are inputs of it, too: as constants they would be compiled, and kept in
-    the cache of programs.
-    """
-    graphdef, state = nnx.split(module)
-
-    def program(state, *inputs):
-        return function(nnx.merge(graphdef, state), *inputs)
-
-    return functools.partial(jax.jit(program), state)
 
 
 def parameter_gradients(module: nnx.Module, function) -> dict:

@@ -55,5 +55,19 @@ def test_products_patches_and_groups_equal_the_reference(size, stride, groups):
     )
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("groups", "inputs"), [(32, 8), (6, 4), (2, 64), (5, 40)])
+def test_merged_groups_equal_the_reference(stride, groups, inputs):
+    """Four times as many channels as one; a number that 128 does not divide; too wide
+    to merge; a prime number."""
+    channels = groups * inputs
+    check(
+        lambda x, kernel: conv._merged_groups(stride, groups, x, kernel),
+        lambda x, kernel: conv.conv2d_reference(x, kernel, stride, groups),
+        (2, 5, 4, channels),
+        (3, 3, inputs, channels),
+    )
+
+
 def test_gradients_of_a_product_are_those_of_jax():
     check(conv.matmul, jnp.matmul, (50, 3), (3, 5))

@@ -27,8 +27,7 @@ TOWERS |= {"conv.py"}
 # And these never see it.
 FLOAT32_ONLY = {"losses.py", "optimizer.py"}
 
-_ROOT = Path(__file__).parents[2]  # may have any name
-PROJECT = tuple(f"{_ROOT / name}/" for name in ("vse_jax", "tests"))
+PROJECT = ("vse_jax", "tests")
 
 
 def equations(jaxpr, line=("", 0), cached=False):
@@ -40,7 +39,7 @@ def equations(jaxpr, line=("", 0), cached=False):
     for equation in jaxpr.eqns:
         traceback = equation.source_info.traceback
         frames = traceback.frames if traceback and not cached else ()
-        ours = (f for f in frames if f.file_name.startswith(PROJECT))
+        ours = (f for f in frames if set(PROJECT) & set(Path(f.file_name).parts))
         here = next(((f.file_name, f.line_num) for f in ours), line)
         shared = equation.primitive.name in ("jit", "pjit", "custom_jvp_call")
         shared &= equation.params.get("name") != "_run"  # ours: ops/blocks.py

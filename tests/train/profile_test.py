@@ -3,14 +3,11 @@
 import contextlib
 
 import jax
-import pytest
 
-from tests.helpers import tiny
 from vse_jax.metrics_logger import MetricsLogger
 from vse_jax.train import train
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_traces_the_steps_it_was_told(tiny_config, tmp_path, monkeypatch):
     """Also where a run ends before the last of them, or goes on in their middle."""
     seen = []
@@ -29,7 +26,7 @@ def test_traces_the_steps_it_was_told(tiny_config, tmp_path, monkeypatch):
         "add",
         lambda self, step, scalars: (seen.append(step), add(self, step, scalars)),
     )
-    tiny.quick(tiny_config).image.backbone.layers = (1,)
+    tiny_config.image.backbone.layers = (1,)
     for steps, profile in ((1, None), (4, "3:9"), (7, "2:6")):
         tiny_config.max_steps, tiny_config.profile = steps, profile
         train(tiny_config, tmp_path / "run")

@@ -14,33 +14,46 @@ from tests.helpers import tiny
 from tests.helpers.drafts import draft
 from tests.helpers.steps import batch_of, bigru, region_config, set_up
 from vse_jax.base.trees import flatten
-from vse_jax.data.collate import caption_shapes, image_shapes, size_of
+from vse_jax.data.collate import (
+    caption_shapes,
+    image_shapes,
+    packed_indices,
+    size_of,
+)
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import Program, read_program
 from vse_jax.train import Trainer, train_step
 
 
-@pytest.mark.parametrize("kind", ["grid_bert", "region_bigru"])
+@pytest.mark.parametrize("kind", ["grid_bert", "packed", "region_bigru"])
 def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatch):
     monkeypatch.setattr(
         "vse_jax.distributed.mesh._SHARD_FROM", 256
     )  # shard toy kernels too
-    if kind == "grid_bert":
+    if kind == "region_bigru":
+        config = bigru(region_config())  # both of its towers have GPO
+    else:
         config = draft(tiny.get_config())
         config.image.pool = config.text.pool = "avg"
-    else:
-        config = bigru(region_config())  # both of its towers have GPO
     # One step of plain descent with rate 1: the change of a parameter is its gradient.
     config.optimizer.update({"name": "sgd", "learning_rate": 1.0, "clip": 1e9})
     config.optimizer.weight_decay = 0.0
     results = []
-    for devices, fsdp in ((1, 1), (8, 1), (8, 2), (8, 8)):
+    unpacked = batch_of(config)
+    meshes = [(1, 1), (8, 1), (8, 2), (8, 8)]
+    packed = unpacked
+    if kind == "packed":  # on one device they are not; dropout would draw for others
+        meshes, config.text.dropout = [(1, 1), (8, 2)], 0.0
+        lengths = unpacked["token_lengths"]
+        most = int(lengths.reshape(8, -1).sum(axis=1).max())
+        packed = unpacked | {"packed_indices": packed_indices(lengths, 16, 8, most)}
+    for devices, fsdp in meshes:
         config.mesh.fsdp = fsdp
         mesh, optimizer, state, step = set_up(config, devices)
         # Copies: views of the buffers would keep them from being donated.
         before = {path: np.array(x) for path, x in flatten(state.params).items()}
-        batch = put_batch(batch_of(config), batch_sharding(mesh))
+        batch = put_batch(packed if devices > 1 else unpacked, batch_sharding(mesh))
         kernel = state.params["image"]["fc"]["kernel"]
         assert kernel.is_fully_replicated == (fsdp == 1)
         compiled = step.lower(state, batch, optimizer.trainable_groups(0)).compile()

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from vse_jax.config import Config, ImageConfig, takes_regions
 from vse_jax.data.dataset import Split
@@ -67,24 +68,47 @@ def caption_shapes(
     return shapes
 
 
-def use_packing(config: Config, devices: int) -> bool:
-    """Whether batches carry the indices of their tokens, for BERT to skip padding.
+def packing_devices(config: Config, devices: int) -> int:
+    """How many devices pack the tokens of their captions, for BERT to skip padding.
 
-    On one device: elsewhere the tokens of a batch would have to change devices, and
-    microbatches would need indices of their own.
+    All of them or none (0). Microbatches would need indices of their own. On several
+    devices every one needs room for its tokens, which a caption that replaces a bad
+    image's may take away.
     """
     computed = config.text.kind == "bert" and not config.text.cache_features
-    return computed and devices == 1 and config.microbatches == 1
+    fixed = devices == 1 or config.data.on_bad_image == "error"
+    return devices if computed and fixed and config.microbatches == 1 else 0
 
 
 def packed_size(tokens: int, count: int, length: int) -> int | None:
-    """The size of the packed tokens of `count` captions with `tokens` in all.
+    """The size of a device's packed tokens, `tokens` in its `count` captions.
 
     A multiple of two for each caption, so that few programs are compiled. None: it
     would be no smaller than padding them to `length`.
     """
     packed = 2 * count * math.ceil(tokens / (2 * count))
     return packed if packed < count * length else None
+
+
+def packed_indices(
+    lengths: Int[np.ndarray, " b"], padded: int, devices: int, size: int
+) -> Int32[np.ndarray, " {devices}*{size}"] | None:
+    """The places of the tokens of captions, as ops/packing.py takes them.
+
+    Args:
+        lengths: of the captions; each device has equally many of them.
+        padded: what they are padded to.
+        devices: that pack.
+        size: of each device's packed tokens. None is returned where it is too small.
+    """
+    real = (np.arange(padded) < lengths[:, None]).reshape(devices, -1)
+    if real.sum(axis=1).max() > size:
+        return None
+    indices = np.full((devices, size), real.shape[1], np.int32)
+    for own, mask in zip(indices, real, strict=True):
+        found = np.flatnonzero(mask)
+        own[: len(found)] = found
+    return indices.reshape(-1)
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Shapes:
@@ -165,9 +189,10 @@ class CaptionCollator:
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None,
         *,
-        pack: bool = False,
+        pack: int = 0,
     ):
-        """`pack`: batches hold the indices of their tokens (see `use_packing`)."""
+        """pack: devices of which each packs the tokens of its share of a batch (see
+        `packing_devices`)."""
         self.pack = pack
         self.tokens = tokens
         self.token_features = token_features
@@ -183,8 +208,9 @@ class CaptionCollator:
         length = self.padded_length(captions)
         if not self.pack:
             return length, None
-        tokens = int(self.tokens.lengths[captions].sum())
-        return length, packed_size(tokens, len(captions), length)
+        tokens = self.tokens.lengths[captions].reshape(self.pack, -1)
+        size = packed_size(int(tokens.sum(axis=1).max()), tokens.shape[1], length)
+        return length, size and size * self.pack
 
     def fits(self, caption: int, length: int) -> bool:
         return bool(self.tokens.lengths[caption] <= length)
@@ -219,15 +245,19 @@ class CaptionCollator:
         batch[name][row, : len(values)] = values
         batch["token_lengths"][row] = len(values)
 
-    @staticmethod
-    def set_packed_indices(batch: Batch, packed: int | None) -> None:
-        """Adds 'packed_indices', `packed` of them, to a batch whose rows are read.
+    def set_packed_indices(self, batch: Batch, packed: int | None, count: int) -> None:
+        """Adds 'packed_indices' to a batch, or a process's share, whose rows are read.
 
         Unless they are too few: captions that replace others may be longer.
+
+        Args:
+            batch: with all else.
+            packed: number of indices of the global batch; None: of none.
+            count: rows of the global batch.
         """
-        rows, length = batch["token_ids"].shape if packed else (0, 0)
-        if packed and batch["token_lengths"].sum() <= packed:
-            real = np.arange(length) < batch["token_lengths"][:, None]
-            found = np.flatnonzero(real)
-            batch["packed_indices"] = np.full(packed, rows * length, np.int32)
-            batch["packed_indices"][: len(found)] = found
+        if packed is not None:
+            rows, length = batch["token_ids"].shape
+            devices, size = self.pack * rows // count, packed // self.pack
+            indices = packed_indices(batch["token_lengths"], length, devices, size)
+            if indices is not None:
+                batch["packed_indices"] = indices

@@ -79,7 +79,7 @@ class TrainData:
         tokens: CaptionTokens,
         token_features: NpyRows | np.ndarray | None = None,
         *,
-        pack: bool = False,
+        pack: int = 0,
         first: tuple[int, int] = (0, 0),
     ):
         """
@@ -87,9 +87,8 @@ class TrainData:
             config: the run's.
             split: what to train on.
             tokens: of its captions.
-            token_features: [tokens, H], of `tokens` through a frozen encoder.
-            pack: BERT's tokens (see `use_packing`).
-            first: as for `training_sampler`, whose errors it raises.
+        self._captions.set_packed_indices(batch, packed, len(wanted))
+        return batch, bad
         """
         self.config = config
         self.sampler = training_sampler(config, split, first)
@@ -202,7 +201,7 @@ class TrainData:
             self._captions.read(batch, row, caption, rng)
             batch["image_ids"][row] = image
             bad += problems
-        self._captions.set_packed_indices(batch, packed)
+        self._captions.set_packed_indices(batch, packed, len(wanted))
         return batch, bad
 
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.layers import embedding, layer_norm, linear
 from vse_jax.models.transformer import Attention
-from vse_jax.ops import Blocks, unpack
+from vse_jax.ops import Blocks, pack, unpack
 
 _EPSILON = 1e-12  # of layer normalization
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
@@ -58,6 +59,7 @@ class Bert(nnx.Module):
             ),
             remat=remat,
         )
+        self.mesh: Mesh | None = None  # over whose devices captions are: see `place`
 
     def __call__(
         self,
@@ -82,11 +84,11 @@ class Bert(nnx.Module):
             raise ValueError(f"{tokens} tokens, but {most} positions")
         ids, positions = token_ids, jnp.arange(tokens)
         if places is not None:
-            ids = token_ids.reshape(-1).at[places].get(mode="fill", fill_value=0)
+            ids = pack(token_ids[..., None], mask, places, self.mesh)[:, 0]
             positions = places % tokens
         x = self.embeddings(ids, positions, train=train, rngs=rngs)
         x = self.layers(x, mask, places, train=train, rngs=rngs)
-        return unpack(x, mask, places)
+        return unpack(x, mask, places, self.mesh)
 
 
 class Embeddings(nnx.Module):

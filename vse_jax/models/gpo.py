@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.gru import BiGRU
@@ -31,6 +32,7 @@ class GPO(nnx.Module):
         dtype = np.dtype(np.float32)
         self.linear = linear(hidden, 1, use_bias=False, dtype=dtype, rngs=rngs)
         self.positions = positions
+        self.mesh: Mesh | None = None  # over whose devices sets are: see `place`
 
     def __call__(
         self, features: Float[Array, "b k d"], mask: Bool[Array, "b k"]
@@ -49,10 +51,10 @@ class GPO(nnx.Module):
 
         The weights of a row sum to 1 and are 0 from its length on.
         """
-        count = lengths.shape[0]
-        if isinstance(count, int) and count <= size:
+        count, devices = lengths.shape[0], self.mesh.size if self.mesh else 1
+        if isinstance(count, int) and count <= size * devices:
             return self._generate(lengths, size)
-        # Fewer possible lengths than sets, or a number of sets that is open
+        # Fewer possible lengths than sets of a device, or a number of sets that is open
         # (--mode=export_model): generate each length's weights once.
         table = self._generate(jnp.arange(1, size + 1), size)
         return table[lengths - 1]

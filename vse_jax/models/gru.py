@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.models.layers import uniform
+from vse_jax.ops import per_device
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -37,6 +39,7 @@ class GRU(nnx.Module):
         self.hidden_bias = nnx.Param(init(rngs.params(), (3 * hidden,)))
         self.reverse = reverse
         self.dtype = dtype
+        self.mesh: Mesh | None = None  # over whose devices the rows are: see `place`
 
     def __call__(
         self, x: Float[Array, "#b t i"], mask: Bool[Array, "b t"]
@@ -82,8 +85,26 @@ class BiGRU(nnx.Module):
 def _scan(grus: Sequence[GRU], x, mask) -> list[Array]:
     """The states [b, t, h] of each of some GRUs of one size, side by side in one loop.
 
-    Inside, arrays are [t, g, b, ...]: g GRUs, t in the order in which each one reads.
     The batch of x may be 1: it meets the states of all rows in the loop only.
+    """
+    definition, params = nnx.split(nnx.List(grus))
+
+    def states(params, x, mask):
+        return _states(nnx.merge(definition, params), x, mask)
+
+    if len(x) == len(mask):
+        return per_device(grus[0].mesh, states, params, x, mask)
+
+    def of_shared(params, mask):
+        return states(*params, mask)
+
+    return per_device(grus[0].mesh, of_shared, (params, x), mask)
+
+
+def _states(grus: Sequence[GRU], x, mask) -> list[Array]:
+    """`_scan` on one device.
+
+    Inside, arrays are [t, g, b, ...]: g GRUs, t in the order in which each one reads.
     """
     dtype = grus[0].dtype
     # Turned before the product, which is larger.

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.nn.initializers import Initializer
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.ops import conv2d
@@ -190,8 +191,9 @@ class Conv(nnx.Module):
         init = normal(math.sqrt(2 / (size * size * out_channels)))
         self.kernel = nnx.Param(init(rngs.params(), shape))
         self.stride, self.groups = stride, groups
+        self.mesh: Mesh | None = None  # over whose devices images are: see `place`
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b oh ow o"]:
         # (Where a module was initialized and not placed yet, this is a NumPy array.)
         kernel = jnp.asarray(self.kernel[...], x.dtype)
-        return conv2d(x, kernel, self.stride, self.groups)
+        return conv2d(x, kernel, self.stride, self.groups, self.mesh)

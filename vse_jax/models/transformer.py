@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.layers import linear
@@ -30,6 +31,7 @@ class Attention(nnx.Module):
         self.output = projection()
         self.dropout = nnx.Dropout(dropout)
         self.heads = heads
+        self.mesh: Mesh | None = None  # over whose devices sets are: see `place`
 
     def __call__(
         self,
@@ -56,7 +58,7 @@ class Attention(nnx.Module):
 
         def of_set(project):
             y = project(x)
-            return heads(y if mask is None else unpack(y, mask, places))
+            return heads(y if mask is None else unpack(y, mask, places, self.mesh))
 
         query = of_set(self.query) if queries is None else heads(self.query(queries))
         key, value = of_set(self.key), of_set(self.value)
@@ -69,7 +71,7 @@ class Attention(nnx.Module):
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         mixed = mixed.reshape(*mixed.shape[:2], -1)
         if queries is None and mask is not None:
-            mixed = pack(mixed, mask, places)
+            mixed = pack(mixed, mask, places, self.mesh)
         return self.output(mixed)
 
 

@@ -8,6 +8,7 @@ from vse_jax.ops.blocks import Blocks, place
 from vse_jax.ops.conv import conv2d
 from vse_jax.ops.memory import disable_malloc_trim
 from vse_jax.ops.packing import pack, unpack
+from vse_jax.ops.per_device import per_device
 from vse_jax.ops.sorted_pool import sorted_pool
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "conv2d",
     "disable_malloc_trim",
     "pack",
+    "per_device",
     "place",
     "sorted_pool",
     "unpack",

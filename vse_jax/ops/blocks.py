@@ -117,6 +117,7 @@ def place(model: M, mesh: Mesh) -> M:
       backward pass; all others at once. Without this XLA's partitioner is free to leave
       parameters and gradients sharded, and to send the activations of the whole batch
       around instead.
+    - A module with an attribute `mesh` is told it, for `per_device`.
     - On one CPU the blocks stay functions of the compiled program. In one function XLA
       joins element-wise operations across blocks: the sums of a ResNet's residual
       branches, up to 23, would be computed again in every block.
@@ -127,12 +128,14 @@ def place(model: M, mesh: Mesh) -> M:
 
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     later = set()
-    for _, blocks in nnx.iter_modules(model):
-        if isinstance(blocks, Blocks):
-            blocks.inline = not one_cpu
+    for _, module in nnx.iter_modules(model):
+        if hasattr(module, "mesh"):
+            module.mesh = mesh
+        if isinstance(module, Blocks):
+            module.inline = not one_cpu
             if mesh.shape["fsdp"] > 1:
-                blocks.fsdp = mesh
-                later |= set(map(id, params(blocks)))
+                module.fsdp = mesh
+                later |= set(map(id, params(module)))
     if mesh.size > 1:
         for param in params(model):
             if id(param) not in later:

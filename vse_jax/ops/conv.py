@@ -1,7 +1,9 @@
-"""Convolutions of square kernels, whose special cases and gradients suit XLA for CPUs.
+"""Convolutions of square kernels, as the platforms compute them best.
 
 Channels last; kernels are [height, width, in, out]. `conv2d_reference` says what all of
-this computes. The rest is for CPUs; docs/performance.md has what each step gained:
+this computes. docs/performance.md and docs/accelerators.md have what each step gained.
+
+On CPUs:
 
 - Of 1×1 kernels and of patches a convolution is a matrix product. (Most of a ResNet-101
   are 1×1 convolutions.)
@@ -12,6 +14,9 @@ this computes. The rest is for CPUs; docs/performance.md has what each step gain
   time. Where that is all there is, the other cores would wait: see `_in_one_task`.
 
 What is traced depends on the number of devices in one place, `_backward_on_cpu`.
+
+On TPUs small groups of channels would leave most of the matrix unit empty: several are
+computed as one (`_merged_groups`).
 """
 
 import functools
@@ -20,9 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vse_jax.ops.per_device import per_device
+
 _TASK = 64  # columns, and output channels, that XLA's kernel gives to a core
+_LANES = 128  # side of a TPU's matrix unit
 
 
 def conv2d(
@@ -30,26 +39,38 @@ def conv2d(
     kernel: Float[Array, "k k i_of_group o"],
     stride: int = 1,
     groups: int = 1,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "b oh ow o"]:
     """Convolves images; the output's size is the input's / stride, rounded up.
 
     It is rounded down for patches, kernels as large as the stride: an incomplete patch
     is dropped.
+
+    Args:
+        x: images.
+        kernel: of all groups, one behind the other.
+        stride: in both dimensions.
+        groups: of channels, each convolved by itself.
+        mesh: over whose devices the images are spread; None: all are here.
     """
     b, h, w, c = x.shape
     size = len(kernel)
-    if size == 1 and groups == 1:
-        x = x[:, ::stride, ::stride]
-        # Of two dimensions: the kernel's gradient, which sums over all of the pixels,
-        # would copy its operands to make them so.
-        return matmul(x.reshape(-1, c), kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    if size == stride and groups == 1:
+    plain = functools.partial(conv2d_reference, stride=stride, groups=groups)
+    if groups > 1:
+        merged = functools.partial(_merged_groups, stride, groups)
+
+        def convolve(kernel, x):
+            return _by_platform(x, kernel, tpu=merged, default=plain)
+
+        return per_device(mesh, convolve, kernel, x)
+    if size == 1:
+        x, kernel = x[:, ::stride, ::stride], kernel[0, 0]
+        return _by_platform(x, kernel, cpu=_pixels_matmul, default=_matmul)
+    if size == stride:
         h, w = h // size, w // size
         patches = x[:, : h * size, : w * size].reshape(b, h, size, w, size, c)
         return jnp.einsum("bhpwqi,pqio->bhwo", patches, kernel)
-    if groups == 1:
-        return _conv2d(x, kernel, stride)
-    return conv2d_reference(x, kernel, stride, groups)
+    return _by_platform(x, kernel, cpu=_on_cpu(stride), default=plain)
 
 
 def conv2d_reference(x, kernel, stride=1, groups=1):
@@ -64,59 +85,102 @@ _lax_conv = functools.partial(
 )
 
 
+def _by_platform(x, kernel, **ways):
+    """The convolution that a platform takes, and its gradients.
+
+    They are put together here: JAX would keep for a gradient what any of the platforms
+    needs, which is zeros on all others.
+    """
+
+    @jax.custom_vjp
+    def convolve(x, kernel):
+        y = jax.lax.platform_dependent(x, kernel, **ways)
+        # `Blocks` keeps the results of some primitives for gradients; what depends on
+        # the platform is none of them, but a name is.
+        return checkpoint_name(y, "convolution")
+
+    def gradients(of, residuals, cotangent):
+        return jax.vjp(of, *residuals)[1](cotangent)
+
+    def backward(residuals, cotangent):
+        of = {name: functools.partial(gradients, way) for name, way in ways.items()}
+        return jax.lax.platform_dependent(residuals, cotangent, **of)
+
+    convolve.defvjp(lambda *x: (convolve(*x), x), backward)
+    return convolve(x, kernel)
+
+
+# ---- 1×1 -----------------------------------------------------------------------------
+
+
+def _matmul(x, kernel):
+    return jnp.einsum("bhwi,io->bhwo", x, kernel)
+
+
+def _pixels_matmul(x, kernel):
+    # Of two dimensions: the kernel's gradient, which sums over all of the pixels, would
+    # copy its operands to make them so.
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+
 @jax.custom_vjp
 def matmul(
     x: Float[Array, "pixels i"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "pixels o"]:
-    """x @ kernel; on CPUs the kernel's gradient transposes x explicitly.
+    """x @ kernel, whose kernel's gradient transposes x explicitly.
 
-    XLA's faster product sums over rows of the right operand and columns of the left.
+    XLA's faster product on CPUs sums over rows of the right operand and columns of the
+    left; without a barrier it would take the transposition into the product.
     """
     return x @ kernel
 
 
 def _matmul_gradients(residuals, cotangent):
     x, kernel = residuals
-    of_kernel = jax.lax.platform_dependent(
-        x,
-        cotangent,
-        # Without the barrier XLA takes the transposition into the product.
-        cpu=lambda x, cotangent: jax.lax.optimization_barrier(x.T) @ cotangent,
-        default=lambda x, cotangent: x.T @ cotangent,
-    )
-    return cotangent @ kernel.T, of_kernel
+    return cotangent @ kernel.T, jax.lax.optimization_barrier(x.T) @ cotangent
 
 
 matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_gradients)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv2d(x, kernel, stride):
-    return _forward(x, kernel, stride)[0]
+# ---- Groups --------------------------------------------------------------------------
 
 
-def _forward(x, kernel, stride):
-    plain = functools.partial(conv2d_reference, stride=stride)
-    if stride == 1:
-        y = jax.lax.platform_dependent(x, kernel, cpu=_of_stride_1, default=plain)
-        # `Blocks` keeps the results of some primitives for gradients; what depends on
-        # the platform is none of them, but a name is.
-        y = checkpoint_name(y, "convolution")
-    else:
-        y = plain(x, kernel)
-    return y, (x, kernel)
+def _merged_groups(stride, groups, x, kernel):
+    """A grouped convolution that computes several groups of few channels as one.
+
+    As many as fill a side of the matrix unit; their kernel is block diagonal, and what
+    its zeros add is nothing.
+    """
+    size, _, inputs, outputs = kernel.shape
+    together = max(_LANES // max(inputs, outputs // groups), 1)
+    while groups % together:
+        together -= 1
+    if 2 * inputs >= _LANES or together == 1:
+        return conv2d_reference(x, kernel, stride, groups)
+    merged = groups // together
+    blocks = kernel.reshape(size, size, inputs, merged, together, -1)
+    own = jnp.eye(together, dtype=kernel.dtype)
+    kernel = jnp.einsum("pqimgo,jg->pqjimgo", blocks, own)
+    kernel = kernel.reshape(size, size, together * inputs, outputs)
+    return conv2d_reference(x, kernel, stride, merged)
 
 
-def _backward(stride, residuals, cotangent):
-    def plain(x, kernel, cotangent):
-        convolve = functools.partial(conv2d_reference, stride=stride)
-        return jax.vjp(convolve, x, kernel)[1](cotangent)
-
-    on_cpu = functools.partial(_backward_on_cpu, stride)
-    return jax.lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=plain)
+# ---- Larger kernels, on CPUs ---------------------------------------------------------
 
 
-_conv2d.defvjp(_forward, _backward)
+def _on_cpu(stride):
+    @jax.custom_vjp
+    def convolve(x, kernel):
+        if stride == 1:
+            return _of_stride_1(x, kernel)
+        return conv2d_reference(x, kernel, stride)
+
+    convolve.defvjp(
+        lambda *x: (convolve(*x), x),
+        lambda x, cotangent: _backward_on_cpu(stride, *x, cotangent),
+    )
+    return convolve
 
 
 def _in_one_task(columns: int, channels: int) -> bool:

@@ -3,27 +3,37 @@
 Half of a padded batch is padding, and most of BERT treats each token by itself.
 `places` [n] are the tokens' places in the flattened batch, in their order, and b · t
 for what fills the row up (vse_jax/data/collate.py); None: everything stays padded.
+
+On several devices each packs its own captions: `places` are spread like the captions,
+and are places among those of the device.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from vse_jax.ops.per_device import per_device
 
 
 def pack(
-    x: Float[Array, "b t h"], mask: Bool[Array, "b t"], places: Int[Array, " n"] | None
-) -> Float[Array, "b t h"] | Float[Array, "n h"]:
-    """The tokens' vectors, then zeros."""
-    return x if places is None else _pack(x, places, _slots(mask, len(places)))
+    x: Num[Array, "b t h"],
+    mask: Bool[Array, "b t"],
+    places: Int[Array, " n"] | None,
+    mesh: Mesh | None = None,
+) -> Num[Array, "b t h"] | Num[Array, "n h"]:
+    """The tokens' vectors, then zeros; mesh: over whose devices they are spread."""
+    return x if places is None else _by(_pack, mesh, x, mask, places)
 
 
 def unpack(
     x: Float[Array, "b t h"] | Float[Array, "n h"],
     mask: Bool[Array, "b t"],
     places: Int[Array, " n"] | None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "b t h"]:
     """Inverse of `pack`; zeros where the mask is False."""
-    return x if places is None else _unpack(x, places, _slots(mask, len(places)))
+    return x if places is None else _by(_unpack, mesh, x, mask, places)
 
 
 def pack_reference(x, mask, places):
@@ -35,6 +45,13 @@ def pack_reference(x, mask, places):
 def unpack_reference(x, mask, places):
     padded = jnp.zeros((mask.size, x.shape[-1]), x.dtype)
     return padded.at[places].set(x, mode="drop").reshape(*mask.shape, -1)
+
+
+def _by(move, mesh, *rows):
+    def own(_, x, mask, places):
+        return move(x, places, _slots(mask, len(places)))
+
+    return per_device(mesh, own, (), *rows)
 
 
 def _slots(mask, count):

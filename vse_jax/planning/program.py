@@ -35,12 +35,14 @@ _NO_ESTIMATE = 2**40  # cycles: libtpu's infinity
 @dataclass(frozen=True)
 class Collective:
     """kind, and shape of its result; how often one run of the program executes it, and
-    the bytes that a device sends each time."""
+    whether a loop does; bytes that a device sends each time; FILE:LINE of the cause."""
 
     kind: str
     shape: str
     times: int
+    looped: bool
     sent: float
+    line: str
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ class ProgramText:
         self._source_lines = _source_lines(text)
 
     def collectives(self) -> list[Collective]:
-        """Those between devices; equal kinds and shapes share an entry."""
-        found: Counter[tuple[str, str, float]] = Counter()
+        """Those between devices; equal ones share an entry."""
+        found: Counter[tuple[str, str, bool, float, str]] = Counter()
         for instruction, times in self._runs:
             kind = instruction.kind.removesuffix("-start")
             if kind not in _SENT:
@@ -137,10 +139,11 @@ class ProgramText:
                 # device keeps a part.
                 kind, sent = "reduce-scatter", sent / 2
             for shape in _results(instruction) if sent else ():
-                found[kind, shape, _bytes(shape) * sent] += times
+                line = self._line(instruction)
+                found[kind, shape, times > 1, _bytes(shape) * sent, line] += times
         return [
-            Collective(kind, shape, times, sent)
-            for (kind, shape, sent), times in found.items()
+            Collective(kind, shape, times, looped, sent, line)
+            for (kind, shape, looped, sent, line), times in found.items()
         ]
 
     def cycles_by_line(self) -> Counter[str]:
@@ -149,9 +152,12 @@ class ProgramText:
         for instruction, times in self._runs:
             found = int(instruction.find(r'"estimated_cycles":"(\d+)"') or _NO_ESTIMATE)
             if found < _NO_ESTIMATE:
-                frame = int(instruction.find(r"stack_frame_id=(\d+)") or 0)
-                cycles[self._source_lines[frame]] += found * times
+                cycles[self._line(instruction)] += found * times
         return cycles
+
+    def _line(self, instruction: _Instruction) -> str:
+        """This package's line that caused an instruction."""
+        return self._source_lines[int(instruction.find(r"stack_frame_id=(\d+)") or 0)]
 
     def repeated_flops(self) -> float:
         """FLOP of products and convolutions in loops, without the first iteration."""

@@ -28,8 +28,8 @@ from vse_jax.data.collate import (
     caption_shapes,
     image_shapes,
     packed_size,
+    packing_devices,
     pair_shapes,
-    use_packing,
 )
 from vse_jax.data.dataset import read_split
 from vse_jax.data.loader import training_sampler
@@ -101,7 +101,7 @@ def compile_run(
 def _usual_bucket(config: Config, devices: int) -> Bucket:
     """What most training batches need, or COCO's without the data."""
     lengths, size = padded_lengths(config), config.batch_size
-    pack = use_packing(config, devices)
+    pack = packing_devices(config, devices)
     try:
         split = read_split(config, config.data.train_split)
         tokens = caption_tokenizer(config)(split.captions)
@@ -110,8 +110,11 @@ def _usual_bucket(config: Config, devices: int) -> Bucket:
     except InputError as error:
         usual = bucket(min(_TOKENS, lengths[-1]), lengths)
         logging.info("captions of up to %d tokens, as COCO's (%s)", usual, error)
-        packed = packed_size(_MEAN_TOKENS * size, size, usual) if pack else None
-        return usual, packed
+        if not pack:
+            return usual, None
+        own = size // pack
+        packed = packed_size(_MEAN_TOKENS * own, own, usual)
+        return usual, packed and packed * pack
     steps = range(min(_SAMPLED_STEPS, sampler.steps_per_epoch))
     batches = (sampler.batch(sampler.position(step)) for step in steps)
     needed = Counter(rows.bucket_of(batch) for batch in batches)
@@ -134,7 +137,7 @@ def _programs(
     epochs = range(config.num_epochs)
     by_epoch = [optimizer.trainable_groups(epoch) for epoch in epochs]
     groups = list(dict.fromkeys(by_epoch)) if every else by_epoch[-1:]
-    if not use_packing(config, mesh.size):  # microbatches, for one, rule it out
+    if not packing_devices(config, mesh.size):  # microbatches, for one, rule it out
         usual = usual[0], None
     # Of each length the padded batch, which costs the most.
     padded: list[Bucket] = [(length, None) for length in padded_lengths(config)]
