@@ -2,7 +2,7 @@
 
     python main.py --config=configs/coco_grid_bigru.py --workdir=runs/coco_grid_bigru
 
-The CNN is configs/coco_grid.py's, the text tower configs/coco_region_bigru.py's.
+The CNN is configs/coco_grid.py's, the text encoder configs/coco_region_bigru.py's.
 Published, COCO 1K: I→T 78.0 / 95.8 / 98.5, T→I 62.6 / 90.6 / 96.0, rsum 521.5.
 """
 

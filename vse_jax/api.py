@@ -40,8 +40,8 @@ from vse_jax.config import (
     Config,
     check_config,
     config_dict,
+    encoder_config,
     takes_regions,
-    tower_config,
     typed,
     vector_fields,
     with_paths,
@@ -104,7 +104,7 @@ def load(
             '@REVISION' or without. Nothing of a shared folder is executed.
         overrides: fields of its config with other values, such as the vocabulary of a
             converted model that has none: {"text.vocab": "vocab.txt"}.
-        trust_code: classes of one's own that a shared model names ('module:Class') may
+        trust_code: your own classes, which a shared model names ('module:Class') may
             be imported from where Python finds modules.
 
     Raises:
@@ -320,12 +320,12 @@ class Model:
             result[numbers] = rows
         return result
 
-    def _attribute(self, tower: str, items: Items, vector: np.ndarray) -> np.ndarray:
+    def _attribute(self, side: str, items: Items, vector: np.ndarray) -> np.ndarray:
         parts, missing = self._embedder.attribute(self._arrays, items, vector)
         if not missing <= _ROUNDING:
-            pool = tower_config(self._config, tower).pool
+            pool = encoder_config(self._config, side).pool
             raise InputError(
-                f"config.{tower}.pool: {pool!r} is no sum over the "
+                f"config.{side}.pool: {pool!r} is no sum over the "
                 "elements of a set: a similarity cannot be split"
             )
         return parts

@@ -568,7 +568,7 @@ class HubConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of it. The defaults are those of configs/coco_grid.py, but for its files."""
+    """All of it. The defaults are those of configs/coco_grid.py, except its files."""
 
     seed: int = field(0, "of all random numbers", min=0, free=EVALUATION)
     batch_size: int = field(
@@ -686,7 +686,7 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
     if text.cache_features:
         name = "text.cache_features"
         if not transformer:
-            kind = "BiGRU" if text.kind == "bigru" else f"tower {text.kind}"
+            kind = "BiGRU" if text.kind == "bigru" else f"encoder {text.kind}"
             yield name, f"a {kind} has no token features to store"
         elif text.kind == "siglip" and text.pool == "last":
             yield name, "text.pool = 'last' reads the padding, which is not stored"
@@ -859,7 +859,7 @@ def check_config(config: Config, where: str = "") -> None:
 # ---- What other parts ask of a config ------------------------------------------------
 
 
-def tower_config(config: Config, name: str) -> ImageConfig | TextConfig:
+def encoder_config(config: Config, name: str) -> ImageConfig | TextConfig:
     """config.image or config.text, by its name."""
     return config.image if name == "image" else config.text
 
@@ -893,7 +893,7 @@ def vector_fields(config: Config) -> dict[str, Any]:
 
     def is_read(field: str, by: str | None) -> bool:
         # An encoder of your own may read any field.
-        own = is_path(tower_config(config, field.partition(".")[0]).kind)
+        own = is_path(encoder_config(config, field.partition(".")[0]).kind)
         return by is None or by in kinds or own
 
     return {

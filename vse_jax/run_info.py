@@ -39,9 +39,9 @@ def write_run_info(
         steps: of the run and of an epoch.
         workdir: folder of the run.
     """
-    # By tower; a device's memory is, for a CPU, the host's.
+    # By encoder; a device's memory is, for a CPU, the host's.
     paths = frozenset(trainable)
-    counts = {tower: {"trained": 0, "frozen": 0} for tower in params}
+    counts = {part: {"trained": 0, "frozen": 0} for part in params}
     for path, leaf in flatten(params).items():
         kind = "trained" if path in paths else "frozen"
         counts[path.partition("/")[0]][kind] += math.prod(leaf.shape)
@@ -93,12 +93,12 @@ def write_run_info(
             "a GPU is here, but this JAX computes on the CPU: install the wheel for it"
         )
     logging.info(
-        "precision: %s towers, matrix products '%s'", config.compute_dtype, precision
+        "precision: %s encoders, matrix products '%s'", config.compute_dtype, precision
     )
-    for tower, count in counts.items():
+    for part, count in counts.items():
         trained, frozen = f"{count['trained']:,}", f"{count['frozen']:,}"
         logging.info(
-            "%s tower: %s parameters are trained, %s frozen", tower, trained, frozen
+            "%s encoder: %s parameters are trained, %s frozen", part, trained, frozen
         )
     described = [
         f"{name} {size['images']:,} images / {size['captions']:,} captions"

@@ -41,7 +41,7 @@ def test_coefficients_are_those_of_the_towers_for_several_set_sizes(kind, tmp_pa
 
 def test_a_run_without_gpo_has_no_coefficients(tmp_path):
     config = kept_run(tmp_path, image="avg", text="cls")
-    with pytest.raises(InputError, match="no tower of this model has a GPO"):
+    with pytest.raises(InputError, match="no encoder of this model has a GPO"):
         plot(config, tmp_path)
 
 

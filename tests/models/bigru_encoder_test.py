@@ -1,4 +1,4 @@
-"""The BiGRU text tower against the official one."""
+"""The BiGRU text encoder against the official one."""
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def test_half_precision_stays_close(case):
 
 
 def test_without_layers_a_caption_is_the_last_state_of_one_gru(case):
-    """The text tower of VSE++: word vectors → GRU → its state at <end>."""
+    """The text encoder of VSE++: word vectors → GRU → its state at <end>."""
     _, _, batch = case
     config = tiny_config(layers=0)
     config.text.pool = "seq2seq"

@@ -14,7 +14,7 @@ from vse_jax.data.collate import (
     pair_shapes,
 )
 from vse_jax.distributed.mesh import make_mesh
-from vse_jax.evaluation.encode import jit_towers, lower_tower
+from vse_jax.evaluation.encode import jit_encoders, lower_encoder
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
 from vse_jax.train import Trainer
@@ -41,10 +41,10 @@ def programs(config, devices, batch):
     pairs |= caption_shapes(batch, TOKENS, packed=packed)
     yield "step", trainer.lower_step(pairs, groups).compile()
     model = trainer.abstract.model
-    towers = jit_towers(trainer.graphdef, model, mesh)
+    towers = jit_encoders(trainer.graphdef, model, mesh)
     images = image_shapes(config.image, batch)
     for name, shapes in (("encode_images", images), ("encode_captions", captions)):
-        yield name, lower_tower(towers[name], mesh, model, shapes).compile()
+        yield name, lower_encoder(towers[name], mesh, model, shapes).compile()
 
 
 def check(config):

@@ -38,7 +38,7 @@ def test_every_program_of_a_run_for_devices_that_are_not_here(environment, tmp_p
         assert program["peak_bytes"] >= program["arguments_bytes"] > 0
     frozen, whole = found["programs"][:2]
     assert frozen["flops"] < 0.8 * whole["flops"]  # no gradients in the CNN
-    # The text tower's gradients and nothing of the frozen CNN's are summed by all.
+    # The text encoder's gradients and nothing of the frozen CNN's are summed by all.
     assert 0 < frozen["sent_bytes"]["all-reduce"] < whole["sent_bytes"]["all-reduce"]
 
 

@@ -11,7 +11,7 @@ from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.base.trees import flatten, merge
 from vse_jax.checkpoints.siglip import load_siglip
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.config import Config, ImageConfig, TextConfig, tower_config
+from vse_jax.config import Config, ImageConfig, TextConfig, encoder_config
 from vse_jax.distributed.mesh import put_sharded
 
 # Our config.text fields: their names in a Hugging Face config.json.
@@ -68,7 +68,7 @@ def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:
         ("image", "vit", "map", "gpool"),
         ("text", "siglip", "last", "linear"),
     ):
-        fields = tower_config(config, name)
+        fields = encoder_config(config, name)
         if fields.kind != kind or fields.weights is None:
             continue
         folder = resolve_folder(fields.weights)

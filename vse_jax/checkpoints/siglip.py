@@ -16,7 +16,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.config import Config, flat_fields, nested, tower_config, typed
+from vse_jax.config import Config, encoder_config, flat_fields, nested, typed
 from vse_jax.data.tokenizers import read_siglip_tokenizer
 from vse_jax.data.vocabulary import find_vocabulary
 
@@ -147,7 +147,7 @@ def resolve_siglip(config: Config) -> Config:
         InputError: a folder of another architecture, or without its tokenizer.
     """
     for name, kind in (("image", "vit"), ("text", "siglip")):
-        encoder = tower_config(config, name)
+        encoder = encoder_config(config, name)
         if encoder.kind != kind or encoder.weights is None:
             continue
         try:

@@ -193,7 +193,7 @@ class Embedder:
         self._programs = programs
         # Of the splits seen so far, with the captions that they are of.
         self._tokens: dict[str, tuple[list[str], CaptionTokens]] = {}
-        self._towers = jit_towers(graphdef, abstract, mesh)
+        self._towers = jit_encoders(graphdef, abstract, mesh)
         platform = mesh.devices.flat[0].platform
         self._precision = matmul_precision(config, platform)
         few = {-(-rows // mesh.size) * mesh.size for rows in _FEW_ROWS}
@@ -295,7 +295,7 @@ class Embedder:
             model: {"params", "batch_stats"}.
             items: what to embed.
             description: of the work, for the progress bar; None: there is none.
-            program: of `jit_towers`; None: the one that embeds the items.
+            program: of `jit_encoders`; None: the one that embeds the items.
 
         Raises:
             InputError: an item that cannot be read.
@@ -354,11 +354,11 @@ class Embedder:
         for name, batch, _ in runs:
             self._programs.start(*self._program(name, shapes_of(batch)))
         for name, batch, of_rows in runs:
-            with contextlib.suppress(InputError):  # a tower without attributions
+            with contextlib.suppress(InputError):  # an encoder without attributions
                 jax.block_until_ready(self._run(name, model, batch, of_rows))
 
     def _run(self, name: str, model: Model, batch: Batch, of_rows: np.ndarray):
-        """Runs one of `jit_towers` on a batch, of which this is the process's share."""
+        """Runs one of `jit_encoders`; `batch` is this process's share of a batch."""
         placed = put_batch(batch | {"of_rows": of_rows}, batch_sharding(self._mesh))
         rows = placed.pop("of_rows")
         program = self._programs.get(*self._program(name, shapes_of(placed)))
@@ -379,8 +379,8 @@ class Embedder:
 
         def lower() -> Lowered:
             with jax.default_matmul_precision(self._precision):
-                tower = self._towers[name]
-                return lower_tower(tower, self._mesh, self._abstract, shapes, dim)
+                encoder = self._towers[name]
+                return lower_encoder(encoder, self._mesh, self._abstract, shapes, dim)
 
         return f"{name}, {described(shapes)}", (name, frozenset(shapes.items())), lower
 
@@ -479,12 +479,12 @@ def batch_sizes(config: Config, devices: int) -> tuple[int, int]:
     return images * devices, each * devices
 
 
-def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str, Any]:
+def jit_encoders(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str, Any]:
     """What runs on a batch of images or captions, jitted.
 
-    encode_images, encode_captions, caption_features: tower(model, batch, numbers); the
-    numbers of the rows come back with the rows. image_attributions,
-    caption_attributions: tower(model, batch, vectors), with a vector for each row.
+    encode_images, encode_captions, caption_features: called with (model, batch,
+    numbers); the numbers of the rows come back with the rows. image_attributions,
+    caption_attributions: with (model, batch, vectors), a vector for each row.
     """
     rows = batch_sharding(mesh)
 
@@ -507,15 +507,15 @@ def jit_towers(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[str,
     }
 
 
-def lower_tower(
-    tower, mesh: Mesh, abstract: Model, shapes: Shapes, dim: int | None = None
+def lower_encoder(
+    encoder, mesh: Mesh, abstract: Model, shapes: Shapes, dim: int | None = None
 ) -> Lowered:
-    """One of `jit_towers` for global batches of these shapes; `dim`: of its vectors."""
+    """One of `jit_encoders` for global batches of these shapes; dim: of its vectors."""
     rows = next(iter(shapes.values()))[0][0]
     of_rows = jax.ShapeDtypeStruct((rows,), np.int32)
     if dim is not None:
         of_rows = jax.ShapeDtypeStruct((rows, dim), np.float32)
-    return tower.lower(abstract, abstract_batch(shapes), of_rows)
+    return encoder.lower(abstract, abstract_batch(shapes), of_rows)
 
 
 @functools.cache

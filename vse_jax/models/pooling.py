@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.base.registry import Registry
-from vse_jax.config import POOL_CLASSES, Config, tower_config
+from vse_jax.config import POOL_CLASSES, Config, encoder_config
 from vse_jax.models.gru import GRU
 from vse_jax.models.layers import layer_norm, linear, normal
 from vse_jax.models.transformer import MLP, Attention
@@ -65,7 +65,7 @@ def build_pool(
     config: Config, side: str, features: int, *, rngs: nnx.Rngs, **sizes: int
 ) -> nnx.Module:
     """The pooling of config.image or config.text; sizes: as of `make_pool`."""
-    part = tower_config(config, side)
+    part = encoder_config(config, side)
     return make_pool(
         part.pool,
         features=features,
@@ -164,14 +164,14 @@ def interpolate(
 
 
 class FirstPool(nnx.Module):
-    """The set's first vector: [CLS] of a BERT tower."""
+    """The set's first vector: BERT's [CLS]."""
 
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         return _element(features, jnp.argmax(mask, axis=1))
 
 
 class LastPool(nnx.Module):
-    """The set's last vector: what SigLIP's text tower reads off."""
+    """The set's last vector: what SigLIP's text encoder takes."""
 
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         return _element(features, _last(mask))

@@ -109,7 +109,7 @@ class VSE(nnx.Module):
         """Returns each cell's or region's part of an image's similarity to a vector.
 
         And how far their sum is from the image's embedding, relative to its length: 0
-        but for rounding where the pooling is a sum (see `attributions`).
+        up to rounding where the pooling is a sum (see `attributions`).
 
         Raises:
             InputError: the encoder is no `SetEncoder`.

@@ -84,7 +84,7 @@ class Blocks(nnx.List[nnx.Module]):
 
 
 def blocks_reference(blocks, x, *others, train, rngs=None):
-    """What `Blocks` computes, but for the random numbers."""
+    """What `Blocks` computes, except the random numbers."""
     random = {} if rngs is None else {"rngs": rngs}
     for block in blocks:
         x = block(x, *others, train=train, **random)

@@ -10,7 +10,7 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def disable_malloc_trim() -> None:
     """Freed memory stays with this process; no effect where libc is not glibc.
 
-    By default malloc maps each large block anew and returns it when it is freed. XLA's
+    By default malloc maps each large block again and returns it when it is freed. XLA's
     CPU programs allocate such blocks at every call; clearing and mapping their pages
     took a seventh of a training step. One arena serves all threads, since only it may
     hold large blocks; threads that allocated before this call keep their own.

@@ -37,7 +37,7 @@ from vse_jax.data.tokenizers import bucket, caption_tokenizer, padded_lengths
 from vse_jax.data.vocabulary import resolve_vocab_size
 from vse_jax.distributed.mesh import check_training_batch, make_mesh
 from vse_jax.distributed.runtime import configure, matmul_precision
-from vse_jax.evaluation.encode import batch_sizes, jit_towers, lower_tower
+from vse_jax.evaluation.encode import batch_sizes, jit_encoders, lower_encoder
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
 from vse_jax.planning.topology import Topology, find
@@ -151,15 +151,15 @@ def _programs(
         shapes = pairs | caption_shapes(config.batch_size, length, hidden, packed)
         yield name, partial(trainer.lower_step, shapes, trainable)
 
-    towers = jit_towers(trainer.graphdef, model, mesh)
+    encoders = jit_encoders(trainer.graphdef, model, mesh)
     images, captions = batch_sizes(config, mesh.size)
     shapes = image_shapes(config.image, images)
-    tower = towers["encode_images"]
-    yield "encode_images", partial(lower_tower, tower, mesh, model, shapes)
-    tower = towers["encode_captions"]
+    encoder = encoders["encode_images"]
+    yield "encode_images", partial(lower_encoder, encoder, mesh, model, shapes)
+    encoder = encoders["encode_captions"]
     for length, _ in buckets:
         shapes = caption_shapes(captions, length, hidden)
-        lower = partial(lower_tower, tower, mesh, model, shapes)
+        lower = partial(lower_encoder, encoder, mesh, model, shapes)
         yield f"encode_captions, {length} tokens", lower
 
 

@@ -16,7 +16,7 @@ from vse_jax.models.build import abstract_model, merge_model
 
 
 def with_second_layer(shapes):
-    """The shapes of a text tower whose GRU has another layer over the first."""
+    """The shapes of a text encoder whose GRU has another layer over the first."""
     second = {
         key.replace("_l0", "_l1"): shape
         for key, shape in shapes.items()
