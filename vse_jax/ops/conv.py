@@ -92,12 +92,11 @@ def _by_platform(x, kernel, **ways):
     needs, which is zeros on all others.
     """
 
-    @jax.custom_vjp
-    def convolve(x, kernel):
+    def forward(x, kernel):
         y = jax.lax.platform_dependent(x, kernel, **ways)
         # `Blocks` keeps the results of some primitives for gradients; what depends on
         # the platform is none of them, but a name is.
-        return checkpoint_name(y, "convolution")
+        return checkpoint_name(y, "convolution"), (x, kernel)
 
     def gradients(of, residuals, cotangent):
         return jax.vjp(of, *residuals)[1](cotangent)
@@ -106,7 +105,8 @@ def _by_platform(x, kernel, **ways):
         of = {name: functools.partial(gradients, way) for name, way in ways.items()}
         return jax.lax.platform_dependent(residuals, cotangent, **of)
 
-    convolve.defvjp(lambda *x: (convolve(*x), x), backward)
+    convolve = jax.custom_vjp(lambda x, kernel: forward(x, kernel)[0])
+    convolve.defvjp(forward, backward)
     return convolve(x, kernel)
 
 
