@@ -92,7 +92,7 @@ def _scan(grus: Sequence[GRU], x, mask) -> list[Array]:
     def states(params, x, mask):
         return _states(nnx.merge(definition, params), x, mask)
 
-    if len(x) == len(mask):
+    if x.shape[0] == mask.shape[0]:
         return per_device(grus[0].mesh, states, params, x, mask)
 
     def of_shared(params, mask):

@@ -30,7 +30,7 @@ def per_device(
         params: arrays that all devices hold.
         rows: arrays whose first dimension is spread over the devices.
     """
-    if mesh is None or mesh.size == 1 or len(rows[0]) % mesh.size:
+    if mesh is None or mesh.size == 1 or rows[0].shape[0] % mesh.size:
         return function(params, *rows)
     spread = P(mesh.axis_names)
     return jax.shard_map(
