@@ -20,7 +20,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 # One cache for all workers and runs: what one test compiled, others read, in a fifth of
 # the time.
-jax.config.update("jax_compilation_cache_dir", ".pytest_cache/compiled")
+jax.config.update("jax_compilation_cache_dir", f"{os.getcwd()}/.pytest_cache/compiled")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # Shapes in signatures are checked at run time from here on.
