@@ -686,8 +686,8 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
     if text.cache_features:
         name = "text.cache_features"
         if not transformer:
-            kind = "BiGRU" if text.kind == "bigru" else f"encoder {text.kind}"
-            yield name, f"a {kind} has no token features to store"
+            kind = "a BiGRU" if text.kind == "bigru" else f"the encoder {text.kind}"
+            yield name, f"{kind} has no token features to store"
         elif text.kind == "siglip" and text.pool == "last":
             yield name, "text.pool = 'last' reads the padding, which is not stored"
         elif text.augment:

@@ -39,7 +39,7 @@ def write_run_info(
         steps: of the run and of an epoch.
         workdir: folder of the run.
     """
-    # By encoder; a device's memory is, for a CPU, the host's.
+    # By encoder, and the loss's; a device's memory is, for a CPU, the host's.
     paths = frozenset(trainable)
     counts = {part: {"trained": 0, "frozen": 0} for part in params}
     for path, leaf in flatten(params).items():
@@ -96,10 +96,9 @@ def write_run_info(
         "precision: %s encoders, matrix products '%s'", config.compute_dtype, precision
     )
     for part, count in counts.items():
+        name = part if part == "loss" else f"{part} encoder"
         trained, frozen = f"{count['trained']:,}", f"{count['frozen']:,}"
-        logging.info(
-            "%s encoder: %s parameters are trained, %s frozen", part, trained, frozen
-        )
+        logging.info("%s: %s parameters are trained, %s frozen", name, trained, frozen)
     described = [
         f"{name} {size['images']:,} images / {size['captions']:,} captions"
         for name, size in sizes.items()

@@ -19,7 +19,7 @@ from vse_jax.train import Trainer, convert, resume_progress
 
 
 def test_converted_weights_may_go_on_with_another_loss(tiny_config, tmp_path):
-    """The authors' losses have no parameters: those of the new one start anew."""
+    """The authors' losses have no parameters: those of the new one are initialised."""
     _, model = split_model(build_model(tiny_config, rngs=nnx.Rngs(7)))
     with Checkpoints(tmp_path) as checkpoints:
         about = TrainProgress(best_rsum=1.0, best_step=CONVERTED, best_epoch=3)

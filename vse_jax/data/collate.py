@@ -80,13 +80,14 @@ def packing_devices(config: Config, devices: int) -> int:
     return devices if computed and fixed and config.microbatches == 1 else 0
 
 
-def packed_size(tokens: int, count: int, length: int) -> int | None:
-    """The size of a device's packed tokens, `tokens` in its `count` captions.
+def packed_size(tokens: int, count: int, length: int, devices: int) -> int | None:
+    """The size of the packed tokens of a batch of `count` captions.
 
-    A multiple of two for each caption, so that few programs are compiled. None: it
-    would be no smaller than padding them to `length`.
+    The fullest device has `tokens`, and all have room for as many. A multiple of two
+    for each caption, so that few programs are compiled. None: it would be no smaller
+    than padding the captions to `length`.
     """
-    packed = 2 * count * math.ceil(tokens / (2 * count))
+    packed = 2 * count * math.ceil(tokens * devices / (2 * count))
     return packed if packed < count * length else None
 
 
@@ -209,8 +210,8 @@ class CaptionCollator:
         if not self.pack:
             return length, None
         tokens = self.tokens.lengths[captions].reshape(self.pack, -1)
-        size = packed_size(int(tokens.sum(axis=1).max()), tokens.shape[1], length)
-        return length, size and size * self.pack
+        fullest = int(tokens.sum(axis=1).max())
+        return length, packed_size(fullest, len(captions), length, self.pack)
 
     def fits(self, caption: int, length: int) -> bool:
         return bool(self.tokens.lengths[caption] <= length)

@@ -230,10 +230,11 @@ def bert_tokenizer(config: Config) -> Pieces:
         InputError: no vocabulary, or one that is no BERT's.
     """
     file = find_vocabulary(config)
-    named = config.text.vocab is not None or config.text.weights is None
-    if named or file.parent == vocabulary_folder(config):
-        return _read_bert(file)
-    return read_bert_tokenizer(file)  # it came with the weights
+    if config.text.vocab is None and config.text.weights is not None:
+        with contextlib.suppress(InputError):
+            if file.parent == resolve_folder(config.text.weights):
+                return read_bert_tokenizer(file)  # it came with the weights
+    return _read_bert(file)
 
 
 def _read_bert(file: AnyPath) -> Pieces:

@@ -182,7 +182,8 @@ class ProgramText:
         if known := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
             return int(known)
         condition = loop.find(r"condition=%([\w.\-]+)") or ""
-        constants = (i for i in self._computations[condition] if i.kind == "constant")
+        inside = self._computations.get(condition, [])
+        constants = (i for i in inside if i.kind == "constant")
         return max((int(i.find(r"^(\d+)\)") or 1) for i in constants), default=1)
 
     def _group_size(self, attributes: str) -> int:

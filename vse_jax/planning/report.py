@@ -112,9 +112,7 @@ def _usual_bucket(config: Config, devices: int) -> Bucket:
         logging.info("captions of up to %d tokens, as COCO's (%s)", usual, error)
         if not pack:
             return usual, None
-        own = size // pack
-        packed = packed_size(_MEAN_TOKENS * own, own, usual)
-        return usual, packed and packed * pack
+        return usual, packed_size(_MEAN_TOKENS * size // pack, size, usual, pack)
     steps = range(min(_SAMPLED_STEPS, sampler.steps_per_epoch))
     batches = (sampler.batch(sampler.position(step)) for step in steps)
     needed = Counter(rows.bucket_of(batch) for batch in batches)
