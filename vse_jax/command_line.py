@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from logging import CRITICAL, WARNING, Formatter, getLogger
 from pathlib import Path
@@ -205,6 +206,7 @@ def set_up_logging() -> None:
     handler.addFilter(wanted)
     sys.unraisablehook = unraisable
     getLogger("asyncio").setLevel(CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def verbose() -> bool:
