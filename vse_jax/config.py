@@ -300,7 +300,7 @@ class DataConfig:
     num_workers: int = field(0, "0: one per core, at most 16", min=0, free=HOST)
     buffer_mb: int = field(
         4096,
-        "MB of batches that a host makes ahead; one batch may be larger",
+        "MB of batches that a host makes before the devices take them; at least one",
         min=1,
         free=HOST,
     )

@@ -517,8 +517,9 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
 
         # ---- The loop: what is due after `step` steps, then the next one -------------
         #
-        # A checkpoint is started before the next batch is drawn, so that what is saved
-        # is exactly what has been trained on.
+        # While a step is computed, the next one is queued with its batch, and the batch
+        # after that is put on the device. A checkpoint holds the number of steps that
+        # were trained; a resume makes its batches from there, also those ahead.
 
         start, save_every = progress.step, config.checkpoint.every_steps
         profile = config.profile.split(":") if config.profile else (0, 0)
@@ -566,13 +567,16 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                     if max(trace_from, start + 1) == step + 1 <= trace_to:
                         trace.callback(logging.info, "profile: %s", workdir / "profile")
                         trace.enter_context(jax.profiler.trace(workdir / "profile"))
-                    batch = put_batch(logger.timed_next(batches), rows)
+                    if step == start:
+                        batch = put_batch(logger.timed_next(batches), rows)
                     program = programs.get(
                         *trainer.step_program(shapes_of(batch), groups)
                     )
                     state, scalars = program(state, batch)
                     progress.step = step + 1
-                    logger.add(progress.step, scalars)
+                    if progress.step < steps:
+                        batch = put_batch(logger.timed_next(batches), rows)
+                    logger.add(progress.step, scalars)  # waits for the step before
                     if progress.step == trace_to:
                         jax.block_until_ready(scalars)
                         trace.close()

@@ -94,6 +94,18 @@ def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
     assert "packed_indices" not in arrays()
 
 
+def test_the_peak_of_a_step_has_the_batches_of_the_next_two():
+    place = Topology("cpu:2", jax.devices()[:2], 10**12)
+    batch = {"images": jax.ShapeDtypeStruct((6, 100), np.float32)}
+    step = jax.jit(lambda state, batch: state + batch["images"].sum())
+    alone, ahead = (
+        compile_module._compiled(name, lambda: step.lower(0.0, batch), place)
+        for name in ("encode_images", "train_step, 16 tokens")
+    )
+    # 2,400 bytes each, shared by two devices.
+    assert ahead["peak_bytes"] == alone["peak_bytes"] + 2 * 1200
+
+
 @pytest.mark.parametrize(
     ("said", "needed"),
     [

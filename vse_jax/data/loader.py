@@ -87,8 +87,9 @@ class TrainData:
             config: the run's.
             split: what to train on.
             tokens: of its captions.
-        self._captions.set_packed_indices(batch, packed, len(wanted))
-        return batch, bad
+            token_features: of the tokens of all captions; None: batches have token ids.
+            pack: devices that pack their tokens (see `packing_devices`).
+            first: see `training_sampler`.
         """
         self.config = config
         self.sampler = training_sampler(config, split, first)
