@@ -27,7 +27,12 @@ from vse_jax.data.loader import TrainData
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed import runtime
 from vse_jax.distributed.compile_cache import CompileCache
-from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.distributed.mesh import (
+    batch_sharding,
+    make_mesh,
+    on_one_device,
+    put_batch,
+)
 from vse_jax.evaluation.encode import Embedder
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.metrics_logger import read_metrics
@@ -133,18 +138,18 @@ def _pass(run: Callable, parts: list[nnx.State], batch, backward: bool) -> Ready
 
 
 def training_step(config: Config, batch: Batch) -> Callable[[], float]:
-    """A step with all groups open on a batch; returns the loss."""
+    """A step on one device, all groups open; returns the loss. The batch stays put."""
     runtime.configure(config)
-    mesh = make_mesh(config)
+    config, mesh = on_one_device(config)
     trainer = Trainer.create(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
     state = trainer.initial_state()
     state = dataclasses.replace(state, step=state.step + _OPEN * _EPOCH)
     groups = trainer.optimizer.trainable_groups(_OPEN)
     step = trainer.lower_step(shapes_of(batch), groups).compile()
+    placed = put_batch(batch, batch_sharding(mesh))
 
     def run() -> float:
         nonlocal state
-        placed = put_batch(batch, batch_sharding(mesh))
         state, scalars = step(state, placed)
         jax.block_until_ready(state)
         return float(scalars["loss"])

@@ -110,35 +110,38 @@ class GPO(nn.Module):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """`mask` [b, k]: the elements of each set, anywhere."""
-        count, size, _ = features.shape
-        lengths = mask.sum(dim=1)
-        beyond = torch.arange(size, device=mask.device) >= lengths[:, None]
-        packed = pack_padded_sequence(
-            self._encoding(size).to(features).expand(count, -1, -1),
-            lengths.cpu(),
-            batch_first=True,
-            enforce_sorted=False,
-        )
-        states, _ = pad_packed_sequence(
-            self.gru(packed)[0], batch_first=True, total_length=size
-        )
-        forward, backward = states.chunk(2, dim=-1)
-        scores = self.linear((forward + backward) / 2).squeeze(-1)
-        weights = scores.masked_fill(beyond, -1e4).div(0.1).softmax(dim=-1)
-        lowest = torch.finfo(features.dtype).min
-        features = features.masked_fill(~mask[..., None], lowest)
-        # Values of a dimension side by side: sorted in half the time.
-        features = features.transpose(1, 2).contiguous()
-        features = features.sort(dim=-1, descending=True).values
-        features = features.masked_fill(beyond[:, None], 0)
-        return (features @ weights[..., None]).squeeze(-1)
+        # In float32, as ours is, whatever the towers compute in.
+        with torch.autocast(features.device.type, enabled=False):
+            count, size, _ = features.shape
+            features = features.float()
+            lengths = mask.sum(dim=1)
+            beyond = torch.arange(size, device=mask.device) >= lengths[:, None]
+            packed = pack_padded_sequence(
+                self._encoding(size, features).expand(count, -1, -1),
+                lengths.cpu(),
+                batch_first=True,
+                enforce_sorted=False,
+            )
+            states, _ = pad_packed_sequence(
+                self.gru(packed)[0], batch_first=True, total_length=size
+            )
+            forward, backward = states.chunk(2, dim=-1)
+            scores = self.linear((forward + backward) / 2).squeeze(-1)
+            weights = scores.masked_fill(beyond, -1e4).div(0.1).softmax(dim=-1)
+            lowest = torch.finfo(features.dtype).min
+            features = features.masked_fill(~mask[..., None], lowest)
+            # Values of a dimension side by side: sorted in half the time.
+            features = features.transpose(1, 2).contiguous()
+            features = features.sort(dim=-1, descending=True).values
+            features = features.masked_fill(beyond[:, None], 0)
+            return (features @ weights[..., None]).squeeze(-1)
 
-    def _encoding(self, size: int) -> Tensor:
+    def _encoding(self, size: int, like: Tensor) -> Tensor:
         """Sines and cosines of the positions, interleaved [size, positions]."""
-        even = torch.arange(0, self.positions, 2, dtype=torch.float64)
-        frequencies = 10000.0 ** (-even / self.positions)
-        angles = torch.arange(size)[:, None] * frequencies
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+        exponents = torch.arange(0, self.positions, 2, device=like.device)
+        frequencies = 10000.0 ** (-exponents.double() / self.positions)
+        angles = torch.arange(size, device=like.device)[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like)
 
 
 class GridEncoder(nn.Module):
@@ -351,13 +354,14 @@ class TrainStep:
 
     Args:
         model: VSE, or torch.compile's version of it.
-        config: its margin, clipping and optimizer; the learning-rate factors are those
-            of `grid_rules`.
+        config: its dtype, margin, clipping and optimizer; the learning-rate factors are
+            those of `grid_rules`.
     """
 
     def __init__(self, model: nn.Module, config: Config):
         self._model = model.train()
         self._margin, self._clip = config.loss.margin, config.optimizer.clip
+        self._bfloat16 = config.compute_dtype == "bfloat16"
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             factor = 0.01 if ".backbone." in name else 0.1 if ".bert." in name else 1.0
@@ -379,7 +383,10 @@ class TrainStep:
     ) -> tuple[float, float]:
         """The batch's loss, and the gradients' norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        embedded, spoken = self._model(images, captions)
+        with torch.autocast(
+            images[0].device.type, torch.bfloat16, enabled=self._bfloat16
+        ):
+            embedded, spoken = self._model(images, captions)
         loss = hinge_loss(embedded, spoken, self._margin, hardest)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)

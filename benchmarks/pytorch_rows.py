@@ -1,7 +1,7 @@
-"""PyTorch's side of the rows, as one who knows PyTorch would run it on a CPU.
+"""PyTorch's side of the rows, as one who knows PyTorch would run it.
 
 channels_last for the CNN, inference_mode, fused AdamW, captions padded to the batch's
-longest; torch.compile is tried, and the faster of the two ways is measured.
+longest; on a CPU torch.compile is tried, and the faster of the two ways is measured.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import inputs, pytorch_peer, rows
 from benchmarks.rows import Ready, repeated
 from vse_jax.config import Config
+from vse_jax.data.collate import Batch
 from vse_jax.data.dataset import read_split
 from vse_jax.data.tokenizers import caption_tokenizer
 
@@ -83,20 +84,50 @@ def _pass(
 
 
 def training(kind: str) -> Ready:
-    """A whole step: towers, loss, gradients, clipping and AdamW."""
     config = inputs.recipe(kind)
-    batch = inputs.training_batch(config)
-    images = pytorch_peer.image_tensors(batch)
-    captions = pytorch_peer.caption_tensors(batch)
-    model = _channels_last(pytorch_peer.VSE(config))
+    return _faster(*_training_step(config, inputs.training_batch(config), "cpu"))
+
+
+def compiled_training_step(
+    config: Config, batch: Batch
+) -> Callable[[], tuple[float, float]]:
+    """A step through torch.compile, on the GPU where there is one.
+
+    It returns the loss, and the gradients' norm.
+    """
+    torch.set_float32_matmul_precision("high")  # TF32, as it is for convolutions
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, run = _training_step(config, batch, device)
+    compiled: Any = torch.compile(model)
+    return lambda: run(compiled)
+
+
+def peak_bytes() -> int:
+    """Of the GPU's memory, since the process began."""
+    return torch.cuda.max_memory_allocated()
+
+
+def _training_step(
+    config: Config, batch: Batch, device: str
+) -> tuple[nn.Module, Callable[[nn.Module], tuple[float, float]]]:
+    """(a model, a whole step of it or of its compiled version): towers, loss,
+    gradients, clipping and AdamW, on a batch that stays put."""
+    images, captions = (
+        tuple(tensor.to(device) for tensor in tensors)
+        for tensors in (
+            pytorch_peer.image_tensors(batch),
+            pytorch_peer.caption_tensors(batch),
+        )
+    )
+    model = _channels_last(pytorch_peer.VSE(config)).to(device)
     steps: dict[nn.Module, pytorch_peer.TrainStep] = {}
 
-    def run(model: nn.Module) -> None:
+    def run(model: nn.Module) -> tuple[float, float]:
         if model not in steps:
             steps[model] = pytorch_peer.TrainStep(model, config)
-        steps[model](images, captions)
+        return steps[model](images, captions)
 
-    return _faster(model, run)
+    return model, run
 
 
 def _faster(

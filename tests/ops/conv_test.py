@@ -62,7 +62,7 @@ def test_merged_groups_equal_the_reference(stride, groups, inputs):
     to merge; a prime number."""
     channels = groups * inputs
     check(
-        lambda x, kernel: conv._merged_groups(stride, groups, x, kernel),
+        lambda x, kernel: conv.merged_groups(x, kernel, stride, groups),
         lambda x, kernel: conv.conv2d_reference(x, kernel, stride, groups),
         (2, 5, 4, channels),
         (3, 3, inputs, channels),

@@ -285,7 +285,7 @@ class Records:
         image = range(len(self))[image]
         shard = self.paths[bisect.bisect_right(self.ends, image)]
         try:
-            # Not all of a batch by `__getitems__`, which starts threads at each call and
+            # Not a batch by `__getitems__`, which starts threads at each call and
             # fills fresh memory: docs/data.md has the times.
             record = decode_example(self.source[image])
             where = f"{shard}, image id {str(record['id'][0], 'utf-8')!r}"

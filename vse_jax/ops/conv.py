@@ -16,7 +16,7 @@ On CPUs:
 What is traced depends on the number of devices in one place, `_backward_on_cpu`.
 
 On TPUs small groups of channels would leave most of the matrix unit empty: several are
-computed as one (`_merged_groups`).
+computed as one (`merged_groups`).
 """
 
 import functools
@@ -57,7 +57,7 @@ def conv2d(
     size = len(kernel)
     plain = functools.partial(conv2d_reference, stride=stride, groups=groups)
     if groups > 1:
-        merged = functools.partial(_merged_groups, stride, groups)
+        merged = functools.partial(merged_groups, stride=stride, groups=groups)
 
         def convolve(kernel, x):
             return _by_platform(x, kernel, tpu=merged, default=plain)
@@ -146,7 +146,7 @@ matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_gradients)
 # ---- Groups --------------------------------------------------------------------------
 
 
-def _merged_groups(stride, groups, x, kernel):
+def merged_groups(x, kernel, stride=1, groups=1):
     """A grouped convolution that computes several groups of few channels as one.
 
     As many as fill a side of the matrix unit; their kernel is block diagonal, and what
