@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.planning.program import ProgramText, read_program
+from vse_jax.planning.topology import Chip
 
 
 @pytest.fixture
@@ -168,3 +169,27 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     )
     found = {c.kind: (c.times, c.sent) for c in text.collectives()}
     assert found == {"reduce-scatter": (1, 16), "all-gather": (1, 16)}
+
+
+def test_what_is_sent_beside_work_is_waited_for_as_far_as_the_work_is_shorter():
+    """A gather of 24 + 2 µs beside 10 µs of work, then a sum of 48 + 2 µs."""
+    text = ProgramText(
+        """
+%start (p: f32[2]) -> f32[8] {
+  ROOT %g.1 = f32[8]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%done (p: f32[2]) -> f32[8] {
+  ROOT %g.2 = f32[8]{0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (p: f32[2]) -> f32[8] {
+  %async-collective-start.3 = f32[8]{0} fusion(%p), kind=kCustom, calls=%start
+  %b = f32[8]{0} fusion(%p), kind=kLoop, c={"estimated_cycles":"10"}
+  %async-collective-done.3 = f32[8]{0} fusion(%b), kind=kCustom, calls=%done
+  ROOT %s = f32[8]{0} all-reduce(%b), replica_groups={{0,1,2,3}}
+}
+"""
+    )
+    chip = Chip(memory=0, flops=2e6, links=1e6, multipliers=1)
+    assert text.waiting_s(chip) == pytest.approx(16e-6 + 50e-6)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from jax.stages import Compiled
 
+from vse_jax.planning.topology import Chip
+
 # What a device of n sends around a ring, in parts of the result's bytes.
 _SENT = {
     "all-gather": lambda n: (n - 1) / n,
@@ -30,6 +32,7 @@ _CALLS = re.compile(
     r"\b(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)"
 )
 _NO_ESTIMATE = 2**40  # cycles: libtpu's infinity
+_HOP = 1e-6  # s from one TPU to the next; √n of them, the side of a torus of n chips
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Program:
     peak_bytes: arguments and temporaries with the results and the program's code.
     flops: XLA's count and what loops repeat. sent_bytes: by kind of collective.
     collectives: the most expensive first. cycles_by_line: what the TPU's compiler
-    expects, the largest first; empty for other devices.
+    expects, the largest first. waiting_s: while nothing is computed, since what comes
+    next is still being sent; both for TPUs only.
     """
 
     arguments_bytes: int
@@ -62,10 +66,11 @@ class Program:
     sent_bytes: dict[str, float]
     collectives: list[Collective]
     cycles_by_line: dict[str, int]
+    waiting_s: float = 0.0
 
 
-def read_program(compiled: Compiled) -> Program:
-    """The cost of a compiled program to each of its devices."""
+def read_program(compiled: Compiled, chip: Chip | None = None) -> Program:
+    """The cost of a compiled program to each of its devices; chip: if they are TPUs."""
     memory = compiled.memory_analysis()
     assert memory is not None
     arguments = memory.argument_size_in_bytes
@@ -86,6 +91,7 @@ def read_program(compiled: Compiled) -> Program:
         sent_bytes=dict(sent),
         collectives=collectives,
         cycles_by_line=dict(text.cycles_by_line().most_common()),
+        waiting_s=text.waiting_s(chip) if chip else 0.0,
     )
 
 
@@ -100,6 +106,12 @@ class _Instruction(NamedTuple):
         """The group of a pattern in the operands and attributes."""
         found = re.search(pattern, self.rest)
         return found[1] if found else None
+
+    @property
+    def cycles(self) -> int:
+        """What the TPU's compiler expects; 0 where it does not say."""
+        cycles = int(self.find(r'"estimated_cycles":"(\d+)"') or _NO_ESTIMATE)
+        return cycles if cycles < _NO_ESTIMATE else 0
 
 
 class ProgramText:
@@ -129,18 +141,10 @@ class ProgramText:
         """Those between devices; equal ones share an entry."""
         found: Counter[tuple[str, str, bool, float, str]] = Counter()
         for instruction, times in self._runs:
-            kind = instruction.kind.removesuffix("-start")
-            if kind not in _SENT:
-                continue
-            size = self._group_size(instruction.rest)
-            sent = _SENT[kind](size) if size > 1 else 0.0
-            if instruction.computation.startswith("all-reduce-scatter"):
-                # How a TPU writes a reduce-scatter: the sum of all, of which each
-                # device keeps a part.
-                kind, sent = "reduce-scatter", sent / 2
-            for shape in _results(instruction) if sent else ():
+            kind, _, arrays = self._sends(instruction)
+            for shape, sent in arrays:
                 line = self._line(instruction)
-                found[kind, shape, times > 1, _bytes(shape) * sent, line] += times
+                found[kind, shape, times > 1, sent, line] += times
         return [
             Collective(kind, shape, times, looped, sent, line)
             for (kind, shape, looped, sent, line), times in found.items()
@@ -150,10 +154,60 @@ class ProgramText:
         """The compiler's estimates, summed by this package's line that caused them."""
         cycles: Counter[str] = Counter()
         for instruction, times in self._runs:
-            found = int(instruction.find(r'"estimated_cycles":"(\d+)"') or _NO_ESTIMATE)
-            if found < _NO_ESTIMATE:
-                cycles[self._line(instruction)] += found * times
+            if instruction.cycles:
+                cycles[self._line(instruction)] += instruction.cycles * times
         return cycles
+
+    def waiting_s(self, chip: Chip) -> float:
+        """Seconds in which a TPU computes nothing: what is sent, as far as not hidden.
+
+        The text is in the order of the schedule. The links take one collective at a
+        time, from its start on; the device goes on until it comes to its end.
+        """
+        now = computed = free = 0.0  # free: when the links are
+        ends: dict[str, float] = {}  # of what is being sent
+        end = ""
+        for instruction, times in self._runs:
+            seconds = instruction.cycles * times / chip.clock
+            now, computed = now + seconds, computed + seconds
+            name, kind = instruction.name, instruction.kind
+            _, devices, arrays = self._sends(instruction)
+            if arrays:
+                seconds = sum(sent for _, sent in arrays) / chip.links
+                free = max(now, free) + times * (seconds + math.sqrt(devices) * _HOP)
+                if kind.endswith("-start"):
+                    end = name
+                if end:
+                    ends[end] = free
+                else:
+                    now = free
+                end = ""
+            elif name.startswith("async-collective-start"):  # the next one is in it
+                end = name.replace("start", "done")
+            elif name.startswith("async-collective-done"):
+                now = max(now, ends.get(name, now))
+            elif kind.endswith("-done"):
+                now = max(now, ends.get(instruction.find(r"%([\w.\-]+)") or "", now))
+        return now - computed
+
+    def _sends(
+        self, instruction: _Instruction
+    ) -> tuple[str, int, list[tuple[str, float]]]:
+        """A collective's kind, devices, and results with the bytes that a device sends.
+
+        No results where nothing is sent to another device.
+        """
+        kind = instruction.kind.removesuffix("-start")
+        devices = self._group_size(instruction.rest) if kind in _SENT else 1
+        if devices == 1:
+            return kind, 1, []
+        sent = _SENT[kind](devices)
+        if instruction.computation.startswith("all-reduce-scatter"):
+            # How a TPU writes a reduce-scatter: the sum of all, of which each device
+            # keeps a part.
+            kind, sent = "reduce-scatter", sent / 2
+        arrays = [(shape, _bytes(shape) * sent) for shape in _results(instruction)]
+        return kind, devices, arrays
 
     def _line(self, instruction: _Instruction) -> str:
         """This package's line that caused an instruction."""

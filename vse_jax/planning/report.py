@@ -178,7 +178,7 @@ def _compiled(
             raise
         return {"name": name, "fits": False, "peak_bytes": needed}
     compile_s = time.perf_counter() - traced
-    program = read_program(compiled)
+    program = read_program(compiled, place.chip)
     if name.startswith("train_step"):
         # The batches of the next two steps are on the device, too.
         (_, batch), _ = lowered.args_info
@@ -191,16 +191,15 @@ def _compiled(
         "fits": program.peak_bytes <= place.memory,
         **dataclasses.asdict(program),
     }
-    cycles_by_line = result.pop("cycles_by_line")
+    cycles_by_line, waiting = result.pop("cycles_by_line"), result.pop("waiting_s")
     if place.chip and cycles_by_line:
         cycles = sum(cycles_by_line.values())
-        sending = sum(program.sent_bytes.values()) / place.chip.links
-        seconds = cycles / place.chip.clock + sending
+        seconds = cycles / place.chip.clock + waiting
         result["estimate"] = {
             "cycles": cycles,
             "cycles_by_line": cycles_by_line,
             "step_s": seconds,
-            "of_it_sending_s": sending,
+            "of_it_waiting_s": waiting,
             "utilisation": program.flops / (seconds * place.chip.flops),
         }
     return result
@@ -233,8 +232,8 @@ def _lines(result: dict[str, Any], place: Topology) -> Iterator[str]:
         yield f"              {c['times']} × {c['kind']} {c['shape']}"
     if estimate := result.get("estimate"):
         yield (
-            f"  estimate    {estimate['step_s'] * 1e3:.2f} ms, of it sending "
-            f"{estimate['of_it_sending_s'] * 1e3:.2f} ms if nothing overlaps; "
+            f"  estimate    {estimate['step_s'] * 1e3:.2f} ms, of it waiting for what "
+            f"is sent {estimate['of_it_waiting_s'] * 1e3:.2f} ms; "
             f"utilisation {estimate['utilisation']:.1%}"
         )
         for line, cycles in list(estimate["cycles_by_line"].items())[:_TOP]:
