@@ -249,7 +249,9 @@ def _hosts(value: tuple) -> str | None:
 @dataclass(frozen=True)
 class MeshConfig:
     data: int = field(-1, "each has its part of the batch")
-    fsdp: int = field(1, "each has its part of the batch and of the parameters")
+    fsdp: int = field(
+        1, "the same; more than 1: parameters are gathered block by block"
+    )
 
 
 @dataclass(frozen=True)

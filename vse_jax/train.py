@@ -59,9 +59,7 @@ from vse_jax.distributed.mesh import (
     put_batch,
     put_sharded,
     replicated,
-    sharded_for_update,
     state_sharding,
-    update_sharding,
     with_sharding,
 )
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
@@ -146,11 +144,7 @@ class Trainer:
             opt_state=jax.eval_shape(optimizer.init, model["params"]),
             rng=jax.eval_shape(lambda: jax.random.key(0)),
         )
-        shardings = dataclasses.replace(
-            state_sharding(mesh, shapes),
-            opt_state=update_sharding(mesh, shapes.opt_state),
-        )
-        abstract = with_sharding(shapes, shardings)
+        abstract = with_sharding(shapes, state_sharding(mesh, shapes))
         return cls(config, mesh, schedule, graphdef, loss_graphdef, optimizer, abstract)
 
     @property
@@ -253,12 +247,15 @@ def train_step(
         embed, loss_of, trainable, state.batch_stats, batch, config.microbatches
     )
     scale = schedule.loss_scale(state.step)
-    grads = jax.tree.map(lambda g: scale * g, sharded_for_update(mesh, grads))
+    if mesh.size > 1:
+        # Each device updates its shard of the parameters. A gradient is complete before
+        # (see `place`), or the sharding would spread into the loops that sum it up;
+        # TPU's compiler makes one reduce-scatter of the sum and this.
+        grads = jax.lax.with_sharding_constraint(grads, state_sharding(mesh, grads))
+    grads = jax.tree.map(lambda g: scale * g, grads)
     rate = schedule.rate(state.step)
-    # Each device updates its shard of the parameters; the shardings of the program's
-    # results gather them again.
     trainable, opt_state, grad_norm = trainer.optimizer.update(
-        grads, state.opt_state, sharded_for_update(mesh, trainable), rate, groups
+        grads, state.opt_state, trainable, rate, groups
     )
     new = TrainState(
         step=state.step + 1,

@@ -8,9 +8,9 @@ from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.distributed.mesh import (
     check_training_batch,
+    encoder_sharding,
     make_mesh,
     state_sharding,
-    update_sharding,
 )
 
 
@@ -74,16 +74,14 @@ def test_the_largest_dimension_that_divides_is_split():
     def specs(shardings):
         return {name: s.spec for name, s in shardings.items()}
 
-    cut = P(None, "fsdp")
-    assert specs(state_sharding(mesh, tree)) == {
-        "kernel": cut,
-        "odd": cut,
+    # Over all eight devices, or those of fsdp.
+    shards = {
+        "kernel": P(None, ("data", "fsdp")),
+        "odd": P(None, "fsdp"),
         "small": P(),
     }
-    # Gradients and moments: over all eight devices, or those that divide.
-    whole = P(None, ("data", "fsdp"))
-    assert specs(update_sharding(mesh, tree)) == {
-        "kernel": whole,
-        "odd": cut,
-        "small": P(),
-    }
+    assert specs(state_sharding(mesh, tree)) == shards
+    assert specs(encoder_sharding(mesh, tree)) == shards
+    mesh = make_mesh(config(fsdp=1))
+    assert specs(state_sharding(mesh, tree))["kernel"] == P(None, ("data", "fsdp"))
+    assert set(specs(encoder_sharding(mesh, tree)).values()) == {P()}

@@ -29,9 +29,9 @@ from vse_jax.data.vocabulary import (
     resolve_vocabulary,
 )
 from vse_jax.distributed.mesh import (
+    encoder_sharding,
     make_mesh,
     put_sharded,
-    state_sharding,
     with_sharding,
 )
 from vse_jax.models.build import abstract_model
@@ -85,7 +85,7 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
         raise InputError(f"{workdir}: no checkpoints there; train first")
 
     graphdef, abstract = abstract_model(config)
-    abstract = with_sharding(abstract, state_sharding(mesh, abstract))
+    abstract = with_sharding(abstract, encoder_sharding(mesh, abstract))
     if is_run:
         with Checkpoints(workdir, read_only=True) as checkpoints:
             arrays, progress = checkpoints.restore_best(abstract)

@@ -81,32 +81,35 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, tree):
-    """Sharding of parameters, over the largest dimension that fsdp divides.
+    """Sharding of parameters, gradients and moments: over all devices, else over fsdp.
 
-    A rule by shape needs no annotation in the models.
+    Each device updates only its shard of a parameter (Xu et al. 2020, "Automatic
+    Cross-Replica Sharding of Weight Update in Data-Parallel Training"). A step
+    all-gathers the parameters while it computes; see `ops.place`.
+
+    The rule, the largest dimension that divides, needs no annotation in the models.
     """
-    return jax.tree.map(lambda leaf: _shard(mesh, leaf, ("fsdp",)), tree)
+
+    def shard(leaf) -> NamedSharding:
+        for axes in (AXES, ("fsdp",)):
+            n = math.prod(mesh.shape[axis] for axis in axes)
+            if n > 1 and leaf.size >= _SHARD_FROM:
+                for dimension in np.argsort(leaf.shape, kind="stable")[::-1]:
+                    if leaf.shape[dimension] % n == 0:
+                        return NamedSharding(mesh, P(*[None] * int(dimension), axes))
+        return replicated(mesh)
+
+    return jax.tree.map(shard, tree)
 
 
-def update_sharding(mesh: Mesh, tree):
-    """Sharding of gradients and the optimizer's moments: over all devices.
+def encoder_sharding(mesh: Mesh, tree):
+    """Sharding of a model that only encodes: whole on every device, except with fsdp.
 
-    Each device updates only its shard of a parameter, even of a replicated one (Xu et
-    al. 2020, "Automatic Cross-Replica Sharding of Weight Update in
-    Data-Parallel Training"; ZeRO's stage 1).
+    Its parameters do not change from batch to batch: they are all-gathered once.
     """
-    return jax.tree.map(lambda leaf: _shard(mesh, leaf, AXES, ("fsdp",)), tree)
-
-
-def _shard(mesh: Mesh, leaf, *choices: tuple[str, ...]) -> NamedSharding:
-    """Sharding over the first of these sets of axes that divides a dimension."""
-    for axes in choices:
-        n = math.prod(mesh.shape[axis] for axis in axes)
-        if n > 1 and leaf.size >= _SHARD_FROM:
-            for dimension in np.argsort(leaf.shape, kind="stable")[::-1]:
-                if leaf.shape[dimension] % n == 0:
-                    return NamedSharding(mesh, P(*[None] * int(dimension), axes))
-    return replicated(mesh)
+    if mesh.shape["fsdp"] > 1:
+        return state_sharding(mesh, tree)
+    return jax.tree.map(lambda _: replicated(mesh), tree)
 
 
 def with_sharding(abstract, shardings):
@@ -116,18 +119,6 @@ def with_sharding(abstract, shardings):
         abstract,
         shardings,
     )
-
-
-def sharded_for_update(mesh: Mesh, tree):
-    """Each device's shard of parameters or gradients, as `update_sharding` says.
-
-    A gradient is complete before (see `place` in ops/blocks.py), or the
-    sharding would spread into the loops that sum it up; TPU's compiler makes one
-    reduce-scatter of the sum and this.
-    """
-    if mesh.size == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, update_sharding(mesh, tree))
 
 
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding):

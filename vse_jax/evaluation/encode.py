@@ -45,9 +45,9 @@ from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import (
     abstract_batch,
     batch_sharding,
+    encoder_sharding,
     put_batch,
     replicated,
-    state_sharding,
     with_sharding,
 )
 from vse_jax.distributed.multihost import (
@@ -189,7 +189,7 @@ class Embedder:
     ):
         self.config = config
         self._mesh = mesh
-        self._abstract = with_sharding(abstract, state_sharding(mesh, abstract))
+        self._abstract = with_sharding(abstract, encoder_sharding(mesh, abstract))
         self._programs = programs
         # Of the splits seen so far, with the captions that they are of.
         self._tokens: dict[str, tuple[list[str], CaptionTokens]] = {}
@@ -241,11 +241,12 @@ class Embedder:
         """Embeds every image once and every caption once.
 
         Args:
-            model: {"params", "batch_stats"}.
+            model: {"params", "batch_stats"}, spread in any way.
             split: what to embed.
             features: of its captions' tokens, where they are kept (`token_features`).
         """
         images, captions = self._prepared(split, features)
+        model = self._placed(model)
         embedded = []
         for items, what in ((images, "images"), (captions, "captions")):
             shape = (len(items.order), self.config.embed_dim)
@@ -276,9 +277,14 @@ class Embedder:
         captions = Captions(self.config, tokens)
         self._prepare(program, captions)
         what = f"{split.name}: token features"
+        model = self._placed(model)
         for features, numbers in self.encode(model, captions, what, program):
             for caption, rows in zip(numbers.tolist(), features, strict=True):
                 yield caption, rows[: tokens.lengths[caption]]
+
+    def _placed(self, model: Model) -> Model:
+        """All-gathers what a training step keeps in shards."""
+        return jax.device_put(model, jax.tree.map(lambda x: x.sharding, self._abstract))
 
     # Any items
 
@@ -494,7 +500,7 @@ def jit_encoders(graphdef: nnx.GraphDef, abstract: Model, mesh: Mesh) -> dict[st
 
         return jax.jit(
             run,
-            in_shardings=(state_sharding(mesh, abstract), rows, rows),
+            in_shardings=(encoder_sharding(mesh, abstract), rows, rows),
             out_shardings=replicated(mesh),  # every process gets all rows
         )
 
