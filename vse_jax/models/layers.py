@@ -161,10 +161,25 @@ class BatchNorm(nnx.Module):
         mean, var = self.mean[...], self.var[...]
         if train and not self.frozen:
             mean, var = self._batch_statistics(x.astype(jnp.float32), mask)
-        # As one scale and one shift: two element-wise operations on the big array.
-        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        shift = self.bias[...] - mean * scale
+        scale, shift = self._scale_and_shift(mean, var)
         return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+    def of_conv(
+        self, conv: "Conv", x: Float[Array, "b h w i"], *, train: bool
+    ) -> Float[Array, "b oh ow o"]:
+        """Returns self(conv(x)).
+
+        With running statistics the scale is part of the kernel, gradients included:
+        the convolution's result is neither kept nor read again for that of the scale.
+        """
+        if train and not self.frozen:
+            return self(conv(x), train=True)
+        scale, shift = self._scale_and_shift(self.mean[...], self.var[...])
+        return conv(x, scale) + shift.astype(x.dtype)
+
+    def _scale_and_shift(self, mean, var):
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        return scale, self.bias[...] - mean * scale
 
     def _batch_statistics(self, x, mask):
         weights = jnp.ones(x.shape[:-1]) if mask is None else mask.astype(np.float32)
@@ -177,6 +192,20 @@ class BatchNorm(nnx.Module):
         for running, batch in ((self.mean, mean), (self.var, unbiased)):
             running.set_value(running[...] + self.momentum * (batch - running[...]))
         return mean, var
+
+
+@jax.custom_vjp
+def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """max(x, 0), whose gradient reads the result, which the next layer keeps anyway."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+relu.defvjp(_relu_forward, lambda y, cotangent: (jnp.where(y > 0, cotangent, 0),))
 
 
 class Conv(nnx.Module):
@@ -193,7 +222,11 @@ class Conv(nnx.Module):
         self.stride, self.groups = stride, groups
         self.mesh: Mesh | None = None  # over whose devices images are: see `place`
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b oh ow o"]:
+    def __call__(
+        self, x: Float[Array, "b h w i"], scale: Float[Array, " o"] | None = None
+    ) -> Float[Array, "b oh ow o"]:
+        """Returns the convolution of x, times a scale for each channel of it."""
+        kernel = self.kernel[...] if scale is None else self.kernel[...] * scale
         # (Where a module was initialized and not placed yet, this is a NumPy array.)
-        kernel = jnp.asarray(self.kernel[...], x.dtype)
+        kernel = jnp.asarray(kernel, x.dtype)
         return conv2d(x, kernel, self.stride, self.groups, self.mesh)

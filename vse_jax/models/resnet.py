@@ -5,12 +5,11 @@ Channels last.
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vse_jax.models.layers import BatchNorm, Conv
+from vse_jax.models.layers import BatchNorm, Conv, relu
 from vse_jax.ops import Blocks
 
 # Initial scale of the last normalization in each residual branch. Small, so that a
@@ -98,8 +97,8 @@ class ResNet(nnx.Module):
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b gh gw c"]:
         """Returns the last stage's feature map."""
-        x = self.conv1(images.astype(self.dtype))
-        x = jax.nn.relu(self.bn1(x, train=train))
+        x = images.astype(self.dtype)
+        x = relu(self.bn1.of_conv(self.conv1, x, train=train))
         if self.pool:
             x = _max_pool(x, self.ceil_pool)
 
@@ -134,12 +133,12 @@ class Bottleneck(nnx.Module):
         self.channels = channels
 
     def __call__(self, x, *, train):
-        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-        y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
-        y = self.bn3(self.conv3(y), train=train)
+        y = relu(self.bn1.of_conv(self.conv1, x, train=train))
+        y = relu(self.bn2.of_conv(self.conv2, y, train=train))
+        y = self.bn3.of_conv(self.conv3, y, train=train)
         if self.downsample is not None:
             x = self.downsample(x, train=train)
-        return jax.nn.relu(x + y)
+        return relu(x + y)
 
 
 class BasicBlock(nnx.Module):
@@ -154,11 +153,11 @@ class BasicBlock(nnx.Module):
         self.channels = channels
 
     def __call__(self, x, *, train):
-        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-        y = self.bn2(self.conv2(y), train=train)
+        y = relu(self.bn1.of_conv(self.conv1, x, train=train))
+        y = self.bn2.of_conv(self.conv2, y, train=train)
         if self.downsample is not None:
             x = self.downsample(x, train=train)
-        return jax.nn.relu(x + y)
+        return relu(x + y)
 
 
 class Downsample(nnx.Module):
@@ -169,7 +168,7 @@ class Downsample(nnx.Module):
         self.bn = BatchNorm(channels, frozen=frozen_norm)
 
     def __call__(self, x, *, train):
-        return self.bn(self.conv(x), train=train)
+        return self.bn.of_conv(self.conv, x, train=train)
 
 
 def _downsample(in_channels, channels, stride, frozen_norm, rngs):

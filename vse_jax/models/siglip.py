@@ -71,8 +71,10 @@ class PatchEmbedding(Conv):
         super().__init__(3, features, patch, stride=patch, rngs=rngs)
         self.bias = nnx.Param(constant(0.0)(rngs.params(), (features,)))
 
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b gh gw o"]:
-        return super().__call__(x) + self.bias[...].astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "b h w 3"], scale: Float[Array, " o"] | None = None
+    ) -> Float[Array, "b gh gw o"]:
+        return super().__call__(x, scale) + self.bias[...].astype(x.dtype)
 
 
 class SiglipText(nnx.Module):
