@@ -42,7 +42,7 @@ SECONDS = 600  # of a whole call
 ROUNDS = 5
 DTYPES = ("bfloat16", "float32")  # products of the latter are TF32
 # Side, channels of the 3 × 3 convolutions in WSL's first three stages, at 512 px. In
-# the fourth, a group's 64 channels are not merged on TPUs either.
+# the fourth, a group's 64 channels are merged nowhere.
 STAGES = ((128, 256), (64, 512), (32, 1024))
 IMAGES, GROUPS = 32, 32
 CONVOLUTIONS = {"feature_group_count": conv2d_reference, "merged": merged_groups}
@@ -80,7 +80,7 @@ def sorting(shapes: tuple[tuple[int, int, int], ...]) -> Figures:
 
 
 def grouped_convolutions(stages: tuple[tuple[int, int], ...], images: int) -> Figures:
-    """Plain and merged as on TPUs, forward and backward."""
+    """Plain, and merged as on TPUs and CPUs, forward and backward."""
     our_rows.prepare()  # TF32
 
     def both_directions(way, x, kernel):

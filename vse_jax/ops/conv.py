@@ -15,8 +15,8 @@ On CPUs:
 
 What is traced depends on the number of devices in one place, `_backward_on_cpu`.
 
-On TPUs small groups of channels would leave most of the matrix unit empty: several are
-computed as one (`merged_groups`).
+Small groups of channels would leave most of a TPU's matrix unit empty, and XLA's kernel
+for groups on CPUs takes 3 to 10 times as long: `merged_groups` computes several as one.
 """
 
 import functools
@@ -60,7 +60,7 @@ def conv2d(
         merged = functools.partial(merged_groups, stride=stride, groups=groups)
 
         def convolve(kernel, x):
-            return _by_platform(x, kernel, tpu=merged, default=plain)
+            return _by_platform(x, kernel, cpu=merged, tpu=merged, default=plain)
 
         return per_device(mesh, convolve, kernel, x)
     if size == 1:
