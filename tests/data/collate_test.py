@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from vse_jax.data.collate import CaptionCollator, ImageCollator, packing_devices
+from vse_jax.data.collate import (
+    CaptionCollator,
+    ImageCollator,
+    packed_indices,
+    packed_rows,
+    packing_devices,
+)
 from vse_jax.data.dataset import read_split
-from vse_jax.data.tokenizers import caption_tokenizer
+from vse_jax.data.tokenizers import CaptionTokens, caption_tokenizer
 
 
 @pytest.fixture
@@ -52,44 +58,73 @@ def test_stored_features_stand_in_for_ids(tiny_config, split):
     )
 
 
-def test_packed_tokens_have_places_unless_they_are_too_many(tiny_config, split):
-    tokens = caption_tokenizer(tiny_config)(split.captions)
-    rows = CaptionCollator(tiny_config, tokens, None, pack=1)
-    length, packed = rows.bucket_of(np.arange(3))
-    total = int(tokens.lengths[:3].sum())
-    assert total <= packed < total + 2 * 3
-    batch = rows.empty(3, length)
-    for row in range(3):
-        rows.read(batch, row, row, None)
-    rows.set_packed_indices(batch, packed, 3)
-    found = batch["packed_indices"]
-    assert found.shape == (packed,)
-    assert (found[total:] == 3 * length).all()
-    ids = batch["token_ids"].reshape(-1)[found[:total]]
-    np.testing.assert_array_equal(ids, tokens.ids[:total])
-    longer = rows.empty(3, length)
-    rows.set_packed_indices(longer, 2, 3)
-    assert "packed_indices" not in longer
+def packing(config, lengths, devices):
+    """Of captions of these lengths, whose ids count up."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.arange(1, offsets[-1] + 1, dtype=np.int32)
+    tokens = CaptionTokens(ids, np.zeros_like(ids), offsets, mask_id=0, vocab_size=9)
+    rows = CaptionCollator(config, tokens, None, pack=devices)
+    rows.padded_lengths = (16, 96, 256)
+    return rows
 
 
-def test_each_device_packs_the_tokens_of_its_captions(tiny_config, split):
-    """Of a batch over four devices, two of them this process's."""
-    tokens = caption_tokenizer(tiny_config)(split.captions)
-    rows = CaptionCollator(tiny_config, tokens, None, pack=4)
-    captions = np.arange(12)
+def packed_batch(config, lengths, devices, share=slice(None)):
+    """(its bucket, a process's share of a batch of captions of these lengths)."""
+    rows = packing(config, lengths, devices)
+    captions = np.arange(len(lengths))
     length, packed = rows.bucket_of(captions)
-    most = max(tokens.lengths[captions].reshape(4, 3).sum(axis=1))
-    assert most <= packed / 4 < most + 2 * 3
-    batch = rows.empty(6, length)
-    for row in range(6):
-        rows.read(batch, row, row, None)
-    rows.set_packed_indices(batch, packed, 12)
+    batch = rows.empty(len(captions[share]), length)
+    for row, caption in enumerate(captions[share].tolist()):
+        rows.read(batch, row, caption, None)
+    rows.set_packed_indices(batch, packed, len(lengths))
+    return (length, packed), batch
+
+
+def test_packed_rows_hold_whole_captions(tiny_config):
+    lengths = [50, 40, 37, 2, 3, 64, 60, 5]
+    (length, packed), batch = packed_batch(tiny_config, lengths, 1)
+    assert (length, packed) == (96, 3)  # 127 tokens; 2, 3 and 64; 60 and 5
+    places = batch.pop("packed_indices")
+    assert places.shape == (3, 128)
+    assert [(row < 8 * 96).sum() for row in places] == [127, 69, 65]
+    found = batch["token_ids"].reshape(-1)[places[places < 8 * 96]]
+    np.testing.assert_array_equal(found, np.arange(1, sum(lengths) + 1))
+    # Too few rows: captions that replaced others are longer.
+    packing(tiny_config, lengths, 1).set_packed_indices(batch, 2, 8)
+    assert "packed_indices" not in batch
+
+
+@pytest.mark.parametrize("lengths", [[16] * 64, [3] * 4, [140] + [20] * 200])
+def test_what_packing_does_not_shorten_stays_padded(tiny_config, lengths):
+    """Or a caption of more tokens than a row has."""
+    (_, packed), batch = packed_batch(tiny_config, lengths, 1)
+    assert packed is None
+    assert "packed_indices" not in batch
+
+
+def test_shorter_captions_never_need_more_rows():
+    """Augmentation drops words after the rows were counted."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = rng.integers(1, 100, 40)
+        shorter = np.maximum(lengths - rng.integers(0, 50, 40), 1)
+        rows = packed_rows(lengths, 128, 1)
+        assert packed_indices(shorter, 128, 1, rows) is not None
+
+
+def test_each_device_packs_the_tokens_of_its_captions(tiny_config):
+    """Of a batch over four devices, two of them this process's; one needs two rows."""
+    lengths = [2, 30, 4, 5, 60, 60, 1, 7, 50, 9, 10, 11, 3, 60, 60, 60]
+    share = slice(4, 12)
+    (length, packed), batch = packed_batch(tiny_config, lengths, 4, share)
+    assert (length, packed) == (96, 8)
+    places = batch["packed_indices"].reshape(2, 2 * 128)
     ids = batch["token_ids"].reshape(2, -1)
-    for device, found in enumerate(batch["packed_indices"].reshape(2, -1)):
-        span = slice(tokens.offsets[3 * device], tokens.offsets[3 * device + 3])
-        count = span.stop - span.start
-        np.testing.assert_array_equal(ids[device][found[:count]], tokens.ids[span])
-        assert (found[count:] == 3 * length).all()
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    for device, found in enumerate(places):
+        real = found[found < 4 * 96]
+        first, last = offsets[4 + 4 * device], offsets[8 + 4 * device]
+        np.testing.assert_array_equal(ids[device][real], np.arange(first, last) + 1)
 
 
 def test_what_packs(tiny_config):

@@ -7,6 +7,7 @@ from flax import nnx
 from tests.helpers import golden_weights, tiny
 from tests.helpers.drafts import draft
 from vse_jax.checkpoints.torch import keys
+from vse_jax.data.collate import packed_indices
 from vse_jax.models.build import build_text_encoder
 from vse_jax.models.vse import l2_normalize
 
@@ -50,14 +51,17 @@ def batch(golden):
     }
 
 
-@pytest.fixture(params=["padded", "packed"])
-def any_batch(request, batch):
+@pytest.fixture(params=["padded", "packed", "attends_in_rows"])
+def any_batch(request, batch, monkeypatch):
     if request.param == "padded":
         return batch
+    rows = request.param == "attends_in_rows"  # as on accelerators
+    monkeypatch.setattr("vse_jax.models.bert.attends_in_rows", lambda mesh: rows)
     count, length = batch["token_ids"].shape
-    found = np.flatnonzero(np.arange(length) < batch["token_lengths"][:, None])
-    places = np.append(found, np.full(5, count * length))
-    return batch | {"packed_indices": jnp.asarray(places, jnp.int32)}
+    lengths = np.asarray(batch["token_lengths"])
+    # A row would do for a few; another number of them, and `embed` is traced again.
+    places = packed_indices(lengths, length, 1, count + rows)
+    return batch | {"packed_indices": jnp.asarray(places)}
 
 
 def test_embeddings_equal_the_official_ones(embed, any_batch, golden):

@@ -5,7 +5,7 @@ A batch is a dict of NumPy arrays:
     regions [B, K, F] f32 (zero-padded), region_lengths [B] i32
     token_ids [B, T] i32 (zero-padded)    or token_features [B, T, H] f32
     token_lengths [B] i32
-    packed_indices [N] i32                  (where BERT's tokens are packed)
+    packed_indices [R, 128] i32             (where BERT's tokens are packed)
     image_ids [B] i32                     (training: the number of each row's image)
 """
 
@@ -30,7 +30,8 @@ from vse_jax.data.tokenizers import (
 )
 
 Batch = dict[str, np.ndarray]
-# What a batch's captions are padded to, and the size of its packed tokens, or None.
+_ROW = 128  # tokens of a packed row: the lanes of a TPU
+# What a batch's captions are padded to, and its packed rows; None: it is not packed.
 Bucket = tuple[int, int | None]
 Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
@@ -56,7 +57,7 @@ def caption_shapes(
     """Of the caption part of a batch, `count` captions padded to `length`.
 
     features: size of stored token features; None: token ids.
-    packed: size of the packed tokens; None: they are not packed.
+    packed: rows of packed tokens; None: they are not packed.
     """
     shapes: Shapes = {"token_lengths": ((count,), np.int32)}
     if features is not None:
@@ -64,7 +65,7 @@ def caption_shapes(
     else:
         shapes["token_ids"] = ((count, length), np.int32)
     if packed is not None:
-        shapes["packed_indices"] = ((packed,), np.int32)
+        shapes["packed_indices"] = ((packed, _ROW), np.int32)
     return shapes
 
 
@@ -72,44 +73,69 @@ def packing_devices(config: Config, devices: int) -> int:
     """How many devices pack the tokens of their captions, for BERT to skip padding.
 
     All of them or none (0). Microbatches would need indices of their own. On several
-    devices every one needs room for its tokens, which a caption that replaces a bad
-    image's may take away.
+    devices every one needs rows for its tokens, which a longer caption that replaces a
+    bad image's may take away.
     """
     computed = config.text.kind == "bert" and not config.text.cache_features
     fixed = devices == 1 or config.data.on_bad_image == "error"
     return devices if computed and fixed and config.microbatches == 1 else 0
 
 
-def packed_size(tokens: int, count: int, length: int, devices: int) -> int | None:
-    """The size of the packed tokens of a batch of `count` captions.
+def packed_rows(
+    lengths: Int[np.ndarray, " b"], padded: int, devices: int
+) -> int | None:
+    """The rows that the tokens of a batch of captions are packed into.
 
-    The fullest device has `tokens`, and all have room for as many. A multiple of two
-    for each caption, so that few programs are compiled. None: it would be no smaller
-    than padding the captions to `length`.
+    Equally many for each of the devices that pack, as the fullest one needs; a multiple
+    of one for 64 captions, so that few programs are compiled. None: they would be no
+    smaller than captions padded to `padded`, or a caption does not fit.
     """
-    packed = 2 * count * math.ceil(tokens * devices / (2 * count))
-    return packed if packed < count * length else None
+    own = len(lengths) // devices
+    if padded > _ROW:
+        return None
+    rows = max(_rows_and_starts(each)[0][-1] + 1 for each in lengths.reshape(-1, own))
+    step = max(own // 64, 1)
+    rows = -(-rows // step) * step
+    return rows * devices if rows * _ROW < own * padded else None
+
+
+def _rows_and_starts(lengths: Int[np.ndarray, " b"]) -> tuple[list[int], list[int]]:
+    """Where each caption lies: a row is full when the next one does not fit.
+
+    (So shorter captions never need more rows, which fuller packings do not promise.)
+    """
+    rows, starts = [], []
+    row = filled = 0
+    for length in lengths.tolist():
+        if filled + length > _ROW:
+            row, filled = row + 1, 0
+        rows.append(row)
+        starts.append(filled)
+        filled += length
+    return rows, starts
 
 
 def packed_indices(
-    lengths: Int[np.ndarray, " b"], padded: int, devices: int, size: int
-) -> Int32[np.ndarray, " {devices}*{size}"] | None:
+    lengths: Int[np.ndarray, " b"], padded: int, devices: int, rows: int
+) -> Int32[np.ndarray, "{rows} 128"] | None:
     """The places of the tokens of captions, as ops/packing.py takes them.
 
     Args:
         lengths: of the captions; each device has equally many of them.
         padded: what they are padded to.
         devices: that pack.
-        size: of each device's packed tokens. None is returned where it is too small.
+        rows: of all of them. None is returned where they are too few.
     """
-    real = (np.arange(padded) < lengths[:, None]).reshape(devices, -1)
-    if real.sum(axis=1).max() > size:
-        return None
-    indices = np.full((devices, size), real.shape[1], np.int32)
-    for own, mask in zip(indices, real, strict=True):
-        found = np.flatnonzero(mask)
-        own[: len(found)] = found
-    return indices.reshape(-1)
+    own = len(lengths) // devices
+    indices = np.full((devices, rows // devices, _ROW), own * padded, np.int32)
+    for each, places in zip(lengths.reshape(devices, own), indices, strict=True):
+        found = zip(*_rows_and_starts(each), each.tolist(), strict=True)
+        for caption, (row, start, length) in enumerate(found):
+            if row >= len(places):
+                return None
+            first = caption * padded
+            places[row, start : start + length] = np.arange(first, first + length)
+    return indices.reshape(rows, _ROW)
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Shapes:
@@ -129,7 +155,7 @@ def described(shapes: Shapes) -> str:
         if name in shapes:
             rows, length = shapes[name][0][:2]
             indices = shapes.get("packed_indices")
-            packed = f", {indices[0][0]} packed" if indices else ""
+            packed = " in {} rows of {}".format(*indices[0]) if indices else ""
             return f"{rows} × {length} {unit}{packed}"
     return f"{next(iter(shapes.values()))[0][0]} images"
 
@@ -209,9 +235,7 @@ class CaptionCollator:
         length = self.padded_length(captions)
         if not self.pack:
             return length, None
-        tokens = self.tokens.lengths[captions].reshape(self.pack, -1)
-        fullest = int(tokens.sum(axis=1).max())
-        return length, packed_size(fullest, len(captions), length, self.pack)
+        return length, packed_rows(self.tokens.lengths[captions], length, self.pack)
 
     def fits(self, caption: int, length: int) -> bool:
         return bool(self.tokens.lengths[caption] <= length)
@@ -253,12 +277,12 @@ class CaptionCollator:
 
         Args:
             batch: with all else.
-            packed: number of indices of the global batch; None: of none.
+            packed: rows of the global batch's; None: it is not packed.
             count: rows of the global batch.
         """
         if packed is not None:
             rows, length = batch["token_ids"].shape
-            devices, size = self.pack * rows // count, packed // self.pack
-            indices = packed_indices(batch["token_lengths"], length, devices, size)
+            devices, packed = self.pack * rows // count, packed * rows // count
+            indices = packed_indices(batch["token_lengths"], length, devices, packed)
             if indices is not None:
                 batch["packed_indices"] = indices

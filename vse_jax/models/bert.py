@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models.layers import embedding, layer_norm, linear
 from vse_jax.models.transformer import Attention
-from vse_jax.ops import Blocks, pack, unpack
+from vse_jax.ops import Blocks, attends_in_rows, pack, unpack
 
 _EPSILON = 1e-12  # of layer normalization
 _TOKEN_TYPES = 2  # BERT's checkpoints hold two; single sentences use the first
@@ -65,7 +65,7 @@ class Bert(nnx.Module):
         self,
         token_ids: Int[Array, "b t"],
         mask: Bool[Array, "b t"],
-        places: Int[Array, " n"] | None = None,
+        places: Int[Array, "r w"] | None = None,
         *,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -75,20 +75,27 @@ class Bert(nnx.Module):
         Args:
             token_ids: WordPiece ids, padded on the right.
             mask: the real tokens; others are never attended to.
-            places: of the real tokens (see ops/packing.py): all but attention then
-                skips the others, whose vectors are 0.
+            places: of the real tokens (see ops/packing.py): the others are skipped,
+                and their vectors are 0.
             train: apply dropout, with the stream `dropout` of `rngs`.
         """
         tokens, most = token_ids.shape[1], self.embeddings.position.num_embeddings
         if tokens > most:
             raise ValueError(f"{tokens} tokens, but {most} positions")
-        ids, positions = token_ids, jnp.arange(tokens)
+        ids, positions, attends = token_ids, jnp.arange(tokens), mask[:, None]
+        padding = None
         if places is not None:
-            ids = pack(token_ids[..., None], mask, places, self.mesh)[:, 0]
+            if attends_in_rows(self.mesh):
+                captions = places // tokens
+                attends = captions[:, :, None] == captions[:, None, :]
+            else:
+                places = places.reshape(-1)
+                padding = mask, places
+            ids = pack(token_ids[..., None], mask, places, self.mesh)[..., 0]
             positions = places % tokens
         x = self.embeddings(ids, positions, train=train, rngs=rngs)
-        x = self.layers(x, mask, places, train=train, rngs=rngs)
-        return unpack(x, mask, places, self.mesh)
+        x = self.layers(x, attends, padding, train=train, rngs=rngs)
+        return x if places is None else unpack(x, mask, places, self.mesh)
 
 
 class Embeddings(nnx.Module):
@@ -120,11 +127,11 @@ class BertLayer(nnx.Module):
         self.output_norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x, mask, places, *, train, rngs=None):
+    def __call__(self, x, attends, padding, *, train, rngs=None):
         def dropout(y):
             return self.dropout(y, deterministic=not train, rngs=rngs)
 
-        y = self.attention(x, mask, places, train=train, rngs=rngs)
+        y = self.attention(x, attends, padding, train=train, rngs=rngs)
         x = self.attention_norm(x + dropout(y))
         y = self.output(jax.nn.gelu(self.intermediate(x), approximate=False))
         return self.output_norm(x + dropout(y))

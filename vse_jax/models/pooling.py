@@ -227,7 +227,7 @@ class MAPPool(nnx.Module):
         queries = jnp.broadcast_to(
             self.probe[...], (features.shape[0], 1, features.shape[2])
         )
-        x = self.attention(features, mask, queries=queries)[:, 0]
+        x = self.attention(features, mask[:, None], queries=queries)[:, 0]
         return x + self.mlp(self.norm(x))
 
 

@@ -156,5 +156,5 @@ class PreNormLayer(nnx.Module):
 
     def __call__(self, x, *, train):
         del train  # there is no dropout
-        x = x + self.attention(self.attention_norm(x), None)
+        x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))

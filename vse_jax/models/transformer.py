@@ -35,9 +35,9 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "b t h"] | Float[Array, "n h"],
-        mask: Bool[Array, "b t"] | None,
-        places: Int[Array, " n"] | None = None,
+        x: Float[Array, "b k h"] | Float[Array, "n h"],
+        attends: Bool[Array, "_ _ _"] | None = None,
+        padding: tuple[Bool[Array, "b t"], Int[Array, " n"]] | None = None,
         *,
         queries: Float[Array, "b q h"] | None = None,
         train: bool = False,
@@ -46,9 +46,9 @@ class Attention(nnx.Module):
         """Returns a vector for each element of the set, or for each query.
 
         Args:
-            x: the set, with `places` packed (see ops/packing.py).
-            mask: the real elements; others are never attended to. None: all are real.
-            places: of the real elements, where they are packed.
+            x: the set; with `padding` all sets' elements.
+            attends: [b, 1 or q, k], the elements that each query attends to. None: all.
+            padding: (mask, places): `x` is unpacked for attention (ops/packing.py).
             queries: what attends; None: the set's elements.
             train: apply dropout to the weights, with the stream `dropout` of `rngs`.
         """
@@ -58,20 +58,20 @@ class Attention(nnx.Module):
 
         def of_set(project):
             y = project(x)
-            return heads(y if mask is None else unpack(y, mask, places, self.mesh))
+            return heads(y if padding is None else unpack(y, *padding, self.mesh))
 
         query = of_set(self.query) if queries is None else heads(self.query(queries))
         key, value = of_set(self.key), of_set(self.value)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
         scores = scores * query.shape[-1] ** -0.5
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None], scores, -1e9)
+        if attends is not None:
+            scores = jnp.where(attends[:, None], scores, -1e9)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         weights = self.dropout(weights, deterministic=not train, rngs=rngs)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         mixed = mixed.reshape(*mixed.shape[:2], -1)
-        if queries is None and mask is not None:
-            mixed = pack(mixed, mask, places, self.mesh)
+        if padding is not None:
+            mixed = pack(mixed, *padding, self.mesh)
         return self.output(mixed)
 
 

@@ -7,12 +7,13 @@ NAME_reference: it says what is computed, and the tests compare the two.
 from vse_jax.ops.blocks import Blocks, place
 from vse_jax.ops.conv import conv2d
 from vse_jax.ops.memory import disable_malloc_trim
-from vse_jax.ops.packing import pack, unpack
+from vse_jax.ops.packing import attends_in_rows, pack, unpack
 from vse_jax.ops.per_device import per_device
 from vse_jax.ops.sorted_pool import sorted_pool
 
 __all__ = [
     "Blocks",
+    "attends_in_rows",
     "conv2d",
     "disable_malloc_trim",
     "pack",

@@ -56,7 +56,7 @@ class Blocks(nnx.List[nnx.Module]):
     def __call__(
         self,
         x: jax.Array,
-        *others: jax.Array | None,
+        *others: Any,
         train: bool,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
@@ -64,7 +64,7 @@ class Blocks(nnx.List[nnx.Module]):
 
         Args:
             x: the first block's input.
-            others: further arguments of every block.
+            others: further arguments of every block: arrays, None or tuples of them.
             train: also of the blocks; only then their running statistics change.
             rngs: each block gets a key of its own from the stream `dropout`.
         """

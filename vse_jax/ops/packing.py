@@ -1,8 +1,7 @@
-"""Padded captions [b, t, …] as one row of their tokens [n, …], and back.
+"""Padded captions [b, t, …] as rows of whole captions [r, w, …], and back.
 
-Half of a padded batch is padding, and most of BERT treats each token by itself.
-`places` [n] are the tokens' places in the flattened batch, in their order, and b · t
-for what fills the row up (vse_jax/data/collate.py); None: everything stays padded.
+Half of a padded batch is padding. `places` [r, w] are the tokens' places in the
+flattened batch, and b · t for what fills a row up (vse_jax/data/collate.py).
 
 On several devices each packs its own captions: `places` are spread like the captions,
 and are places among those of the device.
@@ -16,61 +15,71 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from vse_jax.ops.per_device import per_device
 
 
+def attends_in_rows(mesh: Mesh | None) -> bool:
+    """Whether tokens attend to those of their caption among all of their row.
+
+    Matrices of a row's size fill an accelerator's lanes. A CPU computes each value, and
+    has fewer of them where captions are padded again for attention.
+    """
+    return mesh is not None and mesh.devices.flat[0].platform != "cpu"
+
+
 def pack(
     x: Num[Array, "b t h"],
     mask: Bool[Array, "b t"],
-    places: Int[Array, " n"] | None,
+    places: Int[Array, "*rows"],
     mesh: Mesh | None = None,
-) -> Num[Array, "b t h"] | Num[Array, "n h"]:
-    """The tokens' vectors, then zeros; mesh: over whose devices they are spread."""
-    return x if places is None else _by(_pack, mesh, x, mask, places)
+) -> Num[Array, "*rows h"]:
+    """The tokens' vectors, zeros between; mesh: over whose devices they are spread."""
+    return _by(_pack, mesh, x, mask, places)
 
 
 def unpack(
-    x: Float[Array, "b t h"] | Float[Array, "n h"],
+    x: Float[Array, "*rows h"],
     mask: Bool[Array, "b t"],
-    places: Int[Array, " n"] | None,
+    places: Int[Array, "*rows"],
     mesh: Mesh | None = None,
 ) -> Float[Array, "b t h"]:
     """Inverse of `pack`; zeros where the mask is False."""
-    return x if places is None else _by(_unpack, mesh, x, mask, places)
+    return _by(_unpack, mesh, x, mask, places)
 
 
 def pack_reference(x, mask, places):
     """The same as indexing has it; `unpack_reference` as a scatter."""
     rows = x.reshape(-1, x.shape[-1])
-    return jnp.where((places < len(rows))[:, None], rows[places], 0)
+    return jnp.where((places < len(rows))[..., None], rows[places], 0)
 
 
 def unpack_reference(x, mask, places):
     padded = jnp.zeros((mask.size, x.shape[-1]), x.dtype)
-    return padded.at[places].set(x, mode="drop").reshape(*mask.shape, -1)
+    rows = x.reshape(-1, x.shape[-1])
+    return padded.at[places.reshape(-1)].set(rows, mode="drop").reshape(*mask.shape, -1)
 
 
 def _by(move, mesh, *rows):
     def own(_, x, mask, places):
-        return move(x, places, _slots(mask, len(places)))
+        # Where each token lies in the rows; beyond them for padding.
+        slots = jnp.full(mask.size, places.size, places.dtype)
+        numbers = jnp.arange(places.size, dtype=places.dtype)
+        slots = slots.at[places.reshape(-1)].set(numbers, mode="drop")
+        return move(x, places, slots.reshape(mask.shape))
 
     return per_device(mesh, own, (), *rows)
 
 
-def _slots(mask, count):
-    """[b, t]: where each token lies in the row; `count`, beyond it, for padding."""
-    order = jnp.cumsum(mask.reshape(-1)).reshape(mask.shape) - 1
-    return jnp.where(mask, order, count)
+def _taken(x, indices):
+    return x.reshape(-1, x.shape[-1]).at[indices].get(mode="fill", fill_value=0)
 
 
 # One is the other's gradient: the automatic one would be a scatter, token by token.
 @jax.custom_vjp
 def _pack(x, places, slots):
-    del slots
-    return x.reshape(-1, x.shape[-1]).at[places].get(mode="fill", fill_value=0)
+    return _taken(x, places)
 
 
 @jax.custom_vjp
 def _unpack(x, places, slots):
-    del places
-    return x.at[slots].get(mode="fill", fill_value=0)
+    return _taken(x, slots)
 
 
 _pack.defvjp(

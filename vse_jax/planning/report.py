@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.stages import Lowered
 
@@ -27,7 +28,7 @@ from vse_jax.data.collate import (
     CaptionCollator,
     caption_shapes,
     image_shapes,
-    packed_size,
+    packed_rows,
     packing_devices,
     pair_shapes,
     shapes_of,
@@ -114,7 +115,7 @@ def _usual_bucket(config: Config, devices: int) -> Bucket:
         logging.info("captions of up to %d tokens, as COCO's (%s)", usual, error)
         if not pack:
             return usual, None
-        return usual, packed_size(_MEAN_TOKENS * size // pack, size, usual, pack)
+        return usual, packed_rows(np.full(size, _MEAN_TOKENS), usual, pack)
     steps = range(min(_SAMPLED_STEPS, sampler.steps_per_epoch))
     batches = (sampler.batch(sampler.position(step)) for step in steps)
     needed = Counter(rows.bucket_of(batch) for batch in batches)
