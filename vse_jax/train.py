@@ -525,6 +525,7 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         rows = batch_sharding(mesh)
         # Against transfers to and from the device that nobody asked for.
         debug = jax.transfer_guard("disallow") if config.debug else None
+        bad: InputError | None = None  # in the next step's batch
         try:
             with (
                 debug or contextlib.nullcontext(),
@@ -566,13 +567,18 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                         trace.enter_context(jax.profiler.trace(workdir / "profile"))
                     if step == start:
                         batch = put_batch(logger.timed_next(batches), rows)
+                    if bad is not None:
+                        raise bad
                     program = programs.get(
                         *trainer.step_program(shapes_of(batch), groups)
                     )
                     state, scalars = program(state, batch)
                     progress.step = step + 1
                     if progress.step < steps:
-                        batch = put_batch(logger.timed_next(batches), rows)
+                        try:
+                            batch = put_batch(logger.timed_next(batches), rows)
+                        except InputError as error:  # what is due before comes first
+                            bad = error
                     logger.add(progress.step, scalars)  # waits for the step before
                     if progress.step == trace_to:
                         jax.block_until_ready(scalars)

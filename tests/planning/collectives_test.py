@@ -15,6 +15,7 @@ from vse_jax.data.collate import (
 )
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import jit_encoders, lower_encoder
+from vse_jax.models.build import abstract_model
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
 from vse_jax.train import Trainer
@@ -52,6 +53,7 @@ def check(config):
     alone = with_fields(config, {"mesh.data": 1, "mesh.fsdp": 1})
     _, step = next(programs(alone, 1, BATCH // 8))
     flops = read_program(step).flops
+    parameters = len(jax.tree.leaves(abstract_model(config)[1]["params"]))
     wrong = []
     for name, compiled in programs(config, 8, BATCH):
         program = read_program(compiled)
@@ -64,6 +66,11 @@ def check(config):
                 wrong.append(f"{name}: {c}")
         if name == "step" and program.flops > 1.1 * flops:
             wrong.append(f"{name}: {program.flops / flops:.2f} × the FLOP of a share")
+        # A parameter is gathered, and once more for its gradient with fsdp; the
+        # gradient is summed.
+        count = sum(c.times for c in program.collectives)
+        if count > 3 * parameters:
+            wrong.append(f"{name}: {count} collectives of {parameters} parameters")
     assert not wrong, "\n".join(wrong)
 
 

@@ -3,8 +3,12 @@
 import contextlib
 
 import jax
+import pytest
 
 from vse_jax import train as train_module
+from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.runs import Checkpoints
+from vse_jax.data.loader import TrainData
 from vse_jax.metrics_logger import MetricsLogger
 from vse_jax.train import train
 
@@ -42,3 +46,22 @@ def test_two_batches_are_ahead_and_the_profile_has_the_steps_it_was_told(
         *("put", "put", 2, "start", "put", 3, 4, "stop"),
         *("start", "put", "put", 5, "put", 6, "stop", 7),
     ]
+
+
+def test_a_bad_image_of_the_next_epoch_loses_nothing_of_this_one(
+    tiny_config, tmp_path, monkeypatch
+):
+    steps, make = 30, TrainData._batch
+
+    def batch(data, share, step):
+        if step == steps:  # the first one of the second epoch
+            raise InputError("bad.jpg: not an image")
+        return make(data, share, step)
+
+    monkeypatch.setattr(TrainData, "_batch", batch)
+    tiny_config.image.backbone.layers = (1,)
+    with pytest.raises(InputError, match="bad"):
+        train(tiny_config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == steps
+        assert checkpoints.progress().best_step == steps
