@@ -94,6 +94,16 @@ def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
     assert "packed_indices" not in arrays()
 
 
+def test_every_program_of_several_devices_can_be_lowered(tiny_config, monkeypatch):
+    """A step keeps parameters in shards; the encoders take them whole."""
+    monkeypatch.setattr("vse_jax.distributed.mesh._SHARD_FROM", 256)
+    place = Topology("cpu:4", jax.devices()[:4], 10**12)
+    tiny_config.mesh.data = -1
+    every = compile_module._programs(tiny_config, place, (16, None), False)
+    names = [(name, lower())[0].split(",")[0] for name, lower in every]
+    assert names == ["train_step", "encode_images", "encode_captions"]
+
+
 def test_the_peak_of_a_step_has_the_batches_of_the_next_two():
     place = Topology("cpu:2", jax.devices()[:2], 10**12)
     batch = {"images": jax.ShapeDtypeStruct((6, 100), np.float32)}

@@ -517,6 +517,7 @@ def lower_encoder(
     encoder, mesh: Mesh, abstract: Model, shapes: Shapes, dim: int | None = None
 ) -> Lowered:
     """One of `jit_encoders` for global batches of these shapes; dim: of its vectors."""
+    abstract = with_sharding(abstract, encoder_sharding(mesh, abstract))
     rows = next(iter(shapes.values()))[0][0]
     of_rows = jax.ShapeDtypeStruct((rows,), np.int32)
     if dim is not None:
