@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.models.layers import uniform
-from vse_jax.ops import per_device
+from vse_jax.ops import per_device, recur
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -111,36 +110,21 @@ def _states(grus: Sequence[GRU], x, mask) -> list[Array]:
     x, mask = x.swapaxes(0, 1), mask.swapaxes(0, 1)
     # The input's share of all gates in one product, outside the sequential loop.
     inputs = [
-        _product(_ordered(gru, x), gru.input_kernel[...], dtype) + gru.input_bias[...]
+        jnp.matmul(
+            _ordered(gru, x).astype(dtype),
+            gru.input_kernel[...].astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        + gru.input_bias[...]
         for gru in grus
     ]
-    masks = [_ordered(gru, mask) for gru in grus]
+    masks = jnp.stack([_ordered(gru, mask) for gru in grus], axis=1)
     kernel = jnp.stack([gru.hidden_kernel[...] for gru in grus]).astype(dtype)
     bias = jnp.stack([gru.hidden_bias[...] for gru in grus])[:, None]
-
-    def step(hidden, position):
-        gates_x, valid = position
-        x_reset, x_update, x_new = jnp.split(gates_x, 3, axis=-1)
-        gates_h = jnp.split(_product(hidden, kernel, dtype) + bias, 3, axis=-1)
-        h_reset, h_update, h_new = gates_h
-        reset = jax.nn.sigmoid(x_reset + h_reset)
-        update = jax.nn.sigmoid(x_update + h_update)
-        new = jnp.tanh(x_new + reset * h_new)
-        new = (1 - update) * new + update * hidden
-        valid = valid[..., None]
-        return jnp.where(valid, new, hidden), jnp.where(valid, new, 0)
-
-    start = jnp.zeros((len(grus), mask.shape[1], kernel.shape[1]), jnp.float32)
-    positions = (jnp.stack(inputs, axis=1), jnp.stack(masks, axis=1))
-    _, states = jax.lax.scan(step, start, positions)
+    states = recur(jnp.stack(inputs, axis=1), masks, kernel, bias, grus[0].mesh)
     return [_ordered(gru, states[:, i]).swapaxes(0, 1) for i, gru in enumerate(grus)]
 
 
 def _ordered(gru, x):
     """x [t, ...] in the order in which the GRU reads it, and back again."""
     return x[::-1] if gru.reverse else x
-
-
-def _product(x, kernel, dtype):
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)

@@ -6,6 +6,7 @@ NAME_reference: it says what is computed, and the tests compare the two.
 
 from vse_jax.ops.blocks import Blocks, place
 from vse_jax.ops.conv import conv2d
+from vse_jax.ops.gru import recur
 from vse_jax.ops.memory import disable_malloc_trim
 from vse_jax.ops.packing import attends_in_rows, pack, unpack
 from vse_jax.ops.per_device import per_device
@@ -19,6 +20,7 @@ __all__ = [
     "pack",
     "per_device",
     "place",
+    "recur",
     "sorted_pool",
     "unpack",
 ]

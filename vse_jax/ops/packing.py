@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from vse_jax.ops.per_device import per_device
+from vse_jax.ops.per_device import on_accelerators, per_device
 
 
 def attends_in_rows(mesh: Mesh | None) -> bool:
@@ -21,7 +21,7 @@ def attends_in_rows(mesh: Mesh | None) -> bool:
     Matrices of a row's size fill an accelerator's lanes. A CPU computes each value, and
     has fewer of them where captions are padded again for attention.
     """
-    return mesh is not None and mesh.devices.flat[0].platform != "cpu"
+    return on_accelerators(mesh)
 
 
 def pack(

@@ -16,6 +16,11 @@ from jax.sharding import PartitionSpec as P
 T = TypeVar("T")
 
 
+def on_accelerators(mesh: Mesh | None) -> bool:
+    """Whether a program is traced for GPUs or TPUs; None: a CPU."""
+    return mesh is not None and mesh.devices.flat[0].platform != "cpu"
+
+
 def per_device(
     mesh: Mesh | None, function: Callable[..., T], params: Any, *rows: jax.Array
 ) -> T:
