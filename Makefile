@@ -100,8 +100,7 @@ test-all: check setup-tpu-compiler ## all tests but those of a GPU and a browser
 	$(PYTEST) -m "not gpu"
 
 test-gpu: setup-dev ## what the official program computed, on an NVIDIA GPU
-	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false \
-	  $(BIN)/python -m pytest -m "golden or gpu"
+	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -m "golden or gpu"
 
 coverage: setup-dev ## the lines that the tests reach, in percent
 	$(BIN)/python -m coverage erase && $(BIN)/python -m coverage run -m pytest -m "not slow and not gpu"
