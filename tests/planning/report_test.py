@@ -44,14 +44,16 @@ def test_every_program_of_a_run_for_devices_that_are_not_here(environment, tmp_p
 
 @pytest.fixture(scope="module")
 def step_on_a_tpu(environment, tmp_path_factory):
-    """step(name, fsdp): what the TPU's compiler makes of a config, one layer deep."""
+    """step(recipe, fsdp): what the TPU's compiler makes of it, one layer deep."""
     # It then looks less hard for the fastest products; what is sent is the same.
     quick = {**environment, "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-0.5"}
+    del quick["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
     @functools.cache
-    def step(name, fsdp):
+    def step(recipe, fsdp):
+        name, colon, variant = recipe.partition(":")
         workdir = tmp_path_factory.mktemp(name)
-        args = [f"--config=configs/{name}.py", f"--workdir={workdir}"]
+        args = [f"--config=configs/{name}.py{colon}{variant}", f"--workdir={workdir}"]
         args += ["--mode=compile", "--topology=v5e:2x4", f"--config.mesh.fsdp={fsdp}"]
         args += ["--config.text.layers=1", "--config.data.root=/absent"]
         args += ["--config.image.backbone.layers=(1,1,1,1)"]
@@ -79,6 +81,24 @@ def test_fsdp_on_a_tpu_sends_no_activations(name, fsdp, step_on_a_tpu):
     word_embeddings = 4 * 30_522 * 768  # the largest parameter
     assert cut["temporaries_bytes"] <= whole["temporaries_bytes"] + word_embeddings
     assert cut["flops"] == pytest.approx(whole["flops"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "milliseconds", "gigabytes"),
+    [
+        ("coco_region:fast", 7.03, 0.29),
+        ("coco_region_bigru", 12.0, 0.27),
+        ("coco_grid:fast", 79.4, 2.72),
+        ("f30k_grid_wsl:fast", 145.60, 3.60),
+    ],
+)
+def test_what_a_step_costs_a_tpu(recipe, milliseconds, gigabytes, step_on_a_tpu):
+    """Bounds of 1.05 × what was measured: no work for other platforms costs a TPU."""
+    step = step_on_a_tpu(recipe, 1)
+    assert step["estimate"]["step_s"] < 1.05e-3 * milliseconds
+    assert step["peak_bytes"] < 1.05e9 * gigabytes
+    assert not [c for c in step["collectives"] if c["looped"]]
 
 
 def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
