@@ -63,7 +63,8 @@ def stamp() -> str:
 def read() -> dict[str, dict[str, Any]]:
     """{RECIPE@TOPOLOGY: row} of today's code."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return {name: row for name, row in rows.items() if row["stamp"] == stamp()}
+    today = stamp()
+    return {name: row for name, row in rows.items() if row["stamp"] == today}
 
 
 def write(rows: dict[str, dict[str, Any]]) -> None:

@@ -189,7 +189,7 @@ class Embedder:
     ):
         self.config = config
         self._mesh = mesh
-        self._abstract = with_sharding(abstract, encoder_sharding(mesh, abstract))
+        self._abstract = abstract
         self._programs = programs
         # Of the splits seen so far, with the captions that they are of.
         self._tokens: dict[str, tuple[list[str], CaptionTokens]] = {}
@@ -284,7 +284,7 @@ class Embedder:
 
     def _placed(self, model: Model) -> Model:
         """All-gathers what a training step keeps in shards."""
-        return jax.device_put(model, jax.tree.map(lambda x: x.sharding, self._abstract))
+        return jax.device_put(model, encoder_sharding(self._mesh, model))
 
     # Any items
 
