@@ -296,7 +296,7 @@ class Pairs(Dataset):
         self._config, self._train = config.image, train
         assert isinstance(split.images, list)
         self._paths = [str(path) for path in split.images]
-        self._per_image = split.captions_per_image
+        self._image_of = split.caption_images.tolist()
         spans = map(tokens.span, range(len(tokens)))
         self._ids = [torch.from_numpy(tokens.ids[span]) for span in spans]
 
@@ -306,7 +306,7 @@ class Pairs(Dataset):
     def __getitem__(self, caption: int) -> tuple[Tensor, Tensor]:
         """[3, s, s] float32, BGR minus the means; token ids."""
         size = self._config.size
-        with Image.open(self._paths[caption // self._per_image]) as file:
+        with Image.open(self._paths[self._image_of[caption]]) as file:
             image = file.convert("RGB")
         if self._train:
             # A box of one ratio for both sides, uniformly placed.

@@ -85,6 +85,8 @@ def test_eval_and_embed_need_only_the_workdir(trained, environment):
     captions = np.load(folder / "captions.npy")
     assert images.shape == (32, 32)
     assert captions.shape == (160, 32)
+    owners = np.load(folder / "caption_images.npy")
+    assert owners.tolist() == np.repeat(np.arange(32), 5).tolist()
     assert len((folder / "image_ids.txt").read_text().splitlines()) == 32
     # They are the best model's, and what training ranked.
     rsums = [row.get("eval/dev/rsum", 0) for row in read_metrics(workdir)]

@@ -279,11 +279,11 @@ class DataConfig:
     dev_captions: int | None = field(
         None, "validates on the first ones; None: on all", min=1
     )
-    equal_captions: bool = field(
-        True,
-        "all splits have the same number of captions per image; False: they may "
-        "differ, each within itself still has one number",
-        free=RESUME,
+    captions_per_image: int | None = field(
+        None,
+        "takes each image's first ones, as the original took five; None: all",
+        min=1,
+        free=EVALUATION,
     )
     distinct_images: bool = field(
         False, "no image twice in a batch (five passes an epoch)"

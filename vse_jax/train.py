@@ -46,7 +46,7 @@ from vse_jax.data.collate import Shapes, described, packing_devices, shapes_of
 from vse_jax.data.dataset import Split, read_splits
 from vse_jax.data.digests import changes, data_digests
 from vse_jax.data.loader import TrainData, training_sampler
-from vse_jax.data.sampler import Sampler
+from vse_jax.data.sampler import Epochs
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
 from vse_jax.distributed import preemption
@@ -308,16 +308,14 @@ def resume_progress(
             "on with them and scores the best model again"
         )
     old = before.data["splits"][splits[0].name]
-    sampler = Sampler(
-        seed=config.seed,
-        images=old["images"],
-        captions_per_image=old["texts"] // old["images"],
+    epochs = Epochs(
+        captions=old["texts"],
+        passes=old["most_texts"] if config.data.distinct_images else 1,
         batch_size=config.batch_size,
-        distinct_images=config.data.distinct_images,
         first_step=before.first_step,
         first_epoch=before.first_epoch,
     )
-    epoch = sampler.position(before.step).epoch
+    epoch = epochs.position(before.step).epoch
     left = "" if epoch < config.num_epochs else "; raise --config.num_epochs to go on"
     logging.warning(
         "the data %s; accepted: %d of %d epochs are done%s",

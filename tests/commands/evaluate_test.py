@@ -1,5 +1,7 @@
 """What eval_<split>.json holds; the metrics themselves have their own tests."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from vse_jax.evaluation.encode import Embeddings
 def split() -> Split:
     """The 40 images of the CxC golden, as a split of a published data root."""
     ids = (GOLDEN / "cxc_annots" / "testall_ids.txt").read_text().split()[::5]
-    return Split("testall", GOLDEN, ids, ["a caption"] * 200, 5, None, None)
+    return Split("testall", GOLDEN, ids, ["a caption"] * 200, 5 * np.arange(41))
 
 
 @pytest.fixture
@@ -37,16 +39,20 @@ def test_cxc_and_eccv_only_when_asked(split, embeddings, monkeypatch):
     )
     metrics = split_metrics(config, split, embeddings)
     assert metrics["cxc"] == cxc_metrics(
-        embeddings.images, embeddings.captions, split.image_ids, GOLDEN / "cxc_annots"
+        embeddings.images,
+        embeddings.captions,
+        5,
+        split.image_ids,
+        GOLDEN / "cxc_annots",
     )
     assert metrics["eccv"] == {"i2t": 1}
-    assert asked[0][2:] == (split.image_ids, None)
+    assert asked[0][3:] == (split.image_ids, None)
 
 
 def test_cxc_without_its_annotations(split, embeddings, tmp_path):
     config = draft(tiny.get_config())
     config.eval.cxc = True
-    other = Split("testall", tmp_path, split.image_ids, split.captions, 5, None, None)
+    other = dataclasses.replace(split, root=tmp_path)
     with pytest.raises(InputError, match="cxc_annots"):
         split_metrics(config, other, embeddings)
 

@@ -44,7 +44,7 @@ def test_written_root_reads_back(root):
     split = read_split(config_for(root), "test")
 
     assert split.image_ids == ["0", "1", "2", "3"]
-    assert split.captions_per_image == 5
+    assert split.captions_per_image.tolist() == [5, 5, 5, 5]
     assert split.captions[5:7] == ["caption 0 of 1", "caption 1 of 1"]
     assert split.images == [root / "images" / f"{i}.jpg" for i in range(4)]
     assert split.regions is None
@@ -60,7 +60,7 @@ def test_ids_may_be_listed_once_per_caption(tmp_path, per_image):
     split = read_split(config_for(root), "test")
 
     assert split.image_ids == ["0", "1", "2", "3"]
-    assert split.captions_per_image == per_image
+    assert split.captions_per_image.tolist() == 4 * [per_image]
 
 
 def test_dev_is_as_long_as_the_config_says(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_dev_is_as_long_as_the_config_says(tmp_path, monkeypatch):
 
 
 class TestCaptionsPerImage:
-    """All splits of a data root have the same number, or the config says otherwise."""
+    """Of lists that name an id once: all splits of a root have the same number."""
 
     @pytest.fixture
     def cut(self, tmp_path):
@@ -106,25 +106,86 @@ class TestCaptionsPerImage:
 
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_a_list_that_was_cut_is_found_whatever_is_read(self, cut, split):
-        message = (
-            r"precomp: .*\(t.* has ., .*\).* config\.data\.equal_captions to False"
-        )
+        message = r"precomp: .*\(t.* has ., .*\).* list each image's id once for each"
         with pytest.raises(InputError, match=message) as error:
             read_split(config_for(cut), split)
         for count in ("train has 4", "dev has 5", "test has 5"):
             assert count in str(error.value)
 
     def test_the_user_may_mean_it(self, cut):
+        path = cut / "precomp/train_ids.txt"
+        path.write_text("".join(4 * f"{line}\n" for line in path.read_text().split()))
         config = config_for(cut)
-        config.data.equal_captions = False
-        assert read_split(config, "train").captions_per_image == 4
-        assert read_split(config, "dev").captions_per_image == 5
+        assert (read_split(config, "train").captions_per_image == 4).all()
+        assert (read_split(config, "dev").captions_per_image == 5).all()
 
     def test_lists_that_are_damaged_or_unused_do_not_matter(self, cut):
         (cut / "precomp/train_caps.txt").write_text("one\n")
-        assert read_split(config_for(cut), "test").captions_per_image == 5
+        assert (read_split(config_for(cut), "test").captions_per_image == 5).all()
         (cut / "precomp/train_ids.txt").unlink()
-        assert read_split(config_for(cut), "dev").captions_per_image == 5
+        assert (read_split(config_for(cut), "dev").captions_per_image == 5).all()
+
+
+class TestAnyNumber:
+    """Images with one, three and two captions."""
+
+    ROWS = (("a", ["a0"]), ("b", ["b0", "b1", "b2"]), ("c", ["c0", "c1"]))
+
+    @pytest.fixture
+    def config(self, tmp_path):
+        mapping = {image: f"{image}.jpg" for image, _ in self.ROWS}
+        dataset.write_root(tmp_path, {"dev": self.ROWS, "test": [*self.ROWS]}, mapping)
+        (tmp_path / "images").mkdir()
+        for name in mapping.values():
+            (tmp_path / "images" / name).touch()
+        return config_for(tmp_path)
+
+    def test_an_id_is_listed_for_each_caption(self, config):
+        path = Path(config.data.root) / "precomp/test_ids.txt"
+        assert path.read_text().split() == ["a", "b", "b", "b", "c", "c"]
+        split = read_split(config, "test")
+        assert split.image_ids == ["a", "b", "c"]
+        assert split.captions == ["a0", "b0", "b1", "b2", "c0", "c1"]
+        assert split.offsets.tolist() == [0, 1, 4, 6]
+        assert split.captions_per_image.tolist() == [1, 3, 2]
+        assert split.caption_images.tolist() == [0, 1, 1, 1, 2, 2]
+
+    @pytest.mark.parametrize(
+        ("most", "captions", "offsets"),
+        [
+            (1, ["a0", "b0", "c0"], [0, 1, 2, 3]),
+            (2, ["a0", "b0", "b1", "c0", "c1"], [0, 1, 3, 5]),
+            (3, ["a0", "b0", "b1", "b2", "c0", "c1"], [0, 1, 4, 6]),
+        ],
+    )
+    def test_the_first_ones(self, config, most, captions, offsets):
+        config.data.captions_per_image = most
+        split = read_split(config, "test")
+        assert (split.captions, split.offsets.tolist()) == (captions, offsets)
+        assert split.image_ids == ["a", "b", "c"]
+
+    @pytest.mark.parametrize(("limit", "images"), [(1, 1), (3, 1), (4, 2), (5, 2)])
+    def test_dev_has_whole_images(self, config, limit, images):
+        config.data.dev_captions = limit
+        split = read_split(config, "dev")
+        assert split.image_ids == ["a", "b", "c"][:images]
+        assert len(split.captions) == split.offsets[-1] == [1, 4][images - 1]
+        assert len(split.images) == images
+
+    def test_the_limit_of_dev_counts_what_is_taken(self, config):
+        """As in the original: five an image, and of those the first 5,000."""
+        config.data.dev_captions, config.data.captions_per_image = 2, 1
+        assert read_split(config, "dev").captions == ["a0", "b0"]
+
+    def test_features_are_of_images(self, config):
+        path = Path(config.data.root) / "precomp/test_ims.npy"
+        config.image.kind = "region"
+        regions = np.random.default_rng(0).random((3, 3, 8), np.float32)
+        np.save(path, regions)
+        np.testing.assert_array_equal(read_split(config, "test").regions[2], regions[2])
+        np.save(path, regions.repeat(2, axis=0))  # divides, but means nothing
+        with pytest.raises(InputError, match=r"test_ims.npy: 6 rows for 3 images"):
+            read_split(config, "test")
 
 
 def test_fewer_dev_captions_than_an_image_has(tmp_path):
@@ -228,7 +289,7 @@ BAD_ROOTS = {
     ),
     "counts when listed per caption": (
         write("precomp/test_ids.txt", "0\n0\n1\n1\n"),
-        "20 captions do not divide by the 2 images .* each listed 2 times",
+        "20 captions do not fit test_ids.txt, which lists 2 images on 4 lines",
     ),
     "no images at all": (write("precomp/test_ids.txt", ""), "test_ids.txt: empty"),
     "no captions at all": (write("precomp/test_caps.txt", ""), "test_caps.txt: empty"),
@@ -238,7 +299,7 @@ BAD_ROOTS = {
     ),
     "uneven ids": (
         write("precomp/test_ids.txt", "0\n0\n1\n"),
-        "line 3: image id '1' is listed 1 times, the first one 2 times",
+        "20 captions do not fit test_ids.txt, which lists 2 images on 3 lines",
     ),
     "blank id": (write("precomp/test_ids.txt", "0\n\n2\n3\n"), "line 2: no image id"),
     "unmapped id": (

@@ -89,11 +89,21 @@ def test_a_change_is_named(root, change, said):
 
 def test_other_captions_a_picture(root):
     before = digests(root)
-    path = root / "precomp/dev_caps.txt"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:64]))
-    assert changes(before, digests(root, equal_captions=False)) == [
-        "'dev' had 32 images and 160 captions, now 32 and 64"
+    assert changes(before, digests(root, captions_per_image=2)) == [
+        f"{name!r} had {count} images and {5 * count} captions, now {count} and "
+        f"{2 * count}"
+        for name, count in (("train", 96), ("dev", 32))
     ]
+
+
+def test_a_caption_of_another_image(root):
+    path = root / "precomp/dev_ids.txt"
+    ids = [line for line in path.read_text().split() for _ in range(5)]
+    path.write_text("\n".join(ids))
+    before = digests(root)
+    ids[4] = ids[5]
+    path.write_text("\n".join(ids))
+    assert changes(before, digests(root)) == ["'dev' has other captions of the images"]
 
 
 def test_what_only_looks_different_is_the_same(root, tmp_path):

@@ -106,6 +106,34 @@ def assert_equal_batches(ours, theirs):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.parametrize("distinct", [False, True])
+def test_images_with_any_number_of_captions(tiny_root, tmp_path, distinct):
+    from tests.helpers import tiny
+
+    root = tmp_path / "tiny"
+    shutil.copytree(tiny_root, root)
+    shutil.copytree(tiny_root.parent / "vocab", tmp_path / "vocab")
+    tiny.make_uneven(root)
+    config = small_config("grid", root)
+    config.batch_size, config.data.distinct_images = 8, distinct
+    # The lists are exported as they are, whatever a run takes of them.
+    config.data.captions_per_image = 2
+    export(config)
+    config.data.captions_per_image = None
+    split = read_split(config, "train")
+    folder = train_batches(config)
+    config.data.format = "tfds"
+    assert_equal_batches(train_batches(config), folder)
+    config.data.captions_per_image = 2
+    assert read_split(config, "train").captions_per_image.max() == 2
+
+    records = read_split(config, "train").images
+    record = decode_example(records.source[3])
+    first, end = split.offsets[3:5]
+    assert end - first == 4
+    assert [str(c, "utf-8") for c in record["captions"]] == split.captions[first:end]
+
+
 @pytest.mark.parametrize("exported", ["region"], indirect=True)
 def test_bad_numbers_are_named(damaged, monkeypatch):
     """When a root is exported, and in an export that was made without looking."""

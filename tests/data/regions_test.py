@@ -137,7 +137,7 @@ class TestRegions:
         np.save(tmp_path / "train_ims.npy", array)
         config = ImageConfig(kind="region", max_regions=3, feature_dim=8)
         path = tmp_path / "train_ims.npy"
-        return open_regions(path, self.IDS, 4, stride, config)
+        return open_regions(path, self.IDS, np.full(4, stride), config)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_a_bad_number_is_named_when_it_is_read(self, tmp_path, features, bad):

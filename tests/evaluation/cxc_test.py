@@ -35,6 +35,7 @@ def metrics(folder: Path, order=range(40), ids=IMAGE_IDS) -> dict:
     return cxc_metrics(
         GOLDEN["images"][list(order)],
         captions.reshape(5 * len(captions), -1),
+        5,
         [ids[k] for k in order],
         folder,
     )
@@ -132,7 +133,32 @@ def test_a_part_of_the_images(folder):
 def test_another_number_of_captions_than_the_set_has(folder):
     captions = GOLDEN["captions"].reshape(40, 5, -1)[:, :4].reshape(160, -1)
     with pytest.raises(InputError, match=r"'1000' has 5 captions, but 4 in the split"):
-        cxc_metrics(GOLDEN["images"], captions, IMAGE_IDS, folder)
+        cxc_metrics(GOLDEN["images"], captions, 4, IMAGE_IDS, folder)
+
+
+def test_more_captions_than_the_set_has(folder):
+    """As of COCO's images with six, of which the published lists take five."""
+    captions = np.insert(GOLDEN["captions"], 5, 0.5, axis=0)
+    counts = np.array([6] + 39 * [5])
+    message = r"'1000' has 5 captions, but 6 .*; --config.data.captions_per_image=5 "
+    with pytest.raises(InputError, match=message):
+        cxc_metrics(GOLDEN["images"], captions, counts, IMAGE_IDS, folder)
+
+
+def test_images_with_different_numbers_of_captions(folder):
+    """Without the last caption of an image, the set and the split agree again."""
+    path = folder / "testall_ids.txt"
+    ids, caption_ids = path.read_text().split(), folder / "testall_capids.txt"
+    path.write_text("\n".join(ids[:4] + ids[5:]))
+    listed = caption_ids.read_text().split()
+    caption_ids.write_text("\n".join(listed[:4] + listed[5:]))
+    captions = np.delete(GOLDEN["captions"], 4, axis=0)
+    counts = np.array([4] + 39 * [5])
+    found = cxc_metrics(GOLDEN["images"], captions, counts, IMAGE_IDS, folder)
+    # One caption less of 200 hardly matters, if all others are where they were.
+    for task, whole in metrics(FOLDER / "cxc_annots").items():
+        for k, recall in whole.items():
+            assert found[task][k] == pytest.approx(recall, abs=1.6)
 
 
 def test_caption_ids_in_another_order_than_the_image_ids(folder):
@@ -208,4 +234,4 @@ def test_embeddings_that_are_not_finite():
     images = GOLDEN["images"].copy()
     images[3, 0] = np.nan
     with pytest.raises(InputError, match=r"images: 1 of 40 .*\(rows from 0: 3\)"):
-        cxc_metrics(images, GOLDEN["captions"], IMAGE_IDS, FOLDER / "cxc_annots")
+        cxc_metrics(images, GOLDEN["captions"], 5, IMAGE_IDS, FOLDER / "cxc_annots")

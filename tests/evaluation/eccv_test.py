@@ -34,7 +34,7 @@ def test_metrics_equal_those_of_the_package():
     captions = np.repeat(images, 5, axis=0) + noise
     owner = load("original_caption_to_image.json")
     image_ids = np.array([owner[caption][0] for caption in CAPTION_IDS[::5]])
-    found = eccv_metrics(images, captions, image_ids.astype(str).tolist())
+    found = eccv_metrics(images, captions, 5, image_ids.astype(str).tolist())
 
     sides = {
         "i2t": (images, captions, image_ids, CAPTION_IDS, "image_to_caption"),
@@ -87,7 +87,7 @@ def folder(tmp_path) -> Path:
 
 
 def small_metrics(folder, ids=("7", "8", "9"), **options) -> dict:
-    return eccv_metrics(IMAGES, CAPTIONS, ids, annotations=folder, **options)
+    return eccv_metrics(IMAGES, CAPTIONS, 2, ids, annotations=folder, **options)
 
 
 def test_metrics_stated_by_hand(folder):
@@ -117,7 +117,7 @@ def test_images_are_found_by_id_in_any_order(folder):
     order = [2, 0, 1]
     captions = CAPTIONS.reshape(3, 2, 3)[order].reshape(6, 3)
     found = eccv_metrics(
-        IMAGES[order], captions, ("9", "007", "8"), folder, annotations=folder
+        IMAGES[order], captions, 2, ("9", "007", "8"), folder, annotations=folder
     )
     assert found == small_metrics(folder, plausible=folder)
 
@@ -133,17 +133,17 @@ def test_a_data_root_with_its_own_image_numbers(folder):
 def test_a_part_of_the_images(folder):
     message = r"the split lacks 1 of COCO's 3 test images, such as 8"
     with pytest.raises(InputError, match=message):
-        eccv_metrics(IMAGES[:2], CAPTIONS[:4], ("7", "9"), annotations=folder)
+        eccv_metrics(IMAGES[:2], CAPTIONS[:4], 2, ("7", "9"), annotations=folder)
 
 
 def test_another_number_of_captions(folder):
     with pytest.raises(InputError, match=r"'7' has 2 captions, but 1 in the split"):
-        eccv_metrics(IMAGES, CAPTIONS[:3], ("7", "8", "9"), annotations=folder)
+        eccv_metrics(IMAGES, CAPTIONS[:3], 1, ("7", "8", "9"), annotations=folder)
 
 
 def test_another_split():
     with pytest.raises(InputError, match=r"3 of the split's 3 image ids are missing"):
-        eccv_metrics(IMAGES, CAPTIONS, ["7", "8", "9"])
+        eccv_metrics(IMAGES, CAPTIONS, 2, ["7", "8", "9"])
 
 
 @pytest.mark.parametrize("name", ["coco_test_ids.npy", *SMALL])
@@ -167,4 +167,4 @@ def test_a_damaged_entry(folder, entry, message):
 def test_a_missing_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install eccv-caption"):
-        eccv_metrics(IMAGES, CAPTIONS, ["7", "8", "9"])
+        eccv_metrics(IMAGES, CAPTIONS, 2, ["7", "8", "9"])

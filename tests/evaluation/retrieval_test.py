@@ -1,4 +1,5 @@
 import tracemalloc
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -26,15 +27,18 @@ def numbers(direction: dict) -> list[float]:
     return [direction[key] for key in KEYS]
 
 
-def brute_force(similarity: np.ndarray, per: int) -> tuple[list[int], list[int]]:
+def brute_force(
+    similarity: np.ndarray, counts: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """The definition, query by query, on a similarity matrix [images, captions]."""
     i2t, t2i = [], []
+    owners = [image for image, count in enumerate(counts) for _ in range(count)]
     for i, row in enumerate(similarity):
-        right = [c for c in range(len(row)) if c // per == i]
+        right = [c for c in range(len(row)) if owners[c] == i]
         best = max(row[c] for c in right)
         i2t.append(sum(row[c] >= best for c in range(len(row)) if c not in right))
     for c, column in enumerate(similarity.T):
-        right = c // per
+        right = owners[c]
         t2i.append(
             sum(column[i] >= column[right] for i in range(len(column)) if i != right)
         )
@@ -64,6 +68,55 @@ def test_a_matrix_stated_by_hand():
     assert numbers(metrics["t2i"]) == pytest.approx([50, 100, 100, 1, 11 / 6])
     assert metrics["rsum"] == pytest.approx(100 / 3 + 50 + 400)
     assert "fold5" not in metrics
+
+
+def test_images_with_any_number_of_captions_by_hand():
+    similarity = np.array(
+        [
+            # A1   B1   B2   B3   C1   C2
+            [0.4, 0.5, 0.2, 0.1, 0.3, 0.6],  # A: B1 and C2 before its only one
+            [0.1, 0.2, 0.7, 0.7, 0.7, 0.9],  # B: C1 ties with B2 and B3; C2
+            [0.4, 0.1, 0.3, 0.2, 0.0, 0.8],  # C: C2 comes first
+        ],
+        np.float32,
+    )
+    counts = np.array([1, 3, 2])
+    found, _ = ranks(similarity, np.eye(6, dtype=np.float32), counts)
+    assert found.i2t.tolist() == [2, 2, 0]
+    # A1: C ties. B1: A first. C1: A and B first. C2: B first.
+    assert found.t2i.tolist() == [1, 1, 0, 0, 2, 1]
+    metrics = retrieval_metrics(similarity, np.eye(6, dtype=np.float32), counts, 1)
+    assert metrics["captions"] == 6
+    assert "fold5" not in metrics
+
+
+def test_folds_are_of_images():
+    """Five folds of two images each, with 1, 2, 3, … captions."""
+    rng = np.random.default_rng(3)
+    counts = np.arange(1, 11)
+    images = rng.normal(size=(10, 4)).astype(np.float32)
+    captions = rng.normal(size=(55, 4)).astype(np.float32)
+    found = retrieval_metrics(images, captions, counts, fold=2)["fold5"]
+    starts = np.append(0, np.cumsum(counts))
+    alone = [
+        retrieval_metrics(
+            images[i : i + 2], captions[starts[i] : starts[i + 2]], counts[i : i + 2]
+        )
+        for i in range(0, 10, 2)
+    ]
+    assert (found["images"], found["captions"]) == (2, 11)
+    for way in ("i2t", "t2i"):
+        for key in KEYS:
+            mean = np.mean([fold[way][key] for fold in alone])
+            assert found[way][key] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("counts", [3, np.array([1, 2, 3]), np.array([5, 0])])
+def test_counts_that_do_not_fit(counts):
+    images = np.eye(len(np.atleast_1d(counts)), dtype=np.float32)
+    captions = np.ones((5, len(images)), np.float32)
+    with pytest.raises(InputError, match="5 captions do not fit"):
+        ranks(images, captions, counts)
 
 
 def test_recall_counts_ranks_below_k():
@@ -122,13 +175,15 @@ WHOLE = st.integers(-2, 2).map(float)
 @settings(deadline=None)  # each shape is compiled: there are few
 @given(data=st.data())
 def test_ranks_equal_the_definition(data):
-    per = data.draw(st.integers(1, 3), label="captions per image")
     n = data.draw(st.sampled_from([1, 2, 7]), label="images")
+    equal = [[k] * n for k in (1, 2, 3)]
+    uneven = [[1, 3, 2, 1, 1, 5, 1][:n], [4, 1, 1, 2, 3, 1, 2][:n]]
+    counts = data.draw(st.sampled_from(equal + uneven), label="captions per image")
     block = data.draw(st.sampled_from([1, 3, 8]), label="block")
     images = data.draw(arrays(np.float32, (n, 3), elements=WHOLE))
-    captions = data.draw(arrays(np.float32, (n * per, 3), elements=WHOLE))
-    found, _ = ranks(images, captions, per, block)
-    i2t, t2i = brute_force(images @ captions.T, per)
+    captions = data.draw(arrays(np.float32, (sum(counts), 3), elements=WHOLE))
+    found, _ = ranks(images, captions, np.array(counts), block)
+    i2t, t2i = brute_force(images @ captions.T, counts)
     assert found.i2t.tolist() == i2t
     assert found.t2i.tolist() == t2i
 

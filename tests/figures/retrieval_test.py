@@ -21,7 +21,7 @@ def split(tmp_path) -> Split:
         Image.new("RGB", (40, 30), (10 * k, 10 * k, 10 * k)).save(path)
     captions = [f"grey number {k // 2}, sentence {k % 2}" for k in range(40)]
     ids = [str(k) for k in range(20)]
-    return Split("test", tmp_path, ids, captions, 2, paths, None)
+    return Split("test", tmp_path, ids, captions, 2 * np.arange(len(ids) + 1), paths)
 
 
 def green_frames(figure) -> int:
@@ -63,7 +63,12 @@ def test_a_data_set_without_images_and_one_with_a_broken_file(split, tmp_path):
 
 
 def test_a_split_smaller_than_the_page(split, tmp_path):
-    few = replace(split, image_ids=["0", "1"], captions=["a", "", "b", "c"])
+    few = replace(
+        split,
+        image_ids=["0", "1"],
+        captions=["a", "", "b", "c"],
+        offsets=np.array([0, 1, 4]),
+    )
     images = np.eye(2, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
     figure = plot_retrieval(tmp_path / "r.png", few, images, captions)

@@ -76,6 +76,22 @@ def write_root(root: Path) -> Path:
     return root
 
 
+def make_uneven(root: Path) -> None:
+    """Leaves image i of each split its first 1 + i % 5 captions."""
+    for split in SPLITS:
+        ids_file, captions_file = (
+            root / "precomp" / f"{split}_{name}.txt" for name in ("ids", "caps")
+        )
+        lines = captions_file.read_text().splitlines(keepends=True)
+        kept = [
+            (image, lines[5 * i + k])
+            for i, image in enumerate(ids_file.read_text().split())
+            for k in range(1 + i % 5)
+        ]
+        ids_file.write_text("".join(f"{image}\n" for image, _ in kept))
+        captions_file.write_text("".join(caption for _, caption in kept))
+
+
 def quick(config):
     """The config without what takes long to compile: for tests of all but the model."""
     config.image.pool = config.text.pool = "avg"

@@ -55,9 +55,12 @@ def stopped(folder, **progress):
 
 
 def without_the_last(split):
-    count = split.captions_per_image
+    offsets = split.offsets[:-1]
     return dataclasses.replace(
-        split, image_ids=split.image_ids[:-1], captions=split.captions[:-count]
+        split,
+        image_ids=split.image_ids[:-1],
+        captions=split.captions[: offsets[-1]],
+        offsets=offsets,
     )
 
 

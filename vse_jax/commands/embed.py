@@ -17,10 +17,11 @@ from vse_jax.evaluation.retrieval import check_finite, ensemble
 
 
 def embed(config: Config, workdir: Path) -> None:
-    """Writes embeddings/<split>/{images.npy, captions.npy, image_ids.txt}.
+    """Writes embeddings/<split>/{images,captions,caption_images}.npy and image_ids.txt.
 
-    Of the best checkpoint in `workdir` and config.eval.split; float32 [N, D]. The
-    folder is written whole or not at all, and replaces an earlier one.
+    Of the best checkpoint in `workdir` and config.eval.split: float32 [N, D] and
+    [C, D]; int64 [C], the row of the image that each caption belongs to. The folder is
+    written whole or not at all, and replaces an earlier one.
     """
     split = read_split(config, config.eval.split)
     embeddings = embed_best(config, workdir, split)
@@ -30,6 +31,7 @@ def embed(config: Config, workdir: Path) -> None:
         with whole_folder(folder, replace=True) as new:
             np.save(new / "images.npy", embeddings.images)
             np.save(new / "captions.npy", embeddings.captions)
+            np.save(new / "caption_images.npy", split.caption_images)
             ids = "".join(f"{image_id}\n" for image_id in split.image_ids)
             (new / "image_ids.txt").write_bytes(ids.encode())
         print(

@@ -61,15 +61,15 @@ def evaluate(
 
 def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
     """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
-    images, captions = embeddings.images, embeddings.captions
-    metrics = retrieval_metrics(images, captions, split.captions_per_image)
+    found = embeddings.images, embeddings.captions, split.captions_per_image
+    metrics = retrieval_metrics(*found)
     if config.eval.cxc:
         folder = split.root / "cxc_annots"
-        metrics["cxc"] = cxc_metrics(images, captions, split.image_ids, folder)
+        metrics["cxc"] = cxc_metrics(*found, split.image_ids, folder)
     if config.eval.eccv:
         named = config.eval.plausible_matches
         folder = Path(named) if named else None
-        metrics["eccv"] = eccv_metrics(images, captions, split.image_ids, folder)
+        metrics["eccv"] = eccv_metrics(*found, split.image_ids, folder)
     if config.eval.ensemble is not None:
         metrics["ensemble"] = config.eval.ensemble.split(",")
     return metrics

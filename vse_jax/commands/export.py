@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import file_sha256, whole_folder, write_atomically
 from vse_jax.base.progress import progress
-from vse_jax.config import Config, takes_regions
+from vse_jax.config import Config, takes_regions, with_fields
 from vse_jax.data.dataset import Split, claim_root, read_splits
 from vse_jax.data.records import (
     CHECKSUMS,
@@ -53,6 +53,8 @@ def export(config: Config) -> None:
         raise InputError(
             f"config.data.root: {config.data.root}: only a local folder is exported"
         )
+    # The lists are copied with all captions, so that the records hold all.
+    config = with_fields(config, {"data.captions_per_image": None})
     splits = read_splits(config, _split_names(config), data_format="folder")
     target = _claim_target(config, splits)
     folder = target / FOLDER
@@ -234,11 +236,10 @@ def _record_sizes(split: Split) -> list[int]:
 
 def _records(split: Split, images: range) -> Iterator[bytes]:
     """The records of some images of a split, in order."""
-    per = split.captions_per_image
     files = _source_files(split)
     what, total = f"writing {split.name}", len(split.image_ids)
     for i in progress(images, what, total, "images", initial=images.start):
-        captions = split.captions[i * per : (i + 1) * per]
+        captions = split.captions[split.offsets[i] : split.offsets[i + 1]]
         record = {
             "id": [split.image_ids[i].encode()],
             "captions": [caption.encode() for caption in captions],

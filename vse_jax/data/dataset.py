@@ -1,15 +1,16 @@
 """The published on-disk layout of a data set: read, checked, written.
 
-    <root>/precomp/{train,dev,test,…}_ids.txt   one image id a line
-                   {…}_caps.txt                 one caption a line, image by image
+    <root>/precomp/{train,dev,test,…}_caps.txt  one caption a line, image by image
+                   {…}_ids.txt                  the image id of each caption; or each
+                                                image id once
                    {…}_ims.npy                  region features [images, K, F]
     <root>/images/…                             (f30k: flickr30k-images/)
     <root>/id_mapping.json                      {image id: path below the image folder}
 
-Every image of a root has the same number of captions (five in the published sets), or
-with config.data.equal_captions = False every image of a split. Caption i belongs to
-image i // captions_per_image. The published COCO lists repeat an image's id once for
-each of its captions; both ways of listing are read.
+An image may have any number of captions, at least one. Where each id is listed once
+(most published lists), every image has the same number: that of the captions divided by
+that of the images. As lists that were cut off may still divide, splits that are listed
+in this way must agree in it.
 """
 
 import contextlib
@@ -17,10 +18,12 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomically
@@ -32,7 +35,7 @@ from vse_jax.data.regions import NpyRegions, open_regions
 
 @dataclass(frozen=True)
 class Split:
-    """One split: image i owns captions[i * captions_per_image :][:captions_per_image].
+    """One split: captions[offsets[i] : offsets[i + 1]] are those of image i.
 
     `images` are what images.load_image takes; None if a region data set comes
     without them. `regions` (row i for image i) is None for grid models.
@@ -42,9 +45,19 @@ class Split:
     root: AnyPath
     image_ids: list[str]
     captions: list[str]
-    captions_per_image: int
+    offsets: Int[np.ndarray, " bounds"]
     images: list[Path] | RecordImages | None = None
     regions: NpyRegions | RecordRegions | None = None
+
+    @property
+    def captions_per_image(self) -> Int[np.ndarray, " images"]:
+        """How many captions each image has."""
+        return np.diff(self.offsets)
+
+    @property
+    def caption_images(self) -> Int[np.ndarray, " captions"]:
+        """The number of the image that each caption belongs to."""
+        return np.repeat(np.arange(len(self.image_ids)), self.captions_per_image)
 
 
 def image_folder(name: str) -> str:
@@ -62,9 +75,7 @@ def read_splits(
 ) -> list[Split]:
     """Reads and checks splits of config.data.root.
 
-    With config.data.equal_captions their number of captions per image is compared, also
-    with that of the config's other splits that are there: a list that lost lines may
-    still divide evenly. `data_format` is instead of config.data.format.
+    `data_format` is instead of config.data.format.
 
     Raises:
         InputError: a missing file, text that is not UTF-8, numbers of images and
@@ -74,77 +85,104 @@ def read_splits(
     root = root_path(config.data.root)
     if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root}: no such data root (config.data.root)")
-    splits = {name: _read_lists(root, name) for name in names}
-    if config.data.equal_captions:
-        counts = {name: split.captions_per_image for name, split in splits.items()}
-        for name in (config.data.train_split, config.data.dev_split, config.eval.split):
-            if name not in counts:
-                with contextlib.suppress(InputError):  # not there, or not read here
-                    counts[name] = _read_lists(root, name).captions_per_image
-        check_equal_captions(counts, f"{root / 'precomp'}")
+    splits: dict[str, Split] = {}
+    divided: dict[str, int] = {}  # captions per image of those that list an id once
+    for name in names:
+        splits[name], divided[name] = _read_lists(root, name)
+    for name in (config.data.train_split, config.data.dev_split, config.eval.split):
+        if name not in divided:
+            with contextlib.suppress(InputError):  # not there, or not read here
+                _, divided[name] = _read_lists(root, name)
+    divided = {name: count for name, count in divided.items() if count}
+    if len(set(divided.values())) > 1:
+        found = ", ".join(f"{name} has {count}" for name, count in divided.items())
+        raise InputError(
+            f"{root / 'precomp'}: the splits differ in their captions per image "
+            f"({found}): is a list cut off? If it is meant, list each image's id once "
+            "for each of its captions"
+        )
     form = data_format or config.data.format
     return [_open_split(config, form, splits[name]) for name in names]
 
 
-def check_equal_captions(counts: Mapping[str, int], where: str) -> None:
-    """Raises InputError unless all splits have the same number of captions per image.
-
-    counts: of each split. where: they were read; the message begins with it.
-    """
-    if len(set(counts.values())) <= 1:
-        return
-    found = ", ".join(f"{name} has {count}" for name, count in counts.items())
-    raise InputError(
-        f"{where}: the splits differ in their captions per image ({found}): is a list "
-        "cut off? If it is meant, set config.data.equal_captions to False"
-    )
-
-
-def _open_split(config: Config, form: str, split: Split) -> Split:
-    root, name, per_image = split.root, split.name, split.captions_per_image
-    image_ids, captions = split.image_ids, split.captions
+def _open_split(config: Config, form: str, listed: Split) -> Split:
+    """The split `listed` with its images, cut to what the config takes of it."""
+    root, name, split = listed.root, listed.name, listed
+    most = config.data.captions_per_image
+    if most is not None and (split.captions_per_image > most).any():
+        first = np.repeat(split.offsets[:-1], split.captions_per_image)
+        kept = np.flatnonzero(np.arange(len(split.captions)) - first < most)
+        split = replace(
+            split,
+            captions=[split.captions[caption] for caption in kept.tolist()],
+            offsets=caption_offsets(np.minimum(split.captions_per_image, most)),
+        )
     limit = config.data.dev_captions if name == config.data.dev_split else None
-    if limit is not None and len(captions) > limit:
-        if limit < per_image:
+    if limit is not None and len(split.captions) > limit:
+        count = int(np.searchsorted(split.offsets, limit, "right")) - 1
+        if count == 0:
             raise InputError(
-                f"config.data.dev_captions: {limit} is less than the {per_image} "
-                f"captions of an image in split {name!r}"
+                f"config.data.dev_captions: {limit} is less than the "
+                f"{split.offsets[1]} captions of an image in split {name!r}"
             )
-        image_ids = image_ids[: limit // per_image]
-        captions = captions[: limit // per_image * per_image]
+        cut = replace(
+            split,
+            image_ids=split.image_ids[:count],
+            captions=split.captions[: split.offsets[count]],
+            offsets=split.offsets[: count + 1],
+        )
         logging.info(
             "split %r: the first %d of %d captions (config.data.dev_captions)",
             name,
-            len(captions),
+            len(cut.captions),
             len(split.captions),
         )
+        split = cut
     images: list[Path] | RecordImages | None
     regions: NpyRegions | RecordRegions | None = None
     if form != "folder":
-        images, regions = open_records(config, root, name, len(image_ids))
+        images, regions = open_records(config, root, name, len(split.image_ids))
     elif isinstance(root, Path):
         if takes_regions(config.image):
-            path, listed = root / "precomp" / f"{name}_ims.npy", len(split.image_ids)
-            regions = open_regions(path, image_ids, listed, per_image, config.image)
-        images = _image_paths(config, root, name, image_ids)
+            path, counts = (
+                root / "precomp" / f"{name}_ims.npy",
+                listed.captions_per_image,
+            )
+            regions = open_regions(path, split.image_ids, counts, config.image)
+        images = _image_paths(config, root, name, split.image_ids)
     else:
         raise InputError(f"config.data.root: {root}: needs config.data.format 'tfds'")
-    return Split(name, root, image_ids, captions, per_image, images, regions)
+    return replace(split, images=images, regions=regions)
 
 
-def _read_lists(root: AnyPath, split: str) -> Split:
-    """The text files of a split, without its images."""
+def caption_offsets(counts: Int[np.ndarray, " images"]) -> Int[np.ndarray, " bounds"]:
+    """Where each image's captions begin, and their end, from how many each has."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _read_lists(root: AnyPath, split: str) -> tuple[Split, int]:
+    """The text files of a split, without its images.
+
+    Also how many captions each image has, where that is only known by division; else 0.
+    """
     ids_file, captions_file = (root / "precomp" / name for name in list_names(split))
-    captions = read_list(captions_file)
-    image_ids, repeats = _one_per_image(read_list(ids_file), ids_file)
-    per_image, rest = divmod(len(captions), len(image_ids))
-    if rest or per_image == 0 or repeats not in (1, per_image):
+    captions, ids = read_list(captions_file), read_list(ids_file)
+    counts = _listed_images(ids, ids_file)
+    per_image, rest = divmod(len(captions), len(counts))
+    if len(ids) == len(captions):
+        per_image = 0
+    elif len(ids) > len(counts):
+        raise InputError(
+            f"{captions_file}: {len(captions)} captions do not fit {ids_file.name}, "
+            f"which lists {len(counts)} images on {len(ids)} lines"
+        )
+    elif rest or not per_image:
         raise InputError(
             f"{captions_file}: {len(captions)} captions do not divide by the "
-            f"{len(image_ids)} images of {ids_file.name}"
-            + (f", each listed {repeats} times" if repeats > 1 else "")
+            f"{len(counts)} images of {ids_file.name}"
         )
-    return Split(split, root, image_ids, captions, per_image)
+    offsets = caption_offsets(np.array(list(counts.values())) * max(per_image, 1))
+    return Split(split, root, list(counts), captions, offsets), per_image
 
 
 def _image_paths(
@@ -195,30 +233,21 @@ def read_list(path: AnyPath) -> list[str]:
     return lines
 
 
-def _one_per_image(lines: list[str], path: AnyPath) -> tuple[list[str], int]:
-    """Collapses runs of an equal id: (ids, length of every run)."""
-    runs = [(image_id, len(list(run))) for image_id, run in itertools.groupby(lines)]
-    repeats, line, unequal = runs[0][1], 1, ""
-    first_line: dict[str, int] = {}
-    for image_id, count in runs:
-        where = f"{path}, line {line}"
+def _listed_images(lines: list[str], path: AnyPath) -> dict[str, int]:
+    """{image id: how many lines list it, one after another}."""
+    counts: dict[str, int] = {}
+    line = 1
+    for image_id, run in itertools.groupby(lines):
         if not image_id:
-            raise InputError(f"{where}: no image id")
-        if image_id in first_line:
+            raise InputError(f"{path}, line {line}: no image id")
+        if image_id in counts:
             raise InputError(
-                f"{where}: image id {image_id!r} is already on line "
-                f"{first_line[image_id]}"
+                f"{path}, line {line}: image id {image_id!r} is already on line "
+                f"{lines.index(image_id) + 1}"
             )
-        if count != repeats:
-            unequal = unequal or (
-                f"{where}: image id {image_id!r} is listed {count} times, the first "
-                f"one {repeats} times"
-            )
-        first_line[image_id] = line
-        line += count
-    if unequal:
-        raise InputError(unequal)
-    return list(first_line), repeats
+        counts[image_id] = sum(1 for _ in run)
+        line += counts[image_id]
+    return counts
 
 
 def claim_root(root: Path, source: str, field: str = "config.data.root") -> None:
@@ -245,15 +274,22 @@ def write_root(
 ) -> None:
     """Writes the lists of a data root whose images are already in their folder.
 
+    An id is listed once where all images have as many captions, as in most published
+    lists; else once for each of its captions.
+
     Args:
         splits: split name → (image id, its captions) in order.
         mapping: image id → path below the image folder.
     """
     precomp = root / "precomp"
     precomp.mkdir(parents=True, exist_ok=True)
-    for name, rows in splits.items():
-        rows = list(rows)
-        ids = "".join(f"{image_id}\n" for image_id, _ in rows)
+    lists = {name: list(rows) for name, rows in splits.items()}
+    counts = {len(captions) for rows in lists.values() for _, captions in rows}
+    for name, rows in lists.items():
+        ids = "".join(
+            f"{image_id}\n" * (len(captions) if len(counts) > 1 else 1)
+            for image_id, captions in rows
+        )
         # A caption is a line: line breaks and runs of spaces inside it become a space.
         captions = "".join(
             f"{' '.join(caption.split())}\n" for _, many in rows for caption in many

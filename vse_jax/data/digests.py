@@ -26,6 +26,7 @@ _SAMPLES = 16
 _NAMES = {
     "ids": "image ids",
     "captions": "captions",
+    "offsets": "captions of the images",
     "files": "names of image files",
     "shape": "shape of features",
     "content": "images or features",
@@ -105,6 +106,8 @@ def _of_split(config: Config, split: Split) -> dict[str, Any]:
         "texts": len(split.captions),
         "ids": _digest(split.image_ids),
         "captions": _digest(split.captions),
+        "offsets": _digest([split.offsets.astype("<i8").tobytes()]),
+        "most_texts": int(split.captions_per_image.max()),  # of an image
         "files": files,  # None: the format does not tell
         "shape": shape,
         "content": _digest(map(content, sampled)),

@@ -48,8 +48,7 @@ def training_sampler(
     """
     sampler = Sampler(
         seed=config.seed,
-        images=len(split.image_ids),
-        captions_per_image=split.captions_per_image,
+        offsets=split.offsets,
         batch_size=config.batch_size,
         distinct_images=config.data.distinct_images,
         first_step=first[0],
@@ -61,7 +60,7 @@ def training_sampler(
             f"{len(split.captions)} captions of split {split.name!r} are too few for a "
             f"batch (config.batch_size = {config.batch_size})"
         )
-    if sampler.images == 1 and config.loss.name in LOSS_CLASSES:
+    if len(split.image_ids) == 1 and config.loss.name in LOSS_CLASSES:
         raise InputError(
             f"{split.root}: split {split.name!r} has one image, which leaves its "
             "captions without negatives"
@@ -189,7 +188,7 @@ class TrainData:
             for caption in self.sampler.replacements(position, column):
                 if not self._captions.fits(caption, length):
                     continue
-                image = caption // self.sampler.captions_per_image
+                image = self.sampler.image_of(caption)
                 try:
                     self._images.read(batch, row, image, rng)
                     break

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Int, Shaped
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, named_in_errors
@@ -152,14 +152,19 @@ def finite_regions(
 def open_regions(
     path: Path,
     image_ids: Sequence[str],
-    images: int,
-    captions_per_image: int,
+    captions_per_image: Int[np.ndarray, " images"],
     config: ImageConfig,
 ) -> NpyRegions:
     """Opens and checks the region features [images, regions, features] of a split.
 
     Some published files hold an image's features once for each of its captions; then
-    only the first copy is used. `image_ids` name the rows in errors.
+    only the first copy is used.
+
+    Args:
+        path: of the .npy file.
+        image_ids: name the rows in errors; those of a split that is cut.
+        captions_per_image: of all images that the split's lists hold.
+        config: config.image.
 
     Raises:
         InputError: no such file, not a float .npy, or a shape that does not fit.
@@ -170,12 +175,12 @@ def open_regions(
             f"{path}: {stored.dtype} values of shape {stored.shape} are no region "
             "features [images, regions, features]"
         )
-    rows = len(stored)
+    rows, images = len(stored), len(captions_per_image)
     check_region_shape(path, stored.shape[1:], config)
     if rows == images:
         return NpyRegions(path, image_ids)
-    if rows == images * captions_per_image:
-        return NpyRegions(path, image_ids, stride=captions_per_image)
+    if np.all(rows == images * captions_per_image):
+        return NpyRegions(path, image_ids, stride=int(captions_per_image[0]))
     raise InputError(f"{path}: {rows} rows for {images} images")
 
 

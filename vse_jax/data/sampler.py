@@ -21,34 +21,25 @@ class Position(NamedTuple):
     batch_index: int  # of the pass
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """The captions of every training batch.
+@dataclass(eq=False)
+class Epochs:
+    """How training steps make up passes and epochs.
 
-    With `distinct_images` an epoch is captions_per_image passes over the images, each
-    in a new order and with another caption of every image, so that no batch holds an
-    image twice; without it, one pass over all captions. Either way a caption appears
-    at most once an epoch, and a pass's partial last batch is dropped.
+    An epoch's captions are spread evenly over its passes; a pass's partial last batch
+    is dropped.
 
     first_step, first_epoch: steps and epochs that a run had made with other data.
     """
 
-    seed: int
-    images: int
-    captions_per_image: int
+    captions: int
+    passes: int
     batch_size: int
-    distinct_images: bool
     first_step: int = 0
     first_epoch: int = 0
 
     @property
-    def passes(self) -> int:
-        return self.captions_per_image if self.distinct_images else 1
-
-    @property
     def steps_per_pass(self) -> int:
-        captions = self.images * self.captions_per_image
-        return captions // self.passes // self.batch_size
+        return self.captions // self.passes // self.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,6 +51,40 @@ class Sampler:
         pass_index, batch_index = divmod(step_in_epoch, self.steps_per_pass)
         epoch = self.first_epoch + epochs
         return Position(epoch, step_in_epoch, pass_index, batch_index)
+
+
+class Sampler(Epochs):
+    """The captions of every training batch.
+
+    Without `distinct_images` an epoch is one pass over all captions. With it, an epoch
+    is as many passes over the images as an image has captions at most, each in a new
+    order and with other captions, so that no batch holds an image twice. Either way a
+    caption appears at most once an epoch.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        offsets: Int[np.ndarray, " bounds"],
+        batch_size: int,
+        distinct_images: bool,
+        first_step: int = 0,
+        first_epoch: int = 0,
+    ):
+        """`offsets`: the captions offsets[i]:offsets[i + 1] are those of image i."""
+        self.seed, self.offsets = seed, offsets
+        most = int(np.diff(offsets).max())
+        super().__init__(
+            captions=int(offsets[-1]),
+            passes=most if distinct_images else 1,
+            batch_size=batch_size,
+            first_step=first_step,
+            first_epoch=first_epoch,
+        )
+
+    def image_of(self, caption: int) -> int:
+        """Number of the image that a caption belongs to."""
+        return int(np.searchsorted(self.offsets, caption, "right")) - 1
 
     def batch(self, position: Position) -> Int[np.ndarray, " batch"]:
         """Numbers of the captions of the global batch at `position`."""
@@ -94,14 +119,21 @@ def _epoch_batches(
 @functools.lru_cache(maxsize=2)  # workers on both sides of an epoch's end
 def _compute_epoch_batches(sampler: Sampler, epoch: int) -> np.ndarray:
     rng = np.random.default_rng([sampler.seed, epoch])
-    images, per_image = sampler.images, sampler.captions_per_image
-    if sampler.distinct_images:
-        turns = rng.permuted(np.tile(np.arange(per_image), (images, 1)), axis=1)
-        passes = [rng.permutation(images) for _ in range(sampler.passes)]
-        captions = np.stack(
-            [image * per_image + turns[image, i] for i, image in enumerate(passes)]
-        )
-    else:
-        captions = rng.permutation(images * per_image)[None]
+    passes, total = sampler.passes, sampler.captions
     kept = sampler.steps_per_pass * sampler.batch_size
-    return captions[:, :kept].reshape(sampler.passes, -1, sampler.batch_size)
+    if passes == 1:
+        return rng.permutation(total)[:kept].reshape(1, -1, sampler.batch_size)
+    # All captions image by image, an image's own in random order. Every pass takes each
+    # `passes`-th of them, and so none of an image twice.
+    if total == passes * (len(sampler.offsets) - 1):
+        captions = rng.permuted(np.arange(total).reshape(-1, passes), axis=1).ravel()
+    else:
+        # The images, too: one with few captions is not always in the same passes.
+        counts = np.diff(sampler.offsets)
+        images = np.repeat(rng.permutation(len(counts)).argsort(), counts)
+        captions = np.lexsort((rng.random(total), images))
+    batches = np.empty((passes, kept), captions.dtype)
+    for number, batch in enumerate(batches):
+        own = captions[number::passes]
+        batch[:] = own[rng.permutation(total // passes)[:kept]]
+    return batches.reshape(passes, -1, sampler.batch_size)

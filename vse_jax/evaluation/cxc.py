@@ -6,12 +6,13 @@ evaluation.
 """
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Sequence, Set
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object
@@ -24,6 +25,7 @@ _MIN_SCORE = {"i2i": 2.5, "t2t": 3.0}  # of 5; from there on an item is a positi
 def cxc_metrics(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
+    captions_per_image: int | Int[np.ndarray, " images"],
     image_ids: Sequence[str],
     folder: AnyPath,
 ) -> dict[str, dict[str, float]]:
@@ -34,6 +36,7 @@ def cxc_metrics(
 
     Args:
         images, captions: embeddings of the split, image by image.
+        captions_per_image: of every image, or of each.
         image_ids: of the split; they are looked up in the id files.
         folder: `cxc_annots/` with testall_ids.txt (an image id a caption, or one an
             image), testall_capids.txt, cxc_it.json, cxc_i2i.json and cxc_t2t.json.
@@ -49,8 +52,8 @@ def cxc_metrics(
     check_finite("captions", captions)
     image_file = folder / "testall_ids.txt"
     listed = _listed_captions(image_file, folder / "testall_capids.txt")
-    images, captions, image_rows, caption_rows = join(
-        images, captions, image_ids, listed, str(image_file)
+    images, captions, caption_images, image_rows, caption_rows = join(
+        images, captions, captions_per_image, image_ids, listed, str(image_file)
     )
     if len(images) < len(listed):
         logging.info("CxC: the split has %d of %d images", len(images), len(listed))
@@ -62,8 +65,7 @@ def cxc_metrics(
             raise InputError(f"{path}: no object '{task}'")
     i2t = _positives(path, between["i2t"], image_rows, caption_rows)
     t2i = _positives(path, between["t2i"], caption_rows, image_rows)
-    per = len(captions) // len(images)
-    own = sum(row // per in positives for row, positives in enumerate(t2i))
+    own = sum(map(operator.contains, t2i, caption_images))
     if own < len(t2i) / 2:
         raise InputError(
             f"{path}: {len(t2i) - own} of {len(t2i)} captions do not fit the image of "
@@ -81,9 +83,9 @@ def cxc_metrics(
             raise InputError(f"{path}: no two items of the split match")
         within[task] = found
     for caption, positives in enumerate(within["t2t"]):
-        first = caption // per * per  # the same image's other captions are positives
-        siblings = set(range(first, first + per)) - {caption}
-        within["t2t"][caption] = sorted(siblings.union(positives))
+        # The same image's other captions are positives.
+        same = np.flatnonzero(caption_images == caption_images[caption]).tolist()
+        within["t2t"][caption] = sorted({*same, *positives} - {caption})
 
     ranked = {
         "i2t": positive_ranks(images, captions, i2t, "CxC image to caption"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
@@ -24,6 +24,7 @@ _DIRECTIONS = {"i2t": "image_to_caption", "t2i": "caption_to_image"}
 def eccv_metrics(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
+    captions_per_image: int | Int[np.ndarray, " images"],
     image_ids: Sequence[str],
     plausible: Path | None = None,
     annotations: Path | None = None,
@@ -32,6 +33,7 @@ def eccv_metrics(
 
     Args:
         images, captions: embeddings of COCO's 5K test set, image by image in any order.
+        captions_per_image: of every image, or of each.
         image_ids: of the split, COCO's own.
         plausible: folder with pm_image_to_caption.json and pm_caption_to_image.json,
             which the package does not hold; adds "pmrp" (Plausible-Match R-Precision).
@@ -48,8 +50,13 @@ def eccv_metrics(
     check_finite("captions", captions)
     folder = annotations or _package_folder()
     listed = _coco_captions(folder)
-    images, captions, image_rows, caption_rows = join(
-        images, captions, image_ids, listed, "ECCV Caption: COCO's test images"
+    images, captions, _, image_rows, caption_rows = join(
+        images,
+        captions,
+        captions_per_image,
+        image_ids,
+        listed,
+        "ECCV Caption: COCO's test images",
     )
     if len(images) < len(listed):
         absent = next(image for image in listed if image not in image_rows)

@@ -540,6 +540,7 @@ def _check_same_split(split: Split, tokens: CaptionTokens) -> None:
     contents = {
         "ids": "\n".join(split.image_ids).encode(),
         "captions": "\n".join(split.captions).encode(),
+        "captions of the images": split.offsets.tobytes(),
         "tokens": tokens.ids.tobytes() + tokens.offsets.tobytes(),
     }
     facts = {

@@ -8,19 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vse_jax.base.errors import InputError
+from vse_jax.data.dataset import caption_offsets
 
 
 class Joined(NamedTuple):
     """The embeddings of the images that split and set share, in the set's order.
 
-    images: [N, D]. captions: [C, D]. image_rows, caption_rows: id → row of these.
+    images: [N, D]. captions: [C, D]. caption_images: [C], the image row of each
+    caption. image_rows, caption_rows: id → row of these.
     """
 
     images: np.ndarray
     captions: np.ndarray
+    caption_images: np.ndarray
     image_rows: dict[str, int]
     caption_rows: dict[str, int]
 
@@ -34,6 +37,7 @@ def plain_id(given: Any) -> str:
 def join(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
+    captions_per_image: int | Int[np.ndarray, " images"],
     image_ids: Sequence[str],
     set_captions: Mapping[str, Sequence[str]],
     source: str,
@@ -46,6 +50,7 @@ def join(
 
     Args:
         images, captions: embeddings of the split, image by image.
+        captions_per_image: of every image, or of each.
         image_ids: of the split.
         set_captions: {image id: its caption ids} of the set, as `plain_id` spells them.
         source: names the set in errors.
@@ -68,20 +73,31 @@ def join(
             f"{source}: {len(missing):,} of the split's {len(rows):,} image ids are "
             f"missing, such as {missing[0]!r}"
         )
-    each = len(captions) // len(images)
+    counts = np.broadcast_to(captions_per_image, len(images))
     shared = {item: rows[item] for item in set_captions if item in rows}
     for item, row in shared.items():
-        if len(set_captions[item]) != each:
+        if (listed := len(set_captions[item])) != counts[row]:
             raise InputError(
-                f"{source}: image id {image_ids[row]!r} has {len(set_captions[item])} "
-                f"captions, but {each} in the split"
+                f"{source}: image id {image_ids[row]!r} has {listed} captions, but "
+                f"{counts[row]} in the split"
+                + (
+                    f"; --config.data.captions_per_image={listed} takes its first ones"
+                    if listed < counts[row]
+                    else ""
+                )
             )
     order = np.fromiter(shared.values(), np.int64, len(shared))
     caption_ids = [caption for item in shared for caption in set_captions[item]]
-    caption_order = (order[:, None] * each + np.arange(each)).ravel()
+    starts = caption_offsets(counts)[order]
+    caption_order = [
+        row
+        for start, count in zip(starts, counts[order], strict=True)
+        for row in range(start, start + count)
+    ]
     return Joined(
         images[order],
         captions[caption_order],
+        np.repeat(np.arange(len(order)), counts[order]),
         {item: row for row, item in enumerate(shared)},
         {caption: row for row, caption in enumerate(caption_ids)},
     )

@@ -2,9 +2,8 @@
 
 What everything here counts:
 
-- A query's positives are the items that belong to it: an image's own captions (caption
-  c is of image c // captions_per_image), or the items that an evaluation set lists. All
-  other items are its negatives.
+- A query's positives are the items that belong to it: an image's own captions, one or
+  many, or the items that an evaluation set lists. All other items are its negatives.
 - The rank of a positive, from 0, is the number of items that come before it: negatives
   at least as similar to the query, and more similar positives. So a tie counts against
   the model, and constant embeddings earn nothing.
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
+from vse_jax.data.dataset import caption_offsets
 
 _TILE = 5_000_000  # similarities in memory at a time: 20 MB, which caches still help
 _RECALLS = (1, 5, 10)
@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
 def retrieval_metrics(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
-    captions_per_image: int,
+    captions_per_image: int | Int[np.ndarray, " images"],
     fold: int = 1000,
 ) -> dict:
     """Recalls (%), median and mean rank (from 1) of both directions, and their sum.
@@ -52,7 +52,8 @@ def retrieval_metrics(
 
     Returns:
         {"images", "captions", "i2t": {"r1", "r5", "r10", "medr", "meanr"}, "t2i": {…},
-        "rsum"} and, with five folds, "fold5": the same, means over the folds.
+        "rsum"} and, with five folds, "fold5": the same, means over the folds (the
+        number of captions rounded down).
 
     Raises:
         InputError: as `ranks`.
@@ -75,11 +76,13 @@ def retrieval_metrics(
     )
     metrics = summary(everywhere)
     if has_folds:
-        i2t, t2i = (np.split(ranked, 5) for ranked in within)
+        counts = np.broadcast_to(captions_per_image, len(images))
+        i2t = np.split(within.i2t, 5)
+        t2i = np.split(within.t2i, caption_offsets(counts)[fold:-1:fold])
         folds = [summary(Ranks(*one)) for one in zip(i2t, t2i, strict=True)]
         mean = jax.tree.map(lambda *values: float(np.mean(values)), *folds)
-        counts = {key: folds[0][key] for key in ("images", "captions")}
-        metrics["fold5"] = counts | {key: mean[key] for key in ("i2t", "t2i", "rsum")}
+        sizes = {"images": fold, "captions": len(captions) // 5}
+        metrics["fold5"] = sizes | {key: mean[key] for key in ("i2t", "t2i", "rsum")}
     return metrics
 
 
@@ -91,15 +94,15 @@ def recall(ranked: Int[np.ndarray, " queries"], k: int) -> float:
 def ranks(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
-    captions_per_image: int,
+    captions_per_image: int | Int[np.ndarray, " images"],
     block: int | None = None,
 ) -> tuple[Ranks, Ranks]:
     """Ranks all queries by inner product, in both directions in one pass.
 
     Args:
         images, captions: embeddings, image by image in the same order.
-        captions_per_image: caption c belongs to image c // captions_per_image.
-        block: images per tile; memory is about block² × captions_per_image × 6 bytes.
+        captions_per_image: of every image, or of each; at least one.
+        block: images per tile; memory is about 6 bytes for each of its similarities.
 
     Returns:
         The ranks among all items, and those among the items of the query's own block.
@@ -107,50 +110,53 @@ def ranks(
     Raises:
         InputError: counts that do not fit, or rows that are NaN or infinite (named).
     """
-    n, per = len(images), captions_per_image
-    if n == 0 or n * per != len(captions):
+    n, total = len(images), len(captions)
+    counts = np.broadcast_to(captions_per_image, n)
+    offsets = caption_offsets(counts)
+    if n == 0 or counts.min() < 1 or offsets[-1] != total:
         raise InputError(
-            f"embeddings: {n} images and {len(captions)} captions do not fit "
-            f"{per} captions per image"
+            f"embeddings: {n} images and {total} captions do not fit "
+            f"{captions_per_image} captions per image"
         )
     check_finite("images", images)
     check_finite("captions", captions)
     images = np.ascontiguousarray(images, np.float32)
     captions = np.ascontiguousarray(captions, np.float32)
     image_groups, caption_groups = duplicate_groups(images), duplicate_groups(captions)
+    owners = np.repeat(np.arange(n), counts)  # the image of each caption
     # To be reached by a negative: the similarities of each image's best positive, which
     # is caption `best`, and of each caption's only one.
     image_targets, best = np.empty(n, np.float32), np.empty(n, np.int64)
-    caption_targets = np.empty(n * per, np.float32)
-    i2t, t2i = np.zeros(n, np.int64), np.zeros(n * per, np.int64)
-
-    def positives(tile: np.ndarray) -> np.ndarray:
-        """View [images, per] of a diagonal tile: every image with its own captions."""
-        return np.einsum("iip->ip", tile.reshape(len(tile), len(tile), per))
+    caption_targets = np.empty(total, np.float32)
+    i2t, t2i = np.zeros(n, np.int64), np.zeros(total, np.int64)
 
     def count(rows: slice, others: slice) -> None:
         """Counts the negatives of a tile: images `rows`, captions of `others`."""
-        columns = slice(others.start * per, others.stop * per)
+        columns = slice(offsets[others.start], offsets[others.stop])
         similarity = _similarity(images[rows], captions[columns])
+        # In a diagonal tile, every caption's own image.
+        positives = owners[columns] - rows.start, np.arange(similarity.shape[1])
         if rows == others:
-            own = positives(similarity)
-            image_targets[rows], caption_targets[columns] = own.max(1), own.ravel()
-            best[rows] = np.arange(rows.start, rows.stop) * per + own.argmax(1)
+            own, first = similarity[positives], offsets[rows] - columns.start
+            caption_targets[columns] = own
+            image_targets[rows] = np.maximum.reduceat(own, first)
+            is_best = own == image_targets[owners[columns]]
+            numbers = np.where(is_best, np.arange(columns.start, columns.stop), total)
+            best[rows] = np.minimum.reduceat(numbers, first)
         by_image = similarity >= image_targets[rows, None]
         by_caption = similarity >= caption_targets[columns]
         if caption_groups is not None:
             by_image |= caption_groups[columns] == caption_groups[best[rows], None]
         if image_groups is not None:
-            of_captions = np.repeat(image_groups[others], per)
+            of_captions = image_groups[owners[columns]]
             by_caption |= image_groups[rows, None] == of_captions
         if rows == others:
-            positives(by_image)[...] = False
-            positives(by_caption)[...] = False
+            by_image[positives] = by_caption[positives] = False
         # Row by row, NumPy counts with SIMD; over an axis it first widens to int64.
         i2t[rows] += np.fromiter(map(np.count_nonzero, by_image), np.int64)
         t2i[columns] += by_caption.sum(axis=0, dtype=np.int32)
 
-    size = block or max(1, math.isqrt(_TILE // per))
+    size = block or max(1, math.isqrt(_TILE * n // total))
     blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     for rows in blocks:  # first: these tiles hold the positives
         count(rows, rows)

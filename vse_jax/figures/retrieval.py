@@ -43,7 +43,7 @@ def plot_retrieval(
         split: whose embeddings these are; its images are read for the thumbnails.
         images, captions: embeddings in the split's order.
     """
-    n, per = len(images), split.captions_per_image
+    n = len(images)
     of_captions, of_images = _spread(n, _CAPTIONS), _spread(n, _IMAGES)
     top = 2.1  # of the first thumbnails
     middle = top + -(-len(of_captions) // 2) * _CAPTION_ROW + 0.4
@@ -66,7 +66,8 @@ def plot_retrieval(
         axes.text(_MARGIN, 1.4, "Caption → images", size=17, weight="bold")
         for k, image in enumerate(of_captions):
             x, y = _MARGIN + k % 2 * _COLUMN, top + k // 2 * _CAPTION_ROW
-            caption = image * per + k % per  # not always an image's first caption
+            # Not always an image's first caption.
+            caption = split.offsets[image] + k % split.captions_per_image[image]
             text = split.captions[caption] or "(empty caption)"
             text = textwrap.fill(text, 78, max_lines=2, placeholder=" …")
             axes.text(x, y - 0.12, text, size=13, va="bottom")
@@ -89,7 +90,7 @@ def plot_retrieval(
             x, y = _MARGIN + k % 2 * _COLUMN, middle + k // 2 * _IMAGE_ROW
             _draw_tile(axes, x, y, split, image, "", GREY)
             scores = captions @ images[image]
-            positive = np.arange(len(captions)) // per == image
+            positive = split.caption_images == image
             order = _order(scores, positive)
             x += _STEP
             for line, found in enumerate(order[:_TOP].tolist()):

@@ -58,7 +58,7 @@ def test_prepare(config):
     for name in ("train", "dev", "test"):
         split = read_split(config, name)
         assert len(split.image_ids) == 2
-        assert split.captions_per_image == 5
+        assert (split.captions_per_image == 5).all()
     image = load_image(split.images[0])
     assert image.shape == (48, 48, 3)
     assert (image[0, 0] == 255).all()  # a white page

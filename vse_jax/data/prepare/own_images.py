@@ -59,24 +59,13 @@ def prepare(config: Config) -> None:
         image.captions += captions
     images = _readable(found.values(), source, config.data.on_bad_image == "skip")
 
-    first: dict[str, _Image] = {}  # of each split
-    for image in images:
-        other = first.setdefault(image.split, image)
-        counts = len(image.captions), len(other.captions)
-        if counts[0] != counts[1]:
-            raise InputError(
-                f"{source}, line {image.line}: {image.name} has {counts[0]} captions, "
-                f"{other.name} {counts[1]}; a split needs as many for each"
-            )
+    splits = {image.split for image in images}
     for split in SPLITS:
-        if split not in first:
+        if split not in splits:
             raise InputError(
                 f"{source}: split {split!r} gets none of the {len(images)} images; "
                 "add a column 'split'"
             )
-    if config.data.equal_captions:
-        per_split = {split: len(first[split].captions) for split in SPLITS}
-        dataset.check_equal_captions(per_split, str(source))
 
     # Below the image folder each gets its own path, without what leads out of there.
     paths: dict[str, str] = {}
