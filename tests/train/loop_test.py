@@ -5,6 +5,7 @@ import contextlib
 import jax
 import pytest
 
+from tests.helpers import tiny
 from vse_jax import train as train_module
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.runs import Checkpoints
@@ -14,7 +15,7 @@ from vse_jax.train import train
 
 
 def test_two_batches_are_ahead_and_the_profile_has_the_steps_it_was_told(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, tmp_path, monkeypatch, without_figures
 ):
     """Also where a run ends before the last of them, or goes on in their middle.
 
@@ -37,7 +38,7 @@ def test_two_batches_are_ahead_and_the_profile_has_the_steps_it_was_told(
     monkeypatch.setattr(train_module, "put_batch", put)
     add = noted(lambda _logger, step, _scalars: step, MetricsLogger.add)
     monkeypatch.setattr(MetricsLogger, "add", add)
-    tiny_config.image.backbone.layers = (1,)
+    tiny.quick(tiny_config)
     for steps, profile in ((1, None), (4, "3:9"), (7, "2:6")):
         tiny_config.max_steps, tiny_config.profile = steps, profile
         train(tiny_config, tmp_path / "run")
@@ -49,7 +50,7 @@ def test_two_batches_are_ahead_and_the_profile_has_the_steps_it_was_told(
 
 
 def test_a_bad_image_of_the_next_epoch_loses_nothing_of_this_one(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, tmp_path, monkeypatch, without_figures
 ):
     steps, make = 30, TrainData._batch
 
@@ -59,7 +60,7 @@ def test_a_bad_image_of_the_next_epoch_loses_nothing_of_this_one(
         return make(data, share, step)
 
     monkeypatch.setattr(TrainData, "_batch", batch)
-    tiny_config.image.backbone.layers = (1,)
+    tiny.quick(tiny_config)
     with pytest.raises(InputError, match="bad"):
         train(tiny_config, tmp_path / "run")
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
