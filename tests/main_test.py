@@ -506,7 +506,7 @@ def test_verbosity_shows_where_an_error_comes_from(tiny_args, without_jax):
         ({"data.dev_split": "absent"}, "absent_caps.txt"),
         ({"eval.split": "absent"}, "absent_caps.txt"),
         ({"data.format": "tfds"}, "checksums.json: No such file"),
-        ({"mesh.data": 3}, "config.mesh: data=3"),
+        ({"mesh.data": 3}, "config.mesh: slice=-1 × data=3"),
         ({"batch_size": 1000}, "config.batch_size = 1000"),
         ({"text.vocab_size": 7}, "config.text.vocab_size is 7"),
         ({"text.weights": "/absent"}, "/absent"),

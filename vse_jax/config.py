@@ -248,6 +248,9 @@ def _hosts(value: tuple) -> str | None:
 
 @dataclass(frozen=True)
 class MeshConfig:
+    slice: int = field(
+        -1, "groups of devices joined by a slower network; -1: as the devices say"
+    )
     data: int = field(-1, "each has its part of the batch")
     fsdp: int = field(
         1, "the same; more than 1: parameters are gathered block by block"
@@ -660,8 +663,8 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
 
     Each of them may be wrong by itself: a size may be 0 here.
     """
-    mesh = (c.mesh.data, c.mesh.fsdp)
-    if any(n == 0 or n < -1 for n in mesh) or mesh == (-1, -1):
+    mesh = (c.mesh.slice, c.mesh.data, c.mesh.fsdp)
+    if any(n == 0 or n < -1 for n in mesh) or mesh[1:] == (-1, -1):
         yield "mesh", "every axis needs a positive number of devices, one may be -1"
     if c.batch_size % max(c.microbatches, 1):
         yield "microbatches", f"a batch of {c.batch_size} does not divide by it"

@@ -1,5 +1,7 @@
 """The mesh and the rule that places parameters on it."""
 
+from dataclasses import dataclass
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -22,8 +24,34 @@ def config(batch_size=128, **mesh):
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(make_mesh(config(fsdp=2)).shape) == {"data": 4, "fsdp": 2}
-    assert dict(make_mesh(config(data=1, fsdp=-1)).shape) == {"data": 1, "fsdp": 8}
+    def shape(**mesh):
+        return tuple(make_mesh(config(**mesh)).shape.values())
+
+    assert make_mesh(config()).axis_names == ("slice", "data", "fsdp")
+    assert shape(fsdp=2) == (1, 4, 2)
+    assert shape(data=1, fsdp=-1) == (1, 1, 8)
+    assert shape(slice=2, fsdp=2) == (2, 2, 2)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A device as JAX shows one of several slices."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+def test_devices_that_name_their_slices_are_grouped_by_them():
+    chips = [Chip(number, number % 2) for number in range(8)]
+    mesh = make_mesh(config(fsdp=2), chips)
+    assert dict(mesh.shape) == {"slice": 2, "data": 2, "fsdp": 2}
+    for number, part in enumerate(mesh.devices):
+        assert {chip.slice_index for chip in part.flat} == {number}
+    with pytest.raises(InputError, match=r"mesh\.slice: 4, but .* 8 .* of 2 slices"):
+        make_mesh(config(slice=4), chips)
 
 
 @pytest.mark.parametrize("mesh", [{"data": 3}, {"data": 4, "fsdp": 4}, {"data": 0}])
@@ -82,6 +110,8 @@ def test_the_largest_dimension_that_divides_is_split():
     }
     assert specs(state_sharding(mesh, tree)) == shards
     assert specs(encoder_sharding(mesh, tree)) == shards
+    # Each slice holds all of it.
+    assert specs(state_sharding(make_mesh(config(slice=2, fsdp=2)), tree)) == shards
     mesh = make_mesh(config(fsdp=1))
     assert specs(state_sharding(mesh, tree))["kernel"] == P(None, ("data", "fsdp"))
     assert set(specs(encoder_sharding(mesh, tree)).values()) == {P()}

@@ -10,6 +10,8 @@ from vse_jax.distributed.mesh import make_mesh
 from vse_jax.planning.program import ProgramText, read_program
 from vse_jax.planning.topology import Chip
 
+SLOW = Chip(memory=0, flops=2e6, links=1e6, network=1e5, multipliers=1)
+
 
 @pytest.fixture
 def mesh(tiny_config):
@@ -191,5 +193,29 @@ ENTRY %main (p: f32[2]) -> f32[8] {
 }
 """
     )
-    chip = Chip(memory=0, flops=2e6, links=1e6, multipliers=1)
-    assert text.waiting_s(chip) == pytest.approx(16e-6 + 50e-6)
+    assert text.waiting_s(SLOW) == pytest.approx(16e-6 + 50e-6)
+
+
+def test_what_crosses_from_slice_to_slice_goes_over_the_network():
+    """As libtpu writes it: through the hosts, here beside 10 µs of work."""
+    how = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="s",'
+        '_xla_megascale_target="{1:2,4}x{0:7}",_xla_megascale_transfer_type="%s"}'
+    )
+    text = """
+ENTRY %%main (p: f32[6]) -> f32[6] {
+  %%send = (f32[6]{0}, u32[], token[]) send(%%p, %%t), %(how)s
+  %%b = f32[6]{0} fusion(%%p), kind=kLoop, c={"estimated_cycles":"10"}
+  %%recv = (f32[6]{0}, u32[], token[]) recv(%%t), %(how)s
+  %%send-done = token[] send-done(%%send)
+  %%recv-done = (f32[6]{0}, token[]) recv-done(%%recv)
+}
+"""
+    summed = ProgramText(text % {"how": how % "ALL_REDUCE"})
+    (found,) = summed.collectives()
+    assert found.kind == "all-reduce between slices"
+    assert (found.shape, found.times, found.sent) == ("f32[6]", 1, 2 * 2 / 3 * 24)
+    # 32 bytes at 0.1 MB/s and a trip of 50 µs, less the work.
+    assert summed.waiting_s(SLOW) == pytest.approx(320e-6 + 50e-6 - 10e-6)
+    (found,) = ProgramText(text % {"how": how % "ALL_GATHER"}).collectives()
+    assert (found.kind, found.sent) == ("all-gather between slices", 2 * 24)

@@ -50,17 +50,20 @@ def step_on_a_tpu(environment, tmp_path_factory):
     del quick["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
     @functools.cache
-    def step(recipe, fsdp):
+    def step(recipe, fsdp, topology="v5e:2x4"):
         name, colon, variant = recipe.partition(":")
         workdir = tmp_path_factory.mktemp(name)
         args = [f"--config=configs/{name}.py{colon}{variant}", f"--workdir={workdir}"]
-        args += ["--mode=compile", "--topology=v5e:2x4", f"--config.mesh.fsdp={fsdp}"]
+        args += ["--mode=compile", f"--topology={topology}"]
+        args += [f"--config.mesh.fsdp={fsdp}"]
         args += ["--config.text.layers=1", "--config.data.root=/absent"]
         args += ["--config.image.backbone.layers=(1,1,1,1)"]
         # Sizes that no parameter has: rows of the batch, and of a device.
-        args += ["--config.batch_size=136", "--config.eval.batch_size=136"]
+        size = 272 if "*" in topology else 136
+        args += [f"--config.batch_size={size}", f"--config.eval.batch_size={size}"]
         run(args, quick)
-        found = json.loads((workdir / "compile_v5e_2_4.json").read_text())
+        (file,) = workdir.glob("compile_*.json")
+        found = json.loads(file.read_text())
         assert found["fits"]
         return found["programs"][0]
 
@@ -99,6 +102,15 @@ def test_what_a_step_costs_a_tpu(recipe, milliseconds, gigabytes, step_on_a_tpu)
     assert step["estimate"]["step_s"] < 1.05e-3 * milliseconds
     assert step["peak_bytes"] < 1.05e9 * gigabytes
     assert not [c for c in step["collectives"] if c["looped"]]
+
+
+@pytest.mark.slow
+def test_a_devices_shard_of_the_gradients_crosses_between_slices(step_on_a_tpu):
+    """They are summed inside a slice first; the parameters do not cross."""
+    alone = step_on_a_tpu("coco_region", 1)["sent_bytes"]
+    sent = step_on_a_tpu("coco_region", 1, "2*v5e:2x4")["sent_bytes"]
+    crossing = sum(size for kind, size in sent.items() if "between slices" in kind)
+    assert 0 < crossing < 0.25 * sum(alone.values())
 
 
 def test_microbatches_are_compiled_padded_as_they_run(tiny_config):

@@ -1,6 +1,7 @@
 """Devices to compile for: names, and what happens without libtpu."""
 
 import importlib.util
+import re
 
 import jax
 import pytest
@@ -10,9 +11,13 @@ from vse_jax.distributed.runtime import memory_of
 from vse_jax.planning import topology
 
 
-@pytest.mark.parametrize("name", ["v9:2x2", "cpu", "cpu:0", "cpu:two", "tpu"])
+@pytest.mark.parametrize(
+    "name", ["v9:2x2", "cpu", "cpu:0", "cpu:two", "tpu", "0*v5e:2x4", "2*cpu:8"]
+)
 def test_an_unknown_topology_is_named_with_those_that_are_known(name):
-    with pytest.raises(InputError, match=f"={name}: .*v4, v5e, v5p, v6e .*cpu:8"):
+    with pytest.raises(
+        InputError, match=f"={re.escape(name)}: .*v4, v5e, v5p, v6e .*cpu:8"
+    ):
         topology.find(name)
 
 

@@ -41,14 +41,14 @@ def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatc
     config.optimizer.weight_decay = 0.0
     results = []
     unpacked = batch_of(config)
-    meshes = [(1, 1), (8, 1), (8, 2), (8, 8)]
+    meshes = [(1, 1, 1), (1, 8, 1), (1, 8, 2), (1, 8, 8), (2, 8, 2)]
     packed = unpacked
     if kind == "packed":  # on one device they are not; dropout would draw for others
-        meshes, config.text.dropout = [(1, 1), (8, 2)], 0.0
+        meshes, config.text.dropout = [(1, 1, 1), (1, 8, 2)], 0.0
         lengths = unpacked["token_lengths"]
         packed = unpacked | {"packed_indices": packed_indices(lengths, 16, 8, 8)}
-    for devices, fsdp in meshes:
-        config.mesh.fsdp = fsdp
+    for slices, devices, fsdp in meshes:
+        config.mesh.update({"slice": slices, "fsdp": fsdp})
         mesh, optimizer, state, step = set_up(config, devices)
         # Copies: views of the buffers would keep them from being donated.
         before = {path: np.array(x) for path, x in flatten(state.params).items()}
@@ -65,7 +65,8 @@ def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(kind, monkeypatc
         assert not re.findall(r"\b(infeed|outfeed|send|recv)\(", program)
         for array in jax.tree.leaves((state.params, state.opt_state)):
             if array.size >= 256:
-                assert array.addressable_shards[0].data.size == array.size / devices
+                shard = array.addressable_shards[0].data  # each slice holds them all
+                assert shard.size == array.size / (devices / slices)
         if devices > 1 and fsdp == 1:
             # All that any device asks the others for are the embeddings of an encoder,
             # and the parameters, of which each device holds a shard.

@@ -1,49 +1,71 @@
-"""The device mesh (data, fsdp) and where every array lives on it."""
+"""The device mesh (slice, data, fsdp) and where every array lives on it.
 
+The devices of a slice send each other what they compute over fast links (a TPU slice,
+the GPUs of one host); a slower network joins the slices. The batch is spread over all
+of them, and each slice holds the whole state: gradients are summed inside a slice
+first, and only a device's shard of them crosses.
+"""
+
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vse_jax.base.errors import InputError
 from vse_jax.config import LOSS_CLASSES, Config, with_fields
 
-AXES = ("data", "fsdp")
+AXES = ("slice", "data", "fsdp")
 _SHARD_FROM = 2**16  # elements; smaller leaves are replicated: not worth a collective
 
 
-def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh of `devices` (default: all) by `config.mesh`; -1: all that are left.
 
     Raises:
-        InputError: the axes do not multiply to the number of devices.
+        InputError: the axes do not multiply to the number of devices, or the devices
+            are of another number of slices.
     """
     devices = devices or jax.devices()
     count = len(devices)
-    shape = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    # CPUs have no slices; config.mesh.slice makes some of them, to try the axis.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    wanted = dataclasses.asdict(config.mesh)
+    if slices > 1 and wanted["slice"] not in (-1, slices):
+        raise InputError(
+            f"config.mesh.slice: {wanted['slice']}, but the {count} devices are of "
+            f"{slices} slices"
+        )
+    shape = {axis: wanted[axis] for axis in AXES}
+    if shape["slice"] == -1:
+        shape["slice"] = slices
     free = [axis for axis in AXES if shape[axis] == -1]
-    used = int(np.prod([n for n in shape.values() if n != -1]))
+    used = math.prod(n for n in shape.values() if n != -1)
     if len(free) == 1 and used > 0 and count % used == 0:
         shape[free[0]] = count // used
-    if np.prod(list(shape.values())) != count or min(shape.values()) < 1:
+    if math.prod(shape.values()) != count or min(shape.values()) < 1:
+        given = " × ".join(f"{axis}={wanted[axis]}" for axis in AXES)
         raise InputError(
-            f"config.mesh: data={config.mesh.data} × fsdp={config.mesh.fsdp} does not "
-            f"multiply to the {count} devices"
+            f"config.mesh: {given} does not multiply to the {count} devices"
         )
     # Auto axes: XLA places the collectives (explicit axes reject z @ z.T here).
-    return jax.make_mesh(
-        tuple(shape.values()),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=devices,
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    sizes = tuple(shape.values())
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    inside, between = (1, *sizes[1:]), (slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def on_one_device(config: Config) -> tuple[Config, Mesh]:
     """The config for the first device alone, and its mesh."""
-    config = with_fields(config, {"mesh.data": 1, "mesh.fsdp": 1})
+    config = with_fields(config, {"mesh.slice": 1, "mesh.data": 1, "mesh.fsdp": 1})
     return config, make_mesh(config, jax.devices()[:1])
 
 
@@ -81,7 +103,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, tree):
-    """Sharding of parameters, gradients and moments: over all devices, else over fsdp.
+    """Sharding of parameters, gradients and moments: over a slice, else over fsdp.
 
     Each device updates only its shard of a parameter (Xu et al. 2020, "Automatic
     Cross-Replica Sharding of Weight Update in Data-Parallel Training"). A step
@@ -91,7 +113,7 @@ def state_sharding(mesh: Mesh, tree):
     """
 
     def shard(leaf) -> NamedSharding:
-        for axes in (AXES, ("fsdp",)):
+        for axes in (AXES[1:], ("fsdp",)):
             n = math.prod(mesh.shape[axis] for axis in axes)
             if n > 1 and leaf.size >= _SHARD_FROM:
                 for dimension in np.argsort(leaf.shape, kind="stable")[::-1]:

@@ -24,6 +24,14 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
+# The same between n slices, in parts of what a device gives: it sends its own.
+_SENT_BETWEEN = {
+    "ALL_REDUCE": lambda n: 2 * (n - 1) / n,
+    "ALL_GATHER": lambda n: n - 1.0,
+    "REDUCE_SCATTER": lambda n: (n - 1) / n,
+    "ALL_TO_ALL": lambda n: (n - 1) / n,
+    "ONE_TO_ONE": lambda n: 1.0,
+}
 _COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z\-]*)\((.*)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -33,6 +41,7 @@ _CALLS = re.compile(
 )
 _NO_ESTIMATE = 2**40  # cycles: libtpu's infinity
 _HOP = 1e-6  # s from one TPU to the next; √n of them, the side of a torus of n chips
+_TRIP = 5e-5  # s from one slice to another through both hosts: assumed, not published
 
 
 @dataclass(frozen=True)
@@ -162,17 +171,26 @@ class ProgramText:
         """Seconds in which a TPU computes nothing: what is sent, as far as not hidden.
 
         The text is in the order of the schedule. The links take one collective at a
-        time, from its start on; the device goes on until it comes to its end.
+        time, from its start on; the device goes on until it comes to its end. So does
+        the network between slices.
         """
-        now = computed = free = 0.0  # free: when the links are
+        now = computed = free = network_free = 0.0  # free: when the links are
         ends: dict[str, float] = {}  # of what is being sent
+        received: dict[str, str] = {}  # what each recv waits for
         end = ""
         for instruction, times in self._runs:
             seconds = instruction.cycles * times / chip.clock
             now, computed = now + seconds, computed + seconds
             name, kind = instruction.name, instruction.kind
             _, devices, arrays = self._sends(instruction)
-            if arrays:
+            transfer = instruction.find(r'host_transfer_rendezvous="([^"]*)"') or name
+            if arrays and kind == "send":
+                seconds = sum(sent for _, sent in arrays) / chip.network + _TRIP
+                network_free = max(now, network_free) + times * seconds
+                ends[transfer] = network_free
+            elif kind == "recv":
+                received[name] = transfer
+            elif arrays:
                 seconds = sum(sent for _, sent in arrays) / chip.links
                 free = max(now, free) + times * (seconds + math.sqrt(devices) * _HOP)
                 if kind.endswith("-start"):
@@ -187,7 +205,8 @@ class ProgramText:
             elif name.startswith("async-collective-done"):
                 now = max(now, ends.get(name, now))
             elif kind.endswith("-done"):
-                now = max(now, ends.get(instruction.find(r"%([\w.\-]+)") or "", now))
+                start = instruction.find(r"%([\w.\-]+)") or ""
+                now = max(now, ends.get(received.get(start, start), now))
         return now - computed
 
     def _sends(
@@ -197,6 +216,17 @@ class ProgramText:
 
         No results where nothing is sent to another device.
         """
+        transfer = instruction.find(r'_xla_megascale_transfer_type="(\w+)"')
+        if instruction.kind == "send" and transfer:
+            slices = instruction.find(r'_xla_megascale_target="\{([\d,:]+)\}') or ""
+            count = 0
+            for part in slices.split(","):
+                first, _, last = part.partition(":")
+                count += int(last or first) - int(first) + 1
+            shape = _results(instruction)[0]
+            sent = _bytes(shape) * _SENT_BETWEEN[transfer](count)
+            kind = f"{transfer.lower().replace('_', '-')} between slices"
+            return kind, count, [(shape, sent)]
         kind = instruction.kind.removesuffix("-start")
         devices = self._group_size(instruction.rest) if kind in _SENT else 1
         if devices == 1:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from jax.stages import Lowered
 
 from vse_jax.base.errors import InputError
@@ -94,7 +95,7 @@ def compile_run(
         "programs": results,
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    file = workdir / f"compile_{re.sub('[:x]', '_', place.name)}.json"
+    file = workdir / f"compile_{re.sub('[*:x]', '_', place.name)}.json"
     write_atomically(file, (json.dumps(contents, indent=1) + "\n").encode())
     logging.info("written: %s", file)
     if too_large:
@@ -252,7 +253,7 @@ def _what_would_help(
     worst = max(results, key=lambda result: result["peak_bytes"])
     name, least = worst["name"], worst["peak_bytes"]
     problem = f"{name} needs {_size(least)} of a device's {_size(place.memory)}"
-    for change in _changes(config, len(place.devices), name):
+    for change in _changes(config, make_mesh(config, place.devices), name):
         changed = with_fields(config, change)
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
@@ -273,11 +274,12 @@ def _what_would_help(
     )
 
 
-def _changes(config: Config, devices: int, program: str) -> Iterator[dict[str, Any]]:
+def _changes(config: Config, mesh: Mesh, program: str) -> Iterator[dict[str, Any]]:
     """Settings with which a program needs less memory, the least costly in time first.
 
     An encoder's batch is halved down to one image or caption a device.
     """
+    devices, of_slice = mesh.size, mesh.size // mesh.shape["slice"]
     if program.startswith("encode"):
         images, captions = batch_sizes(config, devices)
         each = (images if program == "encode_images" else captions) // devices
@@ -285,8 +287,8 @@ def _changes(config: Config, devices: int, program: str) -> Iterator[dict[str, A
             yield {"eval.batch_size": each * devices}
         return
     shard: dict[str, Any] = {}
-    if devices > 1 and config.mesh.fsdp != devices:
-        shard = {"mesh.data": 1, "mesh.fsdp": devices}
+    if of_slice > 1 and mesh.shape["fsdp"] != of_slice:
+        shard = {"mesh.data": 1, "mesh.fsdp": of_slice}
         yield shard
     if not config.remat:
         yield {"remat": True}

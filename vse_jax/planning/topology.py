@@ -22,12 +22,14 @@ class Chip(NamedTuple):
     """One TPU chip by its maker's figures (cloud.google.com/tpu/docs).
 
     memory: bytes of HBM. flops: peak bfloat16 FLOP/s. links: bytes/s that it sends to
-    other chips, over all links. multipliers: multiply-add units, two FLOP a cycle each.
+    other chips of its slice, over all links. network: bytes/s to other slices, its
+    share of a pod's. multipliers: multiply-add units, two FLOP a cycle each.
     """
 
     memory: int
     flops: float
     links: float
+    network: float
     multipliers: int
 
     @property
@@ -37,11 +39,11 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip(32 * 2**30, 275e12, 150e9, 8 * 128**2),
-    "v5e": Chip(16 * 2**30, 197e12, 200e9, 4 * 128**2),
-    "v5p": Chip(95 * 2**30, 459e12, 600e9, 8 * 128**2),
+    "v4": Chip(32 * 2**30, 275e12, 150e9, 6.25e9, 8 * 128**2),
+    "v5e": Chip(16 * 2**30, 197e12, 200e9, 3.125e9, 4 * 128**2),
+    "v5p": Chip(95 * 2**30, 459e12, 600e9, 6.25e9, 8 * 128**2),
     # No clock is published. Two units of 256² would run at 3.5 GHz: taken as four.
-    "v6e": Chip(32 * 2**30, 918e12, 400e9, 4 * 256**2),
+    "v6e": Chip(32 * 2**30, 918e12, 400e9, 12.5e9, 4 * 256**2),
 }
 
 
@@ -63,27 +65,31 @@ def find(name: str | None) -> Topology:
     """The devices of a topology; call it before anything else of JAX runs.
 
     Args:
-        name: a TPU slice ('v5e:2x4', 'v4:2x2x2'), 'cpu:8' (simulated devices), or None:
-            the devices at hand.
+        name: a TPU slice ('v5e:2x4', 'v4:2x2x2'), several ('2*v5e:4x4'), 'cpu:8'
+            (simulated devices), or None: the devices at hand.
 
     Raises:
         InputError: no such topology, or libtpu is not installed.
     """
-    kind, _, shape = (name or "here").partition(":")
-    known = f"{', '.join(CHIPS)} (as v5e:2x4, v4:2x2x2) and cpu (as cpu:8)"
-    if name is not None and kind in CHIPS:
+    count, star, slice_ = (name or "here").rpartition("*")
+    kind, _, shape = slice_.partition(":")
+    known = f"{', '.join(CHIPS)} (as v5e:2x4, 2*v4:2x2x2) and cpu (as cpu:8)"
+    slices = int(count) if count.isdecimal() else 0 if star else 1
+    if name is not None and kind in CHIPS and slices > 0:
         _show_libtpu()
         # The two cores of a v4 work as one device, as JAX runs it (and a v5p always).
         options = {"chip_config_name": "megacore"} if kind == "v4" else {}
         try:
-            found = topologies.get_topology_desc(name, "tpu", **options)
+            found = topologies.get_topology_desc(
+                slice_, "tpu", num_slices=slices, **options
+            )
         except RuntimeError as error:
             raise InputError(
                 f"--topology={name}: not a shape that libtpu knows "
                 f"({str(error).splitlines()[0]}); it knows {known}"
             ) from error
         return Topology(name, list(found.devices), CHIPS[kind].memory, CHIPS[kind])
-    if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
+    if not star and kind == "cpu" and shape.isdecimal() and int(shape) > 0:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", int(shape))
     elif name is not None:
