@@ -545,7 +545,7 @@ def test_a_run_says_what_computes_and_what_it_trains(trained):
     workdir, _, err = trained
     facts = json.loads((workdir / "run.json").read_text())
     assert facts["devices"]["count"] == facts["processes"] == 1
-    assert facts["mesh"] == {"data": 1, "fsdp": 1}
+    assert facts["mesh"] == {"slice": 1, "data": 1, "fsdp": 1}
     assert facts["data"]["train"] == {"images": 96, "captions": 480}
     assert (facts["steps_per_epoch"], facts["steps"]) == (30, 60)
     total = sum(x.size for x in parameters(workdir).values())
