@@ -2,21 +2,18 @@
 
 import json
 import math
-import platform
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from vse_jax import __version__
 from vse_jax.base.files import write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.config import Config
 from vse_jax.data.dataset import Split
-from vse_jax.distributed.runtime import matmul_precision, memory_of
+from vse_jax.distributed.runtime import matmul_precision, memory_of, versions
 
 
 def write_run_info(
@@ -46,18 +43,14 @@ def write_run_info(
         kind = "trained" if path in paths else "frozen"
         counts[path.partition("/")[0]][kind] += math.prod(leaf.shape)
     device = jax.local_devices()[0]
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
+    known = versions()
     precision = matmul_precision(config, jax.default_backend())
     sizes = {
         split.name: {"images": len(split.image_ids), "captions": len(split.captions)}
         for split in splits
     }
     info = {
-        "versions": {
-            "vse_jax": __version__,
-            "python": platform.python_version(),
-            **versions,
-        },
+        "versions": known,
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -79,8 +72,8 @@ def write_run_info(
 
     logging.info(
         "vse_jax %s on JAX %s: %d × %s (%s, %.0f GB), processes: %d, mesh: %s",
-        __version__,
-        versions["jax"],
+        known["vse_jax"],
+        known["jax"],
         jax.device_count(),
         device.device_kind,
         device.platform,

@@ -25,14 +25,15 @@ def test_equal_facts_pass(other):
     assert_equal_across_hosts("config", {"seed": 0})
 
 
-def test_all_differences_are_named(other):
-    other["text"] = json.dumps({"seed": 1, "mode": "eval"})
+def test_all_differences_are_named(other, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    other["text"] = json.dumps(["there", {"seed": 1, "mode": "eval"}])
     with pytest.raises(InputError) as error:
         assert_equal_across_hosts("config", {"seed": 0, "mode": "train", "rest": 7})
     assert str(error.value) == (
-        "config differs between the processes: mode ('eval' in process 1, 'train' in "
-        "process 0), rest (None in process 1, 7 in process 0), seed (1 in process 1, 0 "
-        "in process 0)"
+        "config differs between the processes: mode ('eval' in process 1 on there, "
+        "'train' in process 0 on here), rest (None in process 1 on there, 7 in process "
+        "0 on here), seed (1 in process 1 on there, 0 in process 0 on here)"
     )
 
 

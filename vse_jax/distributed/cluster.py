@@ -2,12 +2,14 @@
 
 A computation over all devices waits for every process, so a process that is missing or
 dies would leave the others waiting. Each of them ends with one line on stderr instead,
-or with JAX's own message if its service aborts them first.
+and with the exit code that asks for the same command again.
 """
 
 import contextlib
+import ctypes
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,8 +27,8 @@ _CONNECT_S = 300  # until every process has come
 _SILENCE_S = 100  # without a sign of life, after which a process counts as dead
 _LEAVE_S = 3  # that process 0 waits for others that fail as well
 _LOST = (
-    "error: another process of this run has ended or hangs; run the same command again "
-    "on all: training goes on from the last checkpoint"
+    "error: another process of this run has ended, hangs or cannot be reached; run the "
+    "same command again on all: training goes on from the last checkpoint"
 )
 
 
@@ -86,6 +88,10 @@ def connect(
             )
         except (RuntimeError, ValueError) as error:  # no such host, port in use, …
             raise InputError(f"{where}: {' '.join(str(error).split())}") from error
+    # JAX aborts a process whose service has lost another one. (Its client would take a
+    # callback instead, but calls it with what Python cannot be given.) This handler
+    # replaces the one that dumps all stacks.
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     if jax.process_index() > 0:  # process 0 speaks for all
         logging.set_verbosity(logging.WARNING)
         progress.hide()
@@ -128,6 +134,12 @@ def _deadline(seconds: float, line: str) -> Iterator[None]:
         timer.cancel()
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_: int) -> None:
+    _print_error(_LOST)
+    os._exit(preemption.EXIT_CODE)
+
+
 def _print_error(line: str) -> None:
     with contextlib.suppress(OSError):
         logging.flush()
@@ -147,8 +159,10 @@ def ends_together() -> Iterator[None]:
             raise
         if isinstance(error, SystemExit) and error.code != 1:
             raise  # preempted, as all processes are
+        code = 1
         if is_peer_failure(error):
             _print_error(_LOST)
+            code = preemption.EXIT_CODE
         elif not isinstance(error, SystemExit):  # which has printed its line
             traceback.print_exc()
         if jax.process_index() == 0:
@@ -157,7 +171,7 @@ def ends_together() -> Iterator[None]:
             time.sleep(_LEAVE_S)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(code)
 
 
 def is_peer_failure(error: BaseException | None) -> bool:

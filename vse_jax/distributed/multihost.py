@@ -1,6 +1,7 @@
 """Agreement between processes: on what each has read, and on what process 0 did."""
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,12 @@ def assert_equal_across_hosts(what: str, facts: Mapping[str, object]) -> None:
     """Raises InputError on every process unless all have the same JSON-able `facts`."""
     if jax.process_count() == 1:
         return
-    first, *others = map(json.loads, _gather(json.dumps(facts, sort_keys=True)))
+    said = json.dumps([socket.gethostname(), facts], sort_keys=True)
+    (host, first), *others = map(json.loads, _gather(said))
     differing = [
-        f"{name} ({other.get(name)!r} in process {process}, "
-        f"{first.get(name)!r} in process 0)"
-        for process, other in enumerate(others, start=1)
+        f"{name} ({other.get(name)!r} in process {process} on {its_host}, "
+        f"{first.get(name)!r} in process 0 on {host})"
+        for process, (its_host, other) in enumerate(others, start=1)
         for name in sorted(first.keys() | other.keys())
         if other.get(name) != first.get(name)
     ]

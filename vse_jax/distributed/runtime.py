@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import jax
 
+from vse_jax import __version__
 from vse_jax.base.errors import InputError
 from vse_jax.base.lock import only_writer
 from vse_jax.command_line import errors_on_one_line
@@ -60,14 +63,21 @@ def started(
                 f"--mode={mode} is for one process, not {jax.process_count()}; "
                 "--num_processes=1 where a cluster starts several"
             )
+        assert_equal_across_hosts("versions", versions())
         assert_equal_across_hosts("config", {"mode": mode} | shared_fields(config))
         if several:
             on_process_zero(lock)
         yield
 
 
-def matmul_precision(config: Config, platform: str) -> str:
-    """JAX's name of config.matmul_precision on devices of a platform.
+def versions() -> dict[str, str]:
+    """Of what decides the numbers of a run."""
+    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")}
+    return {"vse_jax": __version__, "python": platform.python_version(), **packages}
+
+
+def matmul_precision(config: Config, backend: str) -> str:
+    """JAX's name of config.matmul_precision on a platform's devices ('cpu', 'tpu').
 
     'auto' is float32 on CPUs, where nothing else is faster, and 'high' elsewhere: TF32
     on NVIDIA's GPUs, three bfloat16 products on TPUs (one costs accuracy, six are
@@ -75,7 +85,7 @@ def matmul_precision(config: Config, platform: str) -> str:
     """
     if config.matmul_precision != "auto":
         return config.matmul_precision
-    return "highest" if platform == "cpu" else "high"
+    return "highest" if backend == "cpu" else "high"
 
 
 def configure(config: Config) -> None:
