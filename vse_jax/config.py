@@ -274,7 +274,10 @@ class DataConfig:
         None, "keeps a URL's shards; None: ~/.cache/vse_jax/data", path=True
     )
     source: str | None = field(
-        None, "--mode=prepare: CSV file or folder of images", path=True
+        None, "--mode=prepare: captions, tars or features; docs/data.md", path=True
+    )
+    images: str | None = field(
+        None, "--mode=prepare: images that do not lie beside the source", path=True
     )
     render_size: int = field(128, "px; --mode=prepare of the OpenMoji images", min=1)
     train_split: str = field("train", "the split to train on")

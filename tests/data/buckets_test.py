@@ -9,11 +9,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
+from tests.data.prepare.tar_shards_test import image_bytes, write_tar
+from tests.helpers.roots import config_for, contents, name_in
 from tests.helpers.steps import eval_batches
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_object
 from vse_jax.commands.build_vocab import build_vocab
 from vse_jax.commands.export import export
+from vse_jax.commands.prepare import prepare
 from vse_jax.data import buckets as remote
 from vse_jax.data.dataset import read_split
 from vse_jax.data.tokenizers import caption_tokenizer
@@ -159,3 +162,25 @@ def test_what_a_service_says_is_one_line(config, bucket, monkeypatch):
     config.data.format = "tfds"
     with pytest.raises(InputError, match=r"gs://.*_caps.txt: 403 Forbidden"):
         read_split(config, "test")
+
+
+@pytest.mark.parametrize("source", ["", "/{00..02}.tar"])
+def test_tars_are_read_where_they_lie(bucket, tmp_path, source):
+    for number, split in enumerate(("train", "dev", "test")):
+        key = name_in(split, f"{number:02}/{{}}").partition("/")[2]
+        sample = {f"{key}.png": image_bytes(), f"{key}.txt": split.encode()}
+        tar = write_tar(tmp_path / "x.tar", sample)
+        bucket.pipe_file(f"gs://bucket/tars/{number:02}.tar", tar.read_bytes())
+    prepare(config_for(tmp_path / "made", f"gs://bucket/tars{source}"))
+    found = contents(tmp_path / "made")
+    assert [found[f"{split}_caps"] for split in ("train", "dev")] == [
+        ["train"],
+        ["dev"],
+    ]
+    assert len(list((tmp_path / "made/images").rglob("*.png"))) == 3
+
+
+def test_only_tars_are(bucket, tmp_path):
+    bucket.pipe_file("gs://bucket/captions.csv", b"image,caption\n")
+    with pytest.raises(InputError, match="only tars are read from a bucket"):
+        prepare(config_for(tmp_path / "made", "gs://bucket/captions.csv"))

@@ -35,7 +35,7 @@ from vse_jax.data.records import (
     read_export,
     shard_name,
 )
-from vse_jax.data.regions import NpyRegions
+from vse_jax.data.regions import NpyRegions, lengths_file
 
 # One record a read: packing records together makes reading features slower.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -64,6 +64,7 @@ def export(config: Config) -> None:
             region_shape=() if split.regions is None else split.regions.shape[1:],
             texts=list_digests(target, split.name),
             source=_source_digest(split),
+            regions_vary=getattr(split.regions, "lengths", None) is not None,
         )
         for split in splits
     }
@@ -143,7 +144,8 @@ def _claim_target(config: Config, splits: list[Split]) -> Path:
 def _source_files(split: Split) -> list[Path]:
     """The images, or the feature file, of a split that was read from a folder."""
     if isinstance(split.regions, NpyRegions):
-        return [split.regions.path]
+        lengths = lengths_file(split.regions.path)
+        return [split.regions.path, *([lengths] if lengths.is_file() else [])]
     assert isinstance(split.images, list)
     return split.images
 

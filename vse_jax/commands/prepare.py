@@ -3,6 +3,8 @@
 from vse_jax.base.errors import InputError
 from vse_jax.config import Config
 from vse_jax.data.prepare import openmoji, own_images
+from vse_jax.data.prepare.region_tsv import prepare_regions
+from vse_jax.data.prepare.sources import holds_regions, source_files
 
 
 def prepare(config: Config) -> None:
@@ -17,10 +19,15 @@ def prepare(config: Config) -> None:
             "then upload it"
         )
     if config.data.source is not None:
-        own_images.prepare(config)
+        folder, files = source_files(config.data.source)
+        if holds_regions(files):
+            prepare_regions(config, files)
+        else:
+            own_images.prepare(config, folder, files)
     elif config.data.name == "openmoji":
         openmoji.prepare(config)
     else:
         raise InputError(
-            "config.data.source: name a CSV file or a folder of images with captions"
+            "config.data.source: name a file of captions, a folder with one, tars or "
+            "region features"
         )

@@ -18,8 +18,8 @@ SCHEMES = ("gs", "s3", "az", "hf")
 _CHUNK = 2**20  # bytes
 
 
-def root_path(root: str) -> AnyPath:
-    """config.data.root as a path: a local folder, or a URL such as gs://bucket/coco.
+def root_path(root: str, field: str = "config.data.root") -> AnyPath:
+    """What `field` says as a path: a local one, or a URL such as gs://bucket/coco.
 
     Raises:
         InputError: an unknown scheme, or one whose package is not installed.
@@ -29,11 +29,11 @@ def root_path(root: str) -> AnyPath:
         return Path(root)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise InputError(f"config.data.root: {root}: neither a folder nor {known}")
+        raise InputError(f"{field}: {root}: neither a folder nor {known}")
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise InputError(f"config.data.root: {root}: {error}") from None
+        raise InputError(f"{field}: {root}: {error}") from None
     return epath.Path(root)
 
 

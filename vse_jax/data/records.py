@@ -18,7 +18,6 @@ import bisect
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +61,7 @@ class ExportedSplit:
     region_shape: tuple[int, ...]  # (regions, features) of every record; () for images
     texts: Mapping[str, str]  # name → SHA-256 of the lists in precomp/
     source: str  # digest of the files that the records were made from
+    regions_vary: bool = False  # records may have fewer than region_shape says
 
     @property
     def kind(self) -> str:
@@ -130,6 +130,7 @@ def export_files(splits: Mapping[str, ExportedSplit]) -> dict[str, bytes]:
         name: {
             "region_shape": split.region_shape,
             "source": split.source,
+            "regions_vary": split.regions_vary,
             "texts": split.texts,
             "shards": [(shard.size, shard.sha256) for shard in split.shards],
         }
@@ -153,7 +154,8 @@ def export_files(splits: Mapping[str, ExportedSplit]) -> dict[str, bytes]:
         }
     else:
         _, dims = next(iter(splits.values())).region_shape
-        count = str(*counts.pop()) if len(counts) == 1 else "-1"
+        vary = len(counts) > 1 or any(split.regions_vary for split in splits.values())
+        count = "-1" if vary else str(*counts.pop())
         shape = {"dimensions": [count, str(dims)]}
         features["regions"] = {
             "pythonClassName": f"{base}.tensor_feature.Tensor",
@@ -312,9 +314,11 @@ class RecordRegions(Records):
 
     def __getitem__(self, image: int) -> Float32[np.ndarray, "regions features"]:
         content, where = self.read(image, "regions")
-        if len(content) != 4 * math.prod(self.shape[1:]):
+        _, most, dim = self.shape  # a set may have fewer regions
+        count, rest = divmod(len(content), 4 * dim)
+        if rest or not 1 <= count <= most:
             raise InputError(f"{where}: {len(content)} bytes of region features")
-        features = np.frombuffer(content, "<f4").reshape(self.shape[1:])
+        features = np.frombuffer(content, "<f4").reshape(count, dim)
         return finite_regions(features, where)
 
 

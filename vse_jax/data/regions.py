@@ -103,16 +103,32 @@ def _check_begin(path: Path, begin: bytes) -> None:
     raise InputError(f"{path}: {kind}, not a .npy file")
 
 
+def lengths_file(path: Path) -> Path:
+    """Beside a split's region features: how many regions each of its sets has.
+
+    int32 [images]; not there if all sets fill their rows.
+    """
+    return path.with_name(path.name.removesuffix("_ims.npy") + "_lengths.npy")
+
+
 class NpyRegions:
     """The region features of a split in a .npy file, each set checked when it is read.
 
-    Set i is that of image_ids[i]; `stride` as for `NpyRows`.
+    Set i is that of image_ids[i]; `stride` as for `NpyRows`. `lengths`: how many
+    regions each set has, where rows after them are padding.
     """
 
-    def __init__(self, path: Path, image_ids: Sequence[str], stride: int = 1):
+    def __init__(
+        self,
+        path: Path,
+        image_ids: Sequence[str],
+        stride: int = 1,
+        lengths: Int[np.ndarray, " images"] | None = None,
+    ):
         self.path = path
         self.rows = NpyRows(path, stride)
         self.shape = self.rows.shape
+        self.lengths = lengths
         self._image_ids = image_ids
 
     def __len__(self) -> int:
@@ -128,7 +144,10 @@ class NpyRegions:
         where = f"{self.path}, row {image * self.rows.stride}"
         if image < len(self._image_ids):  # a dev split may be cut
             where += f", image id {self._image_ids[image]!r}"
-        return finite_regions(self.rows[image], where)
+        features = self.rows[image]
+        if self.lengths is not None:
+            features = features[: self.lengths[image]]
+        return finite_regions(features, where)
 
 
 def finite_regions(
@@ -178,10 +197,33 @@ def open_regions(
     rows, images = len(stored), len(captions_per_image)
     check_region_shape(path, stored.shape[1:], config)
     if rows == images:
-        return NpyRegions(path, image_ids)
+        return NpyRegions(path, image_ids, lengths=_read_lengths(path, stored.shape))
     if np.all(rows == images * captions_per_image):
         return NpyRegions(path, image_ids, stride=int(captions_per_image[0]))
     raise InputError(f"{path}: {rows} rows for {images} images")
+
+
+def _read_lengths(
+    path: Path, shape: tuple[int, ...]
+) -> Int[np.ndarray, " images"] | None:
+    """How many regions each set of a feature file has; None: all fill their rows."""
+    file = lengths_file(path)
+    if not file.is_file():
+        return None
+    lengths = NpyRows(file)
+    if lengths.shape != shape[:1] or lengths.dtype.kind not in "iu":
+        raise InputError(
+            f"{file}: {lengths.dtype} values of shape {lengths.shape} are no lengths "
+            f"of {shape[0]} sets"
+        )
+    values = lengths[:]
+    wrong = np.flatnonzero((values < 1) | (values > shape[1]))
+    if wrong.size:
+        raise InputError(
+            f"{file}, row {wrong[0]}: {values[wrong[0]]} is not between 1 and "
+            f"{shape[1]}"
+        )
+    return values
 
 
 def check_region_shape(path: AnyPath, shape: tuple, config: ImageConfig) -> None:

@@ -3,13 +3,18 @@
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.data.prepare.caption_table import Entry, read_caption_table
+from vse_jax.data.prepare.caption_table import read_caption_table
+from vse_jax.data.prepare.entry import Entry
 
 
 def read(tmp_path, content: str | bytes) -> list[Entry]:
     path = tmp_path / "captions.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(read_caption_table(path))
+    entries = list(read_caption_table(path))
+    begin = f"{path}, line "
+    return [
+        entry._replace(where=int(entry.where.removeprefix(begin))) for entry in entries
+    ]
 
 
 TWO = [
@@ -66,16 +71,16 @@ def test_captions_come_in_the_order_of_their_numbers(tmp_path):
 
 def test_blank_lines_are_left_out_and_numbers_stay(tmp_path):
     text = "\nimage,caption\n\na.jpg,a dog\n,\n  \nb.jpg,a cat\n\n"
-    assert [entry.line for entry in read(tmp_path, text)] == [4, 7]
+    assert [entry.where for entry in read(tmp_path, text)] == [4, 7]
     text = "\na.jpg\ta dog\n\nb.jpg\ta cat\n\n"
-    assert [entry.line for entry in read(tmp_path, text)] == [2, 4]
+    assert [entry.where for entry in read(tmp_path, text)] == [2, 4]
 
 
 def test_a_line_break_inside_quotes(tmp_path):
     text = 'image,caption\na.jpg,"a dog\nby the sea"\nb.jpg,a cat\n'
     first, second = read(tmp_path, text)
     assert " ".join(first.captions[0].split()) == "a dog by the sea"
-    assert second.line == 4
+    assert second.where == 4
 
 
 def test_flickr_form(tmp_path):
@@ -111,7 +116,7 @@ REFUSED = {
     ),
     "the same with tabs": ("file\tcaption\na.jpg\ta dog\n", "no column 'image' among"),
     "bars": (
-        "image_name| comment\na.jpg| a dog\n",
+        "image| comment\na.jpg| a dog\n",
         "line 1: neither 'name<TAB>caption'",
     ),
     "a blank cell": (HEADER + "a.jpg,x, ,dev\n", "line 2, column 'caption2': blank"),

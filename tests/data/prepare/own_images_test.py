@@ -128,14 +128,17 @@ def test_skip_leaves_a_bad_picture_out(config, album, monkeypatch):
 
 
 BAD_LINES = {
-    "no such image": ("7.png,a,b,train", r"7.png: no such image, named on line 8"),
+    "no such image": (
+        "7.png,a,b,train",
+        r"7.png: no such image, named at .*captions.csv, line 8",
+    ),
     "unknown split": (
         "sub/0.png,a,b,val",
         r"line 8, column 'split': 'val' is none of train, dev",
     ),
     "two splits": (
         "0.png,a,b,dev",
-        r"line 8, column 'split': 0.png is in 'dev', on line 2 in 'train'",
+        r"line 8: 0.png is in 'dev', but in 'train' at .*captions.csv, line 2",
     ),
     "empty caption": ("sub/0.png,a,,train", r"line 8, column 'caption2': blank"),
     "no name": (",a,b,train", r"line 8, column 'image': blank"),
@@ -184,7 +187,7 @@ def test_changed_picture_is_taken_again(config, album, monkeypatch):
 def test_bad_picture_is_named_with_its_line(config, album):
     source = write_csv(album)
     (album / "3.png").write_bytes(b"")
-    with pytest.raises(InputError, match=rf"3.png: .* named on line 5 of {source}"):
+    with pytest.raises(InputError, match=rf"3.png: .* named at {source}, line 5"):
         prepare(config)
 
 
@@ -199,7 +202,7 @@ def test_bad_picture_is_named_with_its_line(config, album):
         ),
         ("captions.txt", b"0.png\tcaf\xe9\n", "line 1: not UTF-8"),
         ("captions.txt", "0.png\ta dog\n", "split '.*' gets none of the 1 images"),
-        ("notes.md", "", "holds no captions.csv, captions.tsv or captions.txt"),
+        ("notes.md", "", "holds no captions.csv, captions.tsv, captions.txt, results"),
     ],
 )
 def test_bad_file(config, album, name, content, message):
@@ -234,7 +237,9 @@ def test_no_source(config):
     with pytest.raises(InputError, match=r"nowhere: no such file or folder"):
         prepare(config)
     config.data.source = None
-    with pytest.raises(InputError, match=r"config.data.source: name a CSV file"):
+    with pytest.raises(
+        InputError, match=r"config.data.source: name a file of captions"
+    ):
         prepare(config)
 
 

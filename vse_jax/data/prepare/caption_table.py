@@ -2,7 +2,9 @@
 
 With a header, separated by commas, semicolons or tabs: a column `image`; one column
 `caption` (a line per caption) or caption1 … captionN (a line per image); perhaps a
-column `split`. Cells may be quoted as spreadsheets do it.
+column `split`. Cells may be quoted as spreadsheets do it. The headers of Flickr30k's
+results.csv (image_name| comment_number| comment) and of a Hugging Face image folder's
+metadata.csv (file_name, text) stand for these names.
 
 Without one, as Flickr30k's: `name.jpg#0<TAB>caption` or `name.jpg<TAB>caption`, a line
 per caption, in which quotes are part of the caption.
@@ -14,14 +16,12 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from absl import logging
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import read_text
-
-SPLITS = ("train", "dev", "test")
+from vse_jax.data.prepare.entry import SPLITS, Entry
 
 # What people call such columns: a first line with a cell of the one kind, or one that
 # begins with the other, is a header.
@@ -30,17 +30,14 @@ _FIRST_COLUMN = re.compile(
     r"(image|img|file|picture|photo)s?[ ._-]?(name|path|id|file)?|"
     r"path|name|id|url|split"
 )
+# Headers of other people's tables → the names here.
+_HEADERS = (
+    {"image_name": "image", "comment": "caption"},
+    {"file_name": "image", "text": "caption"},
+    {"file_name": "image"},
+)
 # What programs write where there is nothing.
 _NOTHING = re.compile(r"nan|none|null|n/?a|<na>|#(n/a|ref!|value!|name\?|div/0!|num!)")
-
-
-class Entry(NamedTuple):
-    """A line of a table; `split` is '' if it has no such column."""
-
-    line: int
-    image: str
-    split: str
-    captions: list[str]
 
 
 def read_caption_table(path: Path) -> Iterator[Entry]:
@@ -57,6 +54,8 @@ def read_caption_table(path: Path) -> Iterator[Entry]:
     number = next((n for n, line in enumerate(lines, 1) if line.strip()), 1)
     first = lines[number - 1]
     delimiters = "\t" if "\t" in first else ",;"
+    if first.startswith("image_name|"):
+        delimiters = "|"
     headers = {delimiter: _header(first, delimiter) for delimiter in delimiters}
     for delimiter, names in headers.items():
         if "image" in names:
@@ -84,12 +83,17 @@ def _header(line: str, delimiter: str) -> list[str]:
 
 
 def _names(cells: list[str]) -> list[str]:
-    return [" ".join(cell.split()).casefold() for cell in cells]
+    names = [" ".join(cell.split()).casefold() for cell in cells]
+    known = next((known for known in _HEADERS if known.keys() <= {*names}), {})
+    return [known.get(name, name) for name in names]
 
 
 def _csv_reader(lines: list[str], delimiter: str):
-    # Strict: a quote that is never closed would swallow the rest of the file.
     ended = (f"{line}\n" for line in lines)
+    if delimiter == "|":  # Flickr30k's, one line of which lacks its second delimiter
+        ended = (re.sub(r"^([^|]+\| *\d+) {2,}([^|]+)$", r"\1| \2", x) for x in ended)
+        return csv.reader(ended, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    # Strict: a quote that is never closed would swallow the rest of the file.
     return csv.reader(ended, delimiter=delimiter, skipinitialspace=True, strict=True)
 
 
@@ -122,7 +126,7 @@ def _with_header(path: Path, text: str, delimiter: str) -> Iterator[Entry]:
                 captions.append(_caption(value, where))
             elif (split := value.casefold()) not in SPLITS:
                 raise InputError(f"{where}: {split!r} is none of {', '.join(SPLITS)}")
-        yield Entry(line, image, split, captions)
+        yield Entry(f"{path}, line {line}", image, split, captions)
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -207,7 +211,8 @@ def _without_header(path: Path, text: str) -> Iterator[Entry]:
         where = f"{path}, line {line}, column 2"
         if not caption:
             raise InputError(f"{where}: blank")
-        yield Entry(line, image, "", [_caption(caption, where)])
+        caption = _caption(caption, where)
+        yield Entry(f"{path}, line {line}", image, "", [caption])
 
 
 def _caption(caption: str, where: str) -> str:

@@ -1,17 +1,18 @@
-"""A person's own images and captions, turned into a data root.
+"""Images and captions that people hold, turned into a data root.
 
-config.data.source is a caption table (`caption_table`) or a folder that holds one as
-captions.csv, captions.tsv or captions.txt. Image names are relative to the table's
-folder.
+Whatever the source (`sources`), its images come as the same entries and go the same
+way: grouped by id, looked for, decoded once, linked or copied, and listed.
 
-Without a column `split`, a hash of its name puts an image into train, dev or test
+Where the source tells no split, a hash of its id puts an image into train, dev or test
 (8 : 1 : 1), the same one whatever else is added later.
 """
 
+import functools
 import hashlib
+import itertools
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,93 +20,141 @@ from pathlib import Path
 from absl import logging
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import whole_file
+from vse_jax.base.files import AnyPath, whole_file
 from vse_jax.base.progress import progress
-from vse_jax.config import Config
+from vse_jax.config import Config, takes_regions
 from vse_jax.data import dataset
-from vse_jax.data.images import load_image
-from vse_jax.data.prepare.caption_table import SPLITS, read_caption_table
+from vse_jax.data.images import ImageBytes, load_image
+from vse_jax.data.prepare.entry import SPLITS, Entry
+from vse_jax.data.prepare.sources import read_entries
+
+_AT_ONCE = 256  # entries in memory with the content of their images
 
 
 @dataclass
 class _Image:
-    name: str  # as the table writes it
+    image_id: str
+    name: str  # the path of its file, as the source writes it
     split: str
-    line: int  # of the table that first names it
+    where: str  # the source first names it
     captions: list[str] = field(default_factory=list)
+    is_stored: bool = False  # below the root's image folder already
 
 
-def prepare(config: Config) -> None:
-    """Makes config.data.root from config.data.source.
+def prepare(config: Config, base: AnyPath, files: Sequence[AnyPath]) -> None:
+    """Makes config.data.root of the files of config.data.source.
 
-    Images are hard links if the file system allows it, else copies. Every one is
-    decoded once, so that a broken file is found now and not in the middle of training
-    (config.data.on_bad_image = 'skip' leaves it out and says so).
+    Images are looked for beside the source, then in config.data.images. They are hard
+    links if the file system allows it, else copies; those in tars are written as they
+    are read. Every one is decoded once, so that a broken file is found now and not in
+    the middle of training (config.data.on_bad_image = 'skip' leaves it out and says
+    so). Region models need no images: those that are there serve figures.
+
+    The lists are written last: without them there is no data set.
+
+    Args:
+        config: of the run.
+        base, files: of `sources.source_files`.
 
     Raises:
         InputError: names the file, and the line or field, that is wrong.
     """
-    assert config.data.source is not None
-    source = _caption_file(Path(config.data.source))
-    found: dict[str, _Image] = {}
-    for line, name, given, captions in read_caption_table(source):
-        split = given or _hashed_split(name)
-        image = found.setdefault(name, _Image(name, split, line))
-        if image.split != split:
-            raise InputError(
-                f"{source}, line {line}, column 'split': {name} is in {split!r}, on "
-                f"line {image.line} in {image.split!r}"
-            )
-        image.captions += captions
-    images = _readable(found.values(), source, config.data.on_bad_image == "skip")
+    root, source = Path(config.data.root), str(files[0])
+    if len(files) > 1 or config.data.source == str(base):
+        source = str(base)
+    owner = os.path.abspath(source) if isinstance(base, Path) else source
+    folder = root / dataset.image_folder(config.data.name)
+    skip = config.data.on_bad_image == "skip"
+    images: dict[str, _Image] = {}
+    entries = read_entries(base, files)
+    store = functools.partial(_store, folder=folder, skip=skip)
+    with ThreadPoolExecutor() as pool:
+        while some := list(itertools.islice(entries, _AT_ONCE)):
+            if not images and some[0].content is not None:
+                dataset.claim_root(root, owner)
+            for entry, is_good in zip(some, pool.map(store, some), strict=True):
+                if is_good:
+                    _add(images, entry)
+    folders = [base] if isinstance(base, Path) else []
+    folders += [Path(config.data.images)] if config.data.images is not None else []
+    found = {
+        image.image_id: _find(image, folders)
+        for image in images.values()
+        if not image.is_stored
+    }
+    if takes_regions(config.image):
+        found = {image_id: path for image_id, path in found.items() if path.is_file()}
+    else:
+        for image in _unreadable(images.values(), found, skip):
+            del images[image.image_id], found[image.image_id]
 
-    splits = {image.split for image in images}
+    splits = {image.split for image in images.values()}
     for split in SPLITS:
-        if split not in splits:
+        if not any(name.startswith(split) for name in splits):
             raise InputError(
                 f"{source}: split {split!r} gets none of the {len(images)} images; "
                 "add a column 'split'"
             )
 
-    # Below the image folder each gets its own path, without what leads out of there.
+    # Below the image folder each gets its own path.
     paths: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for image in images:
-        path = Path(image.name)
-        inside = "/".join(p for p in path.parts if p not in ("..", path.anchor))
-        paths[image.name] = inside
-        if (owner := owners.setdefault(inside, image.name)) != image.name:
+    owners: dict[str, _Image] = {}
+    for image in images.values():
+        inside = paths[image.image_id] = _inside(image.name)
+        if (other := owners.setdefault(inside, image)) is not image:
             raise InputError(
-                f"{source}, line {image.line}: {image.name} and {owner} would both "
-                f"become {inside}"
+                f"{image.where}: {image.name} and {other.name} would both become "
+                f"{inside}"
             )
-
-    root = Path(config.data.root)
-    dataset.claim_root(root, str(source.resolve()))
-    folder = root / dataset.image_folder(config.data.name)
-    for name, inside in progress(paths.items(), "linking images", unit="images"):
-        _link_or_copy(source.parent / name, folder / inside)
-    rows = {
-        split: [(x.name, x.captions) for x in images if x.split == split]
-        for split in SPLITS
-    }
+    dataset.claim_root(root, owner)
+    for image_id, path in progress(found.items(), "linking images", unit="images"):
+        _link_or_copy(path, folder / paths[image_id])
+    rows: dict[str, list[tuple[str, list[str]]]] = {}
+    for image in images.values():
+        rows.setdefault(image.split, []).append((image.image_id, image.captions))
     dataset.write_root(root, rows, paths)
 
 
-def _caption_file(source: Path) -> Path:
-    if source.is_file():
-        return source
-    if not source.is_dir():
-        raise InputError(f"{source}: no such file or folder (config.data.source)")
-    names = ("captions.csv", "captions.tsv", "captions.txt")
-    found = [name for name in names if (source / name).is_file()]
-    if not found:
-        raise InputError(f"{source}: holds no {', '.join(names[:-1])} or {names[-1]}")
-    if len(found) > 1:
+def _store(entry: Entry, folder: Path, skip: bool) -> bool:
+    """Writes the image of an entry that holds its content; whether it is good."""
+    if entry.content is None:
+        return True
+    try:
+        load_image(ImageBytes(entry.where, entry.content))
+    except InputError as error:
+        if not skip:
+            raise
+        logging.warning("left out: %s", error)
+        return False
+    path = folder / _inside(entry.image)
+    if not path.exists() or path.stat().st_size != len(entry.content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(entry.content)
+    return True
+
+
+def _add(images: dict[str, _Image], entry: Entry) -> None:
+    """Adds an entry's captions to those of its image."""
+    image_id = entry.image_id or entry.image
+    if image_id != " ".join(image_id.split()):
+        raise InputError(f"{entry.where}: {image_id!r} is no image id that fits a line")
+    split = entry.split or _hashed_split(image_id)
+    stored = entry.content is not None
+    image = images.setdefault(
+        image_id, _Image(image_id, entry.image, split, entry.where, is_stored=stored)
+    )
+    if image.split != split:
         raise InputError(
-            f"{source}: holds {' and '.join(found)}; name one with config.data.source"
+            f"{entry.where}: {image_id} is in {split!r}, but in {image.split!r} at "
+            f"{image.where}"
         )
-    return source / found[0]
+    if image.name != entry.image:
+        raise InputError(
+            f"{entry.where}: image id {image_id!r} is {entry.image}, but {image.name} "
+            f"at {image.where}"
+        )
+    image.captions += entry.captions
 
 
 def _hashed_split(name: str) -> str:
@@ -113,29 +162,47 @@ def _hashed_split(name: str) -> str:
     return {8: "dev", 9: "test"}.get(tenth, "train")
 
 
-def _readable(images: Collection[_Image], source: Path, skip: bool) -> list[_Image]:
-    """The images that decode; without `skip`, one that does not is an error."""
+def _inside(name: str) -> str:
+    """The path of an image below the image folder, without what leads out of there."""
+    path = Path(name)
+    return "/".join(part for part in path.parts if part not in ("..", path.anchor))
+
+
+def _find(image: _Image, folders: Sequence[Path]) -> Path:
+    """The first file that is there; else what it should be called.
+
+    In config.data.images it may lie without its own folders.
+    """
+    places = [folder / image.name for folder in folders]
+    places += [folder / Path(image.name).name for folder in folders[1:]]
+    return next((path for path in places if path.is_file()), places[0])
+
+
+def _unreadable(
+    images: Collection[_Image], found: dict[str, Path], skip: bool
+) -> list[_Image]:
+    """The images that do not decode; without `skip`, the first is an error."""
+    wanted = [image for image in images if image.image_id in found]
 
     def problem(image: _Image) -> str:
         try:
-            load_image(source.parent / image.name)
+            load_image(found[image.image_id])
         except InputError as error:
-            return f"{error}, named on line {image.line} of {source}"
+            return f"{error}, named at {image.where}"
         return ""
 
-    good = []
+    bad = []
     with ThreadPoolExecutor() as pool:
-        problems = pool.map(problem, images)
-        told = progress(problems, "checking images", len(images), "images")
-        for image, text in zip(images, told, strict=True):
+        problems = pool.map(problem, wanted)
+        told = progress(problems, "checking images", len(wanted), "images")
+        for image, text in zip(wanted, told, strict=True):
             if text and not skip:
                 pool.shutdown(cancel_futures=True)
                 raise InputError(text)
             if text:
                 logging.warning("left out: %s", text)
-            else:
-                good.append(image)
-    return good
+                bad.append(image)
+    return bad
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
