@@ -75,7 +75,12 @@ MODES = {
 }
 
 flags.DEFINE_string("config", None, "FILE.py[:VARIANT], or a run's JSON.")
-flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the run.")
+flags.DEFINE(
+    cli.PathParser(bucket="--workdir"),
+    "workdir",
+    None,
+    "Folder of the run: a local one, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.",
+)
 flags.DEFINE_string("mode", "train", ", ".join(MODES))
 flags.DEFINE_bool("accept_new_data", False, "train: goes on though its data changed.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")

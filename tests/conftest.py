@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import buckets, tiny
 from tests.helpers.drafts import draft
 from vse_jax.data import images
 
@@ -49,7 +49,7 @@ _FIRST = (
 @pytest.hookimpl(tryfirst=True)  # -m reads the marks
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "environment" in item.fixturenames:
+        if {"environment", "services"} & set(item.fixturenames):
             item.add_marker("system")
 
     def place(item) -> int:
@@ -75,6 +75,21 @@ def without_figures(monkeypatch):
     """Runs draw nothing: of a tiny one it would be half of the time."""
     for name in ("train.plot_curves", "commands.evaluate.plot_retrieval"):
         monkeypatch.setattr(f"vse_jax.{name}", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory):
+    """{"gs": address, "s3": address} of services with one bucket, BUCKET, each."""
+    folder = tmp_path_factory.mktemp("gcs")
+    with buckets.gcs_server(folder) as gs, buckets.s3_server() as s3:
+        yield {"gs": gs, "s3": s3}
+
+
+@pytest.fixture
+def in_buckets(services, monkeypatch):
+    """This process reaches `services`."""
+    for name, value in buckets.environment(**services).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vse_jax.base.cores import usable_cores
     from vse_jax.base.errors import InputError
     from vse_jax.base.files import (
+        AnyPath,
         named_in_errors,
         printable,
         read_bytes,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "MAX_PIXELS",
+    "AnyPath",
     "Config",
     "Explanation",
     "ImageBytes",
@@ -63,6 +65,7 @@ _HOMES = {
     "base.cores": ("usable_cores",),
     "base.errors": ("InputError",),
     "base.files": (
+        "AnyPath",
         "named_in_errors",
         "printable",
         "read_bytes",

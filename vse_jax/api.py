@@ -31,7 +31,7 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from vse_jax.base.errors import InputError, check_choice
-from vse_jax.base.files import HUB
+from vse_jax.base.files import HUB, AnyPath, any_path
 from vse_jax.checkpoints.folder import fetch, is_siglip, model_config
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.siglip import is_zero_shot
@@ -87,7 +87,7 @@ class Explanation(NamedTuple):
 
 
 def load(
-    folder: str | Path,
+    folder: str | AnyPath,
     overrides: Mapping[str, Any] | None = None,
     *,
     trust_code: bool = False,
@@ -115,7 +115,7 @@ def load(
     if str(folder).startswith(HUB):
         name = str(folder).removeprefix(HUB)
         folder = fetch(str(folder))
-    folder = Path(os.path.expanduser(folder))
+    folder = any_path(os.path.expanduser(folder), "load")
     config = model_config(folder, trust_code=trust_code)
     check_config(config, f"{folder / 'config.json'}: ")
     if overrides:
@@ -138,7 +138,7 @@ def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     return typed(values)
 
 
-def model_of(config: Config, workdir: Path, name: str | None = None) -> "Model":
+def model_of(config: Config, workdir: AnyPath, name: str | None = None) -> "Model":
     """As `load`, with the config of a command line; `name`: None: the folder's.
 
     Raises:

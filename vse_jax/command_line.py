@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import HUB, printable
+from vse_jax.base.files import HUB, AnyPath, any_path, printable
 from vse_jax.config import (
     Config,
     config_dict,
@@ -33,13 +33,20 @@ _OURS = [Path(__file__).parents[1] / name for name in ("vse_jax", "vse_search")]
 
 
 class PathParser(flags.ArgumentParser):
-    """Of a flag whose value is a path."""
+    """Of a flag that is a path; `bucket`: its name, if the path may be in a bucket."""
 
-    def parse(self, argument: str) -> Path | None:
+    def __init__(self, bucket: str | None = None):
+        self._bucket = bucket
+
+    def parse(self, argument: str) -> AnyPath | None:
         if argument and argument.startswith(HUB):
             name, _, revision = argument.removeprefix(HUB).partition("@")
             name += f" --revision {revision}" if revision else ""
             raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
+        if argument and "://" in argument:
+            if self._bucket is None:
+                raise ValueError("needs a local path")
+            return any_path(argument, self._bucket)
         return Path(os.path.expanduser(argument)) if argument else None
 
     def flag_type(self) -> str:

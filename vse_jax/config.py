@@ -25,14 +25,13 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import check_inside, write_atomically
+from vse_jax.base.files import AnyPath, check_inside, write_atomically
 from vse_jax.base.registry import check_code, is_path
 
 T = TypeVar("T")
@@ -497,7 +496,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int | None = field(None, "None: at the end of each epoch only", min=1)
+    every_steps: int | None = field(
+        None, "also within an epoch, at whose end it is saved in any case", min=1
+    )
+    every_minutes: float | None = field(
+        None, "minutes since the last save, by the clock of process 0", min=0.01
+    )
+    keep: int = field(1, "newest ones that stay; the best on dev stays, too", min=1)
 
 
 @dataclass(frozen=True)
@@ -912,7 +917,7 @@ def vector_fields(config: Config) -> dict[str, Any]:
     }
 
 
-def check_same_run(config: Config, path: Path, by: Free = RESUME) -> None:
+def check_same_run(config: Config, path: AnyPath, by: Free = RESUME) -> None:
     """Raises InputError when `path` holds the config of another run.
 
     The message names every differing field with both values, except those that may be
@@ -952,13 +957,13 @@ SHARED_FILES = (
 WEIGHT_PARTS = "model-*-of-*.safetensors"
 
 
-def save_config(config: Config, path: Path) -> None:
+def save_config(config: Config, path: AnyPath) -> None:
     """Writes `config` as JSON, whole or not at all."""
     text = json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True)
     write_atomically(path, f"{text}\n".encode())
 
 
-def save_shared_config(config: Config, path: Path) -> None:
+def save_shared_config(config: Config, path: AnyPath) -> None:
     """As `save_config`, for a folder that others get (`--mode=push`).
 
     Without what is of the machine and the person that trained the model (paths, an
@@ -974,7 +979,7 @@ def _is_shared(field: str) -> bool:
     return spec is None or (spec.shared and spec.free < HOST)
 
 
-def load_config(path: Path, *, trust_code: bool = False) -> Config:
+def load_config(path: AnyPath, *, trust_code: bool = False) -> Config:
     """The config that a run saved in `path`, or that came with a shared model.
 
     A field that was not there yet when it was written has its default. A vocabulary
@@ -1023,7 +1028,7 @@ def load_config(path: Path, *, trust_code: bool = False) -> Config:
         raise InputError(f"{path}: {error}") from error
 
 
-def own_vocabulary(folder: Path, kind: Any) -> Path | None:
+def own_vocabulary(folder: AnyPath, kind: Any) -> AnyPath | None:
     """The copy of its vocabulary in a model's folder; `kind`: config.text.kind."""
     files = (folder / name for name in vocabulary_names(kind))
     return next((file for file in files if file.is_file()), None)

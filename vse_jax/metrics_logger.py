@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from vse_jax.base.buckets import BucketPath, FolderCopy
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import AnyPath, write_atomically
 
 
 class MetricsLogger:
@@ -22,7 +23,8 @@ class MetricsLogger:
     What a training step returns stays on the device until it is written, so that the
     device never waits for the host. `metrics.jsonl` holds one object a line: "step" and
     the scalars; a value that is not finite becomes null, which JSON has a word for.
-    TensorBoard reads `tensorboard/`.
+    TensorBoard reads `tensorboard/`. In a bucket both are copies of local files, half a
+    minute late, but for what `flush_to_bucket` waits for.
 
     Args:
         workdir: folder of the run.
@@ -33,7 +35,7 @@ class MetricsLogger:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: AnyPath,
         batch_size: int = 1,
         first_step: int | None = 1,
         active: bool = True,
@@ -42,7 +44,12 @@ class MetricsLogger:
         self._batch_size = batch_size
         self._first_step = first_step
         self._active = active
-        self._path = workdir / "metrics.jsonl"
+        self._copy: FolderCopy | None = None
+        self._folder = workdir
+        if active and isinstance(workdir, BucketPath):
+            self._copy = FolderCopy(workdir)
+            self._folder = self._copy.folder
+        self._path = self._folder / "metrics.jsonl"
         self._purge_step = 0
         self._make_tensorboard = _summary_writer() if active else None
         self._tensorboard: Any = None
@@ -64,7 +71,7 @@ class MetricsLogger:
         if not self._active:
             return
         self._purge_step = step + 1
-        if not self._path.exists():
+        if not (self._workdir / self._path.name).exists():
             return
 
         def is_validation(row: dict) -> bool:
@@ -96,16 +103,19 @@ class MetricsLogger:
         shown = ", ".join(f"{name} {value:.5g}" for name, value in scalars.items())
         logging.info("step %d: %s", step, shown)
         try:
+            assert isinstance(self._path, Path)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
         except OSError as error:
             raise InputError(f"{self._path}: {error.strerror}") from error
         if self._tensorboard is None and self._make_tensorboard is not None:
             self._tensorboard = self._make_tensorboard(
-                str(self._workdir / "tensorboard"), purge_step=self._purge_step
+                str(self._folder / "tensorboard"), purge_step=self._purge_step
             )
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
+        if self._copy is not None:
+            self._copy.soon()
 
     # ---- Of training steps -----------------------------------------------------------
 
@@ -196,10 +206,23 @@ class MetricsLogger:
                 scalars[f"eval/{split}/{direction}_{name}"] = value
         self.write(step, scalars)
 
+    def flush_to_bucket(self) -> None:
+        """Returns when everything written is there, if the run's folder is in a bucket.
+
+        Raises:
+            OSError: it cannot be written (names the object).
+        """
+        if self._copy is not None:
+            if self._tensorboard is not None:
+                self._tensorboard.flush()
+            self._copy.now()
+
     def close(self) -> None:
-        """Waits until everything written is on disk."""
+        """Waits until everything written is on disk, or in the bucket."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._copy is not None:
+            self._copy.close()
 
 
 def _summary_writer() -> Callable[..., Any]:
@@ -217,7 +240,7 @@ def _summary_writer() -> Callable[..., Any]:
     return SummaryWriter
 
 
-def read_metrics(workdir: Path) -> list[dict]:
+def read_metrics(workdir: AnyPath) -> list[dict]:
     """The rows of `metrics.jsonl`: {"step": int, name: number or None}, oldest first.
 
     A last line that a killed process left unfinished is not read.

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import AnyPath, write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.config import Config
 from vse_jax.data.dataset import Split
@@ -23,7 +23,7 @@ def write_run_info(
     trainable: Iterable[str],
     splits: Sequence[Split],
     steps: tuple[int, int],
-    workdir: Path,
+    workdir: AnyPath,
 ) -> None:
     """Logs in a few lines what is trained, on what and by what; writes run.json.
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import whole_file
+from vse_jax.base.files import AnyPath, whole_file
 from vse_jax.data.dataset import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed.runtime import matmul_precision
@@ -28,16 +28,24 @@ from vse_jax.evaluation.encode import Embedder
 _KEPT = 50 * 10**9
 
 
-def features_folder(workdir: Path) -> Path:
-    """Where the features of a run's captions lie."""
+def features_folder(workdir: AnyPath) -> Path:
+    """Where the features of a run's captions lie.
+
+    Raises:
+        InputError: that would be the work folder, and it is in a bucket.
+    """
     shared = Path.home() / ".cache" / "vse_jax" / "tokens"
-    if jax.process_count() > 1:
-        return workdir / "cache"
-    try:
-        shared.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return workdir / "cache"
-    return shared if os.access(shared, os.W_OK) else workdir / "cache"
+    if jax.process_count() == 1:
+        with contextlib.suppress(OSError):
+            shared.mkdir(parents=True, exist_ok=True)
+        if os.access(shared, os.W_OK):
+            return shared
+    if not isinstance(workdir, Path):
+        raise InputError(
+            f"config.text.cache_features: {workdir} is no folder that the processes of "
+            "this run could read files in"
+        )
+    return workdir / "cache"
 
 
 def cached_token_features(

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from jax.stages import Lowered
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, local_folder
 from vse_jax.base.progress import progress as progress_bar
 from vse_jax.base.trees import merge
 from vse_jax.checkpoints.folder import check_trainable
@@ -30,6 +32,7 @@ from vse_jax.checkpoints.pretrained import load_pretrained
 from vse_jax.checkpoints.runs import (
     CONVERTED,
     Checkpoints,
+    SaveClock,
     TrainProgress,
     has_checkpoint,
 )
@@ -349,7 +352,7 @@ def convert(
 # ---- The run -------------------------------------------------------------------------
 
 
-def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
+def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> None:
     """Trains in `workdir`, or goes on where it stopped, then tests the best epoch.
 
     Args:
@@ -377,7 +380,9 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         raise InputError(f"{workdir}: {error.strerror}") from error
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep=config.checkpoint.keep)
+        )
         programs = stack.enter_context(CompileCache())
         newest, converted = checkpoints.latest_step(), checkpoints.holds_converted()
         found = {"newest checkpoint": newest, "converted": converted}
@@ -470,6 +475,8 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         stack.callback(logger.close)
         logger.truncate_after(progress.step, progress.validated == progress.step)
 
+        clock = SaveClock(config.checkpoint.every_minutes, progress.step)
+
         def validate() -> None:
             """Scores the model on dev, and notes when it is the best so far."""
             metrics = embedder.evaluate(state.model, dev, dev_features)
@@ -483,11 +490,16 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
         def save() -> None:
             """Saves all that a resume needs."""
             logger.flush()
+            begin = time.monotonic()
+            logger.flush_to_bucket()
             if checkpoints.latest_step() != progress.step:
                 checkpoints.save(state.model, state.rest, progress)
             else:  # the run was stopped in the validation after this step
                 checkpoints.wait()
                 on_process_zero(lambda: checkpoints.update(progress))
+            waited = time.monotonic() - begin
+            logger.write(progress.step, {"perf/save_wait": waited})
+            clock.saved(progress.step)
 
         if converted:  # what they reach on this data is what training has to beat
             epoch = progress.best_epoch
@@ -545,7 +557,9 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                         logger.flush()
                         validate()
                         save()
-                    elif save_every and step % save_every == 0 and step > start:
+                    elif step > start and (
+                        (save_every and step % save_every == 0) or clock.is_due(step)
+                    ):
                         save()
                     if next(bar, None) is None:
                         break
@@ -562,7 +576,8 @@ def train(config: Config, workdir: Path, accept_new_data: bool = False) -> None:
                     preemption.check()
                     if max(trace_from, start + 1) == step + 1 <= trace_to:
                         trace.callback(logging.info, "profile: %s", workdir / "profile")
-                        trace.enter_context(jax.profiler.trace(workdir / "profile"))
+                        folder = trace.enter_context(local_folder(workdir / "profile"))
+                        trace.enter_context(jax.profiler.trace(folder))
                     if step == start:
                         batch = put_batch(logger.timed_next(batches), rows)
                     if bad is not None:

@@ -1,64 +1,45 @@
-"""Data roots in a bucket: a stand-in that fsspec keeps in memory."""
+"""Data roots in a bucket, over HTTP."""
 
 import shutil
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import _registry
 
 from tests.data.prepare.tar_shards_test import image_bytes, write_tar
+from tests.helpers.buckets import BUCKET
 from tests.helpers.roots import config_for, contents, name_in
 from tests.helpers.steps import eval_batches
+from vse_jax.base.buckets import BucketPath
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object
+from vse_jax.base.files import any_path, read_object
 from vse_jax.commands.build_vocab import build_vocab
 from vse_jax.commands.export import export
 from vse_jax.commands.prepare import prepare
 from vse_jax.data import buckets as remote
+from vse_jax.data import records
 from vse_jax.data.dataset import read_split
 from vse_jax.data.tokenizers import caption_tokenizer
 
 
-class Bucket(MemoryFileSystem):
-    """gs:// in memory."""
-
-    protocol = ("gcs", "gs")
-    store: dict = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
-
-    def __init__(self, *args, finalize_on_close=True, **kwargs):
-        super().__init__(*args, **kwargs)
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("gs://"))
-
-
 @pytest.fixture
-def bucket(tiny_root, tiny_config, tmp_path, monkeypatch):
-    """gs://bucket/tiny with the export of the tiny root but none of its pictures."""
-    for name in Bucket.protocol:
-        monkeypatch.setitem(_registry, name, Bucket)
-    monkeypatch.setattr(Bucket, "store", {})
-    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+def bucket(in_buckets, tiny_root, tiny_config, tmp_path, request):
+    """A folder in a bucket: tiny/, the tiny root's export without pictures; vocab/."""
     tiny_config.data.root = str(tiny_root)
     tiny_config.data.export_to = str(tmp_path / "tiny")
     export(tiny_config)
     shutil.copytree(tiny_root.parent / "vocab", tmp_path / "vocab")
+    folder = any_path(f"gs://{BUCKET}/data/{request.node.name}", "")
     for path in tmp_path.rglob("*"):
         if path.is_file():
-            name = path.relative_to(tmp_path)
-            Bucket().pipe_file(f"gs://bucket/{name}", path.read_bytes())
+            (folder / str(path.relative_to(tmp_path))).upload(path)
     shutil.rmtree(tmp_path / "tiny")
-    return Bucket()
+    return folder
 
 
 @pytest.fixture
 def config(bucket, tiny_config, tmp_path):
-    tiny_config.data.root = "gs://bucket/tiny"
+    tiny_config.data.root = str(bucket / "tiny")
     tiny_config.data.cache = str(tmp_path / "cache")
     return tiny_config
 
@@ -89,7 +70,7 @@ def test_batches_of_a_bucket(config, tiny_root, tmp_path):
 
 
 def test_annotations_of_a_bucket(config, bucket):
-    bucket.pipe_file("gs://bucket/tiny/cxc_annots/cxc_it.json", b'{"i2t": {}}')
+    (bucket / "tiny/cxc_annots/cxc_it.json").write_bytes(b'{"i2t": {}}')
     config.data.format = "tfds"
     folder = read_split(config, "test").root / "cxc_annots"
     assert read_object(folder / "cxc_it.json") == {"i2t": {}}
@@ -113,27 +94,26 @@ def test_shards_are_fetched_once(config, bucket, monkeypatch):
 
 def test_a_missing_or_truncated_shard_is_named(config, bucket):
     config.data.format = "tfds"
-    found = bucket.find("bucket/tiny/tfds")
-    (shard,) = (path for path in found if "test" in path and "0000" in path)
-    data = bucket.cat_file(shard)
-    bucket.pipe_file(shard, data[:-1000])
-    with pytest.raises(InputError, match=f"gs://.*{Path(shard).name}: [0-9]* bytes"):
+    (shard,) = (bucket / "tiny" / records.FOLDER).glob("*test*0000*")
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1000])
+    with pytest.raises(InputError, match=f"gs://.*{shard.name}: [0-9]* bytes"):
         read_split(config, "test")
-    bucket.rm(shard)
-    with pytest.raises(InputError, match=f"gs://.*{Path(shard).name}: No such file"):
+    shard.unlink()
+    with pytest.raises(InputError, match=f"gs://.*{shard.name}: No such file"):
         read_split(config, "test")
     # Of the right size, but not the bytes of the index.
-    bucket.pipe_file(shard, data[:1000] + bytes(100) + data[1100:])
-    with pytest.raises(InputError, match=f"gs://.*{Path(shard).name}: damaged"):
+    shard.write_bytes(data[:1000] + bytes(100) + data[1100:])
+    with pytest.raises(InputError, match=f"gs://.*{shard.name}: damaged"):
         read_split(config, "test")
     assert not [p for p in Path(config.data.cache).rglob("*00*") if p.is_file()]
 
 
 def test_refused(config):
-    with pytest.raises(InputError, match=r"gs://bucket/tiny: needs config.data.format"):
+    with pytest.raises(InputError, match=r"gs://.*/tiny: needs config.data.format"):
         read_split(config, "test")
     config.data.format = "tfds"
-    with pytest.raises(InputError, match=r"gs://bucket/tiny/.*/val_caps.txt: No such"):
+    with pytest.raises(InputError, match=r"gs://.*/tiny/.*/val_caps.txt: No such"):
         read_split(config, "val")
     with pytest.raises(InputError, match=r"gs://.*: name a local file"):
         build_vocab(config)
@@ -143,24 +123,22 @@ def test_refused(config):
 
 
 def test_a_scheme_without_its_package(config, monkeypatch):
-    def without(scheme):
-        raise ImportError("Please install gcsfs to access Google Storage")
-
-    monkeypatch.setattr(fsspec, "get_filesystem_class", without)
-    with pytest.raises(InputError, match=r"gs://bucket/tiny: Please install gcsfs"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"gs://.*/tiny: the package gcsfs is"):
         read_split(config, "test")
 
 
-def test_what_a_service_says_is_one_line(config, bucket, monkeypatch):
+def test_what_a_service_says_is_one_line(config, monkeypatch):
     class ServiceError(Exception):
         pass
 
-    def fail(self, *args, **kwargs):
-        raise ServiceError("403\nForbidden")
+    class Service:
+        def cat_file(self, path):
+            raise ServiceError("500\nno luck")
 
-    monkeypatch.setattr(Bucket, "_open", fail)
+    monkeypatch.setattr(BucketPath, "service", Service())
     config.data.format = "tfds"
-    with pytest.raises(InputError, match=r"gs://.*_caps.txt: 403 Forbidden"):
+    with pytest.raises(InputError, match=r"gs://.*_caps.txt: 500 no luck"):
         read_split(config, "test")
 
 
@@ -170,8 +148,8 @@ def test_tars_are_read_where_they_lie(bucket, tmp_path, source):
         key = name_in(split, f"{number:02}/{{}}").partition("/")[2]
         sample = {f"{key}.png": image_bytes(), f"{key}.txt": split.encode()}
         tar = write_tar(tmp_path / "x.tar", sample)
-        bucket.pipe_file(f"gs://bucket/tars/{number:02}.tar", tar.read_bytes())
-    prepare(config_for(tmp_path / "made", f"gs://bucket/tars{source}"))
+        (bucket / f"tars/{number:02}.tar").upload(tar)
+    prepare(config_for(tmp_path / "made", f"{bucket}/tars{source}"))
     found = contents(tmp_path / "made")
     assert [found[f"{split}_caps"] for split in ("train", "dev")] == [
         ["train"],
@@ -181,6 +159,7 @@ def test_tars_are_read_where_they_lie(bucket, tmp_path, source):
 
 
 def test_only_tars_are(bucket, tmp_path):
-    bucket.pipe_file("gs://bucket/captions.csv", b"image,caption\n")
+    captions = bucket / "captions.csv"
+    captions.write_bytes(b"image,caption\n")
     with pytest.raises(InputError, match="only tars are read from a bucket"):
-        prepare(config_for(tmp_path / "made", "gs://bucket/captions.csv"))
+        prepare(config_for(tmp_path / "made", str(captions)))

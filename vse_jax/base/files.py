@@ -14,12 +14,29 @@ from typing import TypeAlias
 
 from etils import epath
 
+from vse_jax.base.buckets import (
+    BucketPath,
+    FolderCopy,
+    bucket_path,
+    fetched,
+    whole_object,
+    whole_objects,
+)
 from vse_jax.base.errors import InputError
 
 HUB = "hf://"  # how addresses on the Hugging Face Hub begin
 
 # pathlib's for local files, so that nothing changes for them; epath's for URLs.
 AnyPath: TypeAlias = Path | epath.Path
+
+
+def any_path(name: str, field: str) -> AnyPath:
+    """A local path, or one in a bucket (gs://…, s3://…); `field` is what named it.
+
+    Raises:
+        InputError: a URL of another kind, or the package for it is not installed.
+    """
+    return bucket_path(name, field) if "://" in name else Path(name)
 
 
 def read_bytes(path: AnyPath) -> bytes:
@@ -141,15 +158,17 @@ def resolve_folder(name: str) -> Path:
     return path
 
 
-def check_inside(folder: Path, names: Iterable[str]) -> None:
+def check_inside(folder: AnyPath, names: Iterable[str]) -> None:
     """Checks that a folder which may come from anybody names no files beyond itself.
 
     The Hub's cache keeps a file's content in blobs/, beside the snapshots/ that link to
-    it: such links are fine.
+    it: such links are fine. Buckets have no links.
 
     Raises:
         InputError: one of `names` is a link that leads elsewhere.
     """
+    if not isinstance(folder, Path):
+        return
     home = Path(os.path.realpath(folder))
     homes = [home]
     if home.parent.name == "snapshots":
@@ -158,6 +177,38 @@ def check_inside(folder: Path, names: Iterable[str]) -> None:
         file = Path(os.path.realpath(folder / name))
         if not any(file.is_relative_to(home) for home in homes):
             raise InputError(f"{folder / name}: a link to a file outside of its folder")
+
+
+def modified(path: AnyPath) -> float:
+    """When a file was last written: seconds since 1970, by its own system's clock."""
+    return path.modified() if isinstance(path, BucketPath) else path.stat().st_mtime
+
+
+@contextlib.contextmanager
+def local_copy(path: AnyPath) -> Iterator[Path]:
+    """A file or folder for a reader of local ones: itself, or a copy until the end.
+
+    Raises:
+        InputError: a folder in a bucket that was not written to its end.
+        OSError: it cannot be fetched (names it).
+    """
+    if isinstance(path, Path):
+        yield path
+    else:
+        assert isinstance(path, BucketPath)
+        with fetched(path) as copy:
+            yield copy
+
+
+@contextlib.contextmanager
+def local_folder(target: AnyPath) -> Iterator[Path]:
+    """A folder for a writer of local files: itself, or one that is then uploaded."""
+    if isinstance(target, Path):
+        yield target
+        return
+    assert isinstance(target, BucketPath)
+    with contextlib.closing(FolderCopy(target)) as copy:
+        yield copy.folder
 
 
 @contextlib.contextmanager
@@ -172,11 +223,16 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: AnyPath) -> Iterator[Path]:
     """Gives a path to write to, and makes its file `target` when the block ends well.
 
     Its name is random: hosts that share the folder may have equal process ids.
     """
+    if isinstance(target, BucketPath):
+        with whole_object(target) as temporary:
+            yield temporary
+        return
+    assert isinstance(target, Path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         yield temporary
@@ -185,12 +241,15 @@ def whole_file(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_atomically(path: AnyPath, data: bytes, mode: int = 0o666) -> None:
     """Writes a file whole or not at all, whenever the process may be killed.
 
     It is on the disk before it gets its name, so that not even a power cut leaves an
     empty file under that name. `mode`: who may read and write it, less the umask.
     """
+    if isinstance(path, BucketPath):
+        path.write_bytes(data)
+        return
     with whole_file(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with named_in_errors(path), open(descriptor, "wb") as file:
@@ -200,16 +259,24 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(target: AnyPath, *, replace: bool = False) -> Iterator[Path]:
     """Gives a folder to write into, and makes it `target` when the block ends well.
 
     A folder that is replaced waits as `.NAME.before` beside it until the new one has
-    its name. A kill between the two leaves it there; the next call puts it back.
+    its name. A kill between the two leaves it there; the next call puts it back. In a
+    bucket see `whole_objects`.
 
     Raises:
         InputError: `target` cannot be written, or is there, not empty, and not to be
             replaced (`replace`); what was there is then still there.
     """
+    if isinstance(target, BucketPath):
+        if not replace and target.exists():
+            raise InputError(f"{target}: is already there; name a new folder")
+        with whole_objects(target) as folder:
+            yield folder
+        return
+    assert isinstance(target, Path)
     target = target.absolute()
     before = target.with_name(f".{target.name}.before")
     try:

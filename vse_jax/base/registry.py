@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath
 
 T = TypeVar("T")
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -26,7 +27,7 @@ def is_path(name: Any) -> bool:
     return isinstance(name, str) and bool(_PATH.fullmatch(name))
 
 
-def check_code(named: Mapping[str, Any], folder: Path, trusted: bool) -> None:
+def check_code(named: Mapping[str, Any], folder: AnyPath, trusted: bool) -> None:
     """Checks what a model that came in `folder` would have imported.
 
     named: what its config names, {"image.pool": value, …}.

@@ -5,7 +5,6 @@ Its programs run without this package; README.txt there has one that calls them.
 
 import json
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from flax import nnx
 from jax import export
 from jaxtyping import Array
 
-from vse_jax.base.files import whole_folder, write_atomically
+from vse_jax.base.files import AnyPath, whole_folder, write_atomically
 from vse_jax.base.trees import flatten, merge
 from vse_jax.checkpoints.share import TEMPLATES
 from vse_jax.checkpoints.torch.torch_file import write_safetensors
@@ -47,8 +46,8 @@ class ExportedEncoder(NamedTuple):
 
 
 def write_exported(
-    config: Config, workdir: Path, graphdef: nnx.GraphDef, model: dict[str, Any]
-) -> Path:
+    config: Config, workdir: AnyPath, graphdef: nnx.GraphDef, model: dict[str, Any]
+) -> AnyPath:
     """Writes W/exported/: both encoders, preprocessing.json, token ids and README.txt.
 
     `model`: its arrays, on the host.

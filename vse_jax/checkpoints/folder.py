@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vse_jax.base.buckets import BucketPath, check_whole
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import HUB, check_inside
+from vse_jax.base.files import HUB, AnyPath, check_inside
 from vse_jax.config import MODEL_FILE, SHARED_FILES, WEIGHT_PARTS, Config, load_config
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
@@ -25,7 +26,7 @@ _HINTS = {  # by the status of the Hub's answer
 }
 
 
-def is_siglip(folder: Path) -> bool:
+def is_siglip(folder: AnyPath) -> bool:
     """Whether a folder's config.json is one of Hugging Face, of a SigLIP."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -34,7 +35,7 @@ def is_siglip(folder: Path) -> bool:
     return isinstance(kind, dict) and str(kind.get("model_type")).startswith("siglip")
 
 
-def check_trainable(folder: Path) -> None:
+def check_trainable(folder: AnyPath) -> None:
     """Raises InputError if a run would mix with a model that came from elsewhere."""
     if (folder / MODEL_FILE).is_file() or is_siglip(folder):
         raise InputError(
@@ -42,7 +43,7 @@ def check_trainable(folder: Path) -> None:
         )
 
 
-def model_config(folder: Path, *, trust_code: bool = False) -> Config:
+def model_config(folder: AnyPath, *, trust_code: bool = False) -> Config:
     """The config of the model in a folder.
 
     `trust_code`: a shared model's own classes may be imported.
@@ -51,7 +52,11 @@ def model_config(folder: Path, *, trust_code: bool = False) -> Config:
         InputError: no model's folder, or of a model that cannot be used here; names
             what is wrong.
     """
-    if is_siglip(folder):
+    if isinstance(folder, BucketPath):
+        check_whole(folder)
+        if is_siglip(folder):
+            raise InputError(f"{folder}: a SigLIP is loaded from a local folder")
+    elif is_siglip(folder):
         # On demand: it loads jax, and the command line is quick to refuse without.
         from vse_jax.checkpoints.siglip import siglip_config  # noqa: PLC0415
 

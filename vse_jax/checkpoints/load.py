@@ -5,7 +5,6 @@ Arrays of a shared model lie in model.safetensors by their paths, float32: param
 …).
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import resolve_folder
+from vse_jax.base.files import AnyPath, local_copy, resolve_folder
 from vse_jax.base.trees import flatten, merge
 from vse_jax.checkpoints.folder import is_siglip
 from vse_jax.checkpoints.runs import Checkpoints
@@ -51,7 +50,7 @@ class LoadedModel(NamedTuple):
     mesh: Mesh
 
 
-def resolve(config: Config, folder: Path | None) -> Config:
+def resolve(config: Config, folder: AnyPath | None) -> Config:
     """The config with what the files that it names decide: vocabulary and sizes.
 
     `folder`: of the model that it uses or goes on with; None: there is none yet.
@@ -65,7 +64,9 @@ def resolve(config: Config, folder: Path | None) -> Config:
     return resolve_siglip(resolve_vocab_size(config))
 
 
-def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> LoadedModel:
+def load_model(
+    config: Config, workdir: AnyPath, mesh: Mesh | None = None
+) -> LoadedModel:
     """The best checkpoint in `workdir`, else the shared model there, else a SigLIP.
 
     The last is the published one whose folder the config names, not trained further.
@@ -108,12 +109,15 @@ def load_model(config: Config, workdir: Path, mesh: Mesh | None = None) -> Loade
     return LoadedModel(config, graphdef, arrays, mesh)
 
 
-def _read_arrays(file: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+def _read_arrays(file: AnyPath, abstract: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a shared model as a tree like `abstract`."""
     expected = flatten(abstract)
     problems = []
     try:
-        with safetensors.safe_open(file, "np") as content:
+        with (
+            local_copy(file) as local,
+            safetensors.safe_open(local, "np") as content,
+        ):
             # Names, shapes and types stand in the file's header.
             there = set(content.keys())
             unexpected = [f"{x} is unexpected" for x in sorted(there - expected.keys())]

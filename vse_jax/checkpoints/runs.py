@@ -6,15 +6,18 @@
 
 The newest checkpoint is the one to go on from. It names the best one, which is kept
 beside it, or is the same. A checkpoint appears under its number only when it is whole
-(Orbax renames it), and others go only after it has come: a run killed at any moment, or
-a disk that fills up, leaves a usable one and the best that it names.
+(Orbax renames it; in a bucket its last object is commit_success.txt), and others go
+only after it has come: a run killed at any moment, or a disk that fills up, leaves a
+usable one and the best that it names.
 """
 
 import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +30,15 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from vse_jax.base.buckets import BucketPath
 from vse_jax.base.errors import InputError, refusal
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import AnyPath, write_atomically
 from vse_jax.base.trees import flatten
 from vse_jax.distributed.cluster import is_peer_failure
+from vse_jax.distributed.multihost import on_process_zero
 
 _PROGRESS = "metadata"  # the JSON file of the item `data`
 CONVERTED = 0  # step of the weights that convert_torch_weights.py made
@@ -61,10 +68,48 @@ class TrainProgress:
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def has_checkpoint(workdir: Path) -> bool:
+def has_checkpoint(workdir: AnyPath) -> bool:
     """Whether a run has saved anything in its folder."""
     found = (workdir / "checkpoints").glob("*")
     return any(path.name.isdigit() for path in found)
+
+
+class SaveClock:
+    """Says after which steps `minutes` have passed since the last save.
+
+    Process 0 decides, and all agree on the steps at which they ask it: one as soon as
+    half of the time that is left may have passed, at the speed of the last steps.
+
+    Args:
+        minutes: between saves; None: never.
+        step: finished steps now.
+    """
+
+    def __init__(self, minutes: float | None, step: int):
+        self._seconds = math.inf if minutes is None else 60 * minutes
+        self.saved(step)
+
+    def saved(self, step: int) -> None:
+        """A save began after `step` steps."""
+        self._begin = self._asked_at = time.monotonic()
+        self._asked = step
+        self._ask = step + 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save after `step` steps; all processes call it at each step."""
+        if step < self._ask:
+            return False
+        is_due, self._ask = on_process_zero(lambda: self._decide(step))
+        return is_due
+
+    def _decide(self, step: int) -> tuple[bool, int]:
+        """(whether to save now, the step at which to ask again)."""
+        now = time.monotonic()
+        left = self._seconds - (now - self._begin)
+        a_step = (now - self._asked_at) / max(step - self._asked, 1)
+        self._asked, self._asked_at = step, now
+        steps = min(left / 2 / max(a_step, 1e-6), 2**31)
+        return left <= 0, step + max(1, int(steps))
 
 
 @dataclass
@@ -86,23 +131,32 @@ class Checkpoints:
 
     Args:
         workdir: the run's folder; created when missing.
+        keep: newest checkpoints that stay.
         read_only: change nothing there, neither create folders nor clean up, so that a
             run that is going on may be looked at.
     """
 
-    def __init__(self, workdir: Path, read_only: bool = False):
+    def __init__(self, workdir: AnyPath, keep: int = 1, read_only: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
         self._best = _NamedStep()
-        kept = [ocp.checkpoint_managers.LatestN(1), self._best]
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
-                read_only=read_only,
-                # Left half-written by a killed run.
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        kept = [ocp.checkpoint_managers.LatestN(keep), self._best]
+        mode = ocp.options.AtomicityMode.AUTO
+        if isinstance(self._folder, BucketPath):
+            mode = ocp.options.AtomicityMode.COMMIT_FILE
+            _address_s3()
+        with self._failures_named():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                        kept
+                    ),
+                    read_only=read_only,
+                    # Left half-written by a killed run.
+                    cleanup_tmp_directories=not read_only,
+                    atomicity_options=ocp.options.AtomicityOptions(mode=mode),
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -276,7 +330,7 @@ class Checkpoints:
         return {name: restored[name] for name in trees}
 
 
-def _check_fits(folder: Path, stored, target) -> None:
+def _check_fits(folder: AnyPath, stored, target) -> None:
     """Raises InputError that names how stored arrays differ from `target`."""
 
     def described(tree) -> dict[str, str]:
@@ -321,7 +375,7 @@ def _checksum(tree) -> int:
     return total % 2**32
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def _read_about(folder: AnyPath) -> dict[str, Any]:
     about = json.loads((folder / "data" / _PROGRESS).read_bytes())
     if not isinstance(about, dict):
         raise ValueError(f"data/{_PROGRESS} is no JSON object")
@@ -332,7 +386,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path, trees: tuple[str, ...]) -> Iterator[None]:
+def _explained(folder: AnyPath, trees: tuple[str, ...]) -> Iterator[None]:
     """Says in one line why a checkpoint with these trees could not be read.
 
     What is no fault of the system or of the files is a bug, and stays what it is.
@@ -372,21 +426,28 @@ def _explained(folder: Path, trees: tuple[str, ...]) -> Iterator[None]:
         raise InputError(reason) from error
 
 
-def _damaged(folder: Path, reason: str) -> str:
+def _damaged(folder: AnyPath, reason: str) -> str:
     return f"{folder}: damaged checkpoint ({reason}); what to do: docs/files.md"
 
 
-def _read_all(folder: Path, trees: tuple[str, ...]) -> None:
+def _read_all(folder: AnyPath, trees: tuple[str, ...]) -> None:
     """Reads a checkpoint in the plainest way; raises whatever that does."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    for parent, _, names in os.walk(folder, onerror=fail):
-        for name in names:
-            content = (Path(parent) / name).read_bytes()
-            if Path(parent).name == "array_metadatas":
-                json.loads(content)  # read for arrays on devices only
+    if isinstance(folder, BucketPath):
+        files: list[AnyPath] = list(folder.files())
+    else:
+        files = [
+            Path(parent) / name
+            for parent, _, names in os.walk(folder, onerror=fail)
+            for name in names
+        ]
+    for file in files:
+        content = file.read_bytes()
+        if file.parent.name == "array_metadatas":
+            json.loads(content)  # read for arrays on devices only
     _read_about(folder)
     handler = ocp.StandardCheckpointHandler()
     for name in trees:
@@ -400,3 +461,36 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     logging.debug("checkpoint", exc_info=error)
     return lines[0][:300] if lines else type(error).__name__
+
+
+# ---- s3:// ---------------------------------------------------------------------------
+
+
+def _address_s3() -> None:
+    """Lets Orbax write arrays to s3://, which it knows of gs:// only.
+
+    TensorStore does both. Orbax gives it the address by the two functions that are
+    replaced here; tests/buckets_test.py says if another version has others.
+    """
+
+    def address(path: str) -> dict[str, Any]:
+        scheme, _, rest = path.partition("://")
+        if scheme != "s3":
+            return of_gcs(path)
+        bucket, _, key = rest.partition("/")
+        spec = {"driver": "s3", "bucket": bucket, "path": key}
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):  # as boto reads them
+            if name in os.environ:
+                return spec | {"endpoint": os.environ[name]}
+        return spec
+
+    def normalized(path: str) -> str:
+        return path if "://" in path else of_file(path)
+
+    if getattr(gcs_utils.get_kvstore_for_gcs, "__module__", None) == __name__:
+        return
+    of_gcs = gcs_utils.get_kvstore_for_gcs
+    of_file = tensorstore_utils._normalize_path
+    gcs_utils.get_kvstore_for_gcs = address
+    tensorstore_utils._normalize_path = normalized
+    tensorstore_utils._use_gcs_driver = lambda path: "://" in path

@@ -14,7 +14,14 @@ from typing import Any
 from absl import logging
 
 from vse_jax import __version__
-from vse_jax.base.files import read_bytes, read_object, whole_folder, write_atomically
+from vse_jax.base.files import (
+    AnyPath,
+    modified,
+    read_bytes,
+    read_object,
+    whole_folder,
+    write_atomically,
+)
 from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
@@ -44,8 +51,8 @@ _RECIPE = (*_WEIGHTS, "num_epochs", "max_steps")
 
 
 def write_shared(
-    config: Config, workdir: Path, model: dict[str, Any], repository: str | None
-) -> Path:
+    config: Config, workdir: AnyPath, model: dict[str, Any], repository: str | None
+) -> AnyPath:
     """Writes W/share/ again; a card that was changed by hand stays.
 
     Args:
@@ -83,7 +90,7 @@ def write_shared(
 
 
 def _card(
-    config: Config, workdir: Path, model: dict, repository: str, vocabulary: str
+    config: Config, workdir: AnyPath, model: dict, repository: str, vocabulary: str
 ) -> str:
     """The text of README.md: a YAML header as the Hub reads it, then Markdown.
 
@@ -108,7 +115,10 @@ def _card(
             progress = checkpoints.progress()
         if progress is not None and progress.best_step is not None:
             best = workdir / "checkpoints" / str(progress.best_step)
-            trained = best.stat().st_mtime
+            # A bucket has no folders, which would know when they were written.
+            trained = modified(
+                best if isinstance(best, Path) else best / "data/metadata"
+            )
             rsum = f"rsum {progress.best_rsum:.1f} on {config.data.dev_split}"
             about.append(("best epoch", f"{progress.best_epoch}, {rsum}"))
 
@@ -204,12 +214,12 @@ def _header(config: Config, name: str, scores: Mapping[str, list]) -> str:
     return header.rstrip()
 
 
-def _evaluations(workdir: Path, since: float) -> dict[str, Any]:
+def _evaluations(workdir: AnyPath, since: float) -> dict[str, Any]:
     """Split → contents of its eval_<split>.json, of the best model alone."""
     found = {}
     for file in sorted(workdir.glob("eval_*.json")):
         metrics = read_object(file)
-        if file.stat().st_mtime < since:
+        if modified(file) < since:
             logging.warning(
                 "%s: older than the best checkpoint, left out; evaluate again", file
             )

@@ -2,11 +2,10 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from vse_jax.base.files import whole_folder
+from vse_jax.base.files import AnyPath, any_path, whole_folder
 from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config, load_config, own_vocabulary, with_paths
 from vse_jax.data.dataset import Split, read_split
@@ -16,7 +15,7 @@ from vse_jax.evaluation.encode import Embedder, Embeddings
 from vse_jax.evaluation.retrieval import check_finite, ensemble
 
 
-def embed(config: Config, workdir: Path) -> None:
+def embed(config: Config, workdir: AnyPath) -> None:
     """Writes embeddings/<split>/{images,captions,caption_images}.npy and image_ids.txt.
 
     Of the best checkpoint in `workdir` and config.eval.split: float32 [N, D] and
@@ -43,7 +42,7 @@ def embed(config: Config, workdir: Path) -> None:
 
 
 def embed_best(
-    config: Config, workdir: Path, split: Split, embedder: Embedder | None = None
+    config: Config, workdir: AnyPath, split: Split, embedder: Embedder | None = None
 ) -> Embeddings:
     """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
 
@@ -53,7 +52,8 @@ def embed_best(
     if config.eval.ensemble is None:
         return _embed_with(config, workdir, split, embedder)
     members = []
-    for folder in map(Path, config.eval.ensemble.split(",")):
+    for name in config.eval.ensemble.split(","):
+        folder = any_path(name, "config.eval.ensemble")
         member = load_config(folder / "config.json")
         member = with_paths(member, os.path.expanduser)
         # A member reads the data of `config`, on its devices; its own are the lengths
@@ -75,7 +75,7 @@ def embed_best(
 
 
 def _embed_with(
-    config: Config, workdir: Path, split: Split, embedder: Embedder | None
+    config: Config, workdir: AnyPath, split: Split, embedder: Embedder | None
 ) -> Embeddings:
     """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
     config, graphdef, model, mesh = load_model(config, workdir)

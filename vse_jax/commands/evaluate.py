@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import AnyPath, write_atomically
 from vse_jax.commands.embed import embed_best
 from vse_jax.config import Config
 from vse_jax.data.dataset import Split, read_split
@@ -34,7 +34,7 @@ _COLUMNS = {
 
 def evaluate(
     config: Config,
-    workdir: Path,
+    workdir: AnyPath,
     embedder: Embedder | None = None,
     split: Split | None = None,
 ) -> None:

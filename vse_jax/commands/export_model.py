@@ -1,16 +1,15 @@
 """--mode=export_model: the best model as programs that run without this package."""
 
-from pathlib import Path
-
 import jax
 
+from vse_jax.base.files import AnyPath, file_size
 from vse_jax.checkpoints.export import PLATFORMS, write_exported
 from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config
 from vse_jax.distributed.mesh import on_one_device
 
 
-def export_model(config: Config, workdir: Path) -> None:
+def export_model(config: Config, workdir: AnyPath) -> None:
     """Writes W/exported/: both encoders as StableHLO, and what prepares their inputs.
 
     Raises:
@@ -19,5 +18,5 @@ def export_model(config: Config, workdir: Path) -> None:
     config, mesh = on_one_device(config)
     config, graphdef, arrays, _ = load_model(config, workdir, mesh)
     target = write_exported(config, workdir, graphdef, jax.device_get(arrays))
-    size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+    size = sum(map(file_size, target.iterdir())) / 1e6
     print(f"{target}: both encoders for {', '.join(PLATFORMS)}, {size:,.1f} MB")

@@ -1,14 +1,13 @@
 """--mode=plot: the coefficients that a trained model's GPO has learned."""
 
-from pathlib import Path
-
+from vse_jax.base.files import AnyPath
 from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config
 from vse_jax.figures.coefficients import learned_coefficients, plot_coefficients
 from vse_jax.models.build import merge_model
 
 
-def plot(config: Config, workdir: Path) -> None:
+def plot(config: Config, workdir: AnyPath) -> None:
     """Draws coefficients.{png,svg} of the best checkpoint in `workdir`.
 
     Raises:

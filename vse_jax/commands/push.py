@@ -1,10 +1,9 @@
 """--mode=push: the best model as W/share/, and on the Hugging Face Hub."""
 
-from pathlib import Path
-
 import jax
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath, file_size, local_copy
 from vse_jax.checkpoints.folder import check_repository, publish
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.share import CARD, write_shared
@@ -12,7 +11,7 @@ from vse_jax.config import Config
 from vse_jax.distributed.mesh import on_one_device
 
 
-def push(config: Config, workdir: Path, repo: str | None) -> None:
+def push(config: Config, workdir: AnyPath, repo: str | None) -> None:
     """Writes W/share/ and uploads it to `repo`, USER/NAME on the Hub, if there is one.
 
     Raises:
@@ -26,7 +25,7 @@ def push(config: Config, workdir: Path, repo: str | None) -> None:
     _, mesh = on_one_device(config)
     config, _, arrays, _ = load_model(config, workdir, mesh)
     folder = write_shared(config, workdir, jax.device_get(arrays), repo)
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    size = sum(map(file_size, folder.iterdir())) / 1e6
     print(f"{folder}: {size:,.1f} MB; vse_jax.load reads it")
     if "TO FILL IN" in (folder / CARD).read_text(encoding="utf-8"):
         print(f"{folder / CARD}: fill in what is marked TO FILL IN, the licences")
@@ -34,5 +33,6 @@ def push(config: Config, workdir: Path, repo: str | None) -> None:
         print("not uploaded: name a repository with --repo=USER/NAME")
         return
     message = f"vse_jax: the best model of {workdir.resolve().name}"
-    url = publish(folder, repo, private=config.hub.private, message=message)
+    with local_copy(folder) as files:
+        url = publish(files, repo, private=config.hub.private, message=message)
     print(f'{url}: vse_jax.load("hf://{repo}")')

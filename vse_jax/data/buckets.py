@@ -10,8 +10,15 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
+from vse_jax.base.buckets import PACKAGES
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, named_in_errors, unreadable, whole_file
+from vse_jax.base.files import (
+    AnyPath,
+    any_path,
+    named_in_errors,
+    unreadable,
+    whole_file,
+)
 from vse_jax.base.progress import progress
 
 SCHEMES = ("gs", "s3", "az", "hf")
@@ -25,8 +32,8 @@ def root_path(root: str, field: str = "config.data.root") -> AnyPath:
         InputError: an unknown scheme, or one whose package is not installed.
     """
     scheme, separator, _ = root.partition("://")
-    if not separator:
-        return Path(root)
+    if not separator or scheme in PACKAGES:
+        return any_path(root, field)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise InputError(f"{field}: {root}: neither a folder nor {known}")

@@ -30,6 +30,7 @@ from absl import logging
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import (
     AnyPath,
+    any_path,
     read_bytes,
     read_object,
     resolve_folder,
@@ -137,7 +138,7 @@ def read_vocabulary(path: AnyPath) -> dict[str, int]:
     return vocab if MASK in vocab else vocab | {MASK: count}
 
 
-def count_words(captions: Sequence[str], threshold: int) -> list[str]:
+def count_words(captions: list[str], threshold: int) -> list[str]:
     """The words of a vocabulary in the order of their ids, the special ones first.
 
     Words that occur at least `threshold` times, the most frequent first and equally
@@ -169,7 +170,7 @@ def vocabulary_content(config: Config) -> dict[str, bytes]:
     return files
 
 
-def copy_vocabulary(config: Config, folder: Path) -> None:
+def copy_vocabulary(config: Config, folder: AnyPath) -> None:
     """Writes `vocabulary_content` into a model's folder."""
     content = vocabulary_content(config)
     for name, data in content.items():
@@ -178,7 +179,7 @@ def copy_vocabulary(config: Config, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)  # of a start with other weights
 
 
-def resolve_vocabulary(config: Config, folder: Path) -> Config:
+def resolve_vocabulary(config: Config, folder: AnyPath) -> Config:
     """The config with the vocabulary in a model's folder, if there is one.
 
     Raises:
@@ -198,7 +199,10 @@ def resolve_vocabulary(config: Config, folder: Path) -> Config:
                 )
         return config
     if named is not None:
-        other, bert = Path(named), config.text.kind not in ("bigru", "siglip")
+        other, bert = (
+            any_path(named, "config.text.vocab"),
+            config.text.kind not in ("bigru", "siglip"),
+        )
         if bert and (other.name, own.name) != (VOCABULARY, VOCABULARY):
             same = _read_bert(other).equals(_read_bert(own))
         else:
@@ -258,7 +262,7 @@ def find_vocabulary(config: Config) -> AnyPath:
             several.
     """
     if config.text.vocab is not None:
-        return Path(config.text.vocab)
+        return any_path(config.text.vocab, "config.text.vocab")
     kind, weights = config.text.kind, config.text.weights
     beside, name = vocabulary_folder(config), config.data.name
     if kind == "bigru":

@@ -11,6 +11,7 @@ import jax
 
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath
 from vse_jax.base.lock import only_writer
 from vse_jax.command_line import errors_on_one_line
 from vse_jax.config import Config, shared_fields
@@ -26,7 +27,7 @@ def started(
     mode: str,
     connection: Connection,
     alone: bool,
-    written: Path | None = None,
+    written: AnyPath | None = None,
 ) -> Iterator[None]:
     """Joins the processes of the run and sets JAX up for the block.
 

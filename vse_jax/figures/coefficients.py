@@ -1,7 +1,6 @@
 """The coefficients that a trained GPO has learned, as curves over the rank."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath
 from vse_jax.config import Config, encoder_config
 from vse_jax.data.collate import image_shapes
 from vse_jax.distributed.mesh import abstract_batch
@@ -59,8 +59,8 @@ def _largest_set(config: Config, side: str, encoder: SetEncoder) -> int:
 
 
 def plot_coefficients(
-    workdir: Path, towers: Mapping[str, Coefficients | str]
-) -> list[Path]:
+    workdir: AnyPath, towers: Mapping[str, Coefficients | str]
+) -> list[AnyPath]:
     """Draws `coefficients.{png,svg}`: weight over rank, a line for each set size.
 
     As the paper's Figure 4, one panel an encoder.

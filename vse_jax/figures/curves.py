@@ -1,17 +1,16 @@
 """Curves of a run: training loss and rsum over the epochs."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vse_jax.base.files import AnyPath
 from vse_jax.figures.style import BLUE, GREEN, GREY, ORANGE, save_png, tidy
 from vse_jax.metrics_logger import read_metrics
 from vse_jax.optimizer import Schedule
 
 
-def plot_curves(workdir: Path, schedule: Schedule) -> None:
+def plot_curves(workdir: AnyPath, schedule: Schedule) -> None:
     """Draws `curves.png` from `metrics.jsonl`: training loss and rsum over the epochs.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from vse_jax.base.files import AnyPath
 from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, PALE, save_png
 
 _WIDTH, _ROW = 10.7, 0.31  # inches: the figure, a word
@@ -17,7 +17,7 @@ _OPAQUE = 0.75  # the strongest cell's colour over the image
 
 
 def plot_explanation(
-    path: Path,
+    path: AnyPath,
     image: UInt8[np.ndarray, "height width 3"],
     caption: str,
     cells: Float[np.ndarray, "rows columns"],

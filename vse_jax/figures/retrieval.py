@@ -2,7 +2,6 @@
 
 import contextlib
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import AnyPath
 from vse_jax.data.dataset import Split
 from vse_jax.data.images import load_image
 from vse_jax.figures.style import GREEN, GREY, INK, ORANGE, save_png
@@ -27,7 +27,7 @@ _CAPTION_ROW, _IMAGE_ROW = 2.0, 1.6
 
 
 def plot_retrieval(
-    path: Path,
+    path: AnyPath,
     split: Split,
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],

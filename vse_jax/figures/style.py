@@ -2,13 +2,12 @@
 
 import io
 import warnings
-from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vse_jax.base.files import write_atomically
+from vse_jax.base.files import AnyPath, write_atomically
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 GREEN, ORANGE, BLUE = "#009E73", "#D55E00", "#0072B2"
@@ -22,12 +21,12 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: AnyPath) -> None:
     """Writes the figure as a PNG."""
     _write(figure, path, "png")
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: AnyPath, name: str) -> list[AnyPath]:
     """Writes the figure as PNG and SVG; the same figure gives the same bytes."""
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -36,7 +35,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _write(figure: Figure, path: Path, kind: str, **options) -> None:
+def _write(figure: Figure, path: AnyPath, kind: str, **options) -> None:
     content = io.BytesIO()
     with warnings.catch_warnings():
         # Captions may have letters that no font here has; they become boxes.

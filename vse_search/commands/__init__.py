@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-from vse_jax import Config
+from vse_jax import AnyPath, Config, InputError
 
 
-def index_folder(config: Config, workdir: Path) -> Path:
-    """Where the index of a run is."""
-    return Path(config.search.index or workdir / "index")
+def index_folder(config: Config, workdir: AnyPath) -> Path:
+    """Where the index of a run is; InputError: the run is in a bucket."""
+    if config.search.index is not None:
+        return Path(config.search.index)
+    if not isinstance(workdir, Path):
+        raise InputError(f"config.search.index: name a local folder; {workdir} is none")
+    return workdir / "index"

@@ -1,12 +1,10 @@
 """--mode=explain: why an image and a caption have their similarity."""
 
-from pathlib import Path
-
-from vse_jax import Config, InputError, load_image, model_of, plot_explanation
+from vse_jax import AnyPath, Config, InputError, load_image, model_of, plot_explanation
 from vse_search.query import parse
 
 
-def explain(config: Config, workdir: Path) -> None:
+def explain(config: Config, workdir: AnyPath) -> None:
     """Draws W/explanation.png for config.search.query and config.search.like.
 
     Raises:

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import vse_jax
-from vse_jax import Config, InputError, printable
+from vse_jax import AnyPath, Config, InputError, printable
 from vse_search.commands import index_folder
 from vse_search.encoder import Encoder
 from vse_search.folders import check_folder
@@ -15,7 +15,7 @@ from vse_search.store import Store
 _LISTED = 50  # bad files
 
 
-def index(config: Config, workdir: Path) -> None:
+def index(config: Config, workdir: AnyPath) -> None:
     """Indexes config.search.pictures by the best model in `workdir`.
 
     Only new and changed images are encoded; files that are no readable images are
@@ -64,7 +64,7 @@ def index(config: Config, workdir: Path) -> None:
     _tell(place, images, report, time.monotonic() - start)
 
 
-def _grid_model(config: Config, workdir: Path) -> Encoder:
+def _grid_model(config: Config, workdir: AnyPath) -> Encoder:
     model = vse_jax.model_of(config, workdir)
     if model.takes_regions:
         raise InputError(

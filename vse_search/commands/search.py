@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import logging
 
 import vse_jax
-from vse_jax import Config, InputError, SearchConfig, printable, read_bytes
+from vse_jax import AnyPath, Config, InputError, SearchConfig, printable, read_bytes
 from vse_search.client import MOST_HITS, Unanswered, running
 from vse_search.commands import index_folder
 from vse_search.query import hint, rename_images
@@ -19,7 +19,7 @@ from vse_search.searcher import Query, Searcher
 from vse_search.store import Filters, Hit, Store
 
 
-def search(config: Config, workdir: Path) -> None:
+def search(config: Config, workdir: AnyPath) -> None:
     """Prints what config.search asks for.
 
     A server of the index answers where one runs that can: the answer is the same.
@@ -60,7 +60,7 @@ def search(config: Config, workdir: Path) -> None:
 
 
 def _search_here(
-    config: Config, workdir: Path, store: Store, wanted: Query
+    config: Config, workdir: AnyPath, store: Store, wanted: Query
 ) -> list[Hit]:
     """Loads the model and searches as a server does; JAX is started here."""
     with (

@@ -1,13 +1,11 @@
 """--mode=serve: a page and a JSON API that find the images of an index."""
 
-from pathlib import Path
-
 import vse_jax
-from vse_jax import Config, InputError
+from vse_jax import AnyPath, Config, InputError
 from vse_search.commands import index_folder
 
 
-def serve(config: Config, workdir: Path) -> None:
+def serve(config: Config, workdir: AnyPath) -> None:
     """Serves config.search.index, or W/index, until SIGTERM or Ctrl-C.
 
     Raises:
