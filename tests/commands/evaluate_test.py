@@ -11,6 +11,7 @@ from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
 from vse_jax.commands.evaluate import format_table, split_metrics
 from vse_jax.data.dataset import Split
+from vse_jax.data.lines import Lines
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.encode import Embeddings
 
@@ -19,7 +20,13 @@ from vse_jax.evaluation.encode import Embeddings
 def split() -> Split:
     """The 40 images of the CxC golden, as a split of a published data root."""
     ids = (GOLDEN / "cxc_annots" / "testall_ids.txt").read_text().split()[::5]
-    return Split("testall", GOLDEN, ids, ["a caption"] * 200, 5 * np.arange(41))
+    return Split(
+        "testall",
+        GOLDEN,
+        Lines.of(ids),
+        Lines.of(["a caption"] * 200),
+        5 * np.arange(41),
+    )
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
 from vse_jax.data import tokenizers, vocabulary
 from vse_jax.data.bert_tokenizer import read_bert_tokenizer
+from vse_jax.data.lines import Lines
 from vse_jax.data.tokenizers import (
     PieceTokenizer,
     augment_words,
@@ -196,3 +197,30 @@ def test_padded_lengths_end_where_captions_do():
     config.text.kind = "bigru"  # has no positions
     config.data.max_tokens = 20
     assert padded_lengths(config) == (16, 20)
+
+
+def test_tokens_of_many_captions_are_kept(monkeypatch, tmp_path):
+    """They are made once for captions and a tokenizer, and the oldest go."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(tokenizers, "_KEPT_FROM", 2)
+    monkeypatch.setattr(tokenizers, "_KEPT", 2)
+    made = []
+
+    def noted(tokenizer, captions, make=tokenizers.Tokenizer._tokenise):
+        made.append([*captions])
+        return make(tokenizer, captions)
+
+    monkeypatch.setattr(tokenizers.Tokenizer, "_tokenise", noted)
+    tokenizer = official(VOCAB, 512)
+    captions = Lines.of(["a red dog", "the sea"])
+    first, again = tokenizer(captions), tokenizer(captions)
+    plain = tokenizer([*captions])  # a list is not looked for
+    for found in (again, plain):
+        for name in ("ids", "words", "offsets"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(first, name))
+    assert made == [[*captions]] * 2
+    for text in ("grass", "cat"):
+        tokenizer(Lines.of([text, text]))
+    assert len([*(tmp_path / ".cache/vse_jax/tokens").iterdir()]) == 2
+    tokenizer(captions)
+    assert len(made) == 5

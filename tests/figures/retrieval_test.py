@@ -7,6 +7,7 @@ from PIL import Image, ImageColor
 
 from vse_jax.data.dataset import Split
 from vse_jax.data.images import load_image
+from vse_jax.data.lines import Lines
 from vse_jax.figures.retrieval import (
     plot_retrieval,
 )
@@ -21,7 +22,14 @@ def split(tmp_path) -> Split:
         Image.new("RGB", (40, 30), (10 * k, 10 * k, 10 * k)).save(path)
     captions = [f"grey number {k // 2}, sentence {k % 2}" for k in range(40)]
     ids = [str(k) for k in range(20)]
-    return Split("test", tmp_path, ids, captions, 2 * np.arange(len(ids) + 1), paths)
+    return Split(
+        "test",
+        tmp_path,
+        Lines.of(ids),
+        Lines.of(captions),
+        2 * np.arange(len(ids) + 1),
+        paths,
+    )
 
 
 def green_frames(figure) -> int:
@@ -65,8 +73,8 @@ def test_a_data_set_without_images_and_one_with_a_broken_file(split, tmp_path):
 def test_a_split_smaller_than_the_page(split, tmp_path):
     few = replace(
         split,
-        image_ids=["0", "1"],
-        captions=["a", "", "b", "c"],
+        image_ids=Lines.of(["0", "1"]),
+        captions=Lines.of(["a", "", "b", "c"]),
         offsets=np.array([0, 1, 4]),
     )
     images = np.eye(2, dtype=np.float32)
@@ -77,7 +85,8 @@ def test_a_split_smaller_than_the_page(split, tmp_path):
 
 def test_captions_are_shown_as_they_are_written(split, tmp_path):
     """Dollars are no formula, and letters without a glyph no warning."""
-    split.captions[0] = "from $5 to $10: 两只狗"
+    captions = Lines.of(["from $5 to $10: 两只狗", *split.captions[1:]])
+    split = replace(split, captions=captions)
     images = np.eye(20, dtype=np.float32)
     captions = np.repeat(images, 2, axis=0)
     figure = plot_retrieval(tmp_path / "r.png", split, images, captions)

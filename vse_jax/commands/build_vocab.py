@@ -7,7 +7,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import write_atomically
 from vse_jax.config import Config
 from vse_jax.data.buckets import root_path
-from vse_jax.data.dataset import read_list
+from vse_jax.data.lines import Lines
 from vse_jax.data.vocabulary import count_words, vocabulary_folder
 
 
@@ -22,7 +22,7 @@ def build_vocab(config: Config) -> None:
             words.
     """
     precomp = root_path(config.data.root) / "precomp"
-    captions = read_list(precomp / f"{config.data.train_split}_caps.txt")
+    captions = Lines.read(precomp / f"{config.data.train_split}_caps.txt")
     words = count_words(captions, config.text.vocab_threshold)
     content = {
         "word2idx": {word: i for i, word in enumerate(words)},

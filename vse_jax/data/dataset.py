@@ -14,7 +14,6 @@ in this way must agree in it.
 """
 
 import contextlib
-import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines, read_object, write_atomically
 from vse_jax.config import Config, takes_regions
 from vse_jax.data.buckets import root_path
+from vse_jax.data.lines import Lines
 from vse_jax.data.records import RecordImages, RecordRegions, list_names, open_records
 from vse_jax.data.regions import NpyRegions, open_regions
 
@@ -43,8 +43,8 @@ class Split:
 
     name: str
     root: AnyPath
-    image_ids: list[str]
-    captions: list[str]
+    image_ids: Lines
+    captions: Lines
     offsets: Int[np.ndarray, " bounds"]
     images: list[Path] | RecordImages | None = None
     regions: NpyRegions | RecordRegions | None = None
@@ -114,7 +114,7 @@ def _open_split(config: Config, form: str, listed: Split) -> Split:
         kept = np.flatnonzero(np.arange(len(split.captions)) - first < most)
         split = replace(
             split,
-            captions=[split.captions[caption] for caption in kept.tolist()],
+            captions=Lines.of(split.captions[caption] for caption in kept.tolist()),
             offsets=caption_offsets(np.minimum(split.captions_per_image, most)),
         )
     limit = config.data.dev_captions if name == config.data.dev_split else None
@@ -166,8 +166,8 @@ def _read_lists(root: AnyPath, split: str) -> tuple[Split, int]:
     Also how many captions each image has, where that is only known by division; else 0.
     """
     ids_file, captions_file = (root / "precomp" / name for name in list_names(split))
-    captions, ids = read_list(captions_file), read_list(ids_file)
-    counts = _listed_images(ids, ids_file)
+    captions, ids = Lines.read(captions_file), Lines.read(ids_file)
+    image_ids, counts = _listed_images(ids, ids_file)
     per_image, rest = divmod(len(captions), len(counts))
     if len(ids) == len(captions):
         per_image = 0
@@ -181,12 +181,12 @@ def _read_lists(root: AnyPath, split: str) -> tuple[Split, int]:
             f"{captions_file}: {len(captions)} captions do not divide by the "
             f"{len(counts)} images of {ids_file.name}"
         )
-    offsets = caption_offsets(np.array(list(counts.values())) * max(per_image, 1))
-    return Split(split, root, list(counts), captions, offsets), per_image
+    offsets = caption_offsets(counts * max(per_image, 1))
+    return Split(split, root, image_ids, captions, offsets), per_image
 
 
 def _image_paths(
-    config: Config, root: Path, split: str, image_ids: list[str]
+    config: Config, root: Path, split: str, image_ids: Lines
 ) -> list[Path] | None:
     """The split's image files; None for regions without a mapping to any."""
     mapping_file = root / "id_mapping.json"
@@ -221,33 +221,32 @@ def _image_paths(
     return paths
 
 
-def read_list(path: AnyPath) -> list[str]:
-    """The lines of one of a split's text files.
-
-    Raises:
-        InputError: no such file, an empty one, or a line that is not UTF-8.
-    """
-    lines = read_lines(path)
-    if not lines:
-        raise InputError(f"{path}: empty")
-    return lines
-
-
-def _listed_images(lines: list[str], path: AnyPath) -> dict[str, int]:
-    """{image id: how many lines list it, one after another}."""
-    counts: dict[str, int] = {}
-    line = 1
-    for image_id, run in itertools.groupby(lines):
-        if not image_id:
-            raise InputError(f"{path}, line {line}: no image id")
-        if image_id in counts:
-            raise InputError(
-                f"{path}, line {line}: image id {image_id!r} is already on line "
-                f"{lines.index(image_id) + 1}"
-            )
-        counts[image_id] = sum(1 for _ in run)
-        line += counts[image_id]
-    return counts
+def _listed_images(
+    ids: Lines, path: AnyPath
+) -> tuple[Lines, Int[np.ndarray, " images"]]:
+    """The image ids, and on how many lines, one after another, each is listed."""
+    if (empty := np.flatnonzero(np.diff(ids.ends, prepend=-1) == 1)).size:
+        raise InputError(f"{path}, line {empty[0] + 1}: no image id")
+    lines = np.array(bytes(ids.buffer).split(b"\n")[:-1])
+    firsts = np.flatnonzero(np.append(True, lines[1:] != lines[:-1]))
+    listed = lines[firsts]
+    # Of ten million strings np.unique would take a minute; this takes two seconds.
+    hashes = np.zeros(len(listed), np.uint64)
+    for column in listed.view(np.uint8).reshape(len(listed), -1).T:
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + column
+    hashes.sort()
+    if (hashes[1:] == hashes[:-1]).any():
+        seen: dict[bytes, int] = {}
+        for first, image_id in zip(firsts.tolist(), listed.tolist(), strict=True):
+            if (before := seen.setdefault(image_id, first)) != first:
+                raise InputError(
+                    f"{path}, line {first + 1}: image id {ids[first]!r} is already on "
+                    f"line {before + 1}"
+                )
+    counts = np.diff(firsts, append=len(lines))
+    if len(firsts) == len(lines):
+        return ids, counts
+    return Lines.of(ids[first] for first in firsts.tolist()), counts
 
 
 def claim_root(root: Path, source: str, field: str = "config.data.root") -> None:

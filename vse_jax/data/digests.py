@@ -104,8 +104,8 @@ def _of_split(config: Config, split: Split) -> dict[str, Any]:
     return {
         "images": count,
         "texts": len(split.captions),
-        "ids": _digest(split.image_ids),
-        "captions": _digest(split.captions),
+        "ids": split.image_ids.sha256(),
+        "captions": split.captions.sha256(),
         "offsets": _digest([split.offsets.astype("<i8").tobytes()]),
         "most_texts": int(split.captions_per_image.max()),  # of an image
         "files": files,  # None: the format does not tell

@@ -1,10 +1,15 @@
 """Captions as token ids: BERT's and SigLIP's pieces, or the words of a vocabulary."""
 
 import abc
+import array
 import functools
+import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -13,10 +18,11 @@ from jaxtyping import Int, Int32
 from tokenizers import models, normalizers
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath
+from vse_jax.base.files import AnyPath, whole_folder
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
 from vse_jax.data.bert_tokenizer import ABOUT, Pieces
+from vse_jax.data.lines import Lines
 from vse_jax.data.vocabulary import (
     MASK,
     bert_tokenizer,
@@ -26,6 +32,8 @@ from vse_jax.data.vocabulary import (
 )
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
+_KEPT_FROM, _KEPT = 100_000, 4  # captions whose tokens are kept; how many such lists
+_ARRAYS = ("ids", "words", "offsets")  # of `CaptionTokens`
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,37 @@ class Tokenizer(abc.ABC):
         self._mask_id = mask_id
 
     def __call__(self, captions: Sequence[str]) -> CaptionTokens:
-        ids: list[int] = []
-        words: list[int] = []
-        offsets = [0]
+        """The tokens of captions; those of many are kept on disk, and mapped to memory.
+
+        They lie in ~/.cache/vse_jax/tokens, the last few.
+        """
+        if len(captions) < _KEPT_FROM or not isinstance(captions, Lines):
+            return self._tokenise(captions)
+        content = [captions.sha256(), self.as_json(), self._max_tokens]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+        folder = Path("~/.cache/vse_jax/tokens").expanduser() / key
+        if not folder.is_dir():
+            tokens = self._tokenise(captions)
+            try:
+                with whole_folder(folder, replace=True) as new:
+                    for name in _ARRAYS:
+                        np.save(new / f"{name}.npy", getattr(tokens, name))
+            except InputError as error:
+                logging.warning("tokens are not kept: %s", error)
+                return tokens
+            kept = sorted(
+                folder.parent.iterdir(), key=lambda path: path.stat().st_mtime
+            )
+            for old in kept[:-_KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+        os.utime(folder)
+        ids, words, offsets = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
+        )
+        return CaptionTokens(ids, words, offsets, self._mask_id, self.vocab_size)
+
+    def _tokenise(self, captions: Sequence[str]) -> CaptionTokens:
+        ids, words, offsets = array.array("i"), array.array("h"), array.array("q", [0])
         cut, limit = 0, self._max_tokens
         encoded = self._encode(captions)
         for found, numbers in progress(
@@ -85,8 +121,8 @@ class Tokenizer(abc.ABC):
                 left_out = slice(limit - self._behind, len(found) - self._behind)
                 del found[left_out], numbers[left_out]
                 cut += 1
-            ids += found
-            words += numbers
+            ids.extend(found)
+            words.extend(numbers)
             offsets.append(len(ids))
         if cut:
             logging.warning(
@@ -96,9 +132,9 @@ class Tokenizer(abc.ABC):
                 limit,
             )
         return CaptionTokens(
-            np.array(ids, np.int32),
-            np.array(words, np.int16),
-            np.array(offsets, np.int64),
+            np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32),
+            np.frombuffer(words, np.int16) if words else np.zeros(0, np.int16),
+            np.frombuffer(offsets, np.int64),
             self._mask_id,
             self.vocab_size,
         )
@@ -192,7 +228,8 @@ class PieceTokenizer(Tokenizer):
 
     def _encode(self, captions: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         for start in range(0, len(captions), _CHUNK):
-            for encoding in self._pieces.encode_batch(captions[start : start + _CHUNK]):
+            chunk = [*captions[start : start + _CHUNK]]
+            for encoding in self._pieces.encode_batch(chunk):
                 yield encoding.ids, self._word_numbers(encoding)
 
     def words(self, caption: str) -> list[str]:

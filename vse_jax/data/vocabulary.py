@@ -138,7 +138,7 @@ def read_vocabulary(path: AnyPath) -> dict[str, int]:
     return vocab if MASK in vocab else vocab | {MASK: count}
 
 
-def count_words(captions: list[str], threshold: int) -> list[str]:
+def count_words(captions: Sequence[str], threshold: int) -> list[str]:
     """The words of a vocabulary in the order of their ids, the special ones first.
 
     Words that occur at least `threshold` times, the most frequent first and equally

@@ -38,6 +38,7 @@ from vse_jax.data.collate import (
     shapes_of,
 )
 from vse_jax.data.dataset import Split
+from vse_jax.data.lines import Lines
 from vse_jax.data.regions import NpyRows
 from vse_jax.data.tokenizers import CaptionTokens, bucket, caption_tokenizer
 from vse_jax.distributed import preemption
@@ -192,7 +193,7 @@ class Embedder:
         self._abstract = abstract
         self._programs = programs
         # Of the splits seen so far, with the captions that they are of.
-        self._tokens: dict[str, tuple[list[str], CaptionTokens]] = {}
+        self._tokens: dict[str, tuple[Lines, CaptionTokens]] = {}
         self._towers = jit_encoders(graphdef, abstract, mesh)
         platform = mesh.devices.flat[0].platform
         self._precision = matmul_precision(config, platform)
@@ -213,7 +214,7 @@ class Embedder:
         Raises:
             InputError: the processes of the run do not read the same split.
         """
-        captions, tokens = self._tokens.get(split.name, ([], None))
+        captions, tokens = self._tokens.get(split.name, (None, None))
         if tokens is None or captions != split.captions:
             tokens = caption_tokenizer(self.config)(split.captions)
             _check_same_split(split, tokens)
@@ -537,11 +538,12 @@ def _check_same_split(split: Split, tokens: CaptionTokens) -> None:
     """
     if jax.process_count() == 1:
         return
-    contents = {
-        "ids": "\n".join(split.image_ids).encode(),
-        "captions": "\n".join(split.captions).encode(),
-        "captions of the images": split.offsets.tobytes(),
-        "tokens": tokens.ids.tobytes() + tokens.offsets.tobytes(),
+    contents: dict[str, Any] = {  # buffers
+        "ids": split.image_ids.buffer,
+        "captions": split.captions.buffer,
+        "captions of the images": split.offsets.data,
+        "tokens": tokens.ids.data,
+        "tokens of the captions": tokens.offsets.data,
     }
     facts = {
         f"{split.name} {name}": hashlib.sha256(content).hexdigest()[:12]

@@ -27,7 +27,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_object, whole_file
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
-from vse_jax.data import dataset
+from vse_jax.data.lines import Lines
 from vse_jax.data.regions import lengths_file
 
 _FIELDS = 6
@@ -61,7 +61,7 @@ def prepare_regions(config: Config, files: Sequence[AnyPath]) -> None:
     """
     root = Path(config.data.root)
     ids = {
-        path.name.removesuffix("_ids.txt"): list(dict.fromkeys(dataset.read_list(path)))
+        path.name.removesuffix("_ids.txt"): list(dict.fromkeys(Lines.read(path)))
         for path in sorted((root / "precomp").glob("*_ids.txt"))
     }
     if not ids:
