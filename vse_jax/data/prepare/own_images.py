@@ -59,10 +59,8 @@ def prepare(config: Config, base: AnyPath, files: Sequence[AnyPath]) -> None:
     Raises:
         InputError: names the file, and the line or field, that is wrong.
     """
-    root, source = Path(config.data.root), str(files[0])
-    if len(files) > 1 or config.data.source == str(base):
-        source = str(base)
-    owner = os.path.abspath(source) if isinstance(base, Path) else source
+    root, source = Path(config.data.root), files[0] if len(files) == 1 else base
+    owner = str(source.resolve())
     folder = root / dataset.image_folder(config.data.name)
     skip = config.data.on_bad_image == "skip"
     images: dict[str, _Image] = {}
@@ -188,7 +186,10 @@ def _unreadable(
         try:
             load_image(found[image.image_id])
         except InputError as error:
-            return f"{error}, named at {image.where}"
+            text = f"{error}, named at {image.where}"
+            if not found[image.image_id].is_file():
+                text += "; config.data.images can name another folder"
+            return text
         return ""
 
     bad = []

@@ -35,7 +35,10 @@ _FIELDS = 6
 
 def is_region_row(line: bytes) -> bool:
     """Whether a file's first line is one of such a TSV."""
-    cells = line.rstrip(b"\r\n").split(b"\t")
+    return _is_row(line.rstrip(b"\r\n").split(b"\t"))
+
+
+def _is_row(cells: list[bytes]) -> bool:
     return len(cells) == _FIELDS and all(map(bytes.isdigit, cells[1:4]))
 
 
@@ -163,7 +166,7 @@ def _rows(
             for number, line in enumerate(lines, 1):
                 where = f"{path}, line {number}"
                 cells = line.rstrip(b"\r\n").split(b"\t")
-                if not is_region_row(line):
+                if not _is_row(cells):
                     raise InputError(
                         f"{where}: {len(cells)} cells are no row of region features "
                         "(image_id, image_w, image_h, num_boxes, boxes, features)"
