@@ -24,7 +24,7 @@ def write(path, content):
     return path
 
 
-def test_karpathys_coco(tmp_path):
+def test_karpathys_coco(tmp_path, capsys):
     """As the published lists: restval in train, COCO's ids, all test images testall."""
     images = [
         karpathy("test", 0, "a", "b", coco=True),
@@ -49,7 +49,7 @@ def test_karpathys_coco(tmp_path):
             str(k): f"val2014/COCO_val2014_{k:012}.jpg" for k in (500, 501, 502, 503)
         },
     }
-    config.eval.split = "testall"
+    assert f"{tmp_path}/root: train: 2 images, 3 captions\n" in capsys.readouterr().out
     (image,) = read_split(config, "testall").images
     assert image.is_file()
 

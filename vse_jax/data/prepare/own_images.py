@@ -111,6 +111,9 @@ def prepare(config: Config, base: AnyPath, files: Sequence[AnyPath]) -> None:
     for image in images.values():
         rows.setdefault(image.split, []).append((image.image_id, image.captions))
     dataset.write_root(root, rows, paths)
+    for split, listed in rows.items():
+        captions = sum(len(captions) for _, captions in listed)
+        print(f"{root}: {split}: {len(listed):,} images, {captions:,} captions")
 
 
 def _store(entry: Entry, folder: Path, skip: bool) -> bool:
