@@ -133,7 +133,7 @@ def test_what_a_service_says_is_one_line(config, monkeypatch):
         pass
 
     class Service:
-        def cat_file(self, path):
+        def open(self, path, mode):
             raise ServiceError("500\nno luck")
 
     monkeypatch.setattr(BucketPath, "service", Service())
