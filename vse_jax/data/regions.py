@@ -15,8 +15,8 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, named_in_errors
 from vse_jax.config import ImageConfig
 
-# How files begin that are saved under the name of a .npy file.
-_OTHERS = {
+# How files begin that are not what their name says.
+FILE_KINDS = {
     b"PK": "a .npz or another zip archive",
     b"\x80": "a pickle",
     b"\x89HDF": "an HDF5 file",
@@ -93,7 +93,7 @@ def _check_begin(path: Path, begin: bytes) -> None:
     if begin.startswith(b"\x93NUMPY"):
         return
     kind = next(
-        (kind for magic, kind in _OTHERS.items() if begin.startswith(magic)), ""
+        (kind for magic, kind in FILE_KINDS.items() if begin.startswith(magic)), ""
     )
     if not begin:
         kind = "empty"

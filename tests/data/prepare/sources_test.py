@@ -53,8 +53,8 @@ def test_two_kinds_in_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PK\x03\x04", "a zip archive; unpack it"),
-        (b"\x1f\x8b\x08", "a gzip archive; unpack it"),
+        (b"PK\x03\x04", "a .npz or another zip archive, which is not read"),
+        (b"\x1f\x8b\x08", "a gzip file"),
         (b"\x89HDF\r\n", "an HDF5 file"),
         (b"\xff\xd8\xff\xe0", "an image"),
         (b"\x80\x04\x95", "a pickle"),

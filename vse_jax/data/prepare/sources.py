@@ -13,6 +13,7 @@ from vse_jax.data.prepare.entry import Entry
 from vse_jax.data.prepare.image_folder import read_metadata
 from vse_jax.data.prepare.region_tsv import is_region_row
 from vse_jax.data.prepare.tar_shards import read_tars
+from vse_jax.data.regions import FILE_KINDS
 
 # What a folder is looked through for. Of the first kinds, one file is read; of the
 # others all are, since splits and shards come as several files.
@@ -32,12 +33,8 @@ _MANY = {
     "tars": ("*.tar",),
     "region features": ("*.tsv", "*.tsv.[0-9]"),
 }
-_OTHERS = {
-    b"PK": "a zip archive; unpack it",
-    b"\x1f\x8b": "a gzip archive; unpack it",
+_OTHERS = FILE_KINDS | {
     b"\x93NUMPY": "a NumPy array",
-    b"\x80": "a pickle",
-    b"\x89HDF": "an HDF5 file",
     b"\xff\xd8": "an image",
     b"\x89PNG": "an image",
 }
@@ -107,7 +104,7 @@ def read_entries(folder: AnyPath, files: Sequence[AnyPath]) -> Iterator[Entry]:
             (what for sign, what in _OTHERS.items() if head.startswith(sign)), ""
         )
         if other:
-            raise InputError(f"{path}: {other}")
+            raise InputError(f"{path}: {other}, which is not read")
         begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
         if (
             head.startswith(b"PAR1")
