@@ -30,6 +30,16 @@ def wrapped(inner: BaseException) -> Exception:
     [
         (PermissionError(13, "Permission denied", "/f"), errno.EACCES, "/f"),
         (OSError(5, "Input/output error"), errno.EIO, None),
+        (
+            ValueError("ABORTED: All 8 retry attempts failed: … [curl_code='7']"),
+            errno.EIO,
+            None,
+        ),
+        (
+            ValueError("PERMISSION_DENIED: … [http_response_code='403']"),
+            errno.EACCES,
+            None,
+        ),
         (MemoryError(), errno.ENOMEM, None),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),

@@ -14,7 +14,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
+from vse_jax.checkpoints import runs
+from vse_jax.checkpoints.runs import (
+    CONVERTED,
+    Checkpoints,
+    SaveClock,
+    TrainProgress,
+)
 
 
 def model(value: float, size: int = 1000, count: int = 12):
@@ -60,6 +66,38 @@ def test_the_newest_and_the_best_are_kept_and_come_back(tmp_path):
     assert progress == named == TrainProgress(10, 5, 100.5, 5)
     assert int(optimizer["step"]) == 10
     assert optimizer["rng"] == jax.random.key(10)
+
+
+def test_as_many_as_the_config_says_are_kept_beside_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (3, 5, 8, 10):
+            checkpoints.save(
+                small_model(1.0), rest(step), TrainProgress(step, 3, 1.0, 3)
+            )
+    assert steps(tmp_path) == [3, 8, 10]
+
+
+def test_a_save_is_due_when_its_minutes_have_passed(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def on_process_zero(work):
+        asked.append(now[0])
+        return work()
+
+    monkeypatch.setattr(runs, "on_process_zero", on_process_zero)
+    clock, saved = SaveClock(10.0, 0), []
+    for step in range(1, 2001):
+        now[0] += 1 if step < 900 else 3  # seconds: the later steps are slower
+        if clock.is_due(step):
+            clock.saved(step)
+            saved.append(now[0])
+    first, slowed, *others = np.diff([0, *saved])
+    assert first == 600
+    assert slowed < 900
+    assert set(others) == {600}
+    assert len(asked) < 150  # of 2000 steps
+    assert not SaveClock(None, 0).is_due(10**6)
 
 
 def test_what_a_kill_left_goes_with_the_next_save(tmp_path):

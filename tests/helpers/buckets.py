@@ -144,6 +144,7 @@ def network(address: str, share: float, stalls: float = 0.05) -> Iterator:
     class Proxy(ThreadingHTTPServer):
         daemon_threads = True
         count = bad = refuses = 0
+        address = ""
 
         def handle_error(self, *_):  # the client has gone
             pass

@@ -5,6 +5,7 @@ import os
 import re
 
 _ERRNO = {os.strerror(code): code for code in errno.errorcode}
+_BY_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT}
 _NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|allocate memory")
 
 
@@ -27,8 +28,8 @@ def refusal(error: BaseException | None) -> OSError | None:
 
     A disk, a permission or memory that fails says nothing of a file's content. Some
     libraries wrap it or put it into words: JAX's "RESOURCE_EXHAUSTED: …", Tensorstore's
-    "Error reading local file "…": … [os_error_code='5']", ArrayRecord's "open() failed:
-    …".
+    "Error reading local file "…": … [os_error_code='5']" and, of buckets, "ABORTED: All
+    8 retry attempts failed: … [curl_code='7']", ArrayRecord's "open() failed: …".
 
     Returns:
         With errno, strerror and, where it is told, filename.
@@ -45,6 +46,9 @@ def refusal(error: BaseException | None) -> OSError | None:
             code = int(found[1])
             files = re.findall(r'local file "([^"]+)"', text)
             return OSError(code, os.strerror(code), files[-1] if files else None)
+        if found := re.search(r"\[(?:curl_code|http_response_code)='(\d+)'", text):
+            code = _BY_STATUS.get(int(found[1]), errno.EIO)
+            return OSError(code, text.partition(" [")[0].splitlines()[0])
         found = re.search(r"\w\(\) failed: ([^;]+)", text)
         if found and found[1] in _ERRNO:
             return OSError(_ERRNO[found[1]], found[1])

@@ -210,8 +210,8 @@ def _beat(path: BucketPath, holder: dict[str, Any], ended: threading.Event) -> N
             if found is None or _is_of(found, holder):
                 path.write_bytes(json.dumps(holder | {"beat": number}).encode())
                 continue
-        except OSError as error:
-            logging.warning("%s: %s; tried again", error.filename, error.strerror)
+        except (OSError, InputError) as error:
+            logging.warning("%s: %s; tried again", path, error)
             continue
         # It paused, or had no network, for so long that the folder is no longer its.
         who = _described(found)

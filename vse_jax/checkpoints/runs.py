@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -86,7 +85,7 @@ class SaveClock:
     """
 
     def __init__(self, minutes: float | None, step: int):
-        self._seconds = math.inf if minutes is None else 60 * minutes
+        self._seconds = None if minutes is None else 60 * minutes
         self.saved(step)
 
     def saved(self, step: int) -> None:
@@ -97,18 +96,19 @@ class SaveClock:
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` steps; all processes call it at each step."""
-        if step < self._ask:
+        seconds = self._seconds
+        if seconds is None or step < self._ask:
             return False
-        is_due, self._ask = on_process_zero(lambda: self._decide(step))
+        is_due, self._ask = on_process_zero(lambda: self._decide(step, seconds))
         return is_due
 
-    def _decide(self, step: int) -> tuple[bool, int]:
+    def _decide(self, step: int, seconds: float) -> tuple[bool, int]:
         """(whether to save now, the step at which to ask again)."""
         now = time.monotonic()
-        left = self._seconds - (now - self._begin)
+        left = seconds - (now - self._begin)
         a_step = (now - self._asked_at) / max(step - self._asked, 1)
         self._asked, self._asked_at = step, now
-        steps = min(left / 2 / max(a_step, 1e-6), 2**31)
+        steps = left / 2 / max(a_step, 1e-6)
         return left <= 0, step + max(1, int(steps))
 
 
@@ -143,20 +143,17 @@ class Checkpoints:
         mode = ocp.options.AtomicityMode.AUTO
         if isinstance(self._folder, BucketPath):
             mode = ocp.options.AtomicityMode.COMMIT_FILE
-            _address_s3()
-        with self._failures_named():
-            self._manager = ocp.CheckpointManager(
-                self._folder,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
-                        kept
-                    ),
-                    read_only=read_only,
-                    # Left half-written by a killed run.
-                    cleanup_tmp_directories=not read_only,
-                    atomicity_options=ocp.options.AtomicityOptions(mode=mode),
-                ),
-            )
+            _prepare_for_buckets()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
+                read_only=read_only,
+                # Left half-written by a killed run.
+                cleanup_tmp_directories=not read_only,
+                atomicity_options=ocp.options.AtomicityOptions(mode=mode),
+            ),
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -463,14 +460,15 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-# ---- s3:// ---------------------------------------------------------------------------
+# ---- Buckets -------------------------------------------------------------------------
 
 
-def _address_s3() -> None:
-    """Lets Orbax write arrays to s3://, which it knows of gs:// only.
+def _prepare_for_buckets() -> None:
+    """Lets Orbax write arrays to s3://, and TensorStore give up after some minutes.
 
-    TensorStore does both. Orbax gives it the address by the two functions that are
-    replaced here; tests/buckets_test.py says if another version has others.
+    Orbax knows of gs:// only, where TensorStore does both; it gives it the address by
+    the two functions that are replaced here, and tells it nothing of retries, of which
+    TensorStore's own are 32. tests/buckets_test.py says if another version has others.
     """
 
     def address(path: str) -> dict[str, Any]:
@@ -494,3 +492,10 @@ def _address_s3() -> None:
     gcs_utils.get_kvstore_for_gcs = address
     tensorstore_utils._normalize_path = normalized
     tensorstore_utils._use_gcs_driver = lambda path: "://" in path
+    for service in ("gcs", "s3"):
+        retries = {"max_retries": 8, "initial_delay": "1s", "max_delay": "16s"}
+        for context in (
+            tensorstore_utils._BASE_TS_CONTEXT,
+            tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT,
+        ):
+            context[f"{service}_request_retries"] = retries
