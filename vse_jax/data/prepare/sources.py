@@ -68,7 +68,7 @@ def source_files(source: str) -> tuple[AnyPath, list[AnyPath]]:
     if not found:
         names = [name for patterns in {**_ONE, **_MANY}.values() for name in patterns]
         names = [name for name in names if "/" not in name]
-        raise InputError(f"{source}: holds no {', '.join(names[:-1])} or {names[-1]}")
+        raise InputError(f"{path}: holds no {', '.join(names[:-1])} or {names[-1]}")
     kind, files = next(iter(found.items()))
     if len(found) > 1 or (kind in _ONE and len(files) > 1):
         firsts = files if kind in _ONE else files[:1]
