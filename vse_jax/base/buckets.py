@@ -296,8 +296,7 @@ class FolderCopy:
     def soon(self) -> None:
         """Starts to copy what is new, unless that was less than `COPY_EVERY` ago.
 
-        Raises:
-            OSError: the copy before this one could not be written (names the object).
+        What cannot be written now is copied the next time.
         """
         if time.monotonic() - self._last < COPY_EVERY:
             return
@@ -305,9 +304,7 @@ class FolderCopy:
             self._start()
 
     def now(self) -> None:
-        """Returns when all is in the bucket; OSError as `soon`."""
-        if self._copying is not None:
-            self._copying.result()
+        """Returns when all is in the bucket; OSError: it cannot be (names what)."""
         self._start().result()
 
     def close(self) -> None:
@@ -320,7 +317,7 @@ class FolderCopy:
 
     def _start(self) -> concurrent.futures.Future[None]:
         if self._copying is not None:
-            self._copying.result()
+            concurrent.futures.wait([self._copying])
         self._last = time.monotonic()
         self._copying = self._thread.submit(self._copy)
         return self._copying
