@@ -45,9 +45,14 @@ def vectors(count: int, seed: int) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def write_index(folder: Path, count: int) -> None:
+def write_index(
+    folder: Path,
+    count: int,
+    dim: int = DIM,
+    vectors: Callable[[int, int], np.ndarray] = vectors,
+) -> None:
     """An index whose image n + 1 has row n, in a hundred folders, over ten years."""
-    Store.create(folder, model="none", name="none", dim=DIM, folder=folder)
+    Store.create(folder, model="none", name="none", dim=dim, folder=folder)
     with Store.open(folder, read_only=False) as store:
         for start in range(0, count, _CHUNK):
             new = [
@@ -57,7 +62,7 @@ def write_index(folder: Path, count: int) -> None:
                 )
                 for n in range(start, min(start + _CHUNK, count))
             ]
-            store.add(new, vectors(len(new), seed=1 + start))
+            store.add(new, vectors(len(new), 1 + start))
 
 
 # ---- The ways ------------------------------------------------------------------------

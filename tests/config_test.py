@@ -25,6 +25,7 @@ from vse_jax.config import (
     load_config,
     save_config,
     typed,
+    without_password,
 )
 from vse_jax.losses import LOSSES
 from vse_jax.models.build import IMAGE_ENCODERS, TEXT_ENCODERS
@@ -60,6 +61,24 @@ def test_variants_go_together():
     assert tuple(fast.image.backbone.layers) == (3, 8, 36, 3)
     with pytest.raises(InputError, match="one of resnet50, "):
         coco_grid_imagenet.get_config("resnet50,resnet152")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ann:secret@host:5432/db", "postgresql://ann@host:5432/db"),
+        ("postgresql://ann:secret/@host?secret@host", "postgresql://ann@host"),
+        ("postgresql://:secret@/db?host=/tmp", "postgresql://@/db?host=/tmp"),
+        ("postgresql://host/db?password=secret", "postgresql://host/db"),
+        ("postgresql://host/?a=1&password=secret&b=2", "postgresql://host/?a=1&b=2"),
+        ("postgresql://host:5432/db?a=b", "postgresql://host:5432/db?a=b"),
+    ],
+)
+def test_a_password_is_neither_shown_nor_saved(tmp_path, url, shown):
+    assert without_password(url) == shown
+    config = typed({"search.url": url})
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json").search.url == shown
 
 
 def test_an_unknown_saved_field_is_named(tmp_path):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from vse_jax.base.lock import only_writer
     from vse_jax.base.progress import progress
-    from vse_jax.config import Config, SearchConfig
+    from vse_jax.config import Config, SearchConfig, without_password
     from vse_jax.data.images import (
         MAX_PIXELS,
         ImageBytes,
@@ -58,6 +58,7 @@ __all__ = [
     "to_rgb",
     "usable_cores",
     "whole_file",
+    "without_password",
     "write_atomically",
 ]
 _HOMES = {
@@ -74,7 +75,7 @@ _HOMES = {
     ),
     "base.lock": ("only_writer",),
     "base.progress": ("progress",),
-    "config": ("Config", "SearchConfig"),
+    "config": ("Config", "SearchConfig", "without_password"),
     "data.images": (
         "MAX_PIXELS",
         "ImageBytes",

@@ -546,10 +546,10 @@ class SearchConfig:
     format: str = field("table", "of the results", choices=("table", "json", "paths"))
     engine: str = field(
         "exact",
-        "approximate: a cache beside the index; qdrant: a server's",
-        choices=("exact", "approximate", "qdrant"),
+        "approximate: a cache beside the index; postgres: a server's",
+        choices=("exact", "approximate", "postgres"),
     )
-    url: str | None = field(None, "engine 'qdrant': its server")
+    url: str | None = field(None, "engine 'postgres': postgresql://USER@HOST/DATABASE")
     max_pixels: int = field(
         200_000_000,
         "of a photo; larger ones are not decoded. All that are decoded at a time take "
@@ -958,9 +958,18 @@ WEIGHT_PARTS = "model-*-of-*.safetensors"
 
 
 def save_config(config: Config, path: AnyPath) -> None:
-    """Writes `config` as JSON, whole or not at all."""
-    text = json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True)
+    """Writes `config` as JSON, whole or not at all; without the password of a URL."""
+    values = dataclasses.asdict(config)
+    if config.search.url is not None:
+        values["search"]["url"] = without_password(config.search.url)
+    text = json.dumps(values, indent=1, sort_keys=True)
     write_atomically(path, f"{text}\n".encode())
+
+
+def without_password(url: str) -> str:
+    """'postgresql://ann:secret@host/db' → 'postgresql://ann@host/db', to be shown."""
+    url = re.sub(r"(?<=://)([^:@/?]*):.*@", r"\1@", url)
+    return re.sub(r"(?i)(?<=[?&])(ssl)?password=[^&]*&?", "", url).rstrip("?&")
 
 
 def save_shared_config(config: Config, path: AnyPath) -> None:

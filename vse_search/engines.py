@@ -42,7 +42,7 @@ class Engine(Protocol):
 
 
 def make_engine(store: Store, name: str, url: str | None = None) -> Engine:
-    """The engine of this name: 'exact', 'approximate' or 'qdrant', which needs `url`.
+    """The engine of this name: 'exact', 'approximate' or 'postgres', which needs `url`.
 
     Raises:
         InputError: a package is missing, or the server does not answer.
@@ -53,11 +53,12 @@ def make_engine(store: Store, name: str, url: str | None = None) -> Engine:
         module: Any = importlib.import_module(f"vse_search.{name}")
     except ImportError as error:
         raise InputError(
-            f"config.search.engine: {name!r} needs {error.name}: make setup-search"
+            f"config.search.engine: {name!r} needs {error.name}: make setup-search, "
+            "or pip install 'vse_jax[search]'"
         ) from None
     if name == "approximate":
         return module.ApproximateEngine(store)
-    return module.QdrantEngine(store, url)
+    return module.PostgresEngine(store, url)
 
 
 class ExactEngine:

@@ -11,7 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tests.helpers import searching
+from tests.helpers import postgres, searching
 from tests.helpers.drafts import draft
 from tests.search.commands.serve_test import started
 from vse_jax.base.errors import InputError
@@ -140,6 +140,12 @@ def test_an_answer_has_the_same_numbers_with_and_without_a_server(find):
     (hit,) = json.loads(find(query="a red car", format="json", top=1))
     assert hit["score"] == pytest.approx(0.963, abs=1e-3)
     assert hit["score"] == round(hit["score"], 6)
+
+
+def test_postgres_finds_what_exact_search_finds(find):
+    with postgres.server() as server:
+        found = find(query="a red cat", engine="postgres", url=server.url)
+    assert found == find(query="a red cat")
 
 
 def test_a_server_of_another_engine_is_not_asked(find, model):
