@@ -152,22 +152,6 @@ def test_no_bucket_and_no_rights(scheme, services, environment, tiny_root):
 # ---- Runs ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def arguments(tiny_root):
-    return [
-        f"--config=tests/helpers/tiny.py:{tiny_root}",
-        "--config.checkpoint.every_steps=7",
-    ]
-
-
-@pytest.fixture(scope="module")
-def on_disk(arguments, environment, tmp_path_factory):
-    """A run in a local folder."""
-    workdir = tmp_path_factory.mktemp("runs") / "local"
-    run([*arguments, f"--workdir={workdir}"], environment)
-    return workdir
-
-
 @pytest.fixture
 def copied(tmp_path):
     """What a bucket's folder holds, in a local one."""
@@ -181,20 +165,20 @@ def copied(tmp_path):
 
 @both
 def test_a_run_in_a_bucket(
-    scheme, folder, services, environment, arguments, on_disk, tmp_path, copied
+    scheme, folder, services, environment, tiny_args, trained, tmp_path, copied
 ):
     """Stopped, killed, and gone on with: it is the run on a disk; all modes read it."""
     there = environment | buckets.environment(**services)
     root = folder.parent / f"data-{scheme}" / "tiny"
-    config = [*arguments, f"--config.data.export_to={tmp_path / 'tiny'}"]
+    config = [*tiny_args, f"--config.data.export_to={tmp_path / 'tiny'}"]
     run([*config, "--mode=export"], environment)
-    local = any_path(arguments[0].partition(":")[2], "")
+    local = any_path(tiny_args[0].partition(":")[2], "")
     for file in (tmp_path / "tiny").rglob("*"):
         if file.is_file():
             (root / str(file.relative_to(tmp_path / "tiny"))).upload(file)
     (root.parent / "vocab/vocab.txt").upload(local.parent / "vocab" / "vocab.txt")
     train = [
-        *arguments,
+        *tiny_args,
         f"--workdir={folder}",
         f"--config.data.root={root}",
         "--config.data.format=tfds",
@@ -216,16 +200,16 @@ def test_a_run_in_a_bucket(
     process.kill()
     process.communicate()
     run(train, there)
-    assert_same_run(copied(folder), on_disk)
+    assert_same_run(copied(folder), trained[0])
 
     run([f"--workdir={folder}", "--mode=eval"], there)
-    expected = json.loads((on_disk / "eval_test.json").read_text())
+    expected = json.loads((trained[0] / "eval_test.json").read_text())
     assert json.loads((folder / "eval_test.json").read_bytes()) == expected
     run([f"--workdir={folder}", "--mode=embed"], there)
     out, _ = run([f"--workdir={folder}", "--mode=plot"], there)
     assert f"{folder}/coefficients.png" in out
     run([f"--workdir={folder}", "--mode=push"], there)
-    mine, theirs = vse_jax.load(str(folder)), vse_jax.load(on_disk)
+    mine, theirs = vse_jax.load(str(folder)), vse_jax.load(trained[0])
     captions = ["a red cross at the left", "a blue bar"]
     vectors = theirs.encode_captions(captions)
     np.testing.assert_array_equal(mine.encode_captions(captions), vectors)
@@ -241,28 +225,28 @@ def test_a_run_in_a_bucket(
 
 @both
 def test_a_bad_network(
-    scheme, folder, services, environment, arguments, on_disk, copied
+    scheme, folder, services, environment, tiny_args, trained, copied
 ):
     """One of twenty requests fails: the run is still the one on a disk."""
     with network(services[scheme], 0.05, stalls=0) as proxy:
         here = buckets.environment(**{**services, scheme: proxy.address})
         # Saved at the ends of epochs only.
-        run([arguments[0], f"--workdir={folder}"], environment | here)
+        run([tiny_args[0], f"--workdir={folder}"], environment | here)
         assert proxy.bad > 5
-    assert_same_run(copied(folder), on_disk)
+    assert_same_run(copied(folder), trained[0])
 
 
-def test_two_runs_in_one_folder(services, environment, arguments):
+def test_two_runs_in_one_folder(services, environment, tiny_args):
     there = environment | buckets.environment(**services)
     workdir = f"--workdir=gs://{BUCKET}/two"
-    first = start([*arguments, workdir, "--config.num_epochs=10000"], there)
+    first = start([*tiny_args, workdir, "--config.num_epochs=10000"], there)
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in buckets.environment(**services).items():
                 patch.setenv(name, value)
             path = any_path(f"gs://{BUCKET}/two/lock", "")
             assert wait_for(path.exists, first)
-        line = one_line_error([*arguments, workdir], there)
+        line = one_line_error([*tiny_args, workdir], there)
         assert f"gs://{BUCKET}/two: another process (pid {first.pid} on" in line
     finally:
         first.kill()

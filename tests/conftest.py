@@ -32,6 +32,7 @@ import pytest
 
 from tests.helpers import buckets, tiny
 from tests.helpers.drafts import draft
+from tests.helpers.programs import run
 from vse_jax.data import images
 
 images.own_process()  # as main.py does
@@ -113,3 +114,19 @@ def environment(tmp_path_factory):
         # Raised inside ml_collections: it loads configs with load_module().
         "PYTHONWARNINGS": "error,ignore:the load_module:DeprecationWarning",
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_args(tiny_root):
+    return [
+        f"--config=tests/helpers/tiny.py:{tiny_root}",
+        "--config.checkpoint.every_steps=7",
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_args, environment, tmp_path_factory):
+    """A workdir that was trained without interruption, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    out, err = run([*tiny_args, f"--workdir={workdir}"], environment)
+    return workdir, out, err

@@ -37,22 +37,6 @@ from vse_jax.train import train
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="session")
-def tiny_args(tiny_root):
-    return [
-        f"--config=tests/helpers/tiny.py:{tiny_root}",
-        "--config.checkpoint.every_steps=7",
-    ]
-
-
-@pytest.fixture(scope="session")
-def trained(tiny_args, environment, tmp_path_factory):
-    """A workdir that was trained without interruption, and what it printed."""
-    workdir = tmp_path_factory.mktemp("runs") / "trained"
-    out, err = run([*tiny_args, f"--workdir={workdir}"], environment)
-    return workdir, out, err
-
-
 def test_a_run_leaves_what_it_promises(trained):
     workdir, out, _ = trained
     metrics = json.loads((workdir / "eval_test.json").read_text())
