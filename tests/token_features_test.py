@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.files import make_room
 from vse_jax.data.dataset import read_split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed import preemption
@@ -17,7 +18,6 @@ from vse_jax.models.build import abstract_model, build_model, split_model
 from vse_jax.token_features import (
     cached_token_features,
     features_folder,
-    make_room,
 )
 
 

@@ -18,14 +18,11 @@ from jax.experimental import multihost_utils
 
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, whole_file
+from vse_jax.base.files import AnyPath, make_room, whole_file
 from vse_jax.data.dataset import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.evaluation.encode import Embedder
-
-# Bytes in the shared folder; beyond, what was not used for longest is deleted.
-_KEPT = 50 * 10**9
 
 
 def features_folder(workdir: AnyPath) -> Path:
@@ -101,25 +98,6 @@ def cached_token_features(
     rows = NpyRows(path)
     rows.hold()
     return rows
-
-
-def make_room(folder: Path, needed: int, kept: int = _KEPT) -> None:
-    """Deletes what was not used for longest until `needed` bytes more fit into `kept`.
-
-    Files that a run holds open stay, whatever their size.
-    """
-    files = []
-    for path in folder.glob("*_tokens_*"):
-        with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
-            files.append((path.stat(), path))
-    size = needed + sum(about.st_size for about, _ in files)
-    for about, path in sorted(files, key=lambda item: item[0].st_mtime):
-        if size <= kept:
-            return
-        with contextlib.suppress(OSError), path.open("rb") as file:  # in use, or gone
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            size -= about.st_size
 
 
 def _whole(leaf) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.drafts import draft
 from tests.helpers.golden_weights import FOLDER as GOLDEN
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import resolve_folder
+from vse_jax.base.files import make_room, resolve_folder
 from vse_jax.data import tokenizers, vocabulary
 from vse_jax.data.bert_tokenizer import read_bert_tokenizer
 from vse_jax.data.lines import Lines
@@ -200,10 +200,9 @@ def test_padded_lengths_end_where_captions_do():
 
 
 def test_tokens_of_many_captions_are_kept(monkeypatch, tmp_path):
-    """They are made once for captions and a tokenizer, and the oldest go."""
+    """They are made once for captions and a tokenizer, and go when there is no room."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(tokenizers, "_KEPT_FROM", 2)
-    monkeypatch.setattr(tokenizers, "_KEPT", 2)
     made = []
 
     def noted(tokenizer, captions, make=tokenizers.Tokenizer._tokenise):
@@ -219,8 +218,11 @@ def test_tokens_of_many_captions_are_kept(monkeypatch, tmp_path):
         for name in ("ids", "words", "offsets"):
             np.testing.assert_array_equal(getattr(found, name), getattr(first, name))
     assert made == [[*captions]] * 2
-    for text in ("grass", "cat"):
-        tokenizer(Lines.of([text, text]))
-    assert len([*(tmp_path / ".cache/vse_jax/tokens").iterdir()]) == 2
+    tokenizer(Lines.of(["grass", "cat"]))
+    assert len(made) == 3
+    folder = tmp_path / ".cache/vse_jax/tokens"
+    assert len([*folder.iterdir()]) == 2 * 3
+    make_room(folder, needed=2000, kept=2000)
+    assert [*folder.iterdir()] == []
     tokenizer(captions)
-    assert len(made) == 5
+    assert len(made) == 4

@@ -1,6 +1,7 @@
 """Files and folders: read with clear errors, written whole or not at all."""
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -24,6 +25,7 @@ from vse_jax.base.buckets import (
 )
 from vse_jax.base.errors import InputError
 
+_KEPT = 50 * 10**9  # bytes of a cache folder
 HUB = "hf://"  # how addresses on the Hugging Face Hub begin
 
 # pathlib's for local files, so that nothing changes for them; epath's for URLs.
@@ -73,11 +75,19 @@ def read_text(path: AnyPath) -> str:
     Raises:
         InputError: no such file, or a line that is not UTF-8 (names it).
     """
-    data = read_bytes(path)
+    return decoded(read_bytes(path), path)
+
+
+def decoded(data: bytes, path: AnyPath, before: int = 0) -> str:
+    """The text of a file's content after `before` lines; every line end is a newline.
+
+    Raises:
+        InputError: a line that is not UTF-8 (names it).
+    """
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8" if before else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = before + data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -209,6 +219,25 @@ def local_folder(target: AnyPath) -> Iterator[Path]:
     assert isinstance(target, BucketPath)
     with contextlib.closing(FolderCopy(target)) as copy:
         yield copy.folder
+
+
+def make_room(folder: Path, needed: int, kept: int = _KEPT) -> None:
+    """Deletes what was not used for longest until `needed` bytes more fit into `kept`.
+
+    Files that a run holds open stay, whatever their size.
+    """
+    files = []
+    for path in folder.glob("*_tokens_*"):
+        with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
+            files.append((path.stat(), path))
+    size = needed + sum(about.st_size for about, _ in files)
+    for about, path in sorted(files, key=lambda item: item[0].st_mtime):
+        if size <= kept:
+            return
+        with contextlib.suppress(OSError), path.open("rb") as file:  # in use, or gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            size -= about.st_size
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def root_path(root: str, field: str = "config.data.root") -> AnyPath:
     return epath.Path(root)
 
 
-def local_copy(
+def cached_copy(
     folder: AnyPath, files: Mapping[str, tuple[int, str]], cache: str | None
 ) -> Path:
     """`folder` itself, or where files of a remote folder have been copied to.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, unreadable
+from vse_jax.base.files import AnyPath, decoded, unreadable
 
 _CHUNK = 2**24  # bytes
 
@@ -100,20 +100,14 @@ class Lines(Sequence[str]):
 
 def _stripped(read: Callable[[int], bytes], path: AnyPath) -> Iterator[bytes]:
     """A file's content, some lines at a time, none with spaces around it."""
-    encoding, number = "utf-8-sig", 1
+    before = 0
     for chunk in _chunks(read):
-        try:
-            text = chunk.decode(encoding)
-        except UnicodeDecodeError as error:
-            number += chunk.count(b"\n", 0, error.start)
-            raise InputError(f"{path}, line {number}: not UTF-8") from None
         # Not splitlines(): it would also split at U+2028 and its kin inside a caption.
-        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        lines = decoded(chunk, path, before).split("\n")
         if lines[-1] == "":
             lines.pop()
-        number += len(lines)
+        before += len(lines)
         yield "".join(f"{line.strip()}\n" for line in lines).encode()
-        encoding = "utf-8"
 
 
 def _chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:

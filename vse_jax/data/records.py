@@ -28,7 +28,7 @@ from jaxtyping import Float32
 from vse_jax.base.errors import InputError, refusal
 from vse_jax.base.files import AnyPath, file_size, read_bytes
 from vse_jax.config import Config, takes_regions
-from vse_jax.data.buckets import local_copy
+from vse_jax.data.buckets import cached_copy
 from vse_jax.data.images import ImageBytes
 from vse_jax.data.regions import check_region_shape, finite_regions
 
@@ -356,7 +356,7 @@ def open_records(
     if wanted == "region":
         check_region_shape(path, exported.region_shape, config.image)
     sizes = {shard.name: (shard.size, shard.sha256) for shard in exported.shards}
-    local = local_copy(folder, sizes, config.data.cache)
+    local = cached_copy(folder, sizes, config.data.cache)
     if wanted == "region":
         return None, RecordRegions(folder, local, exported)
     return RecordImages(folder, local, exported), None

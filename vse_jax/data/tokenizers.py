@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxtyping import Int, Int32
 from tokenizers import models, normalizers
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, whole_folder
+from vse_jax.base.files import AnyPath, make_room, whole_file
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
 from vse_jax.data.bert_tokenizer import ABOUT, Pieces
@@ -32,7 +31,7 @@ from vse_jax.data.vocabulary import (
 )
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
-_KEPT_FROM, _KEPT = 100_000, 4  # captions whose tokens are kept; how many such lists
+_KEPT_FROM = 100_000  # captions whose tokens are kept on disk
 _ARRAYS = ("ids", "words", "offsets")  # of `CaptionTokens`
 
 
@@ -83,31 +82,29 @@ class Tokenizer(abc.ABC):
     def __call__(self, captions: Sequence[str]) -> CaptionTokens:
         """The tokens of captions; those of many are kept on disk, and mapped to memory.
 
-        They lie in ~/.cache/vse_jax/tokens, the last few.
+        They lie in ~/.cache/vse_jax/tokens, beside the features of tokens.
         """
         if len(captions) < _KEPT_FROM or not isinstance(captions, Lines):
             return self._tokenise(captions)
         content = [captions.sha256(), self.as_json(), self._max_tokens]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-        folder = Path("~/.cache/vse_jax/tokens").expanduser() / key
-        if not folder.is_dir():
+        folder = Path("~/.cache/vse_jax/tokens").expanduser()
+        files = [folder / f"captions_tokens_{key}_{name}.npy" for name in _ARRAYS]
+        if not all(file.is_file() for file in files):
             tokens = self._tokenise(captions)
+            arrays = [getattr(tokens, name) for name in _ARRAYS]
             try:
-                with whole_folder(folder, replace=True) as new:
-                    for name in _ARRAYS:
-                        np.save(new / f"{name}.npy", getattr(tokens, name))
-            except InputError as error:
+                folder.mkdir(parents=True, exist_ok=True)
+                make_room(folder, sum(x.nbytes for x in arrays))
+                for file, values in zip(files, arrays, strict=True):
+                    with whole_file(file) as new, new.open("wb") as open_file:
+                        np.save(open_file, values)
+            except OSError as error:
                 logging.warning("tokens are not kept: %s", error)
                 return tokens
-            kept = sorted(
-                folder.parent.iterdir(), key=lambda path: path.stat().st_mtime
-            )
-            for old in kept[:-_KEPT]:
-                shutil.rmtree(old, ignore_errors=True)
-        os.utime(folder)
-        ids, words, offsets = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
-        )
+        for file in files:
+            os.utime(file)
+        ids, words, offsets = (np.load(file, mmap_mode="r") for file in files)
         return CaptionTokens(ids, words, offsets, self._mask_id, self.vocab_size)
 
     def _tokenise(self, captions: Sequence[str]) -> CaptionTokens:

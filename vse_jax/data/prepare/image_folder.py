@@ -6,13 +6,12 @@ is called (train, validation, test), or that a field `split` says.
 """
 
 import importlib
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_text
+from vse_jax.base.files import parse_object, read_text
 from vse_jax.data.prepare.caption_table import read_caption_table
 from vse_jax.data.prepare.entry import Entry, check_relative, named_split
 
@@ -62,13 +61,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: not a JSON object")
-        yield where, row
+        yield where, parse_object(line, where)
 
 
 def _rows_of_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
