@@ -17,11 +17,13 @@ def possible() -> bool:
     """Whether this user may make network namespaces here."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
-    probe = ["ip", "netns", "exec", NAMES[0], "true"]
-    made = subprocess.run(["ip", "netns", "add", NAMES[0]], check=False)
-    done = subprocess.run(probe, check=False, capture_output=True)
-    subprocess.run(["ip", "netns", "del", NAMES[0]], check=False)
-    return made.returncode == done.returncode == 0
+    name = f"vse-{os.getpid()}"  # all workers of the tests ask at the same moment
+    steps = (["add", name], ["exec", name, "true"], ["del", name])
+    ended = [
+        subprocess.run(["ip", "netns", *step], check=False, capture_output=True)
+        for step in steps
+    ]
+    return all(step.returncode == 0 for step in ended)
 
 
 @contextlib.contextmanager
