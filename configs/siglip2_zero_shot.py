@@ -1,11 +1,11 @@
-"""SigLIP2 as it was published, without training: a strong start for one's own pictures.
+"""SigLIP2 as it was published, without training: a strong start for your own images.
 
     python main.py --config=configs/siglip2_zero_shot.py --workdir=runs/zero --mode=eval
 
 The folder data/weights/siglip2-base-patch16-256 is Hugging Face's of
 google/siglip2-base-patch16-256 (config.json, model.safetensors, tokenizer.json,
 preprocessor_config.json); another one is named with --config.image.weights and
---config.text.weights, and its sizes are read from it; name its pictures' side, too
+--config.text.weights, and its sizes are read from it; name its images' side, too
 (--config.image.size). Modes index, search and serve work in the same way.
 Published, COCO 5K: R@1 53.2 (T→I) / 69.7 (I→T).
 """
@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
 
 
 def use_siglip2(c):
-    """SigLIP2 B/16 of 256 px as both towers, with its preparation of pictures."""
+    """SigLIP2 B/16 of 256 px as both towers, with its preprocessing of images."""
     c.embed_dim = 768
     c.data.max_tokens = 64
     c.image.kind = "vit"

@@ -533,7 +533,7 @@ class SearchConfig:
     forget: bool = field(
         False, "--mode=index: more than a tenth of the photos may leave"
     )
-    query: str | None = field(None, "a sentence, or parts: 'a red car' - 'people'")
+    query: str | None = field(None, "a caption, or parts: 'a red car' - 'people'")
     like: str | None = field(None, "a photo: more of this kind", path=True)
     top: int = field(10, "results", min=1)
     min_score: float | None = field(None, "leave out what scores less, -1 … 1", min=-1)

@@ -24,7 +24,7 @@ class MetricsLogger:
     device never waits for the host. `metrics.jsonl` holds one object a line: "step" and
     the scalars; a value that is not finite becomes null, which JSON has a word for.
     TensorBoard reads `tensorboard/`. In a bucket both are copies of local files, half a
-    minute late, but for what `flush_to_bucket` waits for.
+    minute late, except for what `flush_to_bucket` waits for.
 
     Args:
         workdir: folder of the run.

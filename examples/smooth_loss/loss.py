@@ -1,4 +1,4 @@
-"""A loss of one's own: a smooth maximum over the negatives that violate the margin.
+"""A loss of your own: a smooth maximum over the negatives that violate the margin.
 
 The triplet loss takes a query's hardest negative, and only that one gets a gradient.
 Here all do that are hard: log(1 + Σ exp(τ · violation)) / τ over the negatives, which
