@@ -145,6 +145,34 @@ def test_other_data_change_how_long_an_epoch_is_and_not_which_it_is():
     )
 
 
+@pytest.mark.parametrize("max_steps", [None, 60])
+def test_a_cosine_falls_to_nothing_where_the_run_ends(max_steps):
+    """From the end of a warm-up, which is linear: 20 of 100 steps, or of 60."""
+    config = draft()
+    config.num_epochs, config.max_steps = 10, max_steps
+    config.optimizer.update({"schedule": "cosine", "warmup_steps": 20})
+    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    end = max_steps or 100
+    assert schedule.total_steps == end
+    middle = 20 + (end - 20) // 2
+    steps = jnp.array([0, 9, 19, 20, middle, end])
+    expected = np.array([0.05, 0.5, 1.0, 1.0, 0.5, 0.0]) * 5e-4
+    np.testing.assert_allclose(schedule.rate(steps), expected, atol=1e-10)
+    config.max_steps = 3  # all of it is warm-up
+    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    rates = schedule.rate(jnp.arange(3))
+    np.testing.assert_allclose(rates, np.array([0.05, 0.1, 0.15]) * 5e-4, rtol=1e-6)
+
+
+def test_the_step_drop_may_begin_with_a_warm_up():
+    config = draft()
+    config.optimizer.warmup_steps = 4
+    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    steps = jnp.array([0, 3, 4, 149, 150])
+    expected = np.array([0.25, 1.0, 1.0, 1.0, 0.1]) * 5e-4
+    np.testing.assert_allclose(schedule.rate(steps), expected, rtol=1e-6)
+
+
 def test_gradual_unfreezing_begins_at_the_top():
     config = optimizer_config(rules=common.grid_rules(1, 1))
     optimizer = Optimizer(config, _parameters_of_every_group())

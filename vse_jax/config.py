@@ -480,7 +480,15 @@ class OptimizerConfig:
         choices=("adamw", "sgd"),
     )
     learning_rate: float = field(5e-4, "of a group with factor 1", min=0)
-    lr_update: int = field(15, "epoch at whose start the rate drops to a tenth", min=0)
+    schedule: str = field(
+        "step",
+        "step: the rate drops at lr_update; cosine: it falls to 0 at the run's end",
+        choices=("step", "cosine"),
+    )
+    lr_update: int = field(
+        15, "step: the epoch at whose start the rate drops to a tenth", min=0
+    )
+    warmup_steps: int = field(0, "in which the rate rises from 0, linearly", min=0)
     weight_decay: float = field(1e-4, "decoupled for adamw", min=0)
     weight_decay_on: str = field(
         ".*", "regex of the parameters that decay", check=_regex
@@ -491,6 +499,12 @@ class OptimizerConfig:
     )
     rules: tuple[tuple[str, float, int], ...] = field(
         grid_rules(), "parameter groups, see `grid_rules`", check=_rules
+    )
+    ema: float | None = field(
+        None,
+        "decay of a moving average of the weights, such as 0.999: it is what is "
+        "validated, saved as the best and shared; None: there is none",
+        **SHARE,
     )
 
 

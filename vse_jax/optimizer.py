@@ -29,10 +29,12 @@ class Schedule:
 
     Attributes:
         steps_per_epoch: with today's data.
+        num_epochs, max_steps: of the run; it ends with what comes first.
         ramp_steps: N of the loss ramp i / N (samples // batch + 1 in the original,
             which keeps the last partial batch).
         learning_rate: before the groups' factors.
-        lr_update: the first epoch with a tenth of it.
+        lr_update: the first epoch with a tenth of it; None: it falls to 0 at the end.
+        warmup_steps: in which it rises.
         hardest_from: the first epoch of the triplet loss's hardest negatives, which
             losses.py counts itself.
         ramp_epoch: the epoch of the ramp.
@@ -40,9 +42,12 @@ class Schedule:
     """
 
     steps_per_epoch: int
+    num_epochs: int
+    max_steps: int | None
     ramp_steps: int
     learning_rate: float
-    lr_update: int
+    lr_update: int | None
+    warmup_steps: int
     hardest_from: int | None
     ramp_epoch: int
     first_step: int = 0
@@ -57,11 +62,15 @@ class Schedule:
         first: tuple[int, int] = (0, 0),
     ) -> "Schedule":
         hardest = config.loss.vse_mean_warmup_epochs
+        optimizer = config.optimizer
         return cls(
             steps_per_epoch=steps_per_epoch,
+            num_epochs=config.num_epochs,
+            max_steps=config.max_steps,
             ramp_steps=ramp_steps,
-            learning_rate=config.optimizer.learning_rate,
-            lr_update=config.optimizer.lr_update,
+            learning_rate=optimizer.learning_rate,
+            lr_update=optimizer.lr_update if optimizer.schedule == "step" else None,
+            warmup_steps=optimizer.warmup_steps,
             hardest_from=hardest if config.loss.name == "triplet" else None,
             ramp_epoch=config.loss.ramp_epoch,
             first_step=first[0],
@@ -75,10 +84,28 @@ class Schedule:
         """How many there are in the first `epochs` epochs."""
         return self.first_step + (epochs - self.first_epoch) * self.steps_per_epoch
 
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run."""
+        steps = self.steps(self.num_epochs)
+        return min(steps, self.max_steps or steps)
+
     def rate(self, step):
-        """Learning rate before the groups' factors: a tenth from `lr_update` on."""
-        dropped = self.epoch(step) >= self.lr_update
-        return self.learning_rate * jnp.where(dropped, 0.1, 1.0)
+        """Learning rate before the groups' factors.
+
+        It is a tenth from `lr_update` on, or half a cosine from the warm-up to the end
+        (SGDR: Loshchilov & Hutter, 2017, Eq. 5, without restarts).
+        """
+        warmup = self.warmup_steps
+        if self.lr_update is not None:
+            dropped = self.epoch(step) >= self.lr_update
+            rate = self.learning_rate * jnp.where(dropped, 0.1, 1.0)
+        else:
+            # A first try of few steps may end in the warm-up.
+            falls = max(self.total_steps - warmup, 1)
+            cosine = optax.cosine_decay_schedule(self.learning_rate, falls)
+            rate = cosine(jnp.maximum(step - warmup, 0))
+        return rate * jnp.minimum((step + 1) / warmup, 1) if warmup else rate
 
     def loss_scale(self, step):
         """i / N in the ramp epoch, in which the CNN is unfrozen; 1 elsewhere."""

@@ -25,7 +25,7 @@ from jax.stages import Lowered
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, local_folder
 from vse_jax.base.progress import progress as progress_bar
-from vse_jax.base.trees import merge
+from vse_jax.base.trees import Flat, flatten, merge
 from vse_jax.checkpoints.folder import check_trainable
 from vse_jax.checkpoints.load import resolve
 from vse_jax.checkpoints.pretrained import load_pretrained
@@ -89,6 +89,8 @@ class TrainState:
         params, batch_stats: nested dicts of the model.
         opt_state: by parameter group.
         rng: typed key; a step folds its number in.
+        average: moving averages of what of `weights` is trained, by their paths;
+            empty without config.optimizer.ema.
     """
 
     step: Any
@@ -96,16 +98,34 @@ class TrainState:
     batch_stats: dict[str, Any]
     opt_state: dict[str, Any]
     rng: Any
+    average: Flat = struct.field(default_factory=dict)
 
     @property
-    def model(self) -> dict[str, Any]:
-        """The part that evaluation needs."""
+    def weights(self) -> dict[str, Any]:
+        """What a step computes with, and changes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
+    def model(self) -> dict[str, Any]:
+        """What is validated, saved as the best and shared: the weights, averaged."""
+        return merge(self.weights, self.average)
+
+    @property
     def rest(self) -> dict[str, Any]:
-        """The part that only training needs."""
-        return {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+        """What a resume needs besides `model`."""
+        rest = {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
+        if self.average:
+            flat = flatten(self.weights)
+            rest["weights"] = {path: flat[path] for path in self.average}
+        return rest
+
+    @classmethod
+    def restored(cls, model: dict[str, Any], rest: dict[str, Any]) -> "TrainState":
+        """Inverse of `model` and `rest`."""
+        own = rest.pop("weights", {})
+        flat = flatten(model)
+        average = {path: flat[path] for path in own}
+        return cls(**merge(model, own), **rest, average=average)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,21 +160,24 @@ class Trainer:
         graphdef, model = abstract_model(config)
         loss_graphdef, _ = nnx.split(merge_model(graphdef, model).loss)
         optimizer = Optimizer(config.optimizer, model["params"])
+        averaged: Flat = {}
+        if config.optimizer.ema is not None:
+            trained = {f"params/{path}" for path in optimizer.trainable_paths()}
+            averaged = {
+                path: leaf
+                for path, leaf in flatten(model).items()
+                if path in trained or path.startswith("batch_stats/")
+            }
         shapes = TrainState(
             step=jax.ShapeDtypeStruct((), jnp.int32),
             params=model["params"],
             batch_stats=model["batch_stats"],
             opt_state=jax.eval_shape(optimizer.init, model["params"]),
             rng=jax.eval_shape(lambda: jax.random.key(0)),
+            average=averaged,
         )
         abstract = with_sharding(shapes, state_sharding(mesh, shapes))
         return cls(config, mesh, schedule, graphdef, loss_graphdef, optimizer, abstract)
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        steps = self.schedule.steps(self.config.num_epochs)
-        return min(steps, self.config.max_steps or steps)
 
     def initial_state(self) -> TrainState:
         """The state before the first step: random weights from config.seed, and the
@@ -176,8 +199,15 @@ class Trainer:
                 "rng": run_key,
             }
 
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract.rest)
-        return TrainState(**model, **jax.jit(rest, out_shardings=shardings)())
+        shapes = {name: getattr(self.abstract, name) for name in jax.eval_shape(rest)}
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        made = jax.jit(rest, out_shardings=shardings)()
+        return TrainState(**model, **made, average=self.initial_average(model))
+
+    def initial_average(self, model: dict[str, Any]) -> Flat:
+        """A copy of what is averaged, since a step donates both."""
+        flat = flatten(model)
+        return {path: jnp.copy(flat[path]) for path in self.abstract.average}
 
     @functools.cached_property
     def step(self):
@@ -267,6 +297,15 @@ def train_step(
         opt_state=opt_state,
         rng=state.rng,
     )
+    if config.optimizer.ema is not None:
+        # The first steps, from which a run moves away fast, count less (TensorFlow's).
+        decay = jnp.minimum(config.optimizer.ema, (1 + new.step) / (10 + new.step))
+        flat = flatten(new.weights)
+        average = {
+            path: x + (1 - decay) * (flat[path] - x)  # exactly x where nothing changes
+            for path, x in state.average.items()
+        }
+        new = dataclasses.replace(new, average=average)
     return new, {"loss": loss, "grad_norm": grad_norm, "lr": rate}
 
 
@@ -346,7 +385,8 @@ def convert(
     epochs = about.best_epoch
     logging.info("converted weights; goes on after epoch %d", epochs)
     step = state.step + trainer.schedule.steps(epochs)
-    return dataclasses.replace(state, **model, step=step), epochs
+    average = trainer.initial_average(model)
+    return dataclasses.replace(state, **model, step=step, average=average), epochs
 
 
 # ---- The run -------------------------------------------------------------------------
@@ -402,7 +442,7 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
             first=first,
         )
         trainer = Trainer.create(config, mesh, schedule)
-        optimizer, steps = trainer.optimizer, trainer.steps
+        optimizer, steps = trainer.optimizer, schedule.total_steps
         if jax.process_index() == 0:
             copy_vocabulary(config, workdir)
             # Fit to be used from any folder.
@@ -436,7 +476,7 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
             model, rest = checkpoints.restore_latest(
                 trainer.abstract.model, trainer.abstract.rest
             )
-            state = TrainState(**model, **rest)
+            state = TrainState.restored(model, rest)
             logging.info("resumed from step %d", progress.step)
         else:
             state = trainer.initial_state()

@@ -13,9 +13,12 @@ from vse_jax.optimizer import Schedule
 
 SCHEDULE = Schedule(
     steps_per_epoch=10,
+    num_epochs=4,
+    max_steps=None,
     ramp_steps=11,
     learning_rate=1e-3,
     lr_update=2,
+    warmup_steps=0,
     hardest_from=1,
     ramp_epoch=1,
 )

@@ -53,7 +53,7 @@ def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
     events: dict[int, list[str]] = {}
     for epoch, label in (
         (schedule.hardest_from or 0, "hardest negatives only"),
-        (schedule.lr_update, "learning rate ÷ 10"),
+        (schedule.lr_update or 0, "learning rate ÷ 10"),
         (schedule.ramp_epoch, "CNN opens, loss ramps up"),
         (schedule.first_epoch, "other data"),
     ):
