@@ -13,6 +13,7 @@ from configs import common
 def get_config(variant: str = ""):
     c = common.base(variant)
     c.data.dev_captions = 5000  # the published dev lists are longer
+    c.data.captions_per_image = 5  # COCO has up to seven
     c.image.weights = "data/weights/original_updown_backbone"
     c.text.weights = "data/weights/bert-base-uncased"
     c.eval.split = "testall"

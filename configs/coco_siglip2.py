@@ -20,6 +20,7 @@ def get_config(variant: str = ""):
     c.image.pool = pool
     c.text.pool = "last" if pool == "map" else pool
     c.data.dev_captions = 5000  # the published dev lists are longer
+    c.data.captions_per_image = 5  # COCO has up to seven
     if pool == "map":  # nothing is new
         c.image.drop = 0.0
         c.optimizer.learning_rate = 1e-5

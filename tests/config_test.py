@@ -46,6 +46,12 @@ def test_a_config_survives_json(name, tmp_path):
     assert load_config(tmp_path / "config.json") == typed(config)
 
 
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n[:4] in ("coco", "f30k")])
+def test_the_paper_takes_five_captions_of_an_image(name):
+    c = importlib.import_module(f"configs.{name}").get_config()
+    assert c.data.captions_per_image == 5
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_fast_variant_of_a_recipe_has_bfloat16_towers_and_is_named(name):
     recipe = importlib.import_module(f"configs.{name}").get_config

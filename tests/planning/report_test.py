@@ -118,7 +118,7 @@ def test_microbatches_are_compiled_padded_as_they_run(tiny_config):
     tiny_config.text.kind = "bert"
 
     def arrays():
-        _, lower = next(compile_module._programs(tiny_config, place, room, False))
+        _, lower = next(compile_module.programs(tiny_config, place, room, False))
         return lower.args[0]
 
     assert arrays()["packed_indices"] == ((2, 128), np.int32)
@@ -131,7 +131,7 @@ def test_every_program_of_several_devices_can_be_lowered(tiny_config, monkeypatc
     monkeypatch.setattr("vse_jax.distributed.mesh._SHARD_FROM", 256)
     place = Topology("cpu:4", jax.devices()[:4], 10**12)
     tiny_config.mesh.data = -1
-    every = compile_module._programs(tiny_config, place, (16, None), False)
+    every = compile_module.programs(tiny_config, place, (16, None), False)
     names = [(name, lower())[0].split(",")[0] for name, lower in every]
     assert names == ["train_step", "encode_images", "encode_captions"]
 
@@ -186,7 +186,7 @@ def on_devices_of(monkeypatch):
         monkeypatch.setattr(compile_module, "find", lambda name: place)
         compile_run(config, workdir, topology="cpu:2", all=False)
 
-    monkeypatch.setattr(compile_module, "_programs", programs)
+    monkeypatch.setattr(compile_module, "programs", programs)
     monkeypatch.setattr(compile_module, "_compiled", compiled)
     monkeypatch.setattr(compile_module, "configure", lambda config: None)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)

@@ -112,6 +112,14 @@ def _open_split(config: Config, form: str, listed: Split) -> Split:
     if most is not None and (split.captions_per_image > most).any():
         first = np.repeat(split.offsets[:-1], split.captions_per_image)
         kept = np.flatnonzero(np.arange(len(split.captions)) - first < most)
+        logging.info(
+            "split %r: the first %d captions of each image, %d of %d "
+            "(config.data.captions_per_image)",
+            name,
+            most,
+            len(kept),
+            len(split.captions),
+        )
         split = replace(
             split,
             captions=Lines.of(split.captions[caption] for caption in kept.tolist()),

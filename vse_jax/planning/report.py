@@ -4,6 +4,7 @@ Compiles the programs of a run for devices that need not be here; computes nothi
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -69,21 +70,11 @@ def compile_run(
         InputError: no such topology, a mesh that does not fit it, or a program that
             does not fit the devices' memory (names what would help).
     """
-    place = find(topology)
-    configure(config)
     jax.config.update("jax_enable_compilation_cache", False)  # its time is asked for
-    jax.config.update(
-        "jax_default_matmul_precision", matmul_precision(config, place.platform)
-    )
-    try:
-        config = resolve_vocab_size(config)
-    except InputError as error:
-        config = with_fields(config, {"text.vocab_size": _WORDS})
-        logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
-    config = resolve_siglip(config)
-    usual = _usual_bucket(config, len(place.devices))
+    config, place = place_run(config, topology)
+    usual = usual_bucket(config, len(place.devices))
     results = []
-    for name, lower in _programs(config, place, usual, all):
+    for name, lower in programs(config, place, usual, all):
         results.append(_compiled(name, lower, place))
         print("\n".join(_lines(results[-1], place)), flush=True)
     too_large = [result for result in results if not result["fits"]]
@@ -102,7 +93,25 @@ def compile_run(
         raise InputError(_what_would_help(config, place, usual, all, results))
 
 
-def _usual_bucket(config: Config, devices: int) -> Bucket:
+def place_run(config: Config, topology: str | None) -> tuple[Config, Topology]:
+    """(the config with the sizes that its files decide, devices); sets JAX up for them.
+
+    Without a vocabulary, it has the size of COCO's.
+    """
+    place = find(topology)
+    configure(config)
+    jax.config.update(
+        "jax_default_matmul_precision", matmul_precision(config, place.platform)
+    )
+    try:
+        config = resolve_vocab_size(config)
+    except InputError as error:
+        config = with_fields(config, {"text.vocab_size": _WORDS})
+        logging.warning("%s; takes the size of COCO's, %d words", error, _WORDS)
+    return resolve_siglip(config), place
+
+
+def usual_bucket(config: Config, devices: int) -> Bucket:
     """What most training batches need, or COCO's without the data."""
     lengths, size = padded_lengths(config), config.batch_size
     pack = packing_devices(config, devices)
@@ -125,10 +134,14 @@ def _usual_bucket(config: Config, devices: int) -> Bucket:
     return length, packed
 
 
-def _programs(
+def programs(
     config: Config, place: Topology, usual: Bucket, every: bool
 ) -> Iterator[tuple[str, Callable[[], Lowered]]]:
-    """(name, how to lower it) of what a run of the config executes."""
+    """(name, how to lower it) of what a run of the config executes.
+
+    Training steps come first. `usual`: what `usual_bucket` says. `every`: also those
+    that cost less.
+    """
     mesh = make_mesh(config, place.devices)
     check_training_batch(config, mesh)
     schedule = Schedule.from_config(config, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH + 1)
@@ -188,6 +201,7 @@ def _compiled(
         program = dataclasses.replace(program, peak_bytes=program.peak_bytes + ahead)
     result = {
         "name": name,
+        "digest": program_digest(lowered),
         "trace_s": round(traced - start, 1),
         "compile_s": round(compile_s, 1),
         "fits": program.peak_bytes <= place.memory,
@@ -205,6 +219,11 @@ def _compiled(
             "utilisation": program.flops / (seconds * place.chip.flops),
         }
     return result
+
+
+def program_digest(lowered: Lowered) -> str:
+    """Of what the compiler is given: equal where it makes an equal program of it."""
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
 def _exhausted(error: Exception) -> float | None:
@@ -258,7 +277,7 @@ def _what_would_help(
         flags = " ".join(f"--config.{field}={value}" for field, value in change.items())
         try:
             check_config(changed)
-            lower = dict(_programs(changed, place, usual, every))[name]
+            lower = dict(programs(changed, place, usual, every))[name]
             result = _compiled(name, lower, place)
         except InputError:
             continue

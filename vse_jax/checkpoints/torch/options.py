@@ -89,6 +89,7 @@ def config_of(options: Mapping[str, Any], sizes: Fields, source: str) -> Config:
     sgd = fields["optimizer.name"] == "sgd"
     fields["data.root"] = f"data/{data}"
     fields["data.dev_captions"] = 5000  # as the program validates
+    fields["data.captions_per_image"] = 5  # as it reads every data set
     fields["eval.split"] = "testall" if data == "coco" else "test"
     if sizes["image.kind"] == "grid":
         scale = Config().image.size / _SCALE_1
