@@ -106,7 +106,7 @@ coverage: setup-dev ## the lines that the tests reach, in percent
 	$(BIN)/python -m coverage erase && $(BIN)/python -m coverage run -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report --skip-covered --fail-under=95
 
-bench: setup-dev ## our speed and PyTorch's (docs/performance.md; 40 minutes)
+bench: setup-dev ## our speed and PyTorch's (docs/lab/performance.md; 40 minutes)
 	$(BIN)/python -m benchmarks.compare && $(BIN)/python -m benchmarks.report
 
 bench-%: setup-dev ## one benchmark: scaling, search, serve, records, sorted_pool, ...

@@ -1,4 +1,4 @@
-"""Every row of docs/performance.md, ours and PyTorch's in turn.
+"""Every row of docs/lab/performance.md, ours and PyTorch's in turn.
 
     python -m benchmarks.compare [--rows=gpo,BERT] [--rounds=5]
 

@@ -1,4 +1,4 @@
-"""The table of docs/accelerators.md: what a training step costs on TPUs, as estimated.
+"""The table of docs/planning.md: what a training step costs on TPUs, as estimated.
 
     make setup-tpu-compiler
     python -m benchmarks.estimates [RECIPE@TOPOLOGY ... | --drop]
@@ -30,7 +30,7 @@ from vse_jax.planning.report import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/estimates.json"
-PAGE = ROOT / "docs/accelerators.md"
+PAGE = ROOT / "docs/planning.md"
 RECIPES = (
     *("coco_region", "coco_region:fast"),
     *("coco_grid", "coco_grid:fast"),

@@ -1,4 +1,4 @@
-"""The table and the chart of docs/performance.md, from benchmarks/results/MACHINE.json.
+"""The table and the chart of docs/lab/performance.md, from benchmarks/results/.
 
     python -m benchmarks.report
 

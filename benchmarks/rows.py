@@ -1,4 +1,4 @@
-"""What is measured: a line each of docs/performance.md."""
+"""What is measured: a line each of docs/lab/performance.md."""
 
 import time
 from collections.abc import Callable

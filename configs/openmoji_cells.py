@@ -8,7 +8,7 @@ The published region recipe (configs/coco_region.py) at a size that two cores tr
 ten minutes: each image is a set of 49 regions of 1280 values, which are the cells of
 an EfficientNet-Lite0 (studies/cells.py), and BERT is a frozen 6-layer one whose token
 features are computed once. The rate drops at the same share of the training, 60 %.
-Measured, beside what other poolings reach: docs/pooling_study.md.
+Measured, beside what other poolings reach: docs/lab/pooling_study.md.
 """
 
 from configs import common

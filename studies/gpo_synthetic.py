@@ -9,7 +9,7 @@ match them. It sees sets of 20 to 100 vectors; then its coefficients are compare
 the true ones, also for sizes that it never saw. The RMSE is printed beside the paper's,
 written to table6.json in --workdir and drawn. Published for GPO, sets of 20 to 100:
 average 0, max 0.005, 10-max 0.010, mean of the top half 0.006, linear 0; measured:
-docs/results.md.
+docs/lab/synthetic.md.
 """
 
 import json

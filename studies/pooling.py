@@ -3,8 +3,9 @@
     make study          (hours on two cores; run it again to go on)
 
 trains the recipe of configs/openmoji_cells.py with every variant of variants.py. A
-finished run is a line of docs/pooling_study.jsonl and is not made again; from that file
-alone pooling_page.py writes docs/pooling_study.md and its figures, after every run.
+finished run is a line of docs/lab/pooling_study.jsonl and is not made again; from that
+file alone pooling_page.py writes docs/lab/pooling_study.md and its figures, after every
+run.
 The runs lie in runs/pooling/<variant>_seed<k>; one that was stopped goes on there.
 """
 

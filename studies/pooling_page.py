@@ -2,7 +2,7 @@
 
     python -m studies.pooling_page
 
-writes docs/pooling_study.md and its figures for the runs that are there, be it one.
+writes docs/lab/pooling_study.md and its figures for the runs that are there, be it one.
 """
 
 import statistics
@@ -19,8 +19,8 @@ from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line, set_up_logging
 from vse_jax.figures.style import BLUE, GREY, INK, save, tidy
 
-LEDGER = Path("docs/pooling_study.jsonl")
-DOCUMENT = Path("docs/pooling_study.md")
+LEDGER = Path("docs/lab/pooling_study.jsonl")
+DOCUMENT = Path("docs/lab/pooling_study.md")
 FIGURES = Path("docs/images")
 _STEPS_PER_EPOCH = 135  # five passes over 3,495 images, 128 a step
 _LAST = 3  # epochs over which a curve has to be flat
@@ -89,7 +89,7 @@ def with_coefficients(runs: Runs) -> Runs:
 
 
 def document(runs: Runs) -> str:
-    """The contents of docs/pooling_study.md."""
+    """The contents of docs/lab/pooling_study.md."""
     config = recipe()
     head = _HEAD.format(
         embed=config.embed_dim,
@@ -99,18 +99,18 @@ def document(runs: Runs) -> str:
     )
     lines = [head, *_table(runs), "", *_claims(runs), *_reasons(runs)]
     lines += [
-        "![Test rsum of each pooling](images/pooling_study.png)",
+        "![Test rsum of each pooling](../images/pooling_study.png)",
         "",
         "Rsum on dev after each epoch (thick: mean over the seeds):",
         "",
-        "![Dev rsum by epoch](images/pooling_curves.png)",
+        "![Dev rsum by epoch](../images/pooling_curves.png)",
         "",
     ]
     if with_coefficients(runs):
         lines += [
             "The coefficients that GPO learned, at the best epoch of each run:",
             "",
-            "![Learned coefficients](images/pooling_coefficients.png)",
+            "![Learned coefficients](../images/pooling_coefficients.png)",
             "",
         ]
     return "\n".join(lines)

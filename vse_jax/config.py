@@ -631,7 +631,7 @@ class Config:
     matmul_precision: str = field(
         "auto",
         "by device; highest: float32; high: TF32/bf16x3; default: the device's own "
-        "(docs/accelerators.md)",
+        "(docs/planning.md)",
         choices=("auto", "highest", "high", "default"),
         free=RESUME,
     )

@@ -80,7 +80,7 @@ class Body(BaseModel):
 class SearchBody(Body):
     """What is looked for: the sum of these parts, among the images that pass."""
 
-    query: str = Field("", description="docs/search_server.md: the grammar")
+    query: str = Field("", description="docs/search.md: the grammar")
     like: list[Id] = Field([], max_length=MOST_PARTS)
     unlike: list[Id] = Field([], max_length=MOST_PARTS)
     uploads: list[Hex] = Field([], max_length=MOST_PARTS)

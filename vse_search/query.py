@@ -14,7 +14,7 @@ part of a sum and is none (red car -people) is an error that says how to write i
 FILE is a name without spaces or quotes that ends like an image's (.jpg, .png, …); one
 with spaces is quoted, or is all of the text (NAME). A quote closes where the text ends
 or a sign follows: an apostrophe inside a quoted caption does not close it.
-docs/search_server.md has examples.
+docs/search.md has examples.
 """
 
 import re

@@ -25,7 +25,7 @@ from vse_search.store import ALL, Filters, Hit, SortOrder, Store
 T = TypeVar("T")
 
 THUMBNAIL = 320  # px, the longer side
-# Cosine of two images' vectors, at least: docs/search_page.md says what it stacks.
+# Cosine of two images' vectors, at least: docs/search.md says what it stacks.
 LEAST_COSINE = 0.99
 # A model sees every image as a square: its shape tells it nothing.
 _MOST_DIFFERENCE = 0.02  # of the logarithms of two ratios of width to height

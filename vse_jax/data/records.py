@@ -288,7 +288,7 @@ class Records:
         shard = self.paths[bisect.bisect_right(self.ends, image)]
         try:
             # Not a batch by `__getitems__`, which starts threads at each call and
-            # fills fresh memory: docs/data.md has the times.
+            # fills fresh memory: docs/lab/data.md has the times.
             record = decode_example(self.source[image])
             where = f"{shard}, image id {str(record['id'][0], 'utf-8')!r}"
             return record[feature][0], where

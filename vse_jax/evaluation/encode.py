@@ -65,7 +65,7 @@ Model = dict[str, Any]  # {"params", "batch_stats"}
 
 _ROWS = 128  # of a batch over all devices
 _ACTIVATIONS = 1_600_000_000  # bytes, on a device
-_BYTES_PER_PIXEL = 400  # of the images that a ResNet-101 sees (docs/accelerators.md)
+_BYTES_PER_PIXEL = 400  # of a ResNet-101's images (docs/lab/tpu_estimates.md)
 # A query's programs: few, and for few rows, since it waits for them to be compiled.
 _FEW_ROWS = (1, 8)
 _FEW_LENGTHS = (16, 32, 64)  # tokens

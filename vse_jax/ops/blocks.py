@@ -5,7 +5,7 @@ called like one of them. Beside it stands what it computes: `blocks_reference`. 
 two do not share is how long a program is traced, and where its parameters lie.
 
 A `jax.lax.scan` over stacked blocks would do that, too, but the stack is a copy of all
-parameters: docs/performance.md has what was measured.
+parameters: docs/lab/performance.md has what was measured.
 """
 
 import contextlib

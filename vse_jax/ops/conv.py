@@ -1,7 +1,7 @@
 """Convolutions of square kernels, as the platforms compute them best.
 
 Channels last; kernels are [height, width, in, out]. `conv2d_reference` says what all of
-this computes. docs/performance.md and docs/accelerators.md have what each step gained.
+this computes. docs/lab/ has what each step gained.
 
 On CPUs:
 
