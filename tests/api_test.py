@@ -262,18 +262,29 @@ class TestExplain:
         assert found.cells.shape == (side, side)
         assert abs(found.cells.sum() - found.similarity) < 1e-5
         assert abs(sum(part for _, part in found.words) - found.similarity) < 1e-5
+        assert found.cells_method == found.words_method == "exact"
+        assert found.cells_shared == found.words_shared == 0
 
-    @pytest.mark.parametrize("pool", ["selfattn", "seq2seq"])
-    def test_a_pooling_that_is_no_sum_is_refused(
+    @pytest.mark.parametrize("pool", ["selfattn", "seq2seq", "map"])
+    def test_other_poolings_have_integrated_gradients(
         self, pool, split, tiny_config, tmp_path
     ):
         tiny_config.image.pool = tiny_config.text.pool = pool
         model = vse_jax.load(write_run(tiny_config, tmp_path / "run"))
-        vector = np.ones(model.dim, np.float32)
-        with pytest.raises(InputError, match=rf"image\.pool: '{pool}' is no sum"):
-            model.image_attributions(split.images[0], vector)
-        with pytest.raises(InputError, match=rf"text\.pool: '{pool}' is no sum"):
-            model.caption_attributions("a red bar", vector)
+        found = model.explain(split.images[3], split.captions[0])
+        assert found.cells_method == found.words_method == "integrated gradients"
+        similarity = found.similarity
+        assert found.cells.sum() == pytest.approx(similarity, rel=1e-2)
+        assert found.cells.std() > 0
+        words = [part for _, part in found.words]
+        assert sum(words) == pytest.approx(similarity, rel=1e-2)
+        assert np.std(words) > 0
+        if pool == "selfattn":  # of zeros a mean is zero
+            assert found.cells_shared == found.words_shared == 0
+        # In the image's own direction all is its own: its length is 1.
+        image = model.encode_images(split.images[3:4])[0]
+        parts = model.image_attributions(split.images[3], image)
+        assert parts.sum() == pytest.approx(1, rel=1e-2)
 
     def test_words_are_whole_and_in_order(self, model):
         found = model.caption_attributions(

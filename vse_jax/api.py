@@ -40,7 +40,6 @@ from vse_jax.config import (
     Config,
     check_config,
     config_dict,
-    encoder_config,
     takes_regions,
     typed,
     vector_fields,
@@ -54,6 +53,8 @@ from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import on_one_device
 from vse_jax.evaluation.encode import Captions, Embedder, Images, Items, batch_sizes
+from vse_jax.models.build import merge_model
+from vse_jax.models.vse import AttributionMethod, attribution_method
 
 # A file, an image, pixels, what `Model.prepare` gives, or the features of regions.
 ImageLike: TypeAlias = (
@@ -66,24 +67,31 @@ ImageLike: TypeAlias = (
     | Float[np.ndarray, "_ _"]
 )
 
-# A pooling is a sum over its elements where that is this close to the pooled vector.
-_ROUNDING = 1e-4
-
 
 class Explanation(NamedTuple):
     """Why an image and a caption have their similarity: two ways to split it.
 
     similarity: of the two embeddings.
     cells: float32 [rows, columns] of the image's grid, or [regions]; their sum is the
-        similarity.
+        similarity, as the method says.
     words: the caption's words with their parts of the similarity, which is their sum.
         "[CLS]" and "[SEP]" (BERT), "<start>" and "<end>" (BiGRU) or "<eos>" and "<pad>"
         (SigLIP, the padding that it reads) are among them.
+    cells_method, words_method: 'exact', the sum is the similarity up to rounding; or
+        'integrated gradients' (see `Model.image_attributions`), it is within 1e-2 of
+        it for the poolings of this package.
+    cells_shared, words_shared: how much of the similarity no cell or word causes: what
+        the pooling gives for a set of zeros. It is in the parts, the same share for
+        each cell, region or token. Of an exact split it is 0.
     """
 
     similarity: float
     cells: np.ndarray
     words: list[tuple[str, float]]
+    cells_method: AttributionMethod
+    words_method: AttributionMethod
+    cells_shared: float
+    words_shared: float
 
 
 def load(
@@ -160,6 +168,8 @@ class Model:
     dim: length of its vectors, D.
     takes_regions: images are arrays of region features [k, F], not pixels.
     batch_size: images that it computes at a time.
+    cells_method, words_method: how a similarity is split; None: it cannot be, as the
+        encoder is no `SetEncoder`.
     """
 
     def __init__(
@@ -181,6 +191,9 @@ class Model:
         self._tokenizer = caption_tokenizer(config)
         self._programs = CompileCache()
         self._embedder = Embedder(config, graphdef, arrays, mesh, self._programs)
+        encoders = merge_model(graphdef, arrays)
+        self.cells_method = _method_of(encoders.image)
+        self.words_method = _method_of(encoders.text)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -243,7 +256,7 @@ class Model:
         return self._encode(Captions(self._config, tokens), progress)
 
     def explain(self, image: ImageLike, caption: str) -> Explanation:
-        """Splits the similarity of an image and a caption, exactly.
+        """Splits the similarity of an image and a caption, and says how exactly.
 
         Raises:
             InputError: as `image_attributions` and `caption_attributions`.
@@ -252,10 +265,18 @@ class Model:
             image = self.prepare(image)  # which is read once for both
         seen = self.encode_images([image])[0]
         read = self.encode_captions([caption])[0]
+        cells, cells_shared = self._split_image(image, read)
+        words, words_shared = self._split_caption(caption, seen)
+        assert self.cells_method is not None  # or the lines above raised
+        assert self.words_method is not None
         return Explanation(
             float(seen @ read),
-            self.image_attributions(image, read),
-            self.caption_attributions(caption, seen),
+            cells,
+            words,
+            self.cells_method,
+            self.words_method,
+            cells_shared,
+            words_shared,
         )
 
     def image_attributions(
@@ -263,17 +284,27 @@ class Model:
     ) -> Float32[np.ndarray, "rows columns"] | Float32[np.ndarray, " regions"]:
         """Each cell's part of the image's similarity to a vector, or each region's.
 
-        A pooled vector is a sum over the elements of its set (VSE∞, section 3: rank
-        weight times value), so the inner product with any vector is one, too.
+        Most poolings are a sum over the elements of a set (VSE∞, section 3: rank weight
+        times value), so the inner product with any vector is one, too, and the parts
+        are exact. Of the others, such as SigLIP's head, these are integrated gradients
+        (Sundararajan et al., ICML 2017) over what is pooled, from a set of zeros to the
+        image's: what the pooling gives for zeros is shared evenly by all elements, and
+        the sum is within 1e-2 of the similarity. `cells_method` says which it is.
 
         Raises:
-            InputError: a bad image, or a pooling that is no such sum.
+            InputError: a bad image, or an encoder that is no `SetEncoder`.
         """
-        parts = self._attribute("image", self._images([image]), vector)
+        return self._split_image(image, vector)[0]
+
+    def _split_image(
+        self, image: ImageLike, vector: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        images = self._images([image])
+        parts, shared = self._embedder.attribute(self._arrays, images, vector)
         if isinstance(image, np.ndarray) and self.takes_regions:
-            return parts[: len(image)]
+            return parts[: len(image)], shared
         side = math.isqrt(len(parts))  # the images are square, and so is the grid
-        return parts.reshape(side, side)
+        return parts.reshape(side, side), shared
 
     def caption_attributions(
         self, caption: str, vector: Float[np.ndarray, " d"]
@@ -281,12 +312,19 @@ class Model:
         """Each word's part of the caption's similarity to a vector.
 
         A word's vector depends on the whole caption: BERT and a GRU read all of it.
+        `words_method` says whether the parts are exact.
 
         Raises:
-            InputError: a pooling that is no sum over its elements.
+            InputError: an encoder that is no `SetEncoder`.
         """
+        return self._split_caption(caption, vector)[0]
+
+    def _split_caption(
+        self, caption: str, vector: np.ndarray
+    ) -> tuple[list[tuple[str, float]], float]:
         tokens = self._tokenizer([caption])
-        parts = self._attribute("text", Captions(self._config, tokens), vector)
+        captions = Captions(self._config, tokens)
+        parts, shared = self._embedder.attribute(self._arrays, captions, vector)
         words = self._tokenizer.words(caption)
         found: list[tuple[str, float]] = []
         before = None
@@ -301,7 +339,7 @@ class Model:
             before = word
         if padding := float(parts[len(tokens.words) :].sum()):  # SigLIP reads it
             found.append(("<pad>", padding))
-        return found
+        return found, shared
 
     def warm_up(self) -> None:
         """Compiles what a query and its explanation need, side by side."""
@@ -319,16 +357,6 @@ class Model:
                 )
             result[numbers] = rows
         return result
-
-    def _attribute(self, side: str, items: Items, vector: np.ndarray) -> np.ndarray:
-        parts, missing = self._embedder.attribute(self._arrays, items, vector)
-        if not missing <= _ROUNDING:
-            pool = encoder_config(self._config, side).pool
-            raise InputError(
-                f"config.{side}.pool: {pool!r} is no sum over the "
-                "elements of a set: a similarity cannot be split"
-            )
-        return parts
 
     def _images(
         self, images: Sequence[ImageLike], on_bad: Literal["error", "skip"] = "error"
@@ -378,6 +406,13 @@ class Model:
         else:
             pixels = load_image(image)
         return preprocess(pixels, c.size, c.pixels, c.resample)
+
+
+def _method_of(encoder: nnx.Module) -> AttributionMethod | None:
+    try:
+        return attribution_method(encoder)
+    except InputError:
+        return None
 
 
 def _several(items: Sequence) -> Sequence:

@@ -18,6 +18,19 @@ class Encoder(Protocol):
     batch_size: int  # images that it computes at a time
 
     @property
+    def cells_method(self) -> str | None:
+        """How a similarity is split over cells: 'exact', 'integrated gradients'.
+
+        None: it cannot be, and `image_attributions` raises InputError.
+        """
+        ...
+
+    @property
+    def words_method(self) -> str | None:
+        """The same of words and `caption_attributions`."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Of the parameters and the preprocessing: tells whose a vector is."""
         ...

@@ -99,10 +99,13 @@ class Explanation:
     """A similarity, split."""
 
     similarity: float  # of the image's and the query's vectors
-    # Of the image; their sum is the similarity. None: its pooling is no sum.
+    # Of the image; their sum is the similarity. None: it cannot be split.
     cells: list[list[float]] | None
     # Of the query's captions; with what its images add, their sum is the similarity.
     words: list[Word]
+    # As of `Encoder`: 'integrated gradients' sum to the similarity within 1e-2 of it.
+    cells_method: str | None
+    words_method: str | None
 
 
 class Searcher:
@@ -334,20 +337,26 @@ class Searcher:
                 with bad_is_missing(path):
                     pixels = read_image(path, self._max_pixels).pixels
                 cells = self._cells(pixels, vector)
-            return Explanation(float(image @ vector), cells, words)
+            return Explanation(
+                float(image @ vector),
+                cells,
+                words,
+                self._encoder.cells_method,
+                self._encoder.words_method,
+            )
 
         return self._of_one_index(explanation)
 
     def _cells(self, pixels: np.ndarray, vector: np.ndarray) -> list | None:
         try:
             return self._encoder.image_attributions(pixels, vector).tolist()
-        except InputError:  # the pooling is no sum
+        except InputError:  # it cannot be split
             return None
 
     def _words(self, caption: str, vector: np.ndarray) -> list[tuple[str, float]]:
         try:
             return self._encoder.caption_attributions(caption, vector)
-        except InputError:  # the pooling is no sum
+        except InputError:  # it cannot be split
             return []
 
     # ---- Uploads ---------------------------------------------------------------------

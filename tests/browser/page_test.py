@@ -169,18 +169,18 @@ def test_a_server_that_is_gone_and_back(page):
 
 def test_an_empty_index_says_how_to_fill_it(new_page, address):
     page = new_page()
-    change_status(page, pictures=0)
+    change_answer(page, "status", pictures=0)
     page.goto(address)
     expect(page.get_by_text("--mode=index")).to_be_visible()
     expect(page.locator("#welcome")).to_be_hidden()
 
 
-def change_status(page, **fields) -> None:
+def change_answer(page, to, **fields) -> None:
     def answer(route):
-        status = {**route.fetch().json(), **fields}
-        route.fulfill(body=json.dumps(status), content_type="application/json")
+        changed = {**route.fetch().json(), **fields}
+        route.fulfill(body=json.dumps(changed), content_type="application/json")
 
-    page.route("**/api/status", answer)
+    page.route(f"**/api/{to}", answer)
 
 
 # ---- Pictures as queries -------------------------------------------------------------
@@ -310,6 +310,27 @@ def test_a_picture_its_data_and_why_it_was_found(page):
         r"Similarity (\d\.\d+)", page.locator("#similarity").inner_text()
     )
     assert sum(values) == pytest.approx(float(total), abs=0.003)
+    expect(page.locator("#methods")).to_have_text(
+        "The parts of the cells and the words are exact."
+    )
+
+
+def test_parts_that_are_not_exact_are_named_so(new_page, address):
+    page = new_page()
+    change_answer(
+        page,
+        "explain",
+        cells_method="integrated gradients",
+        words=[{"word": "red", "value": 0.0}, {"word": "<pad>", "value": 0.5}],
+    )
+    page.goto(f"{address}#q=red")
+    tiles(page).first.click()
+    expect(page.locator("#why-sum")).to_contain_text("its single words have no parts")
+    page.locator("#numbers summary").click()
+    expect(page.locator("#methods")).to_have_text(
+        "The parts of the words are exact. The parts of the cells are integrated "
+        "gradients: they sum to the similarity within 1%."
+    )
 
 
 def test_the_heat_map_tells_what_raises_from_what_lowers(page):
@@ -339,7 +360,7 @@ def test_the_heat_map_tells_what_raises_from_what_lowers(page):
 
 def test_a_model_without_parts_says_so(new_page, address):
     page = new_page()
-    change_status(page, explains=False)
+    change_answer(page, "status", explains=False)
     page.goto(f"{address}#q=red")
     tiles(page).first.click()
     expect(page.locator("#why-sum")).to_contain_text("cannot say why")

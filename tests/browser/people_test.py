@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.page_test import (
-    change_status,
+    change_answer,
     check,
     first,
     open_picture,
@@ -373,7 +373,7 @@ def test_jargon_waits_behind_details(page):
 )
 def test_the_page_says_what_the_model_has_learned_from(new_page, address, data, words):
     page = new_page()
-    change_status(page, trained_on=data)
+    change_answer(page, "status", trained_on=data)
     page.goto(address)
     expect(page.locator("#about")).to_contain_text(words)
     expect(page.locator("#about")).to_contain_text("12 photos in “pictures”")
@@ -444,7 +444,7 @@ def test_browsing_goes_on_where_it_was(new_page, address):
 def test_a_folder_is_typed_in_any_case_or_in_part(new_page, address):
     page = new_page()
     many = [f"year {n}/trip" for n in range(4000)]
-    change_status(page, folders=["old", "trips", *many])
+    change_answer(page, "status", folders=["old", "trips", *many])
     page.goto(f"{address}#q=red")
     page.get_by_role("button", name="Filters").click()
     field = page.get_by_label("Folder")

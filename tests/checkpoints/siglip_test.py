@@ -28,6 +28,7 @@ from vse_jax.data.images import load_image, preprocess
 from vse_jax.data.tokenizers import PieceTokenizer, read_siglip_tokenizer
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.train import train
+from vse_search.commands.explain import explain
 
 CAPTIONS = [
     "a Red circle at the LEFT",
@@ -269,6 +270,24 @@ def test_what_words_and_padding_add_is_the_similarity(folder, pictures):
     assert [word for word, _ in words][-2:] == ["<eos>", "<pad>"]
     similarity = model.encode_captions(["a red circle"])[0] @ vector
     np.testing.assert_allclose(sum(part for _, part in words), similarity, atol=1e-5)
+
+
+def test_its_head_is_explained_by_integrated_gradients(folder, pictures, capsys):
+    model = vse_jax.load(folder)
+    found = model.explain(pictures[0], "a red circle")
+    assert found.cells.shape == (4, 4)
+    assert found.cells.sum() == pytest.approx(found.similarity, rel=1e-2)
+    assert found.cells.std() > 0
+    assert found.cells_method == "integrated gradients"
+    assert found.words_method == "exact"
+    assert abs(found.cells_shared) > 1e-3  # the head has biases: zeros have a vector
+
+    config = draft(model_config(folder))
+    config.search.update(query="a red circle", like=str(pictures[0]))
+    explain(config, folder)
+    first, methods, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"similarity {found.similarity:.3f}"
+    assert methods == "cells: integrated gradients; words: exact"
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -14,9 +14,12 @@ def test_cells_and_words_are_drawn_by_their_parts(tmp_path):
     cells = np.zeros((2, 2))
     cells[0, 1], cells[1, 0] = 0.4, -0.1
     words = [("[CLS]", 0.1), ("dog", 0.4), ("no", -0.2)]
-    figure = plot_explanation(tmp_path / "e.png", white, "dog", cells, words)
+    figure = plot_explanation(
+        tmp_path / "e.png", white, "dog", cells, words, "cells: exact"
+    )
     picture = np.asarray(Image.open(tmp_path / "e.png"))[..., :3]
-    _, heat_axes, bars = figure.axes
+    plain, heat_axes, bars = figure.axes
+    assert plain.get_title(loc="left").endswith("How they were found: cells: exact.")
 
     box = heat_axes.get_window_extent()  # px, from below
     left, right = round(box.x0) + 2, round(box.x1) - 2

@@ -15,6 +15,7 @@ class StandIn:
     takes_regions = False
     batch_size = 32
     trained_on = "openmoji"
+    cells_method = words_method = "exact"
 
     def __init__(self, name: str = "stand-in", dim: int = 8) -> None:
         self.name, self.fingerprint, self.dim = name, f"print of {name}", dim

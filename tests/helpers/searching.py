@@ -38,6 +38,7 @@ class ColourModel:
     takes_regions = False
     batch_size = 32
     trained_on = "openmoji"
+    cells_method = words_method = "exact"
 
     def __init__(self, seconds: float = 0.0):
         self.seconds = seconds  # that a sentence takes

@@ -73,9 +73,55 @@ def test_what_members_add_sums_to_the_pooled_vector(name):
     features, mask = sets()
     features = jnp.abs(jnp.round(2 * features)) + 0.5  # with equal values
     spoilt = jnp.where(mask[..., None], features, jnp.nan)
-    added = attributions(module, spoilt, mask)
+    added = attributions(module, spoilt, mask, jnp.ones((4, DIM)))
     np.testing.assert_allclose(added.sum(axis=1), module(features, mask), rtol=1e-5)
     assert not added[~mask].any()
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_what_members_add_is_the_mean_slope_from_zeros(name):
+    """By its definition, with slopes of small differences at many places."""
+    module = pool_of(name)
+    features, mask = sets(lengths=(5,), seed=3)
+    features = jnp.abs(features) + 0.1
+    weights = jax.random.normal(jax.random.key(1), (1, DIM))
+    spoilt = jnp.where(mask[..., None], features, jnp.nan)
+    found = attributions(module, spoilt, mask, weights)[0]
+
+    places = 2.0 ** np.linspace(-16, 0, 401)
+    step = 1e-2
+    moves = np.eye(SIZE * DIM, dtype=np.float32).reshape(-1, SIZE, DIM)[:8]
+
+    @jax.jit
+    def slopes(place):
+        """Of the result at this share of the set, by its first 8 numbers."""
+        near = place * features[0] * (1 + step * np.stack([moves, -moves]))
+        sets = near.reshape(-1, SIZE, DIM)
+        pooled = module(sets, jnp.tile(mask, (16, 1))) @ weights[0]
+        up, down = pooled.reshape(2, 8)
+        return (up - down) / (2 * step * place)
+
+    values = np.array([slopes(place) for place in places])
+    expected = np.trapezoid(values, places, axis=0)
+    apart = np.abs(np.asarray(found).reshape(-1)[:8] - expected).max()
+    assert apart <= 5e-3 * np.abs(found).max()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 5])
+@pytest.mark.parametrize("name", ["selfattn", "seq2seq", "map"])
+def test_integrated_gradients_add_up(name, scale):
+    """… also of steep poolings: weights four times as large, no biases."""
+    module = pool_of(name)
+    steep = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, nnx.state(module))
+    nnx.update(module, steep)
+    features, mask = sets(lengths=(8, 8, 5, 2), seed=1)
+    features = scale * features
+    pooled = module(features, mask)
+    zeros = module(jnp.zeros_like(features), mask)
+    weights = pooled / jnp.linalg.norm(pooled, axis=1, keepdims=True) ** 2
+    split = jax.jit(lambda features: attributions(module, features, mask, weights))
+    added = split(features).sum(axis=(1, 2)) + (zeros * weights).sum(axis=1)
+    np.testing.assert_allclose(added, 1, rtol=1e-2)
 
 
 def test_a_member_of_gpo_adds_its_ranks_weight_times_its_value():
@@ -84,7 +130,7 @@ def test_a_member_of_gpo_adds_its_ranks_weight_times_its_value():
     weights = np.asarray(module.weights(mask.sum(axis=1), SIZE))[0]
     values = np.asarray(features[0])
     ranks = np.argsort(np.argsort(-values, axis=0), axis=0)
-    added = attributions(module, features, mask)[0]
+    added = attributions(module, features, mask, jnp.ones((1, DIM)))[0]
     np.testing.assert_allclose(added, weights[ranks] * values, rtol=1e-5)
 
 

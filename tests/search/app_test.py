@@ -417,6 +417,7 @@ def test_an_explanation_splits_the_similarity(server):
     found = server.post("/api/explain", {"query": query, "id": hit["id"]}).json()
     assert found["similarity"] == pytest.approx(hit["score"], abs=1e-5)
     assert np.sum(found["cells"]) == pytest.approx(found["similarity"], abs=1e-3)
+    assert found["cells_method"] == found["words_method"] == "exact"
     words = {word["word"]: word["value"] for word in found["words"]}
     assert max(words, key=words.get) == "red"
     assert sum(w["value"] for w in found["words"]) == pytest.approx(
@@ -424,10 +425,12 @@ def test_an_explanation_splits_the_similarity(server):
     )
 
 
-def test_a_pooling_that_is_no_sum_has_no_explanation(serve):
+def test_an_encoder_without_a_set_has_no_explanation(serve):
     class Unexplained(ColourModel):
+        cells_method = words_method = None
+
         def image_attributions(self, picture, vector):
-            raise InputError("no sum")
+            raise InputError("no set")
 
         caption_attributions = image_attributions
 

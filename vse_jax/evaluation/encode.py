@@ -332,15 +332,15 @@ class Embedder:
     def attribute(
         self, model: Model, items: Items, vector: Float[np.ndarray, " dim"]
     ) -> tuple[Float[np.ndarray, " elements"], float]:
-        """The parts of one item's similarity to a vector, and how far they miss it.
+        """The parts of one item's similarity to a vector, and what is shared of it.
 
         See `VSE.image_attributions`.
         """
         ((batch, _),) = read_batches(items, items.order[None])
         name = _ATTRIBUTIONS[items.program]
         vectors = np.asarray(vector, np.float32)[None]
-        parts, missing = jax.device_get(self._run(name, model, batch, vectors))
-        return parts[0], float(missing[0])
+        parts, shared = jax.device_get(self._run(name, model, batch, vectors))
+        return parts[0], float(shared[0])
 
     def warm_up(self, model: Model, tokens: CaptionTokens) -> None:
         """Compiles, side by side, what one image and one caption need, and runs it.

@@ -22,6 +22,7 @@ def plot_explanation(
     caption: str,
     cells: Float[np.ndarray, "rows columns"],
     words: Sequence[tuple[str, float]],
+    methods: str,
 ) -> Figure:
     """Draws how a similarity splits over an image's cells and a caption's words.
 
@@ -29,6 +30,7 @@ def plot_explanation(
         path: PNG file to write.
         image, caption: the two.
         cells, words: each one's parts of the similarity.
+        methods: how they were found.
     """
     tall = 4.9 * image.shape[0] / max(image.shape[:2])
     bars = _ROW * (len(words) + 1)
@@ -37,7 +39,7 @@ def plot_explanation(
     )
     legend = (
         "The similarity is the sum of the cells, and the sum of the words. "
-        "Orange adds to it, blue takes away."
+        f"Orange adds to it, blue takes away. How they were found: {methods}."
     )
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = Figure((_WIDTH, 1.4 + tall + bars), dpi=100, layout="constrained")

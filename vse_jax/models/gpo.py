@@ -27,6 +27,8 @@ class GPO(nnx.Module):
         hidden: size of the GRU's state.
     """
 
+    is_sum = True
+
     def __init__(self, positions: int = 32, hidden: int = 32, *, rngs: nnx.Rngs):
         self.gru = BiGRU(positions, hidden, rngs=rngs)
         dtype = np.dtype(np.float32)

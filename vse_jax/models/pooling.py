@@ -27,7 +27,11 @@ Pooled = Float[Array, "b p"]
 
 @runtime_checkable
 class Pool(Protocol):
-    """What a pooling does. It is an `nnx.Module`; padding must have no effect."""
+    """What a pooling does. It is an `nnx.Module`; padding must have no effect.
+
+    It may say `is_sum = True`: scaling all elements of a set scales its result alike.
+    Similarities are then split exactly (`models.vse.attributions`).
+    """
 
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         """The pooled vectors, float32, of sets whose elements `mask` tells."""
@@ -80,12 +84,16 @@ def build_pool(
 class AveragePool(nnx.Module):
     """The mean of the set."""
 
+    is_sum = True
+
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         return jnp.mean(features.astype(jnp.float32), axis=1, where=mask[..., None])
 
 
 class MaxPool(nnx.Module):
     """The largest value of each dimension; equal ones share its gradient."""
+
+    is_sum = True
 
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         features = features.astype(jnp.float32)
@@ -99,6 +107,8 @@ class KMaxPool(nnx.Module):
     then keeps that smaller k for the later sets of the batch; here sets are independent
     of each other.)
     """
+
+    is_sum = True
 
     def __init__(self, k: int):
         self.k = k
@@ -114,6 +124,8 @@ class GeMPool(nnx.Module):
 
     p starts at 3; 1 is the mean, ∞ the maximum. Values below 1e-6 count as 1e-6.
     """
+
+    is_sum = True
 
     def __init__(self):
         # Its logarithm is what is learned: p stays above 0, where the root exists.
@@ -135,6 +147,8 @@ class FSPool(nnx.Module):
     function over the relative rank, 0 (largest) to 1, with a learned value at each of
     `pieces` + 1 knots.
     """
+
+    is_sum = True
 
     def __init__(self, features: int, pieces: int = 20, *, rngs: nnx.Rngs):
         shape = (pieces + 1, features)
@@ -166,12 +180,16 @@ def interpolate(
 class FirstPool(nnx.Module):
     """The set's first vector: BERT's [CLS]."""
 
+    is_sum = True
+
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         return _element(features, jnp.argmax(mask, axis=1))
 
 
 class LastPool(nnx.Module):
     """The set's last vector: what SigLIP's text encoder takes."""
+
+    is_sum = True
 
     def __call__(self, features: Sets, mask: Mask) -> Pooled:
         return _element(features, _last(mask))

@@ -8,8 +8,8 @@ def explain(config: Config, workdir: AnyPath) -> None:
     """Draws W/explanation.png for config.search.query and config.search.like.
 
     Raises:
-        InputError: one of them is missing or bad, a region model, or a pooling that is
-            no sum over the elements of its set.
+        InputError: one of them is missing or bad, a region model, or an encoder that
+            is no `SetEncoder`.
     """
     query, like = config.search.query or "", config.search.like or ""
     for field, value in (("query", query), ("like", like)):
@@ -28,8 +28,10 @@ def explain(config: Config, workdir: AnyPath) -> None:
         )
     found = model.explain(image, caption)
     path = workdir / "explanation.png"
-    plot_explanation(path, image, caption, found.cells, found.words)
+    methods = f"cells: {found.cells_method}; words: {found.words_method}"
+    plot_explanation(path, image, caption, found.cells, found.words, methods)
     print(f"similarity {found.similarity:.3f}")
+    print(methods)
     for word, part in found.words:
         print(f"{part:+.3f}  {word}")
     print(path)

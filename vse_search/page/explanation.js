@@ -20,11 +20,10 @@ export function show(explanation, photos = false) {
   if (!explanation) return;
   const { words } = explanation;
   const typed = words.filter(({ word }) => !isMark(word));
-  at("why-sum").textContent = typed.length
-    ? "A solid line: the word speaks for this photo. A dotted line: against it."
-    : "The photos of your query found this one.";
+  at("why-sum").textContent = meaning(typed);
   at("words").replaceChildren(...captions(words));
   at("similarity").textContent = summary(explanation, photos);
+  at("methods").textContent = methods(explanation);
   at("values").replaceChildren(...words.flatMap(valueRow));
   at("numbers").hidden = false;
 }
@@ -39,6 +38,14 @@ export function showReason(reason) {
 // Both ends of a caption take part in the sum, but nobody typed them: [CLS], <start>, …
 const isMark = (word) => /^(\[.*\]|<.*>)$/.test(word);
 
+function meaning(typed) {
+  if (!typed.length) return "The photos of your query found this one.";
+  if (typed.every(({ value }) => Math.abs(value) < 1e-6)) {
+    return "This model reads a query as a whole: its single words have no parts.";
+  }
+  return "A solid line: the word speaks for this photo. A dotted line: against it.";
+}
+
 function summary({ similarity, cells, words }, photos) {
   const total = `Similarity ${number(similarity, 3)}`;
   const added = words.reduce((sum, { value }) => sum + value, 0);
@@ -47,6 +54,24 @@ function summary({ similarity, cells, words }, photos) {
   return cells
     ? `${total}: the sum of the photo’s cells, and that of the query’s words.`
     : `${total}: the sum of the query’s words.`;
+}
+
+/** How the parts were found, in a sentence or two. */
+function methods({ cells, words, cells_method, words_method }) {
+  const shown = [];
+  if (cells) shown.push(["cells", cells_method]);
+  if (words.length) shown.push(["words", words_method]);
+  const exact = shown.filter(([, method]) => method === "exact").map(([name]) => name);
+  const others = shown.filter(([, method]) => method !== "exact").map(([name]) => name);
+  const sentences = [];
+  if (exact.length) sentences.push(`The parts of the ${exact.join(" and the ")} are exact.`);
+  if (others.length) {
+    sentences.push(
+      `The parts of the ${others.join(" and the ")} are integrated gradients: ` +
+        "they sum to the similarity within 1%.",
+    );
+  }
+  return sentences.join(" ");
 }
 
 /** A list of words for each part of the query; a mark begins the next one. */

@@ -14,7 +14,8 @@ def test_draws_and_prints_the_parts(tiny_config, tmp_path, capsys):
     workdir = write_run(tiny_config, tmp_path / "run")
     tiny_config.search.update(query="a red bar", like=str(tmp_path / "bar.png"))
     explain(tiny_config, workdir)
-    first, *words, path = capsys.readouterr().out.splitlines()
+    first, methods, *words, path = capsys.readouterr().out.splitlines()
+    assert methods == "cells: exact; words: exact"
     similarity = float(first.removeprefix("similarity "))
     assert abs(sum(float(line.split()[0]) for line in words) - similarity) < 0.005
     assert [line.split()[1] for line in words] == ["[CLS]", "a", "red", "bar", "[SEP]"]
