@@ -33,6 +33,7 @@ POOLINGS = {
     "vsepp": Variant("average, [CLS] (VSE++)", _pools("avg", "cls")),
     "kmax": Variant("mean of the 5 largest", _pools("kmax")),
     "selfattn": Variant("self-attention", _pools("selfattn")),
+    "ep": Variant("efficient probing, 32 queries", _pools("ep")),
 }
 
 _LONG: dict[str, Any] = {"num_epochs": 25, "optimizer.lr_update": 15}

@@ -51,6 +51,7 @@ POOL_CLASSES = {
     "seq2seq": "vse_jax.models.pooling:Seq2SeqPool",
     "selfattn": "vse_jax.models.pooling:SelfAttentionPool",
     "map": "vse_jax.models.pooling:MAPPool",
+    "ep": "vse_jax.models.pooling:EfficientProbingPool",
 }
 LOSS_CLASSES = {
     "triplet": "vse_jax.losses:TripletLoss",

@@ -13,7 +13,7 @@ from vse_jax.models.pooling import interpolate, make_pool
 from vse_jax.models.vse import attributions
 
 CLOSED = ("avg", "max", "kmax", "gem", "cls", "last")  # have a formula
-POOLS = (*CLOSED, "gpo", "fspool", "seq2seq", "selfattn", "map")
+POOLS = (*CLOSED, "gpo", "fspool", "seq2seq", "selfattn", "map", "ep")
 ORDERED = ("cls", "last", "seq2seq")  # depend on the order of the set, and should
 SIZE, DIM = 8, 6
 
@@ -108,7 +108,7 @@ def test_what_members_add_is_the_mean_slope_from_zeros(name):
 
 
 @pytest.mark.parametrize("scale", [0.1, 1, 5])
-@pytest.mark.parametrize("name", ["selfattn", "seq2seq", "map"])
+@pytest.mark.parametrize("name", ["selfattn", "seq2seq", "map", "ep"])
 def test_integrated_gradients_add_up(name, scale):
     """… also of steep poolings: weights four times as large, no biases."""
     module = pool_of(name)
@@ -160,7 +160,7 @@ def test_gradients_are_finite_and_stay_within_the_set(kind, case):
 
 
 def test_a_set_of_one_is_its_member(kind, pool):
-    """… of positive values, weighted (fspool) or read by a network (seq2seq, map)."""
+    """… of positive values, weighted (fspool, ep) or read by a network (others)."""
     features, mask = sets(lengths=(1, 1))
     pooled = pool(jnp.abs(features), mask)
     if kind == "fspool":
@@ -172,6 +172,8 @@ def test_a_set_of_one_is_its_member(kind, pool):
         module = pool_of(kind)
         x = module.attention.output(module.attention.value(jnp.abs(features[:, 0])))
         expected = x + module.mlp(module.norm(x))
+    elif kind == "ep":
+        expected = pool_of(kind).value(jnp.abs(features[:, 0]))
     else:
         expected = jnp.abs(features[:, 0])
     np.testing.assert_allclose(pooled, expected, atol=1e-6)
@@ -228,6 +230,29 @@ def test_self_attention_prefers_what_scores_higher():
     scores = module.score(jnp.tanh(module.hidden(features)))[..., 0]
     best = jnp.argmax(jnp.where(mask, scores, -jnp.inf), axis=1)
     np.testing.assert_allclose(pooled, features[jnp.arange(2), best], atol=1e-4)
+
+
+def test_efficient_probing_is_the_papers_formula():
+    """Each set and each query on its own, in NumPy."""
+    width, count = 48, 16  # 32 does not divide 48
+    module = make_pool("ep", features=width, embed_dim=8, k=1, rngs=nnx.Rngs(0))
+    module.queries[...] = 20 * module.queries[...]  # attention that is not uniform
+    queries = np.asarray(module.queries[...], np.float64)
+    projection = np.asarray(module.value.kernel[...], np.float64)
+    assert queries.shape == (count, width)
+    features = np.random.default_rng(0).normal(size=(3, 7, width))
+    mask = np.arange(7) < np.array([[7], [4], [1]])
+    found = module(jnp.asarray(features, jnp.float32), jnp.asarray(mask))
+    for row, x, members in zip(found, features, mask, strict=True):
+        x = x[members]
+        values = x @ projection
+        for m, part in enumerate(np.split(np.asarray(row), count)):
+            scores = np.exp(x @ queries[m] / np.sqrt(width))
+            own = values[:, 3 * m : 3 * m + 3]
+            expected = (scores[:, None] * own).sum(axis=0) / scores.sum()
+            np.testing.assert_allclose(part, expected, atol=1e-5)
+    sizes = {"embed_dim": 8, "k": 1, "rngs": nnx.Rngs(0)}
+    assert make_pool("ep", features=1024, **sizes).queries.shape == (32, 1024)
 
 
 def test_both_towers_take_every_aggregator(kind):

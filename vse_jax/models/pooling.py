@@ -2,9 +2,10 @@
 
 All take sets padded to k vectors, `features` [b, k, d], and `mask` [b, k], the elements
 of each set in any places (at least one); what padding holds has no effect. All compute
-in float32. They are those that the paper compares with its GPO (VSE∞, section 5).
+in float32. Most are those that the paper compares with its GPO (VSE∞, section 5).
 """
 
+import math
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -247,6 +248,32 @@ class MAPPool(nnx.Module):
         )
         x = self.attention(features, mask[:, None], queries=queries)[:, 0]
         return x + self.mlp(self.norm(x))
+
+
+class EfficientProbingPool(nnx.Module):
+    """Efficient probing (Psomas et al., ICLR 2026): a learned query for each subspace.
+
+    The values V = X W are cut into M subspaces. Query m gives its own subspace's part
+    of the result, softmax(q_m Xᵀ / √d) V_m: neither keys nor queries are projected. M
+    is the paper's 32, or the largest divisor of it that divides the features, too.
+    """
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        queries = math.gcd(features, 32)
+        float32 = np.dtype(np.float32)
+        self.queries = nnx.Param(normal(0.02)(rngs.params(), (queries, features)))
+        self.value = linear(
+            features, features, use_bias=False, dtype=float32, rngs=rngs
+        )
+
+    def __call__(self, features: Sets, mask: Mask) -> Pooled:
+        features = jnp.where(mask[..., None], features.astype(jnp.float32), 0)
+        sets, size, width = features.shape
+        queries = jnp.asarray(self.queries[...])
+        scores = jnp.einsum("md,bkd->bmk", queries, features) * width**-0.5
+        weights = jax.nn.softmax(scores, axis=-1, where=mask[:, None])
+        values = self.value(features).reshape(sets, size, len(queries), -1)
+        return jnp.einsum("bmk,bkmv->bmv", weights, values).reshape(sets, width)
 
 
 def _last(mask):
