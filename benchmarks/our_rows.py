@@ -188,9 +188,9 @@ def encode() -> Ready:
     split = read_split(config, "train")
     mesh = make_mesh(config)
     trainer = Trainer.create(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
-    model = trainer.initial_state().model
+    model = trainer.initial_state().weights
     embedder = Embedder(
-        config, trainer.graphdef, trainer.abstract.model, mesh, CompileCache()
+        config, trainer.graphdef, trainer.abstract_model, mesh, CompileCache()
     )
     embedder.embed(model, split)
     return Ready(repeated(lambda: embedder.embed(model, split)))

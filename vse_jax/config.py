@@ -74,7 +74,10 @@ def grid_rules(embedding_warmup=1, backbone_warmup=0, backbone=0.01, bert=0.1):
     """Parameter groups of grid models: (regex, learning-rate factor, unfreeze epoch).
 
     The first rule that matches a parameter's path decides; every parameter must match.
-    A group gets no update at all before its epoch; epoch -1 means never. The CNN
+    A group gets no update at all before its epoch; epoch -1 means never. A fourth value
+    is a decay per layer, counted from the top by the number that the regex's group is:
+    ("^image/vit/layers/([0-9]+)/", 1.0, 0, 0.8) multiplies the rate of the layer below
+    the last by 0.8. Where the group is not found, it is below all layers. The CNN
     unfreezes from the top: layer4, layer3, layer2, then the rest with the stem, each
     `backbone_warmup` epochs after the one before.
     """
@@ -200,13 +203,18 @@ def _share_of_side(value: float) -> str | None:
 def _rules(value: tuple) -> str | None:
     for rule in value:
         try:
-            pattern, factor, unfreeze_epoch = rule
-            re.compile(pattern)
+            pattern, factor, unfreeze_epoch, *decay = rule
+            groups = re.compile(pattern).groups
             fine = 0 <= factor < math.inf and int(unfreeze_epoch) == unfreeze_epoch
+            if decay:
+                fine = fine and len(decay) == groups == 1 and 0 < decay[0] <= 1
         except (TypeError, ValueError, re.error) as error:
             return f"{rule!r} is not (regex, learning-rate factor, epoch): {error}"
         if not fine:
-            return f"{rule!r} is not (regex, learning-rate factor ≥ 0, whole epoch)"
+            return (
+                f"{rule!r} is not (regex, learning-rate factor ≥ 0, whole epoch), nor "
+                "that with a decay, 0 … 1, and a group for the layer's number"
+            )
     return None
 
 
@@ -474,6 +482,18 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    on: str | None = field(
+        None,
+        "regex of the matrices that stay as they are and get trained updates of low "
+        "rank, lora/<path>/a and b; None: there are none",
+        check=_regex,
+    )
+    rank: int = field(8, "of the updates", min=1)
+    alpha: float = field(8.0, "the updates count alpha / rank", min=0)
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     name: str = field(
         "adamw",
@@ -498,9 +518,10 @@ class OptimizerConfig:
     clip: float = field(
         2.0, "global gradient norm over the trainable parameters; 0: no limit", min=0
     )
-    rules: tuple[tuple[str, float, int], ...] = field(
+    rules: tuple[tuple[str, float, int] | tuple[str, float, int, float], ...] = field(
         grid_rules(), "parameter groups, see `grid_rules`", check=_rules
     )
+    lora: LoraConfig = field(LoraConfig(), "small trained updates of large matrices")
     ema: float | None = field(
         None,
         "decay of a moving average of the weights, such as 0.999: it is what is "

@@ -10,6 +10,7 @@ frozen would be computed, and a run could not change the length of its epochs.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -118,51 +119,70 @@ class ParameterGroup:
     """The parameters that one rule of config.optimizer.rules governs.
 
     Attributes:
-        factor: of the learning rate.
         unfreeze_epoch: the first epoch that trains it; −1: none does.
-        paths: of its parameters.
+        factors: of the learning rate, by the paths of its parameters.
     """
 
-    factor: float
     unfreeze_epoch: int
-    paths: tuple[str, ...]
+    factors: Mapping[str, float]
 
     @property
     def trainable(self) -> bool:
         """Whether it is trained, sooner or later."""
-        return self.unfreeze_epoch >= 0 and self.factor > 0 and bool(self.paths)
+        return self.unfreeze_epoch >= 0 and any(self.factors.values())
 
 
 class Optimizer:
     """Parameter groups by ordered rules (regex, learning-rate factor, unfreeze_epoch).
 
     The first rule that matches a parameter's path decides. A group's key, which names
-    its state in checkpoints, is the number of its rule.
+    its state in checkpoints, is the number of its rule. A rule's fourth value is a
+    decay of the rate per layer (BEiT: Bao et al., 2022, appendix). A matrix with
+    adapters (lora.py) is in no group: they are trained instead.
 
     Args:
         config: `config.optimizer`.
         params: parameter tree; shapes are enough.
 
     Raises:
-        InputError: a parameter that no rule matches.
+        InputError: a parameter that no rule matches, or a layer without a number.
     """
 
     def __init__(self, config: OptimizerConfig, params):
         self._config = config
-        paths: list[list[str]] = [[] for _ in config.rules]
+        found: list[dict[str, re.Match]] = [{} for _ in config.rules]
         for path in flatten(params):
-            for number, (pattern, _, _) in enumerate(config.rules):
-                if re.search(pattern, path):
-                    paths[number].append(path)
+            if path in params.get("lora", {}):
+                continue
+            for number, (pattern, *_) in enumerate(config.rules):
+                if match := re.search(pattern, path):
+                    found[number][path] = match
                     break
             else:
                 raise InputError(
                     f"config.optimizer.rules: no rule matches parameter {path}"
                 )
-        self.groups = {
-            str(number): ParameterGroup(factor, unfreeze_epoch, tuple(paths[number]))
-            for number, (_, factor, unfreeze_epoch) in enumerate(config.rules)
-        }
+        self.groups = {}
+        for number, (pattern, factor, unfreeze_epoch, *decay) in enumerate(
+            config.rules
+        ):
+            factors = dict.fromkeys(found[number], factor)
+            if decay and factors:
+                layers = {
+                    path: match[1] or "-1" for path, match in found[number].items()
+                }
+                for path, layer in layers.items():
+                    if not re.fullmatch("-1|[0-9]+", layer):
+                        raise InputError(
+                            f"config.optimizer.rules: the group of {pattern!r} is "
+                            f"{layer!r} in {path}, not the number of a layer"
+                        )
+                last = max(map(int, layers.values()))
+                factors = {
+                    path: factor * decay[0] ** (last - int(layer))
+                    for path, layer in layers.items()
+                }
+            self.groups[str(number)] = ParameterGroup(unfreeze_epoch, factors)
 
     def _transformation(self) -> optax.GradientTransformation:
         """Direction of descent of one group, before the learning rate."""
@@ -180,7 +200,9 @@ class Optimizer:
         """State of each group that is ever trained, by its key."""
         flat = flatten(params)
         return {
-            key: self._transformation().init({path: flat[path] for path in group.paths})
+            key: self._transformation().init(
+                {path: flat[path] for path in group.factors}
+            )
             for key, group in self.groups.items()
             if group.trainable
         }
@@ -200,12 +222,12 @@ class Optimizer:
             path
             for group in self.groups.values()
             if group.trainable
-            for path in group.paths
+            for path in group.factors
         )
 
     def select(self, params, keys: tuple[str, ...]) -> Flat:
         """The leaves of `params` that belong to the groups with these keys."""
-        paths = {path for key in keys for path in self.groups[key].paths}
+        paths = {path for key in keys for path in self.groups[key].factors}
         return {path: x for path, x in flatten(params).items() if path in paths}
 
     def update(self, grads: Flat, state, params: Flat, rate, keys: tuple[str, ...]):
@@ -229,11 +251,11 @@ class Optimizer:
         state, new = dict(state), {}
         for key in keys:
             group = self.groups[key]
-            own = {path: params[path] for path in group.paths}
-            clipped = {path: grads[path] * scale for path in group.paths}
+            own = {path: params[path] for path in group.factors}
+            clipped = {path: grads[path] * scale for path in group.factors}
             direction, state[key] = self._transformation().update(
                 clipped, state[key], own
             )
-            for path, x in own.items():
-                new[path] = x - rate * group.factor * direction[path]
+            for path, factor in group.factors.items():
+                new[path] = own[path] - rate * factor * direction[path]
         return new, state, norm

@@ -36,7 +36,7 @@ def write_run_info(
         steps: of the run and of an epoch.
         workdir: folder of the run.
     """
-    # By encoder, and the loss's; a device's memory is, for a CPU, the host's.
+    # Of encoders, loss and adapters; a device's memory is, for a CPU, the host's.
     paths = frozenset(trainable)
     counts = {part: {"trained": 0, "frozen": 0} for part in params}
     for path, leaf in flatten(params).items():
@@ -89,7 +89,7 @@ def write_run_info(
         "precision: %s encoders, matrix products '%s'", config.compute_dtype, precision
     )
     for part, count in counts.items():
-        name = part if part == "loss" else f"{part} encoder"
+        name = f"{part} encoder" if part in ("image", "text") else part
         trained, frozen = f"{count['trained']:,}", f"{count['frozen']:,}"
         logging.info("%s: %s parameters are trained, %s frozen", name, trained, frozen)
     described = [

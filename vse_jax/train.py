@@ -68,6 +68,7 @@ from vse_jax.distributed.mesh import (
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
 from vse_jax.evaluation.encode import Embedder, batch_sizes
 from vse_jax.figures.curves import plot_curves
+from vse_jax.lora import adapter_shapes, init_adapters, merged
 from vse_jax.losses import batch_loss
 from vse_jax.metrics_logger import MetricsLogger
 from vse_jax.microbatches import loss_and_gradients
@@ -76,6 +77,8 @@ from vse_jax.ops import place
 from vse_jax.optimizer import Optimizer, Schedule
 from vse_jax.run_info import write_run_info
 from vse_jax.token_features import cached_token_features, features_folder
+
+_ADAPTERS = "params/lora/"
 
 # ---- What a step reads and writes, and what it is made of ----------------------------
 
@@ -86,7 +89,7 @@ class TrainState:
 
     Attributes:
         step: finished steps, int32 scalar.
-        params, batch_stats: nested dicts of the model.
+        params, batch_stats: nested dicts of the model, and of its adapters (lora.py).
         opt_state: by parameter group.
         rng: typed key; a step folds its number in.
         average: moving averages of what of `weights` is trained, by their paths;
@@ -105,28 +108,6 @@ class TrainState:
         """What a step computes with, and changes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
-    @property
-    def model(self) -> dict[str, Any]:
-        """What is validated, saved as the best and shared: the weights, averaged."""
-        return merge(self.weights, self.average)
-
-    @property
-    def rest(self) -> dict[str, Any]:
-        """What a resume needs besides `model`."""
-        rest = {"step": self.step, "opt_state": self.opt_state, "rng": self.rng}
-        if self.average:
-            flat = flatten(self.weights)
-            rest["weights"] = {path: flat[path] for path in self.average}
-        return rest
-
-    @classmethod
-    def restored(cls, model: dict[str, Any], rest: dict[str, Any]) -> "TrainState":
-        """Inverse of `model` and `rest`."""
-        own = rest.pop("weights", {})
-        flat = flatten(model)
-        average = {path: flat[path] for path in own}
-        return cls(**merge(model, own), **rest, average=average)
-
 
 @dataclass(frozen=True, eq=False)
 class Trainer:
@@ -140,6 +121,7 @@ class Trainer:
         loss_graphdef: the loss without its arrays, params["loss"] of the state.
         optimizer: parameter groups, and how each is updated.
         abstract: shapes and shardings of the `TrainState`.
+        abstract_model: those of `model`.
     """
 
     config: Config
@@ -149,46 +131,62 @@ class Trainer:
     loss_graphdef: nnx.GraphDef
     optimizer: Optimizer
     abstract: TrainState
+    abstract_model: dict[str, Any]
 
     @classmethod
     def create(cls, config: Config, mesh: Mesh, schedule: Schedule) -> "Trainer":
         """The trainer of a config.
 
         Raises:
-            InputError: a parameter that no rule of the optimizer matches.
+            InputError: a parameter that no rule of the optimizer matches, or a regex
+                for adapters that matches nothing.
         """
         graphdef, model = abstract_model(config)
         loss_graphdef, _ = nnx.split(merge_model(graphdef, model).loss)
-        optimizer = Optimizer(config.optimizer, model["params"])
+        params = model["params"]
+        params = params | adapter_shapes(params, config.optimizer.lora)
+        optimizer = Optimizer(config.optimizer, params)
         averaged: Flat = {}
         if config.optimizer.ema is not None:
             trained = {f"params/{path}" for path in optimizer.trainable_paths()}
             averaged = {
                 path: leaf
-                for path, leaf in flatten(model).items()
+                for path, leaf in flatten(model | {"params": params}).items()
                 if path in trained or path.startswith("batch_stats/")
             }
         shapes = TrainState(
             step=jax.ShapeDtypeStruct((), jnp.int32),
-            params=model["params"],
+            params=params,
             batch_stats=model["batch_stats"],
-            opt_state=jax.eval_shape(optimizer.init, model["params"]),
+            opt_state=jax.eval_shape(optimizer.init, params),
             rng=jax.eval_shape(lambda: jax.random.key(0)),
             average=averaged,
         )
-        abstract = with_sharding(shapes, state_sharding(mesh, shapes))
-        return cls(config, mesh, schedule, graphdef, loss_graphdef, optimizer, abstract)
+        return cls(
+            config,
+            mesh,
+            schedule,
+            graphdef,
+            loss_graphdef,
+            optimizer,
+            abstract=with_sharding(shapes, state_sharding(mesh, shapes)),
+            abstract_model=with_sharding(model, state_sharding(mesh, model)),
+        )
 
     def initial_state(self) -> TrainState:
         """The state before the first step: random weights from config.seed, and the
-        pretrained ones that config.{image,text}.weights name.
+        pretrained ones that config.{image,text}.weights name; adapters change nothing.
 
         Raises:
             InputError: pretrained weights that are not there, or of another size.
         """
         init_key, run_key = jax.random.split(jax.random.key(self.config.seed))
-        _, model = split_model(build_model(self.config, rngs=nnx.Rngs(params=init_key)))
-        model = load_pretrained(self.config, put_sharded(model, self.abstract.model))
+        rngs = nnx.Rngs(params=init_key)
+        _, model = split_model(build_model(self.config, rngs=rngs))
+        model = load_pretrained(self.config, put_sharded(model, self.abstract_model))
+        if (shapes := self.abstract.params.get("lora")) is not None:
+            adapters = put_sharded(init_adapters(shapes, rngs), shapes)
+            model["params"] = model["params"] | {"lora": adapters}
 
         def rest():
             zeros = jax.tree.map(jnp.zeros_like, self.abstract.params)
@@ -208,6 +206,48 @@ class Trainer:
         """A copy of what is averaged, since a step donates both."""
         flat = flatten(model)
         return {path: jnp.copy(flat[path]) for path in self.abstract.average}
+
+    # A checkpoint holds a state in two parts, so that everything that only uses a model
+    # reads an ordinary one.
+
+    def model(self, state: TrainState) -> dict[str, Any]:
+        """What is validated, saved as the best and shared: averaged, no adapters."""
+        weights = merge(state.weights, state.average)
+        if "lora" in state.params:
+            weights["params"] = self._merged(weights["params"])
+        return weights
+
+    @functools.cached_property
+    def _merged(self):
+        """`merged`, all on the devices."""
+        return jax.jit(
+            functools.partial(merged, config=self.config.optimizer.lora),
+            out_shardings=jax.tree.map(
+                lambda x: x.sharding, self.abstract_model["params"]
+            ),
+        )
+
+    def rest(self, state: TrainState) -> dict[str, Any]:
+        """What a resume needs besides `model`: above all, of which weights that is."""
+        adapted = {f"params/{path}" for path in state.params.get("lora", {})}
+        weights = {
+            path: x
+            for path, x in flatten(state.weights).items()
+            if path in state.average or path in adapted or path.startswith(_ADAPTERS)
+        }
+        average = {p: x for p, x in state.average.items() if p.startswith(_ADAPTERS)}
+        rest = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        found = {"weights": weights, "average": average}
+        return rest | {name: part for name, part in found.items() if part}
+
+    def restored(self, model: dict[str, Any], rest: dict[str, Any]) -> TrainState:
+        """Inverse of `model` and `rest`."""
+        flat = flatten(model)
+        average = {path: flat[path] for path in self.abstract.average if path in flat}
+        rest = {"weights": {}, "average": {}} | rest
+        weights = merge(self.abstract.weights, flat | rest.pop("weights"))
+        average |= rest.pop("average")
+        return TrainState(**weights, **rest, average=average)
 
     @functools.cached_property
     def step(self):
@@ -262,7 +302,7 @@ def train_step(
         # The first microbatch draws what a whole batch would.
         key = jnp.where(number == 0, step_key, jax.random.fold_in(step_key, number))
         dropout, size = jax.random.split(key)
-        params = merge(state.params, trainable)
+        params = merged(merge(state.params, trainable), config.optimizer.lora)
         model = merge_model(
             trainer.graphdef, {"params": params, "batch_stats": batch_stats}
         )
@@ -377,11 +417,11 @@ def convert(
 ) -> tuple[TrainState, int]:
     """(the state with converted weights, the epochs that they were trained for)."""
     # The authors' losses have no parameters; those of another one are initialised.
-    loss = {k: v for k, v in state.params.items() if k == "loss"}
-    target = trainer.abstract.model
+    new = {k: v for k, v in state.params.items() if k in ("loss", "lora")}
+    target = trainer.abstract_model
     towers = {k: v for k, v in target["params"].items() if k != "loss"}
     model, about = checkpoints.restore_best(target | {"params": towers})
-    model["params"] |= loss
+    model["params"] |= new
     epochs = about.best_epoch
     logging.info("converted weights; goes on after epoch %d", epochs)
     step = state.step + trainer.schedule.steps(epochs)
@@ -459,7 +499,7 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
             )
         batch_sizes(config, mesh.size)  # refused before anything is computed
         embedder = Embedder(
-            config, trainer.graphdef, trainer.abstract.model, mesh, programs
+            config, trainer.graphdef, trainer.abstract_model, mesh, programs
         )
         for split in splits:
             embedder.tokens(split)  # a bad caption is found before hours of training
@@ -474,9 +514,9 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
 
         if newest is not None and not converted:
             model, rest = checkpoints.restore_latest(
-                trainer.abstract.model, trainer.abstract.rest
+                trainer.abstract_model, trainer.rest(trainer.abstract)
             )
-            state = TrainState.restored(model, rest)
+            state = trainer.restored(model, rest)
             logging.info("resumed from step %d", progress.step)
         else:
             state = trainer.initial_state()
@@ -487,14 +527,17 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
         train_features = dev_features = None
         if config.text.cache_features:
             encoder = f"text/{config.text.kind}/"
-            if any(path.startswith(encoder) for path in optimizer.trainable_paths()):
+            adapters = f"lora/{encoder}"
+            if any(
+                p.startswith((encoder, adapters)) for p in optimizer.trainable_paths()
+            ):
                 raise InputError(
                     "config.text.cache_features: needs a rule in optimizer.rules that "
                     f"never unfreezes ^{encoder}"
                 )
             train_features, dev_features = (
                 cached_token_features(
-                    embedder, state.model, split, features_folder(workdir)
+                    embedder, trainer.model(state), split, features_folder(workdir)
                 )
                 for split in (train_split, dev)
             )
@@ -519,7 +562,7 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
 
         def validate() -> None:
             """Scores the model on dev, and notes when it is the best so far."""
-            metrics = embedder.evaluate(state.model, dev, dev_features)
+            metrics = embedder.evaluate(trainer.model(state), dev, dev_features)
             logger.write_validation(progress.step, dev.name, metrics)
             progress.validated = progress.step
             if metrics["rsum"] > progress.best_rsum:
@@ -533,7 +576,7 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
             begin = time.monotonic()
             logger.flush_to_bucket()
             if checkpoints.latest_step() != progress.step:
-                checkpoints.save(state.model, state.rest, progress)
+                checkpoints.save(trainer.model(state), trainer.rest(state), progress)
             else:  # the run was stopped in the validation after this step
                 checkpoints.wait()
                 on_process_zero(lambda: checkpoints.update(progress))
@@ -548,7 +591,7 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
             save()
         if new_data:
             if progress.best_step is not None:
-                best, _ = checkpoints.restore_best(trainer.abstract.model)
+                best, _ = checkpoints.restore_best(trainer.abstract_model)
                 rsum = embedder.evaluate(best, dev, dev_features)["rsum"]
                 logging.info(
                     "the best model, of step %d, has rsum %.1f on the new %r (%.1f on "

@@ -41,7 +41,7 @@ def programs(config, devices, batch):
     pairs = pair_shapes(config.image, batch)
     pairs |= caption_shapes(batch, TOKENS, packed=packed)
     yield "step", trainer.lower_step(pairs, groups).compile()
-    model = trainer.abstract.model
+    model = trainer.abstract_model
     towers = jit_encoders(trainer.graphdef, model, mesh)
     images = image_shapes(config.image, batch)
     for name, shapes in (("encode_images", images), ("encode_captions", captions)):

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from tests.helpers.steps import batch_of, set_up
+from tests.helpers.steps import batch_of
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.runs import Checkpoints
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.metrics_logger import read_metrics
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer, TrainState, train
+from vse_jax.train import Trainer, train
 
 
 @pytest.fixture
@@ -20,6 +20,11 @@ def config(tiny_config):
     tiny.quick(tiny_config)
     tiny_config.optimizer.ema = 0.3
     return tiny_config
+
+
+def trainer_of(config, devices=1):
+    mesh = make_mesh(config, jax.devices()[:devices])
+    return Trainer.create(config, mesh, Schedule.from_config(config, 30, 31))
 
 
 def numbers(tree) -> dict[str, np.ndarray]:
@@ -31,14 +36,15 @@ def numbers(tree) -> dict[str, np.ndarray]:
 def test_it_is_that_of_the_weights_and_of_running_statistics(config, devices):
     """0.3, and less in the first steps: 2 / 11, 3 / 12, 4 / 13 (0.31)."""
     config.optimizer.rules = (("^text/bert/", 0.0, -1), (".*", 1.0, 0))
-    mesh, optimizer, state, step = set_up(config, devices)
-    batch = put_batch(batch_of(config), batch_sharding(mesh))
+    trainer = trainer_of(config, devices)
+    state = trainer.initial_state()
+    batch = put_batch(batch_of(config), batch_sharding(trainer.mesh))
     expected = numbers(state.weights)
     for decay in (2 / 11, 3 / 12, 0.3):
-        state, _ = step(state, batch, optimizer.trainable_groups(0))
+        state, _ = trainer.step(state, batch, trainer.optimizer.trainable_groups(0))
         for path, x in numbers(state.weights).items():
             expected[path] = decay * expected[path] + (1 - decay) * x
-    weights, model = numbers(state.weights), numbers(state.model)
+    weights, model = numbers(state.weights), numbers(trainer.model(state))
     for path, x in model.items():
         np.testing.assert_allclose(x, expected[path], rtol=1e-5, atol=1e-6)
         if path.startswith("params/text/bert/"):  # frozen, and kept once
@@ -47,7 +53,7 @@ def test_it_is_that_of_the_weights_and_of_running_statistics(config, devices):
     assert not np.array_equal(
         model["params/image/fc/kernel"], weights["params/image/fc/kernel"]
     )
-    restored = TrainState.restored(state.model, state.rest)
+    restored = trainer.restored(trainer.model(state), trainer.rest(state))
     for path, x in weights.items():
         np.testing.assert_array_equal(flatten(restored.weights)[path], x)
     for path, x in numbers(state.average).items():
@@ -55,9 +61,9 @@ def test_it_is_that_of_the_weights_and_of_running_statistics(config, devices):
 
 
 def test_without_one_nothing_is_kept(tiny_config):
-    _, _, state, _ = set_up(tiny.quick(tiny_config))
-    assert jax.tree.leaves(state.average) == []
-    assert state.rest.keys() == {"step", "opt_state", "rng"}
+    trainer = trainer_of(tiny.quick(tiny_config))
+    assert jax.tree.leaves(trainer.abstract.average) == []
+    assert trainer.rest(trainer.abstract).keys() == {"step", "opt_state", "rng"}
 
 
 def test_a_resume_is_exact_and_the_best_model_is_the_average(
@@ -67,15 +73,13 @@ def test_a_resume_is_exact_and_the_best_model_is_the_average(
     for folder, stops in (("whole", [6]), ("resumed", [3, 6])):
         for config.max_steps in stops:
             train(config, tmp_path / folder)
-    mesh = make_mesh(config)
-    schedule = Schedule.from_config(config, 30, 31)
-    trainer = Trainer.create(config, mesh, schedule)
-    shapes = trainer.abstract.model, trainer.abstract.rest
+    trainer = trainer_of(config, 8)
+    shapes = trainer.abstract_model, trainer.rest(trainer.abstract)
     states = []
     for folder in ("whole", "resumed"):
         with Checkpoints(tmp_path / folder, read_only=True) as checkpoints:
-            states.append(TrainState.restored(*checkpoints.restore_latest(*shapes)))
-            best, about = checkpoints.restore_best(trainer.abstract.model)
+            states.append(trainer.restored(*checkpoints.restore_latest(*shapes)))
+            best, about = checkpoints.restore_best(trainer.abstract_model)
     whole, resumed = (numbers(x) for x in (states[0].weights, states[1].weights))
     for path, x in whole.items():
         np.testing.assert_array_equal(resumed[path], x, err_msg=path)
