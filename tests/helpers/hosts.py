@@ -11,6 +11,8 @@ from pathlib import Path
 
 NAMES = ("vse-a", "vse-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
+OUTSIDE = "10.77.0.254"  # this machine, for both
+_SWITCH = "vse-switch"
 
 
 def possible() -> bool:
@@ -28,34 +30,37 @@ def possible() -> bool:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Both hosts, with a cable between them."""
-    _ip("netns add vse-a")
-    _ip("netns add vse-b")
+    """Both hosts, with a cable each to a switch, as this machine has one."""
     try:
-        _ip("link add cable netns vse-a type veth peer name cable netns vse-b")
+        _ip(f"link add {_SWITCH} type bridge")
+        _ip(f"addr add {OUTSIDE}/24 dev {_SWITCH}")
+        _ip(f"link set {_SWITCH} up")
         for name, address in zip(NAMES, ADDRESSES, strict=True):
+            _ip(f"netns add {name}")
+            _ip(f"link add {name} type veth peer name cable netns {name}")
+            _ip(f"link set {name} master {_SWITCH} up")
             _ip(f"-n {name} addr add {address}/24 dev cable")
             _ip(f"-n {name} link set lo up")
+            _ip(f"-n {name} link set cable up")
             # gloo asks for the address of the host's own name.
             hosts = Path("/etc/netns") / name / "hosts"
             hosts.parent.mkdir(parents=True, exist_ok=True)
             hosts.write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
-        plug()
         yield
     finally:
         for name in NAMES:
             _ip(f"netns del {name}")
             shutil.rmtree(Path("/etc/netns") / name)
+        _ip(f"link del {_SWITCH}")
 
 
 def plug() -> None:
-    for name in NAMES:
-        _ip(f"-n {name} link set cable up")
+    _ip(f"link set {NAMES[0]} master {_SWITCH}")
 
 
 def pull() -> None:
-    """Nothing sent from now on arrives, and nobody is told."""
-    _ip(f"-n {NAMES[0]} link set cable down")
+    """Nothing that the first host sends or is sent arrives, and nobody is told."""
+    _ip(f"link set {NAMES[0]} nomaster")
 
 
 def python(host: int, hidden: Path) -> list[str]:
