@@ -22,7 +22,12 @@ flags.DEFINE(cli.PathParser(), "checkpoint", None, "Released model_best.pth.")
 flags.DEFINE_string("hub", None, "Released model: OWNER/REPOSITORY/FOLDER.")
 flags.DEFINE(cli.PathParser(), "to-torch", None, "File to write for the official code.")
 flags.DEFINE(cli.PathParser(), "backbone", None, "File of a pretrained CNN.")
-flags.DEFINE(cli.PathParser(), "workdir", None, "Folder of the run.")
+flags.DEFINE(
+    cli.PathParser(bucket="--workdir"),
+    "workdir",
+    None,
+    "Folder of the run: a local one, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.",
+)
 flags.DEFINE(cli.PathParser(), "vocab", None, "Vocabulary of the released model.")
 flags.DEFINE_string("kind", None, "Which CNN: the official --backbone_source.")
 flags.DEFINE(cli.PathParser(), "output", None, "Folder to write the CNN into.")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vse_jax
-from tests.helpers import official, tiny
+from tests.helpers import buckets, official, tiny
 from tests.helpers.hub import serving
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.torch.released import checkpoint_to_run
@@ -174,11 +174,20 @@ def test_training_goes_on_where_the_official_program_stopped(
     assert (folder / "checkpoints" / "120").is_dir()
 
 
-def test_back_to_pytorch_is_bit_equal(released, environment, tmp_path):
-    args = [f"--checkpoint={released}", f"--workdir={tmp_path / 'W'}"]
-    run(CONVERT, args, environment)
-    args = [f"--workdir={tmp_path / 'W'}", f"--to-torch={tmp_path / 'back.pth'}"]
-    run(CONVERT, args, environment)
+@pytest.mark.parametrize("place", ["disk", "gs", "s3"])
+def test_back_to_pytorch_is_bit_equal(
+    place, released, words, tiny_root, services, environment, tmp_path
+):
+    there, workdir = environment | buckets.environment(**services), tmp_path / "W"
+    if place != "disk":
+        workdir = f"{place}://{buckets.BUCKET}/converted"
+    run(CONVERT, [f"--checkpoint={released}", f"--workdir={workdir}"], there)
+    args = [f"--workdir={workdir}", f"--to-torch={tmp_path / 'back.pth'}"]
+    run(CONVERT, args, there)
+    args = [f"--workdir={workdir}", f"--config.data.root={tiny_root}"]
+    args += [f"--config.text.vocab={words}", "--config.num_epochs=13"]
+    _, err = run("main.py", [*args, "--config.batch_size=8"], there)
+    assert "converted weights; goes on after epoch 12" in err
     found = torch.load(tmp_path / "back.pth", weights_only=False)
     expected = torch.load(released, weights_only=False)
     for ours, theirs in zip(found["model"], expected["model"], strict=True):

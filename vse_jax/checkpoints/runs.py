@@ -134,15 +134,23 @@ class Checkpoints:
         keep: newest checkpoints that stay.
         read_only: change nothing there, neither create folders nor clean up, so that a
             run that is going on may be looked at.
+        to_copy: what is saved in this local folder will be copied into a bucket.
     """
 
-    def __init__(self, workdir: AnyPath, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: AnyPath,
+        keep: int = 1,
+        read_only: bool = False,
+        to_copy: bool = False,
+    ):
         self._folder = (workdir / "checkpoints").absolute()
         self._best = _NamedStep()
         kept = [ocp.checkpoint_managers.LatestN(keep), self._best]
         mode = ocp.options.AtomicityMode.AUTO
-        if isinstance(self._folder, BucketPath):
+        if isinstance(self._folder, BucketPath) or to_copy:
             mode = ocp.options.AtomicityMode.COMMIT_FILE
+        if isinstance(self._folder, BucketPath):
             _prepare_for_buckets()
         self._manager = ocp.CheckpointManager(
             self._folder,

@@ -26,8 +26,9 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
+from vse_jax.base.buckets import BucketPath
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import whole_folder
+from vse_jax.base.files import AnyPath, local_copy, whole_folder
 from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
 from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.checkpoints.torch.options import HEAD_SIZE, config_of, options_of
@@ -79,7 +80,9 @@ class Released:
 # ---- Files ⇄ runs --------------------------------------------------------------------
 
 
-def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> Released:
+def checkpoint_to_run(
+    file: Path, workdir: AnyPath, vocab: Path | None = None
+) -> Released:
     """Converts a checkpoint of the official program into a new workdir.
 
     `epoch` is kept with the weights, not as a step: how many steps an epoch has depends
@@ -120,12 +123,13 @@ def checkpoint_to_run(file: Path, workdir: Path, vocab: Path | None = None) -> R
             best_step=CONVERTED,
             best_epoch=released.epoch,
         )
-        with Checkpoints(folder) as checkpoints:
+        to_copy = isinstance(workdir, BucketPath)
+        with Checkpoints(folder, to_copy=to_copy) as checkpoints:
             checkpoints.save(released.model, None, progress)
     return released
 
 
-def run_to_checkpoint(workdir: Path, file: Path) -> None:
+def run_to_checkpoint(workdir: AnyPath, file: Path) -> None:
     """Writes the best checkpoint of `workdir` as a file that the official code loads.
 
     Raises:
@@ -144,7 +148,8 @@ def run_to_checkpoint(workdir: Path, file: Path) -> None:
     if about.exists():  # else it was trained here from the start
         try:
             fields = json.loads(about.read_text(encoding="utf-8"))
-            unused = safetensors.numpy.load_file(workdir / "official.safetensors")
+            with local_copy(workdir / "official.safetensors") as local:
+                unused = safetensors.numpy.load_file(local)
             fields["prefixes"] = tuple(fields["prefixes"])
             info = ConversionInfo(**fields, unused=unused)
         except _BROKEN as error:
