@@ -1,6 +1,7 @@
 """Trains, evaluates and uses VSE∞ models (README.md):
 
     python main.py --config=configs/openmoji.py --workdir=runs/demo [--mode=train]
+    python main.py --model=hf://USER/NAME --workdir=runs/photos --mode=index
 
 --config.FIELD=VALUE sets a field. Exit codes: 0 done, 1 error, 75 preempted: run again.
 """
@@ -13,7 +14,7 @@ from absl import app, flags
 
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
-from vse_jax.checkpoints.folder import model_config
+from vse_jax.checkpoints.folder import is_siglip, model_config, model_folder
 from vse_jax.config import config_dict
 from vse_jax.distributed import preemption
 
@@ -31,7 +32,7 @@ class Mode(NamedTuple):
     """
 
     function: str
-    flags: tuple[str, ...] = ("workdir",)
+    flags: tuple[str, ...] = ("workdir", "model")
     images: bool = True
     devices: bool = True
     processes: bool = False
@@ -42,7 +43,7 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode(
         "vse_jax.train:train",
-        flags=("workdir", "accept_new_data"),
+        flags=("workdir", "model", "accept_new_data"),
         processes=True,
         keeps_memory=True,
         writes=True,
@@ -52,7 +53,9 @@ MODES = {
     ),
     "embed": Mode("vse_jax.commands.embed:embed", processes=True, keeps_memory=True),
     "plot": Mode("vse_jax.commands.plot:plot", images=False),
-    "push": Mode("vse_jax.commands.push:push", ("workdir", "repo"), images=False),
+    "push": Mode(
+        "vse_jax.commands.push:push", ("workdir", "model", "repo"), images=False
+    ),
     "export_model": Mode("vse_jax.commands.export_model:export_model", images=False),
     "compile": Mode(
         "vse_jax.planning.report:compile_run",
@@ -81,6 +84,12 @@ flags.DEFINE(
     None,
     "Folder of the run: a local one, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.",
 )
+flags.DEFINE_string(
+    "model",
+    None,
+    "The weights, where they are not the workdir's: such a folder, or "
+    "hf://USER/NAME[@REVISION]. Nothing is written there.",
+)
 flags.DEFINE_string("mode", "train", ", ".join(MODES))
 flags.DEFINE_bool("accept_new_data", False, "train: goes on though its data changed.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
@@ -95,23 +104,34 @@ flags.DEFINE_bool("trust_code", False, "A shared model's own classes are importe
 def run(overrides: list[str]) -> None:
     """Does what --mode says."""
     given = flags.FLAGS
-    if given.config:
-        home = Path(__file__).parent
-        values = cli.read_config(given.config, home, trust_code=given.trust_code)
-    elif given.workdir:
-        saved = model_config(given.workdir, trust_code=given.trust_code)
-        values = config_dict(saved)
-    else:
-        raise InputError("--config: name a config file, or the --workdir of a run")
-    config = cli.final_config(values, overrides)
     check_choice("--mode", given.mode, tuple(MODES))
     mode = MODES[given.mode]
     if "workdir" in mode.flags and not given.workdir:
         raise InputError(f"--workdir: needed by --mode={given.mode}")
+    if given.model and "model" not in mode.flags:
+        raise InputError(f"--model: --mode={given.mode} uses no weights")
+    model = model_folder(given.model, "--model") if given.model else None
+    if given.config:
+        home = Path(__file__).parent
+        values = cli.read_config(given.config, home, trust_code=given.trust_code)
+    elif given.mode == "train" and model and is_siglip(model):
+        raise InputError(
+            "--config: needed to train from a published SigLIP, which has no recipe; "
+            "configs/coco_siglip2.py is one"
+        )
+    elif folder := model or given.workdir:
+        values = config_dict(model_config(folder, trust_code=given.trust_code))
+    else:
+        raise InputError(
+            "--config: name a config file, a --model, or the --workdir of a run"
+        )
+    config = cli.final_config(values, overrides)
 
     # A wrong flag is found before these are loaded, which takes seconds.
     module, _, name = mode.function.partition(":")
     arguments = {flag: given[flag].value for flag in mode.flags}
+    if "model" in arguments:
+        arguments["model"] = model
     if mode.images:
         importlib.import_module("vse_jax.data.images").own_process()
     if not mode.devices:

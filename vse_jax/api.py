@@ -31,8 +31,8 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from vse_jax.base.errors import InputError, check_choice
-from vse_jax.base.files import HUB, AnyPath, any_path
-from vse_jax.checkpoints.folder import fetch, is_siglip, model_config
+from vse_jax.base.files import HUB, AnyPath
+from vse_jax.checkpoints.folder import is_siglip, model_config, model_folder, model_name
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.siglip import is_zero_shot
 from vse_jax.config import (
@@ -119,11 +119,9 @@ def load(
         InputError: no model there, no vocabulary, a class without `trust_code`, or
             trouble with the Hub.
     """
-    name = None
-    if str(folder).startswith(HUB):
-        name = str(folder).removeprefix(HUB)
-        folder = fetch(str(folder))
-    folder = any_path(os.path.expanduser(folder), "load")
+    is_hub = str(folder).startswith(HUB)
+    name = str(folder).removeprefix(HUB) if is_hub else None
+    folder = model_folder(folder, "load")
     config = model_config(folder, trust_code=trust_code)
     check_config(config, f"{folder / 'config.json'}: ")
     if overrides:
@@ -146,17 +144,17 @@ def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     return typed(values)
 
 
-def model_of(config: Config, workdir: AnyPath, name: str | None = None) -> "Model":
-    """As `load`, with the config of a command line; `name`: None: the folder's.
+def model_of(config: Config, folder: AnyPath, name: str | None = None) -> "Model":
+    """As `load`, with the config of a command line; `name`: None: by its folder.
 
     Raises:
         InputError: no model there, another one than the config's, or no vocabulary.
     """
     config, mesh = on_one_device(config)
-    config, graphdef, arrays, mesh = load_model(config, workdir, mesh)
-    name = name or workdir.resolve().name
-    published = is_zero_shot(config) and not (workdir / "checkpoints").is_dir()
-    trained_on = None if published or is_siglip(workdir) else config.data.name
+    config, graphdef, arrays, mesh = load_model(config, folder, mesh)
+    name = name or model_name(folder)
+    published = is_zero_shot(config) and not (folder / "checkpoints").is_dir()
+    trained_on = None if published or is_siglip(folder) else config.data.name
     return Model(config, graphdef, arrays, mesh, name, trained_on)
 
 

@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import HUB, AnyPath, any_path, printable
+from vse_jax.base.files import HUB, AnyPath, any_path, hub_command, printable
 from vse_jax.config import (
     Config,
     config_dict,
@@ -40,9 +40,10 @@ class PathParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> AnyPath | None:
         if argument and argument.startswith(HUB):
-            name, _, revision = argument.removeprefix(HUB).partition("@")
-            name += f" --revision {revision}" if revision else ""
-            raise ValueError(f"fetch it first: hf download {name} --local-dir FOLDER")
+            raise ValueError(
+                f"fetch it first: {hub_command(argument)}; or name the model with "
+                "--model, and with --workdir where results go"
+            )
         if argument and "://" in argument:
             if self._bucket is None:
                 raise ValueError("needs a local path")

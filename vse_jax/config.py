@@ -658,6 +658,12 @@ class Config:
         free=RESUME,
     )
     embed_dim: int = field(1024, "length of an embedding", min=1)
+    weights: str | None = field(
+        None,
+        "the model that training starts from: a run's folder, a shared one or hf://; "
+        "--model names it, too",
+        path=True,
+    )
     debug: bool = field(
         False,
         "training ends where data moves to or from a device unasked",

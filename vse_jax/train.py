@@ -26,9 +26,9 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, local_folder
 from vse_jax.base.progress import progress as progress_bar
 from vse_jax.base.trees import Flat, flatten, merge
-from vse_jax.checkpoints.folder import check_trainable
+from vse_jax.checkpoints.folder import check_trainable, is_siglip, model_folder
 from vse_jax.checkpoints.load import resolve
-from vse_jax.checkpoints.pretrained import load_pretrained
+from vse_jax.checkpoints.pretrained import load_pretrained, load_start, resolve_start
 from vse_jax.checkpoints.runs import (
     CONVERTED,
     Checkpoints,
@@ -43,6 +43,7 @@ from vse_jax.config import (
     Config,
     check_same_run,
     save_config,
+    with_fields,
     with_paths,
 )
 from vse_jax.data.collate import Shapes, described, packing_devices, shapes_of
@@ -432,12 +433,19 @@ def convert(
 # ---- The run -------------------------------------------------------------------------
 
 
-def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> None:
+def train(
+    config: Config,
+    workdir: AnyPath,
+    accept_new_data: bool = False,
+    model: AnyPath | None = None,
+) -> None:
     """Trains in `workdir`, or goes on where it stopped, then tests the best epoch.
 
     Args:
         config: of the run.
         workdir: its folder.
+        model: folder of the model that a new run starts from, in place of
+            config.weights.
         accept_new_data: goes on where the data have changed since its last checkpoint.
 
     Raises:
@@ -448,7 +456,16 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
     # ---- Set up: read all that can be wrong before any time is spent on training -----
 
     check_trainable(workdir)
-    config = resolve(config, workdir if has_checkpoint(workdir) else None)
+    if model is not None:
+        config = with_fields(config, {"weights": str(model)})
+    source = None
+    if has_checkpoint(workdir):
+        config = resolve(config, workdir)
+    elif config.weights is not None:
+        source = model_folder(config.weights, "config.weights")
+        config = resolve_start(config, source)
+    else:
+        config = resolve(config, None)
     mesh = make_mesh(config)
     check_training_batch(config, mesh)
     names = (config.data.train_split, config.data.dev_split, config.eval.split)
@@ -509,20 +526,25 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
         # 1. The folder has a checkpoint of this run: all is restored from it.
         # 2. It has converted weights (convert_torch_weights.py): they are trained on,
         #    after the epochs that the authors' program trained them for.
-        # 3. The config names pretrained towers: the rest is initialised.
-        # 4. Neither: all is initialised, from config.seed.
+        # 3. The run starts from another's model: that is taken whole.
+        # 4. The config names pretrained towers: the rest is initialised.
+        # 5. Neither: all is initialised, from config.seed.
 
         if newest is not None and not converted:
-            model, rest = checkpoints.restore_latest(
+            restored, rest = checkpoints.restore_latest(
                 trainer.abstract_model, trainer.rest(trainer.abstract)
             )
-            state = trainer.restored(model, rest)
+            state = trainer.restored(restored, rest)
             logging.info("resumed from step %d", progress.step)
         else:
             state = trainer.initial_state()
             if converted:
                 state, progress.best_epoch = convert(state, trainer, checkpoints)
                 progress.step = schedule.steps(progress.best_epoch)
+            elif source is not None and not is_siglip(source):
+                loaded = load_start(config, source, state.weights)
+                average = trainer.initial_average(loaded)
+                state = dataclasses.replace(state, **loaded, average=average)
 
         train_features = dev_features = None
         if config.text.cache_features:
@@ -694,4 +716,4 @@ def train(config: Config, workdir: AnyPath, accept_new_data: bool = False) -> No
 
         on_process_zero(lambda: plot_curves(workdir, schedule))
         checkpoints.wait()  # the best model is read from the disk
-        evaluate(config, workdir, embedder, test)
+        evaluate(config, workdir, embedder=embedder, split=test)

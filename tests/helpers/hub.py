@@ -16,10 +16,15 @@ Files = dict[str, bytes]
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """Serves `repositories`, USER/NAME → path → content; one revision each, main."""
+    """Serves `repositories`, USER/NAME → path → content; one revision each, main.
+
+    `sent`: the files that it sent, USER/NAME/path.
+    """
 
     repositories: dict[str, Files]
     private: set[str]
+    gated: set[str]
+    sent: list[str]
 
     def do_HEAD(self):
         self._read()
@@ -97,6 +102,10 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         content = self.repositories[name].get(path)
         if content is None:
             return self._answer(404, {"error": "no"}, "EntryNotFound")
+        if name in self.gated:
+            return self._answer(403, {"error": "no"}, "GatedRepo")
+        if self.command == "GET":
+            self.sent.append(f"{name}/{path}")
         headers = {"ETag": f'"{_hash(content)}"', "X-Repo-Commit": self._sha(name)}
         return self._send(200, content, headers)
 
@@ -128,7 +137,7 @@ def _hash(content: bytes) -> str:
 @contextlib.contextmanager
 def serving(repositories: dict[str, Files]) -> Iterator[tuple[str, type[StandIn]]]:
     """(address, what it serves) of a stand-in that runs during the block."""
-    holds = {"repositories": repositories, "private": set()}
+    holds = {"repositories": repositories, "private": set(), "gated": set(), "sent": []}
     handler = type("Hub", (StandIn,), holds)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)

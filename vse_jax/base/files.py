@@ -41,6 +41,13 @@ def any_path(name: str, field: str) -> AnyPath:
     return bucket_path(name, field) if "://" in name else Path(name)
 
 
+def hub_command(address: str) -> str:
+    """The command that downloads what is at an address of the Hub into a folder."""
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    name += f" --revision {revision}" if revision else ""
+    return f"hf download {name} --local-dir FOLDER"
+
+
 def read_bytes(path: AnyPath) -> bytes:
     """The content of a file.
 

@@ -5,7 +5,9 @@ Hub's library knows who you are: `hf auth login`, or HF_TOKEN in the environment
 """
 
 import contextlib
+import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +15,16 @@ from typing import Any
 
 from vse_jax.base.buckets import BucketPath, check_whole
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import HUB, AnyPath, check_inside
+from vse_jax.base.files import HUB, AnyPath, any_path, check_inside, hub_command
 from vse_jax.config import MODEL_FILE, SHARED_FILES, WEIGHT_PARTS, Config, load_config
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _ADDRESS = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
+# What config.json calls the models that can be used: its model_type. A run's has none.
+_ARCHITECTURES = {
+    "vse_jax": "what --mode=push writes",
+    "siglip": "SigLIP, and SigLIP2 of fixed resolution",
+}
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _HINTS = {  # by the status of the Hub's answer
     401: f"not logged in: {_LOGIN}",
@@ -28,11 +35,51 @@ _HINTS = {  # by the status of the Hub's answer
 
 def is_siglip(folder: AnyPath) -> bool:
     """Whether a folder's config.json is one of Hugging Face, of a SigLIP."""
+    return str(_architecture(folder)).startswith("siglip")
+
+
+def _architecture(folder: AnyPath) -> Any:
+    """The model_type of a folder's config.json; None: it says none."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(kind, dict) and str(kind.get("model_type")).startswith("siglip")
+        return None
+    return about.get("model_type") if isinstance(about, dict) else None
+
+
+def _check_architecture(folder: AnyPath, what: str) -> None:
+    """Raises InputError about `what` if a folder holds a model of another kind."""
+    kind = _architecture(folder)
+    if kind is not None and kind not in tuple(_ARCHITECTURES):
+        known = " or ".join(f"{name!r} ({of})" for name, of in _ARCHITECTURES.items())
+        raise InputError(f"{what}: model_type is {kind!r}, not {known}")
+
+
+def model_folder(name: str | AnyPath, what: str) -> AnyPath:
+    """The folder of a model by its name: a path, a URL of a bucket, or hf://USER/NAME.
+
+    `what`: the flag or field that names it.
+
+    Raises:
+        InputError: there is no such folder, or trouble with the Hub (`fetch`).
+    """
+    if str(name).startswith(HUB):
+        return fetch(str(name))
+    folder = any_path(os.path.expanduser(name), what)
+    if isinstance(folder, Path) and not folder.is_dir():
+        raise InputError(f"{what}: there is no folder {name}")
+    return folder
+
+
+def model_name(folder: AnyPath) -> str:
+    """What to call a model: its folder's name, or USER/NAME of one from the Hub.
+
+    The Hub's cache keeps it as models--USER--NAME/snapshots/COMMIT.
+    """
+    folder = folder.resolve()
+    kind, *name = folder.parent.parent.name.split("--")
+    is_cached = folder.parent.name == "snapshots" and kind == "models"
+    return "/".join(name) if is_cached else folder.name
 
 
 def check_trainable(folder: AnyPath) -> None:
@@ -61,6 +108,7 @@ def model_config(folder: AnyPath, *, trust_code: bool = False) -> Config:
         from vse_jax.checkpoints.siglip import siglip_config  # noqa: PLC0415
 
         return siglip_config(folder)
+    _check_architecture(folder, str(folder / "config.json"))
     return load_config(folder / "config.json", trust_code=trust_code)
 
 
@@ -70,28 +118,37 @@ def model_config(folder: AnyPath, *, trust_code: bool = False) -> Config:
 def fetch(address: str) -> Path:
     """The folder of a model, downloaded unless the Hub's cache has it.
 
-    Only `SHARED_FILES` and `WEIGHT_PARTS` are asked for. Without a connection, what the
-    cache holds of the model is taken. The address is hf://USER/NAME, or
-    hf://USER/NAME@REVISION (a branch, tag or commit).
+    Only `SHARED_FILES` and `WEIGHT_PARTS` are asked for; the weights, if config.json is
+    of a model that can be used. The Hub's library shows how far it has come, and takes
+    up a download that was interrupted. Without a connection, what the cache holds of
+    the model is taken. The address is hf://USER/NAME, or hf://USER/NAME@REVISION (a
+    branch, tag or commit).
 
     Raises:
         InputError: a malformed address, no such repository or revision, no permission,
-            or no connection.
+            no connection, or a model of another architecture.
     """
     found = _ADDRESS.fullmatch(address.removeprefix(HUB))
     if not found:
         raise InputError(f"{address}: write hf://USER/NAME or hf://USER/NAME@REVISION")
     repository, revision = found.groups()
-    wanted = [*SHARED_FILES, WEIGHT_PARTS]
+    weights = MODEL_FILE, f"{MODEL_FILE}.index.json"
     with _hub(address) as hub:
-        folder = Path(
-            hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
-        )
+        get = functools.partial(hub.snapshot_download, repository, revision=revision)
+        folder = Path(get(allow_patterns=["config.json"]))
+        check_inside(folder, ["config.json"])
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{address}: holds no config.json: not a model for vse_jax"
+            )
+        _check_architecture(folder, address)
+        folder = Path(get(allow_patterns=[*SHARED_FILES, WEIGHT_PARTS]))
     check_inside(folder, [*SHARED_FILES, *(f.name for f in folder.glob(WEIGHT_PARTS))])
-    for name in ("config.json", MODEL_FILE):
-        several = name == MODEL_FILE and (folder / f"{name}.index.json").is_file()
-        if not several and not (folder / name).is_file():
-            raise InputError(f"{address}: holds no {name}: not a model for vse_jax")
+    if not any((folder / name).is_file() for name in weights):
+        raise InputError(
+            f"{address}: holds no {MODEL_FILE}: not a model for vse_jax; or its "
+            "download was interrupted, which the same command goes on with"
+        )
     return folder
 
 
@@ -143,6 +200,8 @@ def _hub(what: str) -> Iterator[Any]:
 
     try:
         yield huggingface_hub
+    except InputError:
+        raise
     except Exception as error:  # the Hub's, the HTTP library's and the disk's own
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, errors.GatedRepoError):
@@ -155,6 +214,10 @@ def _hub(what: str) -> Iterator[Any]:
             hint = _LOGIN
         elif status is None and _is_network(error):
             hint = "the Hub cannot be reached; check the connection"
+            if what.startswith(HUB):
+                hint += (
+                    f", or fetch it elsewhere by `{hub_command(what)}` and name that"
+                )
         else:
             hint = _HINTS.get(status or 0, "failed")
         reason = " ".join(str(error).split())[:160] or type(error).__name__

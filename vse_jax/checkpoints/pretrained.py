@@ -1,17 +1,30 @@
 """Pretrained weights that training starts from: BERT, CNN backbones, SigLIP."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object, resolve_folder
+from vse_jax.base.files import AnyPath, read_object, resolve_folder
+from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten, merge
+from vse_jax.checkpoints.folder import is_siglip, model_config
+from vse_jax.checkpoints.load import load_model, resolve
 from vse_jax.checkpoints.siglip import load_siglip
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.config import Config, ImageConfig, TextConfig, encoder_config
+from vse_jax.config import (
+    EVALUATION,
+    Config,
+    ImageConfig,
+    TextConfig,
+    check_same_run,
+    encoder_config,
+    with_fields,
+)
 from vse_jax.distributed.mesh import put_sharded
 
 # Our config.text fields: their names in a Hugging Face config.json.
@@ -31,6 +44,54 @@ _BERT_KIND = {
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
 }
+
+
+def resolve_start(config: Config, model: AnyPath) -> Config:
+    """The config of a run that starts from the model in a folder.
+
+    Of a published SigLIP, both towers are pretrained weights: `load_pretrained` takes
+    of them what the config's model has. Any other model is taken whole.
+
+    Raises:
+        InputError: the config is that of another model.
+    """
+    if not is_siglip(model):
+        check_same_run(config, model / "config.json", EVALUATION)
+        own = {"image.weights": None, "text.weights": None}
+        return resolve(with_fields(config, own), model)
+    for name, kind in (("image", "vit"), ("text", "siglip")):
+        found = encoder_config(config, name).kind
+        if found != kind:
+            raise InputError(
+                f"{model}: a published SigLIP, but config.{name}.kind is {found!r}, "
+                f"not {kind!r} (as in configs/coco_siglip2.py)"
+            )
+    return resolve(config, model)
+
+
+def load_start(
+    config: Config, folder: AnyPath, model: dict[str, Any]
+) -> dict[str, Any]:
+    """The best model in a folder, placed as a new one, {"params", "batch_stats"}.
+
+    What the new one has beside the encoders stays, unless its loss is the same.
+
+    Raises:
+        InputError: no model there, or another one than the config's.
+    """
+    loss = model_config(folder, trust_code=True).loss
+    if loss.name != config.loss.name and is_path(loss.name):
+        raise InputError(
+            f"config.loss.name: {config.loss.name!r}, but the model in {folder} has "
+            f"its author's loss {loss.name}; name that"
+        )
+    loaded = load_model(dataclasses.replace(config, loss=loss), folder).arrays
+    taken = dict(loaded["params"])
+    if loss.name != config.loss.name:
+        taken.pop("loss", None)
+    logging.info("weights from %s", folder)
+    shardings = jax.tree.map(lambda x: x.sharding, model)
+    return jax.device_put(loaded | {"params": model["params"] | taken}, shardings)
 
 
 def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from vse_jax.base.files import (
 )
 from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten
+from vse_jax.checkpoints.folder import model_name
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
 from vse_jax.checkpoints.torch.torch_file import write_safetensors
 from vse_jax.config import (
@@ -45,26 +46,31 @@ _PLACEHOLDER = "USER/NAME"  # of a repository that was not named yet
 _TO_FILL_IN = "**TO FILL IN**"
 _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 _SEAL = re.compile(r"\n<!-- vse_jax ([0-9a-f]{64}) -->\n\Z")
-_WEIGHTS = ("image.weights", "text.weights")
+_WEIGHTS = ("weights", "image.weights", "text.weights")
 # Part of a recipe, though a run may be resumed with others.
 _RECIPE = (*_WEIGHTS, "num_epochs", "max_steps")
 
 
 def write_shared(
-    config: Config, workdir: AnyPath, model: dict[str, Any], repository: str | None
+    config: Config,
+    source: AnyPath,
+    model: dict[str, Any],
+    target: AnyPath,
+    repository: str | None,
 ) -> AnyPath:
-    """Writes W/share/ again; a card that was changed by hand stays.
+    """Writes the folder `target` again; a card that was changed by hand stays.
 
     Args:
-        config, workdir: of the run.
-        model: {"params", "batch_stats"} of its best checkpoint, on the host.
+        config, source: of the model, and the folder that it came from.
+        model: its {"params", "batch_stats"}, on the host.
+        target: W/share.
         repository: USER/NAME on the Hub; None: not known yet.
 
     Raises:
         InputError: no vocabulary, or the folder cannot be written.
     """
     caption_tokenizer(config)  # another model's vocabulary is refused
-    target, repository = workdir / "share", repository or _PLACEHOLDER
+    repository = repository or _PLACEHOLDER
     with whole_folder(target, replace=True) as folder:
         save_shared_config(config, folder / "config.json")
         copy_vocabulary(config, folder)
@@ -76,7 +82,7 @@ def write_shared(
         if kept is None or (seal and seal[1] == _digest(text[: seal.start()])):
             vocabulary = own_vocabulary(folder, config.text.kind)
             name = vocabulary.name if vocabulary else ""
-            card = _card(config, workdir, model, repository, name).encode()
+            card = _card(config, source, model, repository, name).encode()
         else:
             logging.warning(
                 "%s: kept as you changed it; remove it to have it written again", before
@@ -90,14 +96,14 @@ def write_shared(
 
 
 def _card(
-    config: Config, workdir: AnyPath, model: dict, repository: str, vocabulary: str
+    config: Config, source: AnyPath, model: dict, repository: str, vocabulary: str
 ) -> str:
     """The text of README.md: a YAML header as the Hub reads it, then Markdown.
 
     The Hub's `ModelCard.from_template` is not used: it drops comments from the header,
     which say what is to fill in, and asks for a package (Jinja2) of its own.
     """
-    name, run = workdir.resolve().name, workdir / "run.json"
+    name, run = model_name(source), source / "run.json"
     image, text, fields = config.image, config.text, flat_fields(config)
 
     parameters = sum(math.prod(x.shape) for x in flatten(model["params"]).values())
@@ -110,11 +116,11 @@ def _card(
         ("parameters", f"{parameters:,}, float32"),
     ]
     trained = 0.0  # when the best epoch was; earlier evaluations are of another
-    if has_checkpoint(workdir):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
+    if has_checkpoint(source):
+        with Checkpoints(source, read_only=True) as checkpoints:
             progress = checkpoints.progress()
         if progress is not None and progress.best_step is not None:
-            best = workdir / "checkpoints" / str(progress.best_step)
+            best = source / "checkpoints" / str(progress.best_step)
             # A bucket has no folders, which would know when they were written.
             trained = modified(
                 best if isinstance(best, Path) else best / "data/metadata"
@@ -129,7 +135,7 @@ def _card(
         (split, f"{size['images']:,}", f"{size['captions']:,}")
         for split, size in sizes.items()
     )
-    evaluations = _evaluations(workdir, trained)
+    evaluations = _evaluations(source, trained)
     scores = {split: _scores(metrics) for split, metrics in evaluations.items()}
     results = "None were recorded with this model."
     if scores:
@@ -151,9 +157,9 @@ def _card(
     ]
     for field in _WEIGHTS:
         if (start := fields[field]) is not None:
-            kind, _, _ = field.partition(".")
-            what = f"pretrained weights of the {kind} encoder, {_short(field, start)}"
-            licences.append((what, _TO_FILL_IN))
+            kind, dot, _ = field.partition(".")
+            what = f"pretrained weights of the {kind} encoder" if dot else "its start"
+            licences.append((f"{what}, {_short(field, start)}", _TO_FILL_IN))
     licences.append((f"`{vocabulary}`", _TO_FILL_IN))
 
     template = (TEMPLATES / "model_card.md").read_text(encoding="utf-8")
@@ -214,10 +220,10 @@ def _header(config: Config, name: str, scores: Mapping[str, list]) -> str:
     return header.rstrip()
 
 
-def _evaluations(workdir: AnyPath, since: float) -> dict[str, Any]:
+def _evaluations(folder: AnyPath, since: float) -> dict[str, Any]:
     """Split → contents of its eval_<split>.json, of the best model alone."""
     found = {}
-    for file in sorted(workdir.glob("eval_*.json")):
+    for file in sorted(folder.glob("eval_*.json")):
         metrics = read_object(file)
         if modified(file) < since:
             logging.warning(
@@ -242,7 +248,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 def _short(field: str, value: Any) -> str:
     """A value in a table; of the weights it starts from their name, not their place."""
     if field in _WEIGHTS and value is not None and "package:" not in value:
-        value = Path(value).name
+        value = value if "://" in value else model_name(Path(value))
     return f"`{str(value).replace('|', '¦')}`"
 
 

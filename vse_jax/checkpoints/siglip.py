@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object, resolve_folder
+from vse_jax.base.files import AnyPath, read_object, resolve_folder
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.torch import keys, torch_file
 from vse_jax.config import Config, encoder_config, flat_fields, nested, typed
@@ -177,9 +177,28 @@ def _with_sizes(config: Config, found: dict[str, Any], folder: Path) -> Config:
 
 def is_zero_shot(config: Config) -> bool:
     """Whether a config is a published SigLIP's, from its folder."""
-    fields, weights = flat_fields(config), config.image.weights
-    as_published = all(fields[field] == value for field, value in ZERO_SHOT.items())
-    return as_published and weights is not None and weights == config.text.weights
+    weights = config.image.weights
+    is_published = weights is not None and weights == config.text.weights
+    return is_published and not _other_than_published(config)
+
+
+def check_zero_shot(config: Config, folder: AnyPath) -> None:
+    """Raises InputError unless a config is that of the published SigLIP in a folder."""
+    if differing := _other_than_published(config):
+        raise InputError(
+            f"{folder}: a published SigLIP, but the config is another model's: "
+            + ", ".join(differing)
+        )
+
+
+def _other_than_published(config: Config) -> list[str]:
+    """A text for each field in which a model is of another kind than the published."""
+    fields = flat_fields(config)
+    return [
+        f"config.{field} is {fields[field]!r}, not {value!r}"
+        for field, value in ZERO_SHOT.items()
+        if fields[field] != value
+    ]
 
 
 def load_siglip(folder: Path, template: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, any_path, whole_folder
 from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config, load_config, own_vocabulary, with_paths
@@ -15,15 +16,16 @@ from vse_jax.evaluation.encode import Embedder, Embeddings
 from vse_jax.evaluation.retrieval import check_finite, ensemble
 
 
-def embed(config: Config, workdir: AnyPath) -> None:
+def embed(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> None:
     """Writes embeddings/<split>/{images,captions,caption_images}.npy and image_ids.txt.
 
-    Of the best checkpoint in `workdir` and config.eval.split: float32 [N, D] and
-    [C, D]; int64 [C], the row of the image that each caption belongs to. The folder is
-    written whole or not at all, and replaces an earlier one.
+    To `workdir`, of config.eval.split by the best model in the folder `model`, or in
+    `workdir`: float32 [N, D] and [C, D]; int64 [C], the row of the image that each
+    caption belongs to. The folder is written whole or not at all, and replaces an
+    earlier one.
     """
     split = read_split(config, config.eval.split)
-    embeddings = embed_best(config, workdir, split)
+    embeddings = embed_best(config, workdir, split, model)
 
     def write() -> None:
         folder = workdir / "embeddings" / split.name
@@ -42,15 +44,21 @@ def embed(config: Config, workdir: AnyPath) -> None:
 
 
 def embed_best(
-    config: Config, workdir: AnyPath, split: Split, embedder: Embedder | None = None
+    config: Config,
+    workdir: AnyPath,
+    split: Split,
+    model: AnyPath | None = None,
+    embedder: Embedder | None = None,
 ) -> Embeddings:
-    """Embeddings of `split` by the best checkpoint in `workdir`, or by an ensemble.
+    """Embeddings by the best model in `model` or else `workdir`, or by an ensemble.
 
     With config.eval.ensemble they are those of its models put together, so that their
     inner products are the mean of the models' similarities.
     """
     if config.eval.ensemble is None:
-        return _embed_with(config, workdir, split, embedder)
+        return _embed_with(config, model or workdir, split, embedder)
+    if model is not None:
+        raise InputError("config.eval.ensemble: names the models; leave out --model")
     members = []
     for name in config.eval.ensemble.split(","):
         folder = any_path(name, "config.eval.ensemble")
@@ -75,13 +83,13 @@ def embed_best(
 
 
 def _embed_with(
-    config: Config, workdir: AnyPath, split: Split, embedder: Embedder | None
+    config: Config, folder: AnyPath, split: Split, embedder: Embedder | None
 ) -> Embeddings:
-    """Embeddings by the best checkpoint in `workdir`; without an ensemble."""
-    config, graphdef, model, mesh = load_model(config, workdir)
+    """Embeddings by the best model in a folder; without an ensemble."""
+    config, graphdef, model, mesh = load_model(config, folder)
     with CompileCache() as programs:
         embedder = embedder or Embedder(config, graphdef, model, mesh, programs)
         found = embedder.embed(model, split)
-    check_finite(f"{workdir}, images of {split.name!r}", found.images)
-    check_finite(f"{workdir}, captions of {split.name!r}", found.captions)
+    check_finite(f"{folder}, images of {split.name!r}", found.images)
+    check_finite(f"{folder}, captions of {split.name!r}", found.captions)
     return found

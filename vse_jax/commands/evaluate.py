@@ -35,16 +35,18 @@ _COLUMNS = {
 def evaluate(
     config: Config,
     workdir: AnyPath,
+    model: AnyPath | None = None,
+    *,
     embedder: Embedder | None = None,
     split: Split | None = None,
 ) -> None:
-    """Ranks config.eval.split with the best checkpoint in `workdir`.
+    """Ranks config.eval.split with the best model in the folder `model`, or `workdir`.
 
-    Writes eval_<split>.json and retrieval.png there, prints the table. After training,
-    its compiled `embedder` and the `split` as it was read are at hand.
+    Writes eval_<split>.json and retrieval.png to `workdir`, prints the table. After
+    training, its compiled `embedder` and the `split` as it was read are at hand.
     """
     split = split or read_split(config, config.eval.split)
-    embeddings = embed_best(config, workdir, split, embedder)
+    embeddings = embed_best(config, workdir, split, model, embedder)
 
     def report() -> None:
         metrics = split_metrics(config, split, embeddings)

@@ -9,14 +9,18 @@ from vse_jax.config import Config
 from vse_jax.distributed.mesh import on_one_device
 
 
-def export_model(config: Config, workdir: AnyPath) -> None:
+def export_model(
+    config: Config, workdir: AnyPath, model: AnyPath | None = None
+) -> None:
     """Writes W/exported/: both encoders as StableHLO, and what prepares their inputs.
+
+    Of the best model in the folder `model`, or in `workdir`.
 
     Raises:
         InputError: no model or no vocabulary, or the folder cannot be written.
     """
     config, mesh = on_one_device(config)
-    config, graphdef, arrays, _ = load_model(config, workdir, mesh)
+    config, graphdef, arrays, _ = load_model(config, model or workdir, mesh)
     target = write_exported(config, workdir, graphdef, jax.device_get(arrays))
     size = sum(map(file_size, target.iterdir())) / 1e6
     print(f"{target}: both encoders for {', '.join(PLATFORMS)}, {size:,.1f} MB")

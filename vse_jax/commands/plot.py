@@ -7,13 +7,14 @@ from vse_jax.figures.coefficients import learned_coefficients, plot_coefficients
 from vse_jax.models.build import merge_model
 
 
-def plot(config: Config, workdir: AnyPath) -> None:
-    """Draws coefficients.{png,svg} of the best checkpoint in `workdir`.
+def plot(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> None:
+    """Draws W/coefficients.{png,svg} of the best model in `model`, or in `workdir`.
 
     Raises:
-        InputError: no checkpoint, or no encoder has a GPO.
+        InputError: no model, or no encoder has a GPO.
     """
-    loaded = load_model(config, workdir)
+    loaded = load_model(config, model or workdir)
     vse = merge_model(loaded.graphdef, loaded.arrays)
     encoders = learned_coefficients(loaded.config, vse)
+    workdir.mkdir(parents=True, exist_ok=True)
     print("\n".join(map(str, plot_coefficients(workdir, encoders))))

@@ -4,8 +4,10 @@ from vse_jax import AnyPath, Config, InputError, load_image, model_of, plot_expl
 from vse_search.query import parse
 
 
-def explain(config: Config, workdir: AnyPath) -> None:
+def explain(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> None:
     """Draws W/explanation.png for config.search.query and config.search.like.
+
+    By the best model in the folder `model`, or in `workdir`.
 
     Raises:
         InputError: one of them is missing or bad, a region model, or an encoder that
@@ -20,13 +22,14 @@ def explain(config: Config, workdir: AnyPath) -> None:
         raise InputError("config.search.query: --mode=explain takes one caption")
     caption = parts[0].value
     image = load_image(like)
-    model = model_of(config, workdir)
-    if model.takes_regions:
+    loaded = model_of(config, model or workdir)
+    if loaded.takes_regions:
         raise InputError(
-            f"{workdir}: a region model, which sees no cells of an image; "
+            f"{loaded.name}: a region model, which sees no cells of an image; "
             "vse_jax.load(…).explain splits its regions"
         )
-    found = model.explain(image, caption)
+    found = loaded.explain(image, caption)
+    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "explanation.png"
     methods = f"cells: {found.cells_method}; words: {found.words_method}"
     plot_explanation(path, image, caption, found.cells, found.words, methods)

@@ -15,8 +15,8 @@ from vse_search.store import Store
 _LISTED = 50  # bad files
 
 
-def index(config: Config, workdir: AnyPath) -> None:
-    """Indexes config.search.pictures by the best model in `workdir`.
+def index(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> None:
+    """Indexes config.search.pictures by the best model in `model`, or in `workdir`.
 
     Only new and changed images are encoded; files that are no readable images are
     listed and left out. What cannot be seen stays in the index.
@@ -32,17 +32,17 @@ def index(config: Config, workdir: AnyPath) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     place = index_folder(config, workdir)
     folder = None if c.pictures is None else check_folder(Path(c.pictures))
-    model = None
+    source, encoder = model or workdir, None
     if not Store.exists(place):
         if folder is None:
             raise InputError("config.search.pictures: needed to make an index")
         check_images(folder, c.exclude or ())  # or an empty index would be left
-        model = _grid_model(config, workdir)
+        encoder = _grid_model(config, source)
         Store.create(
             place,
-            model=model.fingerprint,
-            name=model.name,
-            dim=model.dim,
+            model=encoder.fingerprint,
+            name=encoder.name,
+            dim=encoder.dim,
             folder=folder,
         )
     with Store.open(place, read_only=False) as store:
@@ -54,7 +54,7 @@ def index(config: Config, workdir: AnyPath) -> None:
             )
         report = update(
             store,
-            model or _grid_model(config, workdir),
+            encoder or _grid_model(config, source),
             folder=folder,
             exclude=c.exclude,
             forget=c.forget,
@@ -64,11 +64,11 @@ def index(config: Config, workdir: AnyPath) -> None:
     _tell(place, images, report, time.monotonic() - start)
 
 
-def _grid_model(config: Config, workdir: AnyPath) -> Encoder:
-    model = vse_jax.model_of(config, workdir)
+def _grid_model(config: Config, folder: AnyPath) -> Encoder:
+    model = vse_jax.model_of(config, folder)
     if model.takes_regions:
         raise InputError(
-            f"{workdir}: a region model takes features of regions, and images have "
+            f"{folder}: a region model takes features of regions, and images have "
             "none; index them by a grid model"
         )
     return model

@@ -19,10 +19,11 @@ from vse_search.searcher import Query, Searcher
 from vse_search.store import Filters, Hit, Store
 
 
-def search(config: Config, workdir: AnyPath) -> None:
+def search(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> None:
     """Prints what config.search asks for.
 
-    A server of the index answers where one runs that can: the answer is the same.
+    The model that made the index is the best in the folder `model`, or in `workdir`. A
+    server of the index answers where one runs that can: the answer is the same.
 
     Raises:
         InputError: nothing is asked for, a wrong query, filter or image, no index, or
@@ -48,7 +49,7 @@ def search(config: Config, workdir: AnyPath) -> None:
             except Unanswered as error:
                 logging.info("%s; searching without the server", error)
         if found is None:
-            found = _search_here(config, workdir, store, wanted)
+            found = _search_here(config, model or workdir, store, wanted)
     if told := hint(options.query or ""):
         logging.info("query: %s", told)
     if options.format == "paths":  # the files' names as they are, for other programs
@@ -60,13 +61,13 @@ def search(config: Config, workdir: AnyPath) -> None:
 
 
 def _search_here(
-    config: Config, workdir: AnyPath, store: Store, wanted: Query
+    config: Config, model: AnyPath, store: Store, wanted: Query
 ) -> list[Hit]:
     """Loads the model and searches as a server does; JAX is started here."""
     with (
         vse_jax.started(config, "search", (None, None, None), alone=True),
         Searcher.open(
-            config.search, store.index, lambda: vse_jax.model_of(config, workdir)
+            config.search, store.index, lambda: vse_jax.model_of(config, model)
         ) as searcher,
     ):
 

@@ -5,8 +5,10 @@ from vse_jax import AnyPath, Config, InputError
 from vse_search.commands import index_folder
 
 
-def serve(config: Config, workdir: AnyPath) -> None:
+def serve(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> None:
     """Serves config.search.index, or W/index, until SIGTERM or Ctrl-C.
+
+    The model that made the index is the best in the folder `model`, or in `workdir`.
 
     Raises:
         InputError: no index, one of another model, an address that cannot be used or
@@ -19,4 +21,6 @@ def serve(config: Config, workdir: AnyPath) -> None:
             f"--mode=serve: no package {error.name!r}; make setup-search"
         ) from None
     index = index_folder(config, workdir)
-    serve_index(config.search, index, lambda: vse_jax.model_of(config, workdir))
+    serve_index(
+        config.search, index, lambda: vse_jax.model_of(config, model or workdir)
+    )

@@ -23,7 +23,7 @@ import safetensors.numpy
 from absl import logging
 
 from vse_jax.base.errors import InputError, refusal
-from vse_jax.base.files import read_object, whole_file
+from vse_jax.base.files import AnyPath, read_object, whole_file
 
 # Where a file of several state dicts keeps that of the model.
 _MODEL_NAMES = ("state_dict", "model", "model_state_dict", "net", "network")
@@ -295,11 +295,19 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
         found = safetensors.numpy.load_file(file)
     except (OSError, safetensors.SafetensorError, TypeError) as error:
-        raise InputError(f"{file}: {error}") from None  # TypeError: float8
+        raise unreadable_safetensors(file, error) from None  # TypeError: float8
     return {
         name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x
         for name, x in found.items()
     }
+
+
+def unreadable_safetensors(file: AnyPath, error: Exception) -> InputError:
+    """What to raise where a safetensors file cannot be read."""
+    if isinstance(error, safetensors.SafetensorError):
+        what = "not a whole safetensors file; was its download cut off?"
+        return InputError(f"{file}: {what} ({error})")
+    return InputError(f"{file}: {error}")
 
 
 def write_safetensors(file: Path, arrays: Mapping[str, Any]) -> None:
