@@ -1,12 +1,11 @@
 """SigLIP2 as it was published, without training: a strong start for your own images.
 
-    python main.py --config=configs/siglip2_zero_shot.py --workdir=runs/zero --mode=eval
+    python main.py --config=configs/siglip2_zero_shot.py \
+        --model=hf://google/siglip2-base-patch16-256 --workdir=runs/zero --mode=eval
 
-The folder data/weights/siglip2-base-patch16-256 is Hugging Face's of
-google/siglip2-base-patch16-256 (config.json, model.safetensors, tokenizer.json,
-preprocessor_config.json); another one is named with --config.image.weights and
---config.text.weights, and its sizes are read from it; name its images' side, too
-(--config.image.size). Modes index, search and serve work in the same way.
+Without --model, the folder data/weights/siglip2-base-patch16-256 is read; of another
+SigLIP name the images' side, too (--config.image.size). Modes index, search and serve
+work in the same way.
 Published, COCO 5K: R@1 53.2 (T→I) / 69.7 (I→T).
 """
 
