@@ -287,7 +287,7 @@ def runnable(page: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("name", "left_out", "number"),
     [
-        ("sharing", "nothing", 7),
+        ("sharing", "nothing", 6),
         ("python", "nothing", 2),
         ("quickstart", "configs/openmoji.py", 3),
         # The page of a server, and what is beside the toy model's photos.
