@@ -4,6 +4,7 @@
 
 The CNN was pretrained on 940 M public images with hashtags. Published, COCO 1K:
 I→T 84.5 / 98.1 / 99.4, T→I 72.0 / 93.9 / 97.5, rsum 545.4; COCO 5K rsum 468.9.
+WSL's weights are CC BY-NC 4.0: models trained from them are non-commercial, too.
 """
 
 from configs import coco_grid

@@ -3,7 +3,7 @@
     python main.py --config=configs/coco_region_bigru.py --workdir=runs/coco_bigru
 
 Words come from data/vocab/coco_precomp_vocab.json, the published file or one made with
---mode=build_vocab. One GPU of 16 GB is enough for the batch of 128. Published, COCO 1K:
+--mode=build_vocab. Published, COCO 1K:
 I→T 78.5 / 96.0 / 98.7, T→I 61.7 / 90.3 / 95.6, rsum 520.8.
 """
 

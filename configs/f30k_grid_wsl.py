@@ -3,6 +3,7 @@
     python main.py --config=configs/f30k_grid_wsl.py --workdir=runs/f30k_grid_wsl
 
 Published, 1K test: I→T 88.4 / 98.3 / 99.5, T→I 74.2 / 93.7 / 96.8, rsum 550.9.
+WSL's weights are CC BY-NC 4.0: models trained from them are non-commercial, too.
 """
 
 from configs import coco_grid_wsl, f30k_grid
