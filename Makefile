@@ -58,7 +58,7 @@ lock: $(VENV)/.runtime ## write requirements*.lock again after a change of pypro
 	$(UV) pyproject.toml --output-file requirements.lock
 	$(EXTRA) data | $(UV) --no-deps - >> requirements.lock
 
-demo: setup ## prepare real images, train, test, draw (3 to 10 minutes)
+demo: setup ## prepare OpenMoji icons, train, test, draw (3 to 10 minutes)
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
 	$(BIN)/python main.py --config=configs/openmoji.py --workdir=runs/demo
 	@echo "Look at runs/demo/retrieval.png and runs/demo/curves.png; find images: make app"
@@ -113,7 +113,7 @@ test-browser: setup-dev ## the search page in Chromium, which apt installs for r
 test-all: check setup-tpu-compiler ## all tests but those of a GPU and a browser
 	$(PYTEST) -m "not gpu"
 
-test-gpu: setup-dev ## what the official program computed, on an NVIDIA GPU
+test-gpu: setup-dev ## the golden tests and those of GPUs, on an NVIDIA GPU
 	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -m "golden or gpu"
 
 coverage: setup-dev ## the lines that the tests reach, in percent

@@ -93,12 +93,14 @@ flags.DEFINE_string(
 flags.DEFINE_string("mode", "train", ", ".join(MODES))
 flags.DEFINE_bool("accept_new_data", False, "train: goes on though its data changed.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 flags.DEFINE_string("topology", None, "compile: v5e:2x4, cpu:8, …; else what is here.")
 flags.DEFINE_bool("all", False, "compile: all programs, not only the most expensive.")
-flags.DEFINE_string("repo", None, "push: USER/NAME on the Hub; none: W/share/ only.")
-flags.DEFINE_bool("trust_code", False, "A shared model's own classes are imported.")
+flags.DEFINE_string(
+    "repo", None, "push: USER/NAME on the Hub; without it nothing is uploaded."
+)
+flags.DEFINE_bool("trust_code", False, "Imports the classes that a shared model names.")
 
 
 def run(overrides: list[str]) -> None:

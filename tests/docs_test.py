@@ -23,10 +23,9 @@ from vse_jax.base.errors import InputError
 from vse_jax.config import FIELDS
 
 LAB = sorted(Path("docs/lab").glob("*.md"))
-PAGES = [
-    *(Path(f"{name}.md") for name in ("README", "CONTRIBUTING", "SECURITY")),
-    *sorted(Path("docs").glob("*.md")),
-]
+TOP = ("README", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT", "CHANGELOG")
+DOCS = sorted(Path("docs").glob("*.md"))
+PAGES = [*(Path(f"{name}.md") for name in TOP), *DOCS]
 
 # What DESIGN says instead: image, caption, element, most expensive, your own, new or
 # again, except, initialised. Only words that have no other meaning in these pages.
@@ -129,7 +128,13 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_of_the_docs_is_in_the_index():
     index = read(Path("README.md"))
-    assert not [page for page in PAGES[3:] if f"({page})" not in index]
+    assert not [page for page in DOCS if f"({page})" not in index]
+
+
+def test_every_image_is_shown_or_linked():
+    pages = "".join(map(read, [*PAGES, *LAB]))
+    files = [path.name for path in Path("docs/images").glob("*.png")]
+    assert not [name for name in files if f"images/{name})" not in pages]
 
 
 def test_fields_exist():
@@ -207,9 +212,13 @@ def test_commands_are_understood(page):
         assert problem(command) is None, command
 
 
-def test_targets_and_modules_exist():
+def makefile_targets() -> set[str]:
     makefile = Path("Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([\w-]+):", makefile, re.M))
+    return set(re.findall(r"^([\w-]+):", makefile, re.M))
+
+
+def test_targets_and_modules_exist():
+    targets = makefile_targets()
     benchmarks = {f"bench-{path.stem}" for path in Path("benchmarks").glob("*.py")}
 
     def missing(page: Path) -> list[str]:
@@ -225,6 +234,15 @@ def test_targets_and_modules_exist():
         ]
 
     assert not by_page(missing, [*PAGES, *LAB])
+
+
+def test_workflows_call_targets_alone():
+    targets = makefile_targets()
+    for file in Path(".github/workflows").glob("*.yml"):
+        for command in re.findall(r"run: (.*)", file.read_text(encoding="utf-8")):
+            program, target, python = command.split()
+            assert (program, python) == ("make", "PYTHON=python")
+            assert target in targets, command
 
 
 def test_errors_are_quoted_as_they_are():
