@@ -1,25 +1,19 @@
-"""The pages: plain words, short sentences, names that exist, commands that run.
+"""The pages: plain words, short sentences, names that exist, commands with a meaning.
 
-docs/lab holds dated notes: its links are checked, its language is not.
+docs/lab holds dated notes: its links are checked, its language is not. The commands run
+in docs_commands_test.py.
 """
 
 import functools
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import main
-from tests.helpers import tiny
-from tests.helpers.drafts import draft
-from tests.helpers.hub import WRITER, serving
-from tests.helpers.runs import write_run
 from tests.messages_test import texts
 from vse_jax import command_line as cli
-from vse_jax.base.errors import InputError
 from vse_jax.config import FIELDS
 
 LAB = sorted(Path("docs/lab").glob("*.md"))
@@ -245,21 +239,6 @@ def test_workflows_call_targets_alone():
             assert target in targets, command
 
 
-def test_errors_are_quoted_as_they_are():
-    """`$ COMMAND` and below it its error, of what a config alone shows."""
-    shown = re.findall(
-        r"^    \$ python main\.py (.*)\n    error: (.*)$",
-        read(Path("docs/quickstart.md")),
-        flags=re.M,
-    )
-    (arguments, line), *_ = shown
-    config, *overrides = shlex.split(arguments)
-    values = cli.read_config(config.removeprefix("--config="), Path())
-    with pytest.raises(InputError) as error:
-        cli.final_config(values, overrides)
-    assert str(error.value) == line
-
-
 def test_what_troubleshooting_quotes_is_a_text_of_the_program():
     """Where "…" stands, the program puts something in."""
     of_make = (
@@ -276,71 +255,3 @@ def test_what_troubleshooting_quotes_is_a_text_of_the_program():
     }
     assert len(quoted) > 30
     assert not [part for part in parts if part not in known]
-
-
-# ---- Commands that run, on tiny data -------------------------------------------------
-
-RUN = {
-    "python": [sys.executable],
-    "hf": [sys.executable, "-m", "huggingface_hub.cli.hf"],
-}
-
-
-def runnable(page: str) -> list[list[str]]:
-    """Of the indented lines: commands as they are, a block of Python as one."""
-    blocks = re.findall(r"(?:^    .+\n|^\n)+", page.replace("\\\n", " "), re.MULTILINE)
-    found = []
-    for block in blocks:
-        lines = [line[4:] for line in block.splitlines() if line.strip()]
-        if lines and lines[0].startswith("import"):
-            found.append([sys.executable, "-c", "\n".join(lines)])
-        else:
-            ours = [line for line in lines if line.split()[0] in RUN]
-            words = [shlex.split(line, comments=True) for line in ours]
-            found += [[*RUN[word], *rest] for word, *rest in words]
-    return found
-
-
-@pytest.mark.system
-@pytest.mark.parametrize(
-    ("name", "left_out", "number"),
-    [
-        ("sharing", "nothing", 6),
-        ("python", "nothing", 2),
-        ("quickstart", "configs/openmoji.py", 3),
-        # The page of a server, and what is beside the toy model's photos.
-        ("search", "serve|postgres", 4),
-    ],
-)
-def test_commands_work(name, left_out, number, tiny_root, environment, tmp_path):
-    workdir = write_run(draft(tiny.get_config(str(tiny_root))), tmp_path / "run")
-    first, second, *_ = sorted((tiny_root / "images").iterdir())
-    page = read(Path(f"docs/{name}.md"))
-    for written, here in (
-        ("runs/demo", workdir),
-        ("runs/theirs", tmp_path / "theirs"),
-        ("data/openmoji/images/128px/1F63B.png", first),
-        ("data/openmoji", tiny_root),
-        ("max_tokens=32", "max_tokens=12"),
-        ("USER/NAME", "someone/demo"),
-        ("a.jpg", first),
-        ("b.jpg", second),
-        ("two dogs by the sea", "a red bar"),
-        ("~/Pictures", tiny_root / "images"),
-        ("('private/', '*.gif')", "('private/',)"),
-    ):
-        page = page.replace(written, str(here))
-    wanted = re.compile(left_out)
-    found = [c for c in runnable(page) if not wanted.search(" ".join(c))]
-    assert len(found) == number
-    with serving({}) as (address, _):
-        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf")}
-        for command in found:
-            done = subprocess.run(
-                command,
-                env=environment | hub | {"HF_TOKEN": WRITER},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, (command, done.stderr)
