@@ -40,14 +40,15 @@ from vse_jax.config import (
     Config,
     check_config,
     config_dict,
+    keeps_aspect,
     takes_regions,
     typed,
     vector_fields,
     with_paths,
 )
-from vse_jax.data.collate import Batch
+from vse_jax.data.collate import Batch, prepare_image, put_image
 from vse_jax.data.digests import vocabulary_digest
-from vse_jax.data.images import ImageBytes, load_image, preprocess
+from vse_jax.data.images import ImageBytes, load_image
 from vse_jax.data.regions import finite_regions
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.compile_cache import CompileCache
@@ -107,9 +108,9 @@ def load(
 
     Args:
         folder: a run's (--workdir), the one that convert_torch_weights.py or
-            --mode=push wrote, or Hugging Face's of a SigLIP or SigLIP2 of fixed
-            resolution; or one of these two on the Hub: 'hf://USER/NAME', with
-            '@REVISION' or without. Nothing of a shared folder is executed.
+            --mode=push wrote, or Hugging Face's of a SigLIP or SigLIP2; or one of these
+            two on the Hub: 'hf://USER/NAME', with '@REVISION' or without. Nothing of a
+            shared folder is executed.
         overrides: fields of its config with other values, such as the vocabulary of a
             converted model that has none: {"text.vocab": "vocab.txt"}.
         trust_code: your own classes, which a shared model names ('module:Class') may
@@ -209,9 +210,10 @@ class Model:
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
         return digest.hexdigest()
 
-    def prepare(self, image: ImageLike) -> Float32[np.ndarray, "size size 3"]:
+    def prepare(self, image: ImageLike) -> Float32[np.ndarray, "rows columns 3"]:
         """What the image encoder takes of an image: resized and normalised.
 
+        It is a square, unless the model keeps an image's aspect (NaFlex).
         `encode_images` takes it in place of the image, which may be large.
 
         Raises:
@@ -297,9 +299,15 @@ class Model:
     def _split_image(
         self, image: ImageLike, vector: np.ndarray
     ) -> tuple[np.ndarray, float]:
+        c = self._config.image
+        if keeps_aspect(c):
+            image = self.prepare(image)
         images = self._images([image])
         parts, shared = self._embedder.attribute(self._arrays, images, vector)
-        if isinstance(image, np.ndarray) and self.takes_regions:
+        if keeps_aspect(c) and isinstance(image, np.ndarray):
+            rows, columns = (side // c.vit.patch for side in image.shape[:2])
+            return parts[: rows * columns].reshape(rows, columns), shared
+        if self.takes_regions and isinstance(image, np.ndarray):
             return parts[: len(image)], shared
         side = math.isqrt(len(parts))  # the images are square, and so is the grid
         return parts.reshape(side, side), shared
@@ -364,7 +372,7 @@ class Model:
         def read(batch: Batch, row: int, number: int) -> None:
             image = images[number]
             if not self.takes_regions:
-                batch["images"][row] = self._prepared(image, number)
+                put_image(batch, row, self._prepared(image, number), c)
                 return
             shape = image.shape if isinstance(image, np.ndarray) else ()
             if len(shape) != 2 or shape[0] == 0 or shape[1] != c.feature_dim:
@@ -383,15 +391,28 @@ class Model:
 
         return Images(c, len(images), read, on_bad)
 
+    def _check_prepared(self, image: np.ndarray, number: int) -> None:
+        c = self._config.image
+        wanted, fits = f"[{c.size}, {c.size}, 3]", image.shape == (c.size, c.size, 3)
+        if keeps_aspect(c):
+            patch, most = c.vit.patch, c.vit.max_patches
+            assert most is not None
+            wanted = f"[{patch} · rows, {patch} · columns, 3], {most} patches at most"
+            fits = image.shape[2:] == (3,) and not any(
+                side % patch or side == 0 for side in image.shape[:2]
+            )
+            fits = fits and math.prod(image.shape[:2]) <= most * patch**2
+        if not fits:
+            raise InputError(
+                f"image {number}: float32 {list(image.shape)}; what this model "
+                f"prepares is {wanted}"
+            )
+
     def _prepared(self, image: ImageLike, number: int) -> np.ndarray:
         c = self._config.image
         if isinstance(image, np.ndarray):
             if image.dtype == np.float32:
-                if image.shape != (c.size, c.size, 3):
-                    raise InputError(
-                        f"image {number}: float32 {list(image.shape)}; what this model "
-                        f"prepares is [{c.size}, {c.size}, 3]"
-                    )
+                self._check_prepared(image, number)
                 return image
             if image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise InputError(
@@ -403,7 +424,7 @@ class Model:
             pixels = load_image(os.path.expanduser(image))
         else:
             pixels = load_image(image)
-        return preprocess(pixels, c.size, c.pixels, c.resample)
+        return prepare_image(pixels, c)
 
 
 def _method_of(encoder: nnx.Module) -> AttributionMethod | None:

@@ -363,6 +363,13 @@ class VitConfig:
     layers: int = field(12, "transformer blocks", min=0)
     heads: int = field(12, "of the attention", min=1)
     ffn: int = field(3072, "channels inside a block's MLP", min=1)
+    max_patches: int | None = field(
+        None,
+        "NaFlex: an image keeps its aspect, and has as many patches as fit into these; "
+        "None: it becomes a square of image.size",
+        min=1,
+    )
+    grid: int = field(16, "NaFlex: side of the square of learned positions", min=1)
 
 
 @dataclass(frozen=True)
@@ -924,6 +931,11 @@ def takes_regions(image: ImageConfig) -> bool:
     if image.input == "auto":
         return image.kind == "region"
     return image.input == "regions"
+
+
+def keeps_aspect(image: ImageConfig) -> bool:
+    """Whether the image encoder takes the patches of images of any aspect (NaFlex)."""
+    return image.kind == "vit" and image.vit.max_patches is not None
 
 
 def is_free(field: str, by: Free) -> bool:

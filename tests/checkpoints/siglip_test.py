@@ -1,15 +1,19 @@
 """A SigLIP's Hugging Face folder: what vse_jax.load, training and modes make of it."""
 
+import csv
 import dataclasses
 import json
 import shutil
+import string
 import urllib.request
+from importlib import resources
 
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import vse_jax
 from tests.helpers import programs, siglip, tiny
@@ -23,6 +27,7 @@ from vse_jax.checkpoints.siglip import (
     siglip_config,
 )
 from vse_jax.commands.evaluate import evaluate
+from vse_jax.data.collate import empty_batch, image_shapes, prepare_image, put_image
 from vse_jax.data.dataset import read_split
 from vse_jax.data.images import load_image, preprocess
 from vse_jax.data.tokenizers import PieceTokenizer, read_siglip_tokenizer
@@ -89,6 +94,64 @@ def test_captions_become_the_token_ids_of_transformers(folder):
     assert tokens.lengths.max() == siglip.POSITIONS
 
 
+def two_hundred_captions():
+    """Of every 37th drawing, and what people type besides."""
+    rows = resources.files("vse_jax.data.prepare") / "openmoji_captions.csv"
+    with rows.open(encoding="utf-8") as file:
+        found = [row["caption1"] for row in csv.DictReader(file)][::24]
+    hard = [
+        *("", "   ", "tab\there", "two\nlines", "  lead", "trail  ", "a  b   c"),
+        *(
+            "Ünïcödé CAFÉ",
+            "日本語の文",
+            "😀 a dog",
+            "ＦＵＬＬ ｗｉｄｔｈ",
+            "ﬁne",
+            "Straße",
+        ),
+        *("İstanbul ẞ ǅ", "e\u0301clair", 'don\'t, "stop" 3.5%!', "<eos> <pad>"),
+        *("<bos>a", "a-b_c (d) [e]", "word " * 100),
+    ]
+    return found[: 200 - len(hard)] + hard
+
+
+def assert_same_ids(tokens, expected, pad):
+    assert len(tokens) == len(expected) == 200
+    for caption, row in enumerate(expected):
+        found = tokens.ids[tokens.span(caption)]
+        np.testing.assert_array_equal(found, row[: len(found)])
+        assert set(row[len(found) :]) <= {pad}
+
+
+def test_two_hundred_captions_are_those_of_siglip2s_tokenizer(tmp_path):
+    captions = two_hundred_captions()
+    siglip.write_tokenizer(tmp_path, 600, texts=[x.lower() for x in captions[:150]])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(theirs, transformers.Siglip2Tokenizer)
+    expected = theirs(captions, padding="max_length", truncation=True, max_length=64)
+    pieces = read_siglip_tokenizer(tmp_path / "tokenizer.json")
+    tokens = PieceTokenizer(pieces, 64)(captions)
+    assert_same_ids(tokens, expected["input_ids"], siglip.PAD)
+    assert len(np.unique(tokens.ids)) > 200
+
+
+def test_the_first_siglip_reads_no_punctuation(tmp_path):
+    """What SiglipTokenizer does to a caption before its pieces are looked up."""
+    # A text's "<eos>" is a token, and keeps its signs.
+    captions = [x for x in two_hundred_captions() if "<" not in x]
+    siglip.write_tokenizer(tmp_path, 600, texts=[x.lower() for x in captions[:150]])
+    file = tmp_path / "tokenizer.json"
+    plain = PieceTokenizer(read_siglip_tokenizer(file), 64)
+    bare = str.maketrans("", "", string.punctuation)
+    canonical = [" ".join(x.lower().translate(bare).split()) for x in captions]
+    expected = plain(canonical)
+    change(tmp_path / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+    tokens = PieceTokenizer(read_siglip_tokenizer(file), 64)(captions)
+    np.testing.assert_array_equal(tokens.ids, expected.ids)
+    np.testing.assert_array_equal(tokens.offsets, expected.offsets)
+    assert not np.array_equal(tokens.ids, plain(captions).ids)
+
+
 def test_pieces_belong_to_words(folder):
     tokenizer = tokenizer_of(folder)
     tokens = tokenizer([CAPTIONS[0]])
@@ -109,6 +172,47 @@ def test_pictures_are_prepared_as_the_processor_does(pictures, resample):
         expected = processor(images=image, return_tensors="np")["pixel_values"][0]
         apart = np.abs(found - expected.transpose(1, 2, 0)).max()
         assert apart <= 1e-6
+
+
+@pytest.mark.parametrize("flexible", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [
+        ("RGB", (480, 640)),
+        ("RGB", (640, 427)),
+        ("RGB", (3, 2)),
+        ("RGB", (1, 1)),
+        ("RGB", (4032, 3024)),
+        ("L", (300, 200)),
+        ("RGBA", (300, 200)),
+        ("P", (64, 65)),
+    ],
+)
+def test_images_that_people_have_are_prepared_as_the_processors_do(
+    mode, size, flexible
+):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+    image = coarse.resize(size, Image.Resampling.BICUBIC).convert(mode)
+    theirs = image.convert("RGB")  # of which the alpha is opaque
+    config = draft().image
+    config.update(kind="vit", size=256, pixels="siglip", resample="bilinear")
+    if flexible:
+        config.vit.max_patches = 256
+        processor = transformers.Siglip2ImageProcessorPil(resample=2)
+    else:
+        square = {"height": 256, "width": 256}
+        processor = transformers.SiglipImageProcessorPil(size=square, resample=2)
+    expected = processor(images=theirs, return_tensors="np")
+    batch = empty_batch(image_shapes(config, 1))
+    put_image(batch, 0, prepare_image(load_image(image), config), config)
+    values = expected["pixel_values"][0]
+    if flexible:
+        found = batch["patches"][0].reshape(256, -1)
+        np.testing.assert_array_equal(batch["grid_lengths"], expected["spatial_shapes"])
+    else:
+        found, values = batch["images"][0], values.transpose(1, 2, 0)
+    assert np.abs(found - values).max() <= 1e-6
 
 
 def test_load_gives_the_published_model(folder, pictures, peer):
@@ -219,9 +323,9 @@ def test_sizes_that_the_tensors_do_not_have_are_named_together(copy):
     assert "\n" not in text
 
 
-def test_siglip2_of_any_resolution_is_another_model(copy):
-    change(copy / "config.json", model_type="siglip2")
-    with pytest.raises(InputError, match=r"config\.json: model_type is 'siglip2'"):
+def test_another_model_is_named(copy):
+    change(copy / "config.json", model_type="siglip3")
+    with pytest.raises(InputError, match=r"config\.json: model_type is 'siglip3'"):
         vse_jax.load(copy)
 
 
@@ -256,6 +360,8 @@ def test_sizes_are_settled_but_not_the_pictures(folder, pictures):
         "layers": 2,
         "heads": 3,
         "ffn": 40,
+        "max_patches": None,
+        "grid": 16,
     }
     assert (config.text.max_positions, config.embed_dim) == (siglip.POSITIONS, 24)
     vectors = vse_jax.load(folder, {"image.size": 48}).encode_images(pictures)

@@ -68,18 +68,27 @@ def write_folder(folder, peer):
     return folder
 
 
-def write_tokenizer(folder, vocab=VOCAB):
-    """tokenizer.json and tokenizer_config.json as SigLIP2's, with few words."""
+def write_tokenizer(folder, vocab=VOCAB, *, texts=None):
+    """tokenizer.json and tokenizer_config.json as SigLIP2's, with few words.
+
+    `texts`: what it is trained on; then its vocabulary has the 256 bytes, too.
+    """
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    model = tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    pieces = tokenizers.Tokenizer(model)
     pieces.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     split = tokenizers.pre_tokenizers.Split
     pieces.pre_tokenizer = split("▁", "merged_with_next")  # no piece spans two words
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab, special_tokens=specials, show_progress=False
     )
-    texts = [text for parts in TRAINED_ON for text in tiny.captions(*parts)]
-    pieces.train_from_iterator(texts, trainer)
+    few = [text for parts in TRAINED_ON for text in tiny.captions(*parts)]
+    pieces.train_from_iterator(texts or few, trainer)
+    if texts:
+        content = json.loads(pieces.to_str())
+        known = content["model"]["vocab"]
+        known |= {f"<0x{i:02X}>": len(known) + i for i in range(256)}
+        pieces = tokenizers.Tokenizer.from_str(json.dumps(content))
     pieces.pre_tokenizer = split(" ", "merged_with_previous")  # as published: nothing
     missing = vocab - pieces.get_vocab_size()
     pieces.add_tokens([f"<unused{i}>" for i in range(missing)])

@@ -13,11 +13,12 @@ from flax import nnx
 from jax import export
 from jaxtyping import Array
 
+from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, whole_folder, write_atomically
 from vse_jax.base.trees import flatten, merge
 from vse_jax.checkpoints.share import TEMPLATES
 from vse_jax.checkpoints.torch.torch_file import write_safetensors
-from vse_jax.config import Config, takes_regions
+from vse_jax.config import Config, keeps_aspect, takes_regions
 from vse_jax.data.collate import Shapes, caption_shapes, image_shapes
 from vse_jax.data.images import scale_and_shift
 from vse_jax.data.tokenizers import caption_tokenizer, padded_lengths
@@ -53,8 +54,14 @@ def write_exported(
     `model`: its arrays, on the host.
 
     Raises:
-        InputError: no vocabulary, or the folder cannot be written.
+        InputError: no vocabulary, a model for images of any aspect, or the folder
+            cannot be written.
     """
+    if keeps_aspect(config.image):
+        raise InputError(
+            "config.image.vit.max_patches: a model for images of any aspect (NaFlex) "
+            "is not exported"
+        )
     tokenizer = caption_tokenizer(config)
     encoders = export_encoders(config, graphdef, model)
     about = preprocessing(config)

@@ -33,6 +33,7 @@ from vse_jax.config import (
     RESUME,
     Config,
     flat_fields,
+    keeps_aspect,
     own_vocabulary,
     save_shared_config,
     takes_regions,
@@ -109,6 +110,8 @@ def _card(
     parameters = sum(math.prod(x.shape) for x in flatten(model["params"]).values())
     regions = takes_regions(image)
     seen = "features of regions" if regions else f"{image.size} px"
+    if keeps_aspect(image):
+        seen = f"any aspect, at most {image.vit.max_patches} patches"
     about = [
         ("image encoder", f"{image.kind}, {seen}, pooling {image.pool}"),
         ("text encoder", f"{text.kind}, pooling {text.pool}, `{vocabulary}`"),

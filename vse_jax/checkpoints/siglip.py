@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP2 of fixed resolution, as Hugging Face folders hold them.
+"""SigLIP and SigLIP2, of fixed resolution or NaFlex, as Hugging Face folders hold them.
 
 config.json, the weights, tokenizer.json and processor_config.json (of today's
 transformers) or preprocessor_config.json are read; sentencepiece is not needed.
@@ -16,7 +16,14 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_object, resolve_folder
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.torch import keys, torch_file
-from vse_jax.config import Config, encoder_config, flat_fields, nested, typed
+from vse_jax.config import (
+    Config,
+    encoder_config,
+    flat_fields,
+    keeps_aspect,
+    nested,
+    typed,
+)
 from vse_jax.data.tokenizers import read_siglip_tokenizer
 from vse_jax.data.vocabulary import find_vocabulary
 
@@ -48,6 +55,7 @@ _PIXELS = {
     "image_std": [0.5] * 3,
 }
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_MAX_PATCHES = 256  # of NaFlex's processor, unless it says otherwise
 
 # The model as it was published: what a folder's files do not say.
 ZERO_SHOT: dict[str, Any] = {
@@ -68,6 +76,7 @@ _PARTS = {
 }
 _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 _PROBE = "vision_model.head.probe"
+_PATCHES = "vision_model.embeddings.patch_embedding.weight"
 _PROJECTION = "vision_model.head.attention.in_proj_"
 
 
@@ -80,10 +89,11 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     config = read_object(file)
-    if config.get("model_type") != "siglip":
+    kind = config.get("model_type")
+    if kind not in ("siglip", "siglip2"):
         raise InputError(
-            f"{file}: model_type is {config.get('model_type')!r}, not 'siglip' (which "
-            "SigLIP2 of fixed resolution has, too)"
+            f"{file}: model_type is {kind!r}, not 'siglip' (which SigLIP2 of fixed "
+            "resolution has, too) or 'siglip2' (NaFlex)"
         )
     parts = {name: config.get(f"{name}_config") or {} for name in ("vision", "text")}
     for name, part in parts.items():
@@ -94,6 +104,16 @@ def siglip_sizes(folder: Path) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{file}: {'; '.join(wrong)}")
     fields = {f: parts[part].get(*name) for f, (part, *name) in _SIZES.items()}
+    fields["image.vit.max_patches"] = None
+    if kind == "siglip2":
+        count = parts["vision"].get("num_patches", 256)
+        if not isinstance(count, int) or count < 1 or math.isqrt(count) ** 2 != count:
+            raise InputError(
+                f"{file}: vision_config.num_patches is {count!r}, no square number"
+            )
+        fields["image.vit.max_patches"] = _MAX_PATCHES
+        fields["image.vit.grid"] = math.isqrt(count)
+        fields["image.size"] = math.isqrt(count) * fields["image.vit.patch"]
     fields["embed_dim"] = parts["text"].get("projection_size") or fields["text.hidden"]
     if fields["embed_dim"] != fields["image.vit.hidden"]:
         raise InputError(
@@ -122,7 +142,10 @@ def siglip_pixels(folder: Path) -> dict[str, Any]:
         wrong.append(f"resample is {resample!r}, not 2 (bilinear) or 3 (bicubic)")
     if wrong:
         raise InputError(f"{file}: {'; '.join(wrong)}")
-    return {"image.pixels": "siglip", "image.resample": _RESAMPLE[resample]}
+    fields = {"image.pixels": "siglip", "image.resample": _RESAMPLE[resample]}
+    if "max_num_patches" in config:  # NaFlex
+        fields["image.vit.max_patches"] = config["max_num_patches"]
+    return fields
 
 
 def siglip_config(folder: Path) -> Config:
@@ -140,8 +163,9 @@ def siglip_config(folder: Path) -> Config:
 def resolve_siglip(config: Config) -> Config:
     """The config with the sizes of the SigLIP folders that it names.
 
-    Not the images' size: position embeddings are resized. A folder that is not there
-    is no error: a run that goes on, or is evaluated, has its sizes.
+    Not the images' size, nor NaFlex's number of patches if it has one: position
+    embeddings are resized. A folder that is not there is no error: a run that goes on,
+    or is evaluated, has its sizes.
 
     Raises:
         InputError: a folder of another architecture, or without its tokenizer.
@@ -159,6 +183,8 @@ def resolve_siglip(config: Config) -> Config:
         found.pop("image.size", None)
         if name == "image":
             found |= siglip_pixels(folder)
+            if keeps_aspect(config.image) and found["image.vit.max_patches"]:
+                del found["image.vit.max_patches"]
         else:
             pieces = read_siglip_tokenizer(find_vocabulary(config))
             found["text.pad_id"] = pieces.pad
@@ -253,6 +279,11 @@ def _our_layout(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             found[key] = tensor.reshape(())
         elif key == _PROBE and tensor.shape[:2] == (1, 1):
             found[key] = tensor[0, 0]
+        elif key == _PATCHES and tensor.ndim == 2:  # NaFlex's: of patches, row by row
+            side = math.isqrt(tensor.shape[1] // 3)
+            if 3 * side * side == tensor.shape[1]:
+                tensor = tensor.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+            found[key] = tensor
         else:
             found[key] = tensor
     return found

@@ -2,6 +2,8 @@
 
 A batch is a dict of NumPy arrays:
     images [B, S, S, 3] f32               (grid) or
+    patches [B, K, P, P, 3] f32 (zero-padded), grid_lengths [B, 2] i32: in a column and
+                                          in a row (NaFlex) or
     regions [B, K, F] f32 (zero-padded), region_lengths [B] i32
     token_ids [B, T] i32 (zero-padded)    or token_features [B, T, H] f32
     token_lengths [B] i32
@@ -15,11 +17,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Float32, Int, Int32, UInt8
 
-from vse_jax.config import Config, ImageConfig, takes_regions
+from vse_jax.config import Config, ImageConfig, keeps_aspect, takes_regions
 from vse_jax.data.dataset import Split
-from vse_jax.data.images import augment, load_image, preprocess
+from vse_jax.data.images import (
+    augment,
+    load_image,
+    patches_of_aspect,
+    preprocess_to,
+)
 from vse_jax.data.records import RecordImages
 from vse_jax.data.regions import NpyRows, drop_regions
 from vse_jax.data.tokenizers import (
@@ -38,12 +45,51 @@ Shapes = dict[str, tuple[tuple[int, ...], type]]  # array → shape, dtype
 
 def image_shapes(image: ImageConfig, count: int) -> Shapes:
     """Of the image part of a batch, from config.image."""
-    if not takes_regions(image):
-        return {"images": ((count, image.size, image.size, 3), np.float32)}
-    return {
-        "regions": ((count, image.max_regions, image.feature_dim), np.float32),
-        "region_lengths": ((count,), np.int32),
-    }
+    if takes_regions(image):
+        return {
+            "regions": ((count, image.max_regions, image.feature_dim), np.float32),
+            "region_lengths": ((count,), np.int32),
+        }
+    if keeps_aspect(image):
+        side = image.vit.patch
+        assert image.vit.max_patches is not None
+        patches = (count, image.vit.max_patches, side, side, 3)
+        return {
+            "patches": (patches, np.float32),
+            "grid_lengths": ((count, 2), np.int32),
+        }
+    return {"images": ((count, image.size, image.size, 3), np.float32)}
+
+
+def prepare_image(
+    pixels: UInt8[np.ndarray, "height width 3"], image: ImageConfig
+) -> Float32[np.ndarray, "rows columns 3"]:
+    """An image resized and normalised as config.image says, for `put_image`."""
+    rows = columns = image.size
+    if keeps_aspect(image):
+        assert image.vit.max_patches is not None
+        patch, most = image.vit.patch, image.vit.max_patches
+        height, width = pixels.shape[:2]
+        grid = patches_of_aspect(height, width, patch, most)
+        rows, columns = patch * grid[0], patch * grid[1]
+    return preprocess_to(pixels, rows, columns, image.pixels, image.resample)
+
+
+def put_image(
+    batch: Batch,
+    row: int,
+    prepared: Float32[np.ndarray, "rows columns 3"],
+    image: ImageConfig,
+) -> None:
+    """Fills a row of a batch with what `prepare_image` gave."""
+    if not keeps_aspect(image):
+        batch["images"][row] = prepared
+        return
+    side = image.vit.patch
+    rows, columns = prepared.shape[0] // side, prepared.shape[1] // side
+    patches = prepared.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    batch["patches"][row, : rows * columns] = patches.reshape(-1, side, side, 3)
+    batch["grid_lengths"][row] = rows, columns
 
 
 def pair_shapes(image: ImageConfig, count: int) -> Shapes:
@@ -198,7 +244,7 @@ class ImageCollator:
             rgb = load_image(self.images[image])
             if rng is not None:
                 rgb = augment(rgb, rng, c.crop_min, c.flip)
-            batch["images"][row] = preprocess(rgb, c.size, c.pixels, c.resample)
+            put_image(batch, row, prepare_image(rgb, c), c)
         else:
             features = self.regions[image]
             if rng is not None:

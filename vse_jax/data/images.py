@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -336,10 +337,21 @@ def preprocess(
         resample: 'opencv' is bilinear on float32, as in the original; 'bilinear' and
             'bicubic' are Pillow's, on whole numbers, as for SigLIP.
     """
+    return preprocess_to(image, size, size, normalization, resample)
+
+
+def preprocess_to(
+    image: UInt8[np.ndarray, "height width 3"],
+    rows: int,
+    columns: int,
+    normalization: str,
+    resample: str,
+) -> Float32[np.ndarray, "{rows} {columns} 3"]:
+    """As `preprocess`, to any size."""
     image = np.ascontiguousarray(image)  # a mirrored crop is not, and OpenCV needs it
     resized: np.ndarray
     if resample == "opencv" and image.size > _FLOATS:
-        resized = _resized_from_few(image, size)
+        resized = _resized_from_few(image, rows, columns)
         if normalization == "detector":
             resized = np.ascontiguousarray(resized[..., ::-1])
     else:
@@ -347,22 +359,50 @@ def preprocess(
             image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         if resample == "opencv":
             resized = cv2.resize(
-                image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR
+                image.astype(np.float32),
+                (columns, rows),
+                interpolation=cv2.INTER_LINEAR,
             )
         else:
             by = Image.Resampling[resample.upper()]
-            small = Image.fromarray(image).resize((size, size), by)
+            small = Image.fromarray(image).resize((columns, rows), by)
             resized = np.array(small, np.float32)
-    scale, shift = _of_row(normalization, size)
-    rows = resized.reshape(size, -1)
-    rows *= scale
-    rows += shift
+    scale, shift = _of_row(normalization, columns)
+    values = resized.reshape(rows, -1)
+    values *= scale
+    values += shift
     return resized
 
 
+def patches_of_aspect(
+    height: int, width: int, patch: int, most: int
+) -> tuple[int, int]:
+    """The patches in a column and in a row that an image of any aspect becomes.
+
+    As many as fit into `most`: both sides are scaled alike, then rounded up to whole
+    patches. The search for the scale is that of transformers' processor for SigLIP 2,
+    to the same precision, as the scale's last digits may decide.
+    """
+    low, high = 1e-6, 100.0
+
+    def at(scale: float) -> tuple[int, int]:
+        rows, columns = (
+            max(1, math.ceil(side * scale / patch)) for side in (height, width)
+        )
+        return rows, columns
+
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        if math.prod(at(middle)) <= most:
+            low = middle
+        else:
+            high = middle
+    return at(low)
+
+
 def _resized_from_few(
-    image: UInt8[np.ndarray, "height width 3"], size: int
-) -> Float32[np.ndarray, "{size} {size} 3"]:
+    image: UInt8[np.ndarray, "height width 3"], rows: int, columns: int
+) -> Float32[np.ndarray, "{rows} {columns} 3"]:
     """What cv2.resize makes of the image as float32, without a float32 image.
 
     Bilinear interpolation reads four pixels for each of the result's: they alone become
@@ -370,7 +410,7 @@ def _resized_from_few(
     float32's rounding elsewhere.
     """
 
-    def neighbors(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def neighbors(count: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(pixel before, pixel behind, weight of the latter) of each of the result."""
         centers = (np.arange(size) + 0.5) * (count / size) - 0.5
         centers = centers.clip(0, count - 1)
@@ -382,15 +422,15 @@ def _resized_from_few(
         mixed = first + (second - first) * weight.astype(np.float64)
         return mixed.astype(np.float32)
 
-    left, right, across = neighbors(image.shape[1])
-    above, below, down = neighbors(image.shape[0])
+    left, right, across = neighbors(image.shape[1], columns)
+    above, below, down = neighbors(image.shape[0], rows)
     top, bottom = (
         between(
-            image[rows[:, None], left].astype(np.float32),
-            image[rows[:, None], right].astype(np.float32),
+            image[near[:, None], left].astype(np.float32),
+            image[near[:, None], right].astype(np.float32),
             across[:, None],
         )
-        for rows in (above, below)
+        for near in (above, below)
     )
     return between(top, bottom, down[:, None, None])
 
@@ -404,7 +444,7 @@ def scale_and_shift(normalization: str) -> tuple[np.ndarray, np.ndarray]:
     return 1 / (255 * _IMAGENET_STD), -_IMAGENET_MEAN / _IMAGENET_STD
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _of_row(normalization: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """`scale_and_shift` of a row of pixels, float32 [size · 3] each.
 

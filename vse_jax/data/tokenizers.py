@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import os
+import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 from jaxtyping import Int, Int32
-from tokenizers import models, normalizers
+from tokenizers import Regex, models, normalizers
 
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, make_room, whole_file
@@ -278,6 +280,9 @@ class PieceTokenizer(Tokenizer):
 def read_siglip_tokenizer(file: AnyPath) -> Pieces:
     """A SentencePiece model as a tokenizer.json: SigLIP's. Captions are lower-cased.
 
+    Of the first SigLIP they lose their punctuation, too, as it was trained (its
+    tokenizer_config.json names SiglipTokenizer).
+
     Raises:
         InputError: the file is missing or holds no tokenizer, or captions are padded in
             front (a tokenizer_config.json beside it says that).
@@ -296,7 +301,15 @@ def read_siglip_tokenizer(file: AnyPath) -> Pieces:
     if pad_id is None:
         raise InputError(f"{file}: no token {pad} to fill captions up")
     before = tokenizer.normalizer
-    steps = [normalizers.Lowercase(), *([] if before is None else [before])]
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()]
+    if said.get("tokenizer_class") in ("SiglipTokenizer", "SiglipTokenizerFast"):
+        steps += [  # SigLIP's, not SigLIP2's, was trained without punctuation
+            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    if before is not None:
+        steps.append(before)
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool
 
-from vse_jax.config import Config
+from vse_jax.config import Config, keeps_aspect
 from vse_jax.models.layers import BatchNorm, linear
 from vse_jax.models.pooling import build_pool
 from vse_jax.models.resnet import ResNet
@@ -58,7 +58,7 @@ class ViTEncoder(SetEncoder):
         image, vit = config.image, config.image.vit
         dtype, embed = np.dtype(config.compute_dtype), config.embed_dim
         self.vit = ViT(
-            grid=image.size // vit.patch,
+            grid=vit.grid if keeps_aspect(image) else image.size // vit.patch,
             patch=vit.patch,
             hidden=vit.hidden,
             layers=vit.layers,
@@ -78,9 +78,18 @@ class ViTEncoder(SetEncoder):
         self.drop = image.drop
 
     def elements(self, batch, *, train=False, rngs=None) -> Elements:
-        """Returns the patches of batch['images'] [b, s, s, 3]; see `SetEncoder`."""
-        tokens = self.vit(batch["images"], train=train)
-        mask = _kept_cells(tokens, self.drop if train else 0.0, rngs)
+        """Returns the patches of batch['images'] [b, s, s, 3]; see `SetEncoder`.
+
+        NaFlex: of batch['patches'] [b, k, p, p, 3], images of any aspect, of whose
+        columns and rows batch['grid_lengths'] [b, 2] says how many patches they have.
+        """
+        if "patches" in batch:
+            tokens, real = self.vit.any_aspect(
+                batch["patches"], batch["grid_lengths"], train=train
+            )
+        else:
+            tokens, real = self.vit(batch["images"], train=train), None
+        mask = _kept_cells(tokens, self.drop if train else 0.0, rngs, real)
         return tokens if self.fc is None else self.fc(tokens), mask
 
 
@@ -121,18 +130,26 @@ class RegionMLP(nnx.Module):
         return self.output(jax.nn.relu(x))
 
 
-def _kept_cells(cells, drop: float, rngs: nnx.Rngs | None) -> Bool[Array, "b k"]:
+def _kept_cells(
+    cells,
+    drop: float,
+    rngs: nnx.Rngs | None,
+    real: Bool[Array, "b k"] | None = None,
+) -> Bool[Array, "b k"]:
     """All cells [b, k, d], or those that size augmentation keeps (VSE∞, section 4.3).
 
     An image draws u ~ U(0, 1); above `_WHOLE_GRIDS` each of its cells is dropped with
-    probability drop · u. The cell with the highest draw always stays.
+    probability drop · u. The cell with the highest draw always stays. `real`: those
+    that an image has; None: all.
     """
     b, k = cells.shape[:2]
     if drop == 0:
-        return jnp.ones((b, k), bool)
+        return jnp.ones((b, k), bool) if real is None else real
     assert rngs is not None
     image_key, cell_key = jax.random.split(rngs.size())
     u = jax.random.uniform(image_key, (b, 1))
     threshold = jnp.where(u > _WHOLE_GRIDS, drop * u, 0)
     draws = jax.random.uniform(cell_key, (b, k))
+    if real is not None:
+        draws = jnp.where(real, draws, -1)
     return draws >= jnp.minimum(threshold, draws.max(axis=1, keepdims=True))

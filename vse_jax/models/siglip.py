@@ -14,7 +14,8 @@ class ViT(nnx.Module):
     """Patches with learned positions, pre-norm layers, a last norm; no class token.
 
     Args:
-        grid: patches in a row of an image, which is square.
+        grid: patches in a row of an image, which is square; or of the positions, which
+            are interpolated where images have any aspect.
         patch: side of a patch, px.
         hidden, layers, heads, ffn: sizes.
         remat: keep only each layer's input for the backward pass, and compute the layer
@@ -49,7 +50,7 @@ class ViT(nnx.Module):
             remat=remat,
         )
         self.norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
-        self.dtype = dtype
+        self.grid, self.dtype = grid, dtype
 
     def __call__(
         self, images: Float[Array, "b s s 3"], *, train: bool = False
@@ -62,6 +63,53 @@ class ViT(nnx.Module):
             raise ValueError(f"{x.shape[1]} patches, but {count} positions")
         x = x + self.positions[...].astype(x.dtype)
         return self.norm(self.layers(x, train=train))
+
+    def any_aspect(
+        self,
+        patches: Float[Array, "b k p p 3"],
+        lengths: Int[Array, "b 2"],
+        *,
+        train: bool = False,
+    ) -> tuple[Float[Array, "b k h"], Bool[Array, "b k"]]:
+        """Returns the vectors of patches, and which are real (NaFlex: SigLIP 2, 2025).
+
+        Args:
+            patches: of each image, row by row; what follows has no effect.
+            lengths: how many patches are in a column and in a row of each image.
+            train: has no effect, as there is no dropout.
+        """
+        mask = jnp.arange(patches.shape[1]) < lengths.prod(axis=1)[:, None]
+        kernel = jnp.asarray(self.patches.kernel[...], self.dtype)
+        x = jnp.einsum("bkhwc,hwcf->bkf", patches.astype(self.dtype), kernel)
+        x = x + self.patches.bias[...].astype(self.dtype)
+        shares = _position_shares(lengths, patches.shape[1], self.grid)
+        positions = shares @ jnp.asarray(self.positions[...])
+        x = x + positions.astype(self.dtype)
+        return self.norm(self.layers(x, mask[:, None], train=train)), mask
+
+
+def _position_shares(
+    lengths: Int[Array, "b 2"], size: int, grid: int
+) -> Float[Array, "b {size} grid_squared"]:
+    """How much each learned position counts for each patch of an image.
+
+    A square grid of positions is resized to the image's patches: bilinear, with a
+    filter as wide as a shrunk place (antialiased).
+    """
+    places = jnp.arange(size)
+    last = lengths.prod(axis=1, keepdims=True) - 1
+    rows, columns = jnp.divmod(jnp.minimum(places, last), lengths[:, 1:])
+
+    def along(index, count):
+        scale = grid / count[:, None]
+        centers = (index + 0.5) * scale
+        apart = jnp.abs(jnp.arange(grid) + 0.5 - centers[..., None])
+        shares = jnp.maximum(1 - apart / jnp.maximum(scale, 1)[..., None], 0)
+        return shares / shares.sum(axis=-1, keepdims=True)
+
+    across, down = along(columns, lengths[:, 1]), along(rows, lengths[:, 0])
+    shares = down[..., :, None] * across[..., None, :]
+    return shares.reshape(*shares.shape[:2], -1)
 
 
 class PatchEmbedding(Conv):
@@ -154,7 +202,7 @@ class PreNormLayer(nnx.Module):
         self.mlp_norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
         self.mlp = MLP(hidden, ffn, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train):
+    def __call__(self, x, attends=None, *, train):
         del train  # there is no dropout
-        x = x + self.attention(self.attention_norm(x))
+        x = x + self.attention(self.attention_norm(x), attends)
         return x + self.mlp(self.mlp_norm(x))
