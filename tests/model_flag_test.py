@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -220,7 +222,7 @@ def test_photos_are_found_by_a_model_from_the_hub(hub, tiny_root, tmp_path):
         ({"gated": True}, "its owner has to let you in: ask on its page, and log in"),
         ({"config.json": b'{"model_type": "clip"}'}, "model_type is 'clip', not "
          "'vse_jax' (what --mode=push writes) or 'siglip' (SigLIP, and SigLIP2 of"),
-        ({"config.json": b'{"model_type": "siglip2"}'}, "model_type is 'siglip2', not"),
+        ({"config.json": b'{"model_type": ["blip"]}'}, "model_type is ['blip'], not"),
         ({"model.safetensors": None}, "holds no model.safetensors: not a model for"),
         ({"model.safetensors": b"version https://git-lfs"}, "not a whole safetensors"),
     ],
@@ -278,3 +280,21 @@ def test_a_published_model_has_no_recipe(published, environment, tmp_path):
 def test_a_wrong_flag_is_one_line(arguments, line, environment):
     found = one_line_error(["--config=configs/openmoji.py", *arguments], environment)
     assert found.startswith(f"error: {line}")
+
+
+@pytest.mark.system
+def test_make_photos_says_what_it_needs_and_fetches_first(tmp_path):
+    def told(*arguments):
+        makefile = str(Path("Makefile").absolute())
+        command = ["make", "-f", makefile, "-C", str(tmp_path), "--dry-run", "photos"]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+    assert "PICTURES=FOLDER: name the folder of your photos" in told().stderr
+    lines = [x for x in told("PICTURES=~/a b").stdout.splitlines() if "make" not in x]
+    assert "Apache-2.0, 1.5 GB" in lines[0]
+    assert '--config.search.pictures="~/a b"' in "\n".join(lines)
+    other = told("PICTURES=a", "MODEL=my model").stdout
+    assert '--model="my model" --workdir=runs/photos --mode=serve' in other
+    assert "GB" not in other
+    (tmp_path / "runs" / "photos" / "index").mkdir(parents=True)
+    assert told().returncode == 0  # the index knows its folder

@@ -32,7 +32,13 @@ from PIL import Image
 
 from vse_jax.base.errors import InputError, check_choice
 from vse_jax.base.files import HUB, AnyPath
-from vse_jax.checkpoints.folder import is_siglip, model_config, model_folder, model_name
+from vse_jax.checkpoints.folder import (
+    is_siglip,
+    model_config,
+    model_folder,
+    model_languages,
+    model_name,
+)
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.siglip import is_zero_shot
 from vse_jax.config import (
@@ -53,6 +59,7 @@ from vse_jax.data.regions import finite_regions
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import on_one_device
+from vse_jax.evaluation.cutoff import read_cutoff, sigmoid_cutoff
 from vse_jax.evaluation.encode import Captions, Embedder, Images, Items, batch_sizes
 from vse_jax.models.build import merge_model
 from vse_jax.models.vse import AttributionMethod, attribution_method
@@ -154,16 +161,38 @@ def model_of(config: Config, folder: AnyPath, name: str | None = None) -> "Model
     config, mesh = on_one_device(config)
     config, graphdef, arrays, mesh = load_model(config, folder, mesh)
     name = name or model_name(folder)
-    published = is_zero_shot(config) and not (folder / "checkpoints").is_dir()
-    trained_on = None if published or is_siglip(folder) else config.data.name
-    return Model(config, graphdef, arrays, mesh, name, trained_on)
+    published = is_siglip(folder) or (
+        is_zero_shot(config) and not (folder / "checkpoints").is_dir()
+    )
+    loss = arrays["params"].get("loss", {})
+    return Model(
+        config,
+        graphdef,
+        arrays,
+        mesh,
+        name,
+        trained_on=config.data.name if not published else _published_on(name),
+        languages=model_languages(folder),
+        cutoff=sigmoid_cutoff(float(loss["log_scale"]), float(loss["bias"]))
+        if published
+        else read_cutoff(folder),
+    )
+
+
+def _published_on(name: str) -> str | None:
+    """'webli' of Google's SigLIP2 (arXiv 2502.14786, section 2); others: not known."""
+    return "webli" if name.removeprefix("google/").startswith("siglip2-") else None
 
 
 class Model:
     """Two towers with their weights; made by `load`.
 
     name: the folder's, or USER/NAME.
-    trained_on: config.data.name of its training; None: a published SigLIP.
+    trained_on: config.data.name of its training; of a published SigLIP2 'webli'; None:
+        not known.
+    languages: ISO 639 codes that its card names.
+    cutoff: the similarity from which it takes an image for what a caption says
+        (evaluation/cutoff.py); None: not known.
     dim: length of its vectors, D.
     takes_regions: images are arrays of region features [k, F], not pixels.
     batch_size: images that it computes at a time.
@@ -179,9 +208,13 @@ class Model:
         mesh: Mesh,
         name: str,
         trained_on: str | None = None,
+        cutoff: float | None = None,
+        languages: Sequence[str] = (),
     ):
         self.name = name
         self.trained_on = trained_on
+        self.cutoff = cutoff
+        self.languages: Sequence[str] = list(languages)
         self.dim: int = config.embed_dim
         self.takes_regions = takes_regions(config.image)
         self.batch_size: int = batch_sizes(config, 1)[0]

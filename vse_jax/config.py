@@ -560,11 +560,6 @@ class EvalConfig:
     plausible_matches: str | None = field(
         None, "folder with pm_*.json: ECCV's PMRP", path=True
     )
-    qrels: str | None = field(
-        None,
-        "file of TREC, a line QUERY 0 ITEM GRADE: also report nDCG, MAP and MRR",
-        path=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -584,7 +579,12 @@ class SearchConfig:
     query: str | None = field(None, "a caption, or parts: 'a red car' - 'people'")
     like: str | None = field(None, "a photo: more of this kind", path=True)
     top: int = field(10, "results", min=1)
-    min_score: float | None = field(None, "leave out what scores less, -1 … 1", min=-1)
+    min_score: float | None = field(
+        None,
+        "leave out what scores less, -1 … 1; None: than the model's own cut-off, of a "
+        "query that is one caption",
+        min=-1,
+    )
     after: str | None = field(
         None, "taken on this day (YYYY-MM-DD) or later", check=_day
     )
@@ -1001,13 +1001,16 @@ def check_same_run(config: Config, path: AnyPath, by: Free = RESUME) -> None:
 # may come from anybody, so no others are, and nothing of the folder is executed.
 _SHARED = {"model_type": "vse_jax", "format_version": 1}
 MODEL_FILE = "model.safetensors"
+CUTOFF_FILE = "cutoff.json"  # of search: evaluation/cutoff.py
 SHARED_FILES = (
     "config.json",
     MODEL_FILE,
+    CUTOFF_FILE,
     "vocab.txt",
     "vocab.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "README.md",  # the model's card
     # Of a published SigLIP, whose weights may be several files.
     "preprocessor_config.json",
     "processor_config.json",

@@ -36,6 +36,7 @@ from vse_jax.checkpoints.runs import (
     TrainProgress,
     has_checkpoint,
 )
+from vse_jax.commands.embed import embed_best
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.config import (
     EVALUATION,
@@ -67,6 +68,7 @@ from vse_jax.distributed.mesh import (
     with_sharding,
 )
 from vse_jax.distributed.multihost import assert_equal_across_hosts, on_process_zero
+from vse_jax.evaluation.cutoff import write_cutoff
 from vse_jax.evaluation.encode import Embedder, batch_sizes
 from vse_jax.figures.curves import plot_curves
 from vse_jax.lora import adapter_shapes, init_adapters, merged
@@ -717,3 +719,5 @@ def train(
         on_process_zero(lambda: plot_curves(workdir, schedule))
         checkpoints.wait()  # the best model is read from the disk
         evaluate(config, workdir, embedder=embedder, split=test)
+        of_dev = embed_best(config, workdir, dev, embedder=embedder)
+        on_process_zero(lambda: write_cutoff(workdir, dev, of_dev))

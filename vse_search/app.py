@@ -85,7 +85,11 @@ class SearchBody(Body):
     unlike: list[Id] = Field([], max_length=MOST_PARTS)
     uploads: list[Hex] = Field([], max_length=MOST_PARTS)
     top: int = Field(60, ge=1, le=MOST_HITS)
-    min_score: float | None = Field(None, allow_inf_nan=False)
+    min_score: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="leaves out what scores less; none: than the `cutoff`; -1: nothing",
+    )
     after: Name = Field(None, description="YYYY-MM-DD, the first day")
     before: Name = Field(None, description="YYYY-MM-DD, the last day")
     camera: Name = None
@@ -142,6 +146,10 @@ class Details(_Image):
 
 class Found(BaseModel):
     hits: list[Picture]
+    cutoff: float | None = Field(
+        description="the score from which the model takes an image for what one "
+        "caption says"
+    )
     stacks: list[list[int]] = Field(
         description="ids of hits that are nearly equal, each list in the hits' order"
     )

@@ -33,9 +33,9 @@ class Client:
     token: str | None
     engine: str | None = None  # that it searches with
 
-    def search(self, **body: Any) -> list[dict[str, Any]]:
-        """Hits of /api/search; raises as `ask`."""
-        return self.ask("POST", "/api/search", json.dumps(body).encode())["hits"]
+    def search(self, **body: Any) -> dict[str, Any]:
+        """The answer of /api/search; raises as `ask`."""
+        return self.ask("POST", "/api/search", json.dumps(body).encode())
 
     def upload(self, path: Path) -> str:
         """Id of an image that the server now has; raises as `ask`, naming the file."""

@@ -14,6 +14,8 @@ class Encoder(Protocol):
     dim: int  # D, the size of a vector
     name: str  # for people
     trained_on: str | None  # name of the data that it has learned from
+    languages: Sequence[str]  # that it was trained in, ISO 639 codes; none: not known
+    cutoff: float | None  # a caption and an image that fit are as similar; not known
     takes_regions: bool  # an image is an array of region features, no file
     batch_size: int  # images that it computes at a time
 

@@ -54,12 +54,23 @@ class Query:
     unlike: Sequence[int] = ()
     uploads: Sequence[str] = ()  # ids
     top: int = 60
-    min_score: float | None = None
+    min_score: float | None = None  # None: the model's own cut-off
     filters: Filters = ALL
 
     def is_empty(self) -> bool:
         """Whether no part is given."""
         return not (self.query.strip() or self.like or self.unlike or self.uploads)
+
+
+class Found(NamedTuple):
+    """Images, best first.
+
+    cutoff: the score below which the model takes none for what is looked for; None: it
+        has none for such a query.
+    """
+
+    hits: list[Hit]
+    cutoff: float | None
 
 
 class Upload(NamedTuple):
@@ -79,6 +90,7 @@ class Status:
     folder: str
     model: str
     trained_on: str | None
+    languages: Sequence[str]
     explains: bool
     uploads: bool
     cameras: list[str]
@@ -162,6 +174,7 @@ class Searcher:
             folder=printable(self.store.folder.name),
             model=printable(self._encoder.name),
             trained_on=self._encoder.trained_on,
+            languages=self._encoder.languages,
             explains=self.explains,
             uploads=not self._encoder.takes_regions,
             cameras=self.store.cameras(),
@@ -188,8 +201,8 @@ class Searcher:
 
     # ---- Search ----------------------------------------------------------------------
 
-    def search(self, query: Query) -> list[Hit]:
-        """The images found, best first.
+    def search(self, query: Query) -> Found:
+        """The images found; those below `query.min_score` or the cut-off left out.
 
         Raises:
             InputError: a query without words, or one that the grammar, an id or a
@@ -197,16 +210,20 @@ class Searcher:
         """
         return self._of_one_index(lambda: self._found(query))
 
-    def _found(self, query: Query) -> list[Hit]:
+    def _found(self, query: Query) -> Found:
         self._take_in_changes()
-        weights, vectors, _ = zip(*self._terms(query), strict=True)
+        weights, vectors, captions = zip(*self._terms(query), strict=True)
         vector, _ = combine(weights, vectors)
-        return self._engine.search(
+        # Similarities to images, or to what is taken away, are of another range.
+        is_caption = len(captions) == 1 and captions[0] is not None and weights[0] > 0
+        cutoff = self._encoder.cutoff if is_caption else None
+        hits = self._engine.search(
             vector,
             top=query.top,
             filters=query.filters,
-            min_score=query.min_score,
+            min_score=cutoff if query.min_score is None else query.min_score,
         )
+        return Found(hits, cutoff)
 
     def page(
         self, query: Query, order: SortOrder | None = None, offset: int = 0
@@ -214,8 +231,9 @@ class Searcher:
         """As `search`, or all images that pass the filters in an order.
 
         Returns:
-            hits; stacks: lists of ids of those that are nearly equal, for which each is
-            compared with each other one; total: with an order, how many images pass.
+            hits and cutoff, as `Found`; stacks: lists of ids of those that are nearly
+            equal, for which each is compared with each other one; total: with an order,
+            how many images pass.
 
         Raises:
             InputError: as `search`, or an order of a query.
@@ -224,9 +242,9 @@ class Searcher:
             raise InputError("order: only where nothing is looked for")
 
         def found() -> dict[str, Any]:
-            total = None
+            total = cutoff = None
             if order is None:
-                hits = self._found(query)
+                hits, cutoff = self._found(query)
             else:
                 total, hits = self.store.listed(query.filters, order, query.top, offset)
             ratios = np.array([hit.width / hit.height for hit in hits])
@@ -237,7 +255,7 @@ class Searcher:
             # In an order, an equal one of another day or folder stays where it belongs.
             places = stacks(vectors, ratios, neighbors=order is not None)
             ids = [[hits[place].id for place in stack] for stack in places]
-            return {"hits": hits, "stacks": ids, "total": total}
+            return {"hits": hits, "cutoff": cutoff, "stacks": ids, "total": total}
 
         return self._of_one_index(found)
 

@@ -8,6 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
+from tests.browser import site
 from tests.browser.site import HOSTILE
 from tests.helpers.searching import COLOURS
 
@@ -265,6 +266,27 @@ def test_the_cut_off_hides_what_is_below_without_a_request(page):
     expect(tiles(page)).to_have_count(0)
     page.get_by_role("button", name="Show them all").click()
     expect(tiles(page)).to_have_count(12)
+
+
+def test_nothing_is_found_below_the_models_cut_off(new_page, tmp_path):
+    """Until somebody asks for it; the next query is cut again."""
+    with site.served(tmp_path, cutoff="0.6") as address:
+        page = new_page()
+        page.goto(address)
+        search(page, "red")
+        expect(tiles(page)).to_have_count(2)
+        expect(page.locator("#announcement")).to_contain_text("2 photos, the best red")
+        page.get_by_role("button", name="Show what fits less").click()
+        expect(tiles(page)).to_have_count(12)
+        search(page, "elephant")
+        expect(tiles(page)).to_have_count(0)
+        expect(page.locator("#nothing")).to_contain_text("Nothing found: no photo fits")
+        page.get_by_role("button", name="Show the closest anyway").click()
+        expect(tiles(page)).to_have_count(12)
+        expect(page.locator("#nothing")).to_be_hidden()
+        # Scores of a sum, or of photos, are of another range.
+        search(page, "'red' + 'elephant'")
+        expect(tiles(page)).to_have_count(12)
 
 
 def test_filters(page):

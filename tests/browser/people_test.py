@@ -368,6 +368,7 @@ def test_jargon_waits_behind_details(page):
         ("openmoji", "has learned from drawings (OpenMoji), not from photos."),
         ("coco", "has learned from photos of everyday life (MS-COCO)."),
         ("birds", "has learned from the data “birds”."),
+        ("webli", "from images of the Web with texts in 109 languages (WebLI)."),
         (None, "has learned from is not known."),
     ],
 )
@@ -377,6 +378,14 @@ def test_the_page_says_what_the_model_has_learned_from(new_page, address, data, 
     page.goto(address)
     expect(page.locator("#about")).to_contain_text(words)
     expect(page.locator("#about")).to_contain_text("12 photos in “pictures”")
+
+
+def test_the_page_says_in_which_languages_one_can_ask(new_page, address):
+    page = new_page()
+    change_answer(page, "status", languages=["de", "en", "multilingual"])
+    page.goto(address)
+    about = page.locator("#about")
+    expect(about).to_contain_text("trained in German, English and others.")
 
 
 # ---- Browsing ------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The server over a dozen pictures, at a free port.
 
-python -m tests.browser.site FOLDER [TOKEN]
+python -m tests.browser.site FOLDER [TOKEN [CUTOFF]]
 
 The model knows colours only (tests/helpers/searching.py), so that a test knows what a
 query finds.
@@ -42,9 +42,9 @@ def two_colours(path: Path, left: str, right: str, size: tuple[int, int]) -> Non
 
 
 @contextlib.contextmanager
-def served(folder: Path, token: str = "") -> Iterator[str]:
+def served(folder: Path, token: str = "", cutoff: str = "") -> Iterator[str]:
     """Starts the server in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "tests.browser.site", str(folder), token]
+    command = [sys.executable, "-m", "tests.browser.site", str(folder), token, cutoff]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             first = process.stdout.readline()
@@ -54,12 +54,15 @@ def served(folder: Path, token: str = "") -> Iterator[str]:
             process.terminate()
 
 
-def main(folder: Path, token: str | None) -> None:
+def main(folder: Path, token: str = "", cutoff: str = "") -> None:
     from vse_search.serving import serve_index
 
     index = searching.make_index(draw_pictures(folder / "pictures"), folder / "index")
-    serve_index(searching.options(port=0, token=token), index, searching.ColourModel)
+    model = searching.ColourModel()
+    model.cutoff = float(cutoff) if cutoff else None
+    options = searching.options(port=0, token=token or None)
+    serve_index(options, index, lambda: model)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), (sys.argv[2:] or [""])[0] or None)
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -20,7 +20,7 @@ from tests.helpers import programs, siglip, tiny
 from tests.helpers.drafts import draft
 from vse_jax.api import model_of
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.folder import model_config
+from vse_jax.checkpoints.folder import model_config, model_languages
 from vse_jax.checkpoints.siglip import (
     resize_positions,
     resolve_siglip,
@@ -213,6 +213,22 @@ def test_images_that_people_have_are_prepared_as_the_processors_do(
     else:
         found, values = batch["images"][0], values.transpose(1, 2, 0)
     assert np.abs(found - values).max() <= 1e-6
+
+
+def test_what_a_model_was_trained_on_and_in_which_languages(folder, tmp_path):
+    """Google's SigLIP2 by its name, languages by the card's header."""
+    copy = shutil.copytree(folder, tmp_path / "siglip2-base-patch16-256")
+    model = vse_jax.load(copy)
+    assert (model.trained_on, model.languages) == ("webli", [])
+    for header, expected in (
+        ("license: mit\nlanguage: de\n", ["de"]),
+        ("language:\n- de\n- en\n- no\n", ["de", "en"]),  # which YAML takes for false
+        ("language: [\n", []),
+        ("language: {a: b}\n", []),
+        ("- language\n", []),
+    ):
+        (copy / "README.md").write_text(f"---\n{header}---\n# A model\n")
+        assert model_languages(copy) == expected
 
 
 def test_load_gives_the_published_model(folder, pictures, peer):

@@ -15,6 +15,8 @@ class StandIn:
     takes_regions = False
     batch_size = 32
     trained_on = "openmoji"
+    languages = ()
+    cutoff = None
     cells_method = words_method = "exact"
 
     def __init__(self, name: str = "stand-in", dim: int = 8) -> None:

@@ -38,6 +38,8 @@ class ColourModel:
     takes_regions = False
     batch_size = 32
     trained_on = "openmoji"
+    languages = ()
+    cutoff: float | None = None
     cells_method = words_method = "exact"
 
     def __init__(self, seconds: float = 0.0):
@@ -146,7 +148,7 @@ def options(**others) -> SearchConfig:
     return config
 
 
-def main(folder: str, port: str = "0", seconds: str = "0") -> None:
+def main(folder: str, port: str = "0", seconds: str = "0", cutoff: str = "") -> None:
     from vse_search.serving import serve_index
 
     index = make_index(draw_pictures(Path(folder, "pictures")), Path(folder, "index"))
@@ -156,6 +158,7 @@ def main(folder: str, port: str = "0", seconds: str = "0") -> None:
             self.seconds = 0.0 if captions == ["a picture"] else float(seconds)
             return super().encode_captions(captions)
 
+    Slow.cutoff = float(cutoff) if cutoff else None
     serve_index(options(port=int(port)), index, Slow)
 
 

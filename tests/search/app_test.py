@@ -82,6 +82,7 @@ def test_status_says_what_there_is(server):
         "folder": "pictures",
         "model": "colours",
         "trained_on": "openmoji",
+        "languages": [],
         "explains": True,
         "uploads": True,
         "cameras": ["Nikon D0", "Nikon D1"],
@@ -845,3 +846,31 @@ def test_a_bug_is_no_riddle_and_tells_nothing(serve):
 
     reply = serve(Broken()).post("/api/search", {"query": "red"})
     assert (reply.status, "secret" in reply.error) == (500, False)
+
+
+def test_nothing_is_found_below_the_models_cut_off(serve):
+    model = ColourModel()
+    model.cutoff = 0.5
+    server = serve(model)
+
+    def found(**body):
+        return server.post("/api/search", body).json()
+
+    red = found(query="red")
+    assert red["cutoff"] == 0.5
+    assert [hit["path"] for hit in red["hits"]][:1] == ["red.jpg"]
+    assert min(hit["score"] for hit in red["hits"]) >= 0.5
+    # What no picture shows: nothing; all the same, the nearest.
+    assert found(query="elephant", min_score=None)["hits"] == []
+    assert len(found(query="elephant", min_score=-1.0)["hits"]) == 8
+    # Another sum, a picture or an order has scores of another range.
+    for body in (
+        {"query": "'purple' + 'elephant'"},
+        {"query": "- 'purple'"},
+        {"query": "red.jpg"},
+        {"like": [red["hits"][0]["id"]]},
+        {"order": "name"},
+    ):
+        answer = found(**body)
+        assert answer["cutoff"] is None
+        assert len(answer["hits"]) > 5

@@ -55,7 +55,7 @@ def test_a_server_is_found_while_it_runs(tmp_path, url):
     with announced(tmp_path, url, "secret"):
         assert (tmp_path / "server.json").stat().st_mode & 0o777 == 0o600
         client = running(tmp_path)
-        assert client.search(query="a")[0]["path"] == "a.jpg"
+        assert client.search(query="a")["hits"][0]["path"] == "a.jpg"
         assert Handler.token == "Bearer secret"
     assert running(tmp_path) is None
     assert list(tmp_path.iterdir()) == []

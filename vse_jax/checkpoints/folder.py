@@ -24,6 +24,7 @@ _ADDRESS = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
 _ARCHITECTURES = {
     "vse_jax": "what --mode=push writes",
     "siglip": "SigLIP, and SigLIP2 of fixed resolution",
+    "siglip2": "NaFlex",
 }
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _HINTS = {  # by the status of the Hub's answer
@@ -80,6 +81,25 @@ def model_name(folder: AnyPath) -> str:
     kind, *name = folder.parent.parent.name.split("--")
     is_cached = folder.parent.name == "snapshots" and kind == "models"
     return "/".join(name) if is_cached else folder.name
+
+
+def model_languages(folder: AnyPath) -> list[str]:
+    """The languages that a model's card names, as ISO 639 codes; [] where it does not.
+
+    Hugging Face's card, README.md, has them in its header as `language`.
+    """
+    card = folder / "README.md"
+    if not isinstance(card, Path) or not card.is_file():
+        return []
+    from huggingface_hub import metadata_load  # noqa: PLC0415 (half a second, for few)
+
+    try:
+        named = (metadata_load(card) or {}).get("language") or []
+    except Exception:  # any text may stand there, and only a sentence depends on it
+        return []
+    named = [named] if isinstance(named, str) else named
+    named = named if isinstance(named, list) else []
+    return [code for code in named if isinstance(code, str)]
 
 
 def check_trainable(folder: AnyPath) -> None:

@@ -28,6 +28,7 @@ from vse_jax.checkpoints.folder import model_name
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
 from vse_jax.checkpoints.torch.torch_file import write_safetensors
 from vse_jax.config import (
+    CUTOFF_FILE,
     FIELDS,
     MODEL_FILE,
     RESUME,
@@ -76,6 +77,8 @@ def write_shared(
         save_shared_config(config, folder / "config.json")
         copy_vocabulary(config, folder)
         write_safetensors(folder / MODEL_FILE, flatten(model))
+        if (source / CUTOFF_FILE).is_file():
+            write_atomically(folder / CUTOFF_FILE, read_bytes(source / CUTOFF_FILE))
         before = target / CARD
         kept = read_bytes(before) if before.is_file() else None
         text = (kept or b"").decode(errors="replace")

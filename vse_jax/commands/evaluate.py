@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from vse_jax.base.files import AnyPath, any_path, write_atomically
+from vse_jax.base.files import AnyPath, write_atomically
 from vse_jax.commands.embed import embed_best
 from vse_jax.config import Config
 from vse_jax.data.dataset import Split, read_split
 from vse_jax.distributed.multihost import on_process_zero
+from vse_jax.evaluation.cutoff import write_cutoff
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
 from vse_jax.evaluation.encode import Embedder, Embeddings
-from vse_jax.evaluation.qrels import qrels_metrics
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.figures.retrieval import plot_retrieval
 
@@ -20,11 +20,6 @@ _TASKS = {
     "t2i": "caption to image",
     "i2i": "image to image",
     "t2t": "caption to caption",
-}
-_PROTOCOLS = {
-    "cxc": "Crisscrossed Captions",
-    "eccv": "ECCV Caption",
-    "qrels": "TREC qrels",
 }
 _COLUMNS = {
     "r1": "R@1",
@@ -35,9 +30,6 @@ _COLUMNS = {
     "map_at_r": "mAP@R",
     "rprecision": "R-P",
     "pmrp": "PMRP",
-    "ndcg10": "nDCG@10",
-    "map": "MAP",
-    "mrr": "MRR",
 }
 
 
@@ -51,8 +43,9 @@ def evaluate(
 ) -> None:
     """Ranks config.eval.split with the best model in the folder `model`, or `workdir`.
 
-    Writes eval_<split>.json and retrieval.png to `workdir`, prints the table. After
-    training, its compiled `embedder` and the `split` as it was read are at hand.
+    Writes eval_<split>.json and retrieval.png to `workdir`, prints the table; on the
+    dev split, the cut-off of its own model, too. After training, its compiled
+    `embedder` and the `split` as it was read are at hand.
     """
     split = split or read_split(config, config.eval.split)
     embeddings = embed_best(config, workdir, split, model, embedder)
@@ -65,13 +58,16 @@ def evaluate(
         plot_retrieval(
             workdir / "retrieval.png", split, embeddings.images, embeddings.captions
         )
+        is_own = model is None and config.eval.ensemble is None
+        if is_own and split.name == config.data.dev_split:
+            write_cutoff(workdir, split, embeddings)
         print(format_table(metrics, f"{config.data.name} {split.name}"))
 
     on_process_zero(report)
 
 
 def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
-    """The contents of eval_<split>.json: recalls, and other protocols when asked."""
+    """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
     found = embeddings.images, embeddings.captions, split.captions_per_image
     metrics = retrieval_metrics(*found)
     if config.eval.cxc:
@@ -81,9 +77,6 @@ def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
         named = config.eval.plausible_matches
         folder = Path(named) if named else None
         metrics["eccv"] = eccv_metrics(*found, split.image_ids, folder)
-    if config.eval.qrels is not None:
-        file = any_path(config.eval.qrels, "config.eval.qrels")
-        metrics["qrels"] = qrels_metrics(*found, split.image_ids, file)
     if config.eval.ensemble is not None:
         metrics["ensemble"] = config.eval.ensemble.split(",")
     return metrics
@@ -96,7 +89,7 @@ def format_table(metrics: dict, title: str) -> str:
     if "fold5" in metrics:
         fold = metrics["fold5"]
         lines += _table(f"mean of 5 folds of {fold['images']:,} images", fold)
-    for key, name in _PROTOCOLS.items():
+    for key, name in (("cxc", "Crisscrossed Captions"), ("eccv", "ECCV Caption")):
         if key in metrics:
             lines += _table(name, metrics[key])
     return "\n".join(lines)

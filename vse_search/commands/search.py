@@ -15,7 +15,7 @@ from vse_jax import AnyPath, Config, InputError, SearchConfig, printable, read_b
 from vse_search.client import MOST_HITS, Unanswered, running
 from vse_search.commands import index_folder
 from vse_search.query import hint, rename_images
-from vse_search.searcher import Query, Searcher
+from vse_search.searcher import Found, Query, Searcher
 from vse_search.store import Filters, Hit, Store
 
 
@@ -44,8 +44,9 @@ def search(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> No
             try:
                 asked = asdict(_query(wanted, options, store, client.upload))
                 answer = client.search(**asked.pop("filters"), **asked)
-                scores = {hit["id"]: hit["score"] for hit in answer}
-                found = store.hits(scores, filters)
+                scores = {hit["id"]: hit["score"] for hit in answer["hits"]}
+                hits = store.hits(scores, filters)
+                found = Found(hits, answer.get("cutoff"))  # older ones have none
             except Unanswered as error:
                 logging.info("%s; searching without the server", error)
         if found is None:
@@ -54,15 +55,24 @@ def search(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> No
         logging.info("query: %s", told)
     if options.format == "paths":  # the files' names as they are, for other programs
         sys.stdout.flush()
-        sys.stdout.buffer.write(b"".join(_line(folder, hit) for hit in found))
+        sys.stdout.buffer.write(b"".join(_line(folder, hit) for hit in found.hits))
         sys.stdout.flush()
     else:
-        print(_shown(found, folder, options.format), end="")
+        print(_shown(found.hits, folder, options.format), end="")
+    if (
+        found.cutoff is not None
+        and options.min_score is None
+        and len(found.hits) < options.top
+    ):
+        logging.info(
+            "%s at least %.3f, as this model asks; --config.search.min_score=-1 shows "
+            "what comes next all the same",
+            "no other image scores" if found.hits else "nothing found: no image scores",
+            found.cutoff,
+        )
 
 
-def _search_here(
-    config: Config, model: AnyPath, store: Store, wanted: Query
-) -> list[Hit]:
+def _search_here(config: Config, model: AnyPath, store: Store, wanted: Query) -> Found:
     """Loads the model and searches as a server does; JAX is started here."""
     with (
         vse_jax.started(config, "search", (None, None, None), alone=True),

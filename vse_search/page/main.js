@@ -7,7 +7,7 @@ import * as gallery from "./gallery.js";
 import * as messages from "./messages.js";
 import * as chosen from "./photos.js";
 import * as state from "./state.js";
-import { fileName, listed, photos, trainedOn } from "./text.js";
+import { fileName, listed, photos, trainedOn, understands } from "./text.js";
 import * as viewer from "./viewer.js";
 
 const at = (id) => document.getElementById(id);
@@ -17,7 +17,7 @@ const goneUploads = new Set(); // their ids
 
 let status = null; // the server's, of /api/status
 // What the page shows: the answer to `asked`; null: nothing yet.
-let shown = null; // {asked, hits, stacks, total, milliseconds, hint}
+let shown = null; // {asked, hits, cutoff, stacks, total, milliseconds, hint}
 let tried = null; // the last search that had an answer or an error, as JSON; null: try again
 let shownQuery = "";
 let searching = null; // an AbortController
@@ -161,8 +161,10 @@ function submit(event) {
   event.preventDefault();
   tried = null; // the same query again: the index may have changed
   const query = at("query").value.trim();
-  const order = query ? null : read().order;
-  go({ query, picture: null, top: state.FIRST, order });
+  const before = read();
+  const order = query ? null : before.order;
+  const cut = before.cut === state.ALL ? null : before.cut; // said of the query before
+  go({ query, picture: null, top: state.FIRST, order, cut });
 }
 
 // ---- What is found -------------------------------------------------------------------
@@ -196,9 +198,10 @@ async function search(asked) {
 
 async function answerTo(asked, fields, signal) {
   if (state.asks(asked)) {
-    return api.search({ ...fields, top: Math.min(asked.top, state.MOST) }, signal);
+    const top = Math.min(asked.top, state.MOST);
+    return api.search({ ...fields, top, min_score: state.ALL }, signal); // what is hidden is here
   }
-  const answer = { hits: [], stacks: [], total: 0 };
+  const answer = { hits: [], cutoff: null, stacks: [], total: 0 };
   if (!state.isBrowsing(asked)) return answer;
   // "Show more" asks for what is not there yet.
   const same = shown && JSON.stringify(state.asSearch(shown.asked)) === JSON.stringify(fields);
@@ -227,29 +230,41 @@ function showHits() {
   showParts(asked); // with names that were not known before
   const months = browsing && asked.order !== "name" && Boolean(status.first);
   gallery.show(hits, stacks, { months });
-  if (!browsing) controls.scale(hits, asked.cut);
+  if (!browsing) controls.scale(hits, leastScore(asked.cut));
   at("meant").textContent = shown.hint ?? "";
   showCut(asked.cut);
   if (!browsing && !state.asks(asked)) return;
-  const best = hits.length && !browsing ? `, the best ${hits[0].path}` : "";
-  at("announcement").textContent = `${photos(shown.total ?? hits.length)}${best}`;
+  const count = gallery.cutOff(browsing ? null : leastScore(asked.cut));
+  const best = count && !browsing ? `, the best ${hits[0].path}` : "";
+  at("announcement").textContent = `${photos(shown.total ?? count)}${best}`;
+}
+
+/** What a photo has to score: as the address says, else as the model asks; null: anything. */
+function leastScore(asPut) {
+  return asPut === state.ALL ? null : (asPut ?? shown.cutoff);
 }
 
 function showCut(asPut) {
   if (!shown) return;
   const { asked, hits, milliseconds } = shown;
   const browsing = state.isBrowsing(asked);
-  const cut = browsing ? null : asPut;
+  const cut = browsing ? null : leastScore(asPut);
   const left = gallery.cutOff(cut);
   at("more").hidden = at("nothing").hidden = true;
   if (!browsing && !state.asks(asked)) return controls.countNothing();
   const total = shown.total ?? (state.isFiltered(asked) ? null : status.pictures);
   controls.count({ hits: hits.length, left, total, browsing, milliseconds, cut });
   const others = browsing ? hits.length < total : hits.length >= asked.top && asked.top < state.MOST;
-  at("more").hidden = !others || left < hits.length; // others would score still less
+  const byModel = cut !== null && asPut === null;
+  at("more").textContent = byModel ? "Show what fits less" : "Show more";
+  // Others would score still less than what is hidden.
+  at("more").hidden = left < hits.length ? !byModel : !others;
   at("nothing").hidden = left > 0;
-  if (hits.length) nothing("No photo is as close as that.", "Show them all");
-  else nothing("No photo passes the filters.", "Clear filters");
+  if (left > 0) return;
+  at("more").hidden = true;
+  if (!hits.length) nothing("No photo passes the filters.", "Clear filters");
+  else if (byModel) nothing("Nothing found: no photo fits these words.", "Show the closest anyway");
+  else nothing("No photo is as close as that.", "Show them all");
 }
 
 function nothing(text, action) {
@@ -258,6 +273,10 @@ function nothing(text, action) {
 }
 
 async function more() {
+  const asked = read();
+  if (asked.cut === null && gallery.cutOff(leastScore(null)) < shown.hits.length) {
+    return go({ cut: state.ALL }, { replace: true });
+  }
   const known = shown.hits.length;
   await go({ top: read().top + state.FIRST }, { replace: true });
   gallery.focus(shown?.hits[known]?.id);
@@ -448,7 +467,8 @@ async function start() {
 
 async function loadStatus() {
   status = await api.status();
-  const about = `${photos(status.pictures)} in “${status.folder}”. ${trainedOn(status)}`;
+  const folder = `${photos(status.pictures)} in “${status.folder}”.`;
+  const about = `${folder} ${trainedOn(status)}${understands(status)}`;
   for (const place of document.querySelectorAll(".about")) place.textContent = about;
   at("empty").hidden = status.pictures > 0;
   at("browse").hidden = !status.pictures;
@@ -487,7 +507,7 @@ function listen() {
   at("look-again").addEventListener("click", lookAgain);
   at("more").addEventListener("click", more);
   at("nothing-action").addEventListener("click", () =>
-    shown.hits.length ? go({ cut: null }) : clearFilters(),
+    shown.hits.length ? go({ cut: state.ALL }) : clearFilters(),
   );
   at("help-open").addEventListener("click", () => at("help").showModal());
   at("help-close").addEventListener("click", () => at("help").close());
@@ -514,8 +534,8 @@ function listen() {
     clear: clearFilters,
   });
   controls.listen({
-    cutting: () => showCut(controls.cut()),
-    settle: () => go({ cut: controls.cut() }, { replace: true }),
+    cutting: () => showCut(controls.cut() ?? state.ALL),
+    settle: () => go({ cut: controls.cut() ?? state.ALL }, { replace: true }),
     sort: (order) => go({ order, top: state.FIRST }),
   });
 }

@@ -3,6 +3,7 @@
 
 export const FIRST = 60; // photos that are shown, and how many more each "Show more" adds
 export const MOST = 1000; // of one answer: the server's limit
+export const ALL = -1; // a cut-off that hides nothing
 
 export const FILTERS = ["after", "before", "camera", "folder"];
 export const NO_FILTERS = Object.fromEntries(FILTERS.map((name) => [name, null]));
@@ -26,7 +27,7 @@ export function read(hash = location.hash) {
     folder: given.get("folder") || null,
     order: ORDERS.find((order) => order === given.get("order")) ?? null,
     top: whole("top") || FIRST,
-    cut: Number.isFinite(cut) ? cut : null, // scores below it are hidden
+    cut: Number.isFinite(cut) ? cut : null, // scores below it are hidden; null: the model's
     picture: whole("picture"), // the open one's id
   };
 }

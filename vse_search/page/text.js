@@ -48,10 +48,26 @@ const LEARNED_FROM = {
   coco: "photos of everyday life (MS-COCO)",
   f30k: "photos of people and what they do (Flickr30K)",
   openmoji: "drawings (OpenMoji), not from photos",
+  webli: "images of the Web with texts in 109 languages (WebLI)",
 };
+const NAMES = new Intl.DisplayNames("en", { type: "language" });
 
 /** What a model knows, in a sentence. */
 export function trainedOn({ model, trained_on: name }) {
   if (!name) return `What the model “${model}” has learned from is not known.`;
   return `The model “${model}” has learned from ${LEARNED_FROM[name] ?? `the data “${name}”`}.`;
+}
+
+/** In which languages one can ask, as far as the model's card says, in a sentence or "". */
+export function understands({ languages }) {
+  const named = languages.map(languageName);
+  return named.length ? ` It was trained in ${listed(named)}.` : "";
+}
+
+function languageName(code) {
+  try {
+    return NAMES.of(code);
+  } catch {
+    return "others"; // "multilingual" is no code
+  }
 }

@@ -294,3 +294,33 @@ def test_many_hits_are_not_compared_with_each_other(model, tmp_path, capsys):
     tracemalloc.stop()
     assert len(capsys.readouterr().out.splitlines()) == count
     assert most < 4 * count**2
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_nothing_is_found_below_the_models_cut_off(
+    tmp_path, model, capsys, caplog, served, monkeypatch
+):
+    monkeypatch.setattr(searching.ColourModel, "cutoff", 0.5)
+    pictures = searching.draw_pictures(tmp_path / "pictures")
+    searching.make_index(pictures, tmp_path / "index")
+
+    def printed(**fields):
+        caplog.clear()
+        config = draft()
+        config.search.update(format="json", **fields)
+        with caplog.at_level("INFO", "absl"):
+            search(config, tmp_path)
+        return names(capsys.readouterr().out), caplog.text
+
+    with contextlib.ExitStack() as stack:
+        if served:
+            stack.enter_context(started(tmp_path, "0", "0", "0.5"))
+        found, told = printed(query="elephant")
+        assert found == []
+        assert "nothing found: no image scores at least 0.500, as this model" in told
+        found, told = printed(query="elephant", min_score=-1.0)
+        assert (len(found), told.count("scores")) == (8, 0)
+        found, told = printed(query="red")
+        assert found == ["red.jpg"]
+        assert "no other image scores at least 0.500" in told
+        assert "at least" not in printed(query="red", top=1)[1]

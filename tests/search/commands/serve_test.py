@@ -71,7 +71,7 @@ def test_searches_of_the_user_find_it(running):
     assert path.stat().st_mode & 0o777 == 0o600
     found = client.running(running.index)
     assert found.url == f"http://127.0.0.1:{running.port}/"
-    hits = found.search(query="a red car", top=1)
+    hits = found.search(query="a red car", top=1)["hits"]
     assert [hit["path"] for hit in hits] == ["red.jpg"]
 
 
