@@ -560,6 +560,11 @@ class EvalConfig:
     plausible_matches: str | None = field(
         None, "folder with pm_*.json: ECCV's PMRP", path=True
     )
+    qrels: str | None = field(
+        None,
+        "file of TREC, a line QUERY 0 ITEM GRADE: also report nDCG, MAP and MRR",
+        path=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,22 @@ def test_cxc_and_eccv_only_when_asked(split, embeddings, monkeypatch):
     assert asked[0][3:] == (split.image_ids, None)
 
 
+def test_qrels_are_joined_and_reported(split, embeddings, tmp_path):
+    config = draft(tiny.get_config())
+    config.eval.qrels = str(tmp_path / "own.qrels")
+    first, second = split.image_ids[0], split.image_ids[1]
+    judged = [f"{first} 0 {first}#2 1", f"{second} 0 {first}#0 2"]
+    (tmp_path / "own.qrels").write_text("\n".join(judged))
+    metrics = split_metrics(config, split, embeddings)
+    assert metrics["qrels"].keys() == {"i2t"}
+    assert metrics["qrels"]["i2t"]["queries"] == 2
+    lines = format_table(metrics, "coco testall").splitlines()
+    _, columns, row = lines[lines.index("TREC qrels") :]
+    assert columns.split() == ["nDCG@10", "MAP", "MRR"]
+    values = [metrics["qrels"]["i2t"][key] for key in ("ndcg10", "map", "mrr")]
+    assert row.split()[3:] == [f"{value:.1f}" for value in values]
+
+
 def test_cxc_without_its_annotations(split, embeddings, tmp_path):
     config = draft(tiny.get_config())
     config.eval.cxc = True

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vse_jax.base.files import AnyPath, write_atomically
+from vse_jax.base.files import AnyPath, any_path, write_atomically
 from vse_jax.commands.embed import embed_best
 from vse_jax.config import Config
 from vse_jax.data.dataset import Split, read_split
@@ -12,6 +12,7 @@ from vse_jax.evaluation.cutoff import write_cutoff
 from vse_jax.evaluation.cxc import cxc_metrics
 from vse_jax.evaluation.eccv import eccv_metrics
 from vse_jax.evaluation.encode import Embedder, Embeddings
+from vse_jax.evaluation.qrels import qrels_metrics
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.figures.retrieval import plot_retrieval
 
@@ -20,6 +21,11 @@ _TASKS = {
     "t2i": "caption to image",
     "i2i": "image to image",
     "t2t": "caption to caption",
+}
+_PROTOCOLS = {
+    "cxc": "Crisscrossed Captions",
+    "eccv": "ECCV Caption",
+    "qrels": "TREC qrels",
 }
 _COLUMNS = {
     "r1": "R@1",
@@ -30,6 +36,9 @@ _COLUMNS = {
     "map_at_r": "mAP@R",
     "rprecision": "R-P",
     "pmrp": "PMRP",
+    "ndcg10": "nDCG@10",
+    "map": "MAP",
+    "mrr": "MRR",
 }
 
 
@@ -67,7 +76,7 @@ def evaluate(
 
 
 def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
-    """The contents of eval_<split>.json: recalls, and CxC and ECCV when asked for."""
+    """The contents of eval_<split>.json: recalls, and other protocols when asked."""
     found = embeddings.images, embeddings.captions, split.captions_per_image
     metrics = retrieval_metrics(*found)
     if config.eval.cxc:
@@ -77,6 +86,9 @@ def split_metrics(config: Config, split: Split, embeddings: Embeddings) -> dict:
         named = config.eval.plausible_matches
         folder = Path(named) if named else None
         metrics["eccv"] = eccv_metrics(*found, split.image_ids, folder)
+    if config.eval.qrels is not None:
+        file = any_path(config.eval.qrels, "config.eval.qrels")
+        metrics["qrels"] = qrels_metrics(*found, split.image_ids, file)
     if config.eval.ensemble is not None:
         metrics["ensemble"] = config.eval.ensemble.split(",")
     return metrics
@@ -89,7 +101,7 @@ def format_table(metrics: dict, title: str) -> str:
     if "fold5" in metrics:
         fold = metrics["fold5"]
         lines += _table(f"mean of 5 folds of {fold['images']:,} images", fold)
-    for key, name in (("cxc", "Crisscrossed Captions"), ("eccv", "ECCV Caption")):
+    for key, name in _PROTOCOLS.items():
         if key in metrics:
             lines += _table(name, metrics[key])
     return "\n".join(lines)

@@ -34,6 +34,23 @@ def plain_id(given: Any) -> str:
     return str(int(text)) if text.isascii() and text.isdigit() else text
 
 
+def image_rows(image_ids: Sequence[str], source: str) -> dict[str, int]:
+    """{plain id: row} of a split's images.
+
+    Raises:
+        InputError: two ids are the same; the line begins with `source`.
+    """
+    rows: dict[str, int] = {}
+    for row, given in enumerate(image_ids):
+        first = rows.setdefault(plain_id(given), row)
+        if first != row:
+            raise InputError(
+                f"{source}: the split's image ids {image_ids[first]!r} and {given!r} "
+                "are the same number"
+            )
+    return rows
+
+
 def join(
     images: Float[np.ndarray, "images dim"],
     captions: Float[np.ndarray, "captions dim"],
@@ -59,14 +76,7 @@ def join(
         InputError: the set lacks an image of the split, or has another number of
             captions for it; two ids of the split are the same.
     """
-    rows: dict[str, int] = {}
-    for row, given in enumerate(image_ids):
-        first = rows.setdefault(plain_id(given), row)
-        if first != row:
-            raise InputError(
-                f"{source}: the split's image ids {image_ids[first]!r} and {given!r} "
-                "are the same number"
-            )
+    rows = image_rows(image_ids, source)
     missing = [image_ids[row] for item, row in rows.items() if item not in set_captions]
     if missing:
         raise InputError(

@@ -185,6 +185,21 @@ def positive_ranks(
     Returns:
         For every query the ranks of its positives, ascending.
     """
+    ranked = ranked_positives(queries, items, positives, description, same_set)
+    return [ranks for ranks, _ in ranked]
+
+
+def ranked_positives(
+    queries: Float[np.ndarray, "queries dim"],
+    items: Float[np.ndarray, "items dim"],
+    positives: Sequence[Sequence[int]],
+    description: str,
+    same_set: bool = False,
+) -> list[tuple[Int[np.ndarray, " positives"], Int[np.ndarray, " positives"]]]:
+    """As `positive_ranks`, with the places in `positives` that the ranks belong to.
+
+    Of equally similar positives the one that is listed first comes first.
+    """
     queries = np.ascontiguousarray(queries, np.float32)
     items = np.ascontiguousarray(items, np.float32)
     groups = duplicate_groups(items)
@@ -202,18 +217,19 @@ def positive_ranks(
     ):
         own = np.asarray(indices, np.int64)
         if not own.size:
-            found.append(own)
+            found.append((own, own))
             continue
         if same_set:
             similarity = similarity.copy()
             similarity[query] = 0.0
-        ascending = np.sort(similarity[own])
+        order = np.argsort(-similarity[own], kind="stable")
+        descending = similarity[own][order]
+        ascending = descending[::-1]
         # Only what reaches the least similar positive matters: few items as a rule.
         rivals = np.sort(similarity[similarity >= ascending[0]])
-        descending = ascending[::-1]
         reached = len(rivals) - np.searchsorted(rivals, descending)
         by_positives = len(own) - np.searchsorted(ascending, descending)
-        found.append(np.arange(len(own)) + reached - by_positives)
+        found.append((np.arange(len(own)) + reached - by_positives, order))
     return found
 
 
