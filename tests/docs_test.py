@@ -120,6 +120,14 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
+def test_no_heading_stands_twice():
+    def twice(page: Path) -> list[str]:
+        titles = re.findall(r"^#+ (.*)$", read(page), flags=re.M)
+        return [title for title in titles if titles.count(title) > 1]
+
+    assert not by_page(twice)
+
+
 def test_every_page_of_the_docs_is_in_the_index():
     index = read(Path("README.md"))
     assert not [page for page in DOCS if f"({page})" not in index]
