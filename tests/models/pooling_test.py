@@ -8,6 +8,7 @@ from flax import nnx
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
+from vse_jax.models import vse
 from vse_jax.models.build import build_model
 from vse_jax.models.pooling import interpolate, make_pool
 from vse_jax.models.vse import attributions
@@ -122,6 +123,25 @@ def test_integrated_gradients_add_up(name, scale):
     split = jax.jit(lambda features: attributions(module, features, mask, weights))
     added = split(features).sum(axis=(1, 2)) + (zeros * weights).sum(axis=1)
     np.testing.assert_allclose(added, 1, rtol=1e-2)
+
+
+def test_intervals_that_double_beat_one_rule_of_more_nodes(monkeypatch):
+    """Of a steep attention head without biases, whose norm changes all near zero."""
+    module = pool_of("map")
+    nnx.update(module, jax.tree.map(lambda x: 8 * x, nnx.state(module)))
+    features, mask = sets(lengths=(8, 8, 5, 2), seed=1)
+    features, weights = 20 * features, jnp.ones((4, DIM))
+    expected = (module(features, mask) - module(0 * features, mask)).sum(axis=1)
+
+    def missed():
+        added = attributions(module, features, mask, weights).sum(axis=(1, 2))
+        return np.abs(added - expected).max() / np.abs(expected).max()
+
+    ours = missed()
+    monkeypatch.setattr(vse, "_INTERVALS", 1)
+    monkeypatch.setattr(vse, "_NODES", 64)
+    assert ours < 1e-3
+    assert missed() > 10 * ours
 
 
 def test_a_member_of_gpo_adds_its_ranks_weight_times_its_value():

@@ -15,9 +15,8 @@ Elements = tuple[Float[Array, "b k d"], Bool[Array, "b k"]]  # vectors, which ar
 AttributionMethod = Literal["exact", "integrated gradients"]
 
 # Of the path from zeros, 0, to a set, 1: each interval is twice as long as the one
-# before it, since attention and normalisation change fastest near 0. There a single
-# Gauss-Legendre rule of 64 nodes misses up to a hundred times as much as these 48
-# (tests/models/pooling_test.py).
+# before it, since attention and normalisation change fastest near 0, where a single
+# Gauss-Legendre rule of more nodes misses more (tests/models/pooling_test.py).
 _INTERVALS = 12
 _NODES = 4
 
