@@ -63,7 +63,7 @@ lock: $(VENV)/.runtime ## write requirements*.lock again after a change of pypro
 demo: setup ## prepare OpenMoji icons, train, test, draw (3 to 10 minutes)
 	$(BIN)/python main.py --config=configs/openmoji.py --mode=prepare
 	$(BIN)/python main.py --config=configs/openmoji.py --workdir=runs/demo
-	@echo "Look at runs/demo/retrieval.png and runs/demo/curves.png; find images: make app"
+	@echo "Look at runs/demo/retrieval.png and runs/demo/curves.png; find the drawings: make app; your photographs: make photos"
 
 app: setup-search ## find the demo's drawings by words, in a browser
 	@test -d runs/demo/checkpoints || $(MAKE) demo

@@ -284,6 +284,9 @@ def test_a_wrong_flag_is_one_line(arguments, line, environment):
 
 @pytest.mark.system
 def test_make_photos_says_what_it_needs_and_fetches_first(tmp_path):
+    for name in ("requirements.lock", "requirements-search.lock"):
+        (tmp_path / name).touch()
+
     def told(*arguments):
         makefile = str(Path("Makefile").absolute())
         command = ["make", "-f", makefile, "-C", str(tmp_path), "--dry-run", "photos"]

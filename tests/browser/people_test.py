@@ -385,7 +385,7 @@ def test_the_page_says_in_which_languages_one_can_ask(new_page, address):
     change_answer(page, "status", languages=["de", "en", "multilingual"])
     page.goto(address)
     about = page.locator("#about")
-    expect(about).to_contain_text("trained in German, English and others.")
+    expect(about).to_contain_text("trained in German, English, and others.")
 
 
 # ---- Browsing ------------------------------------------------------------------------

@@ -52,10 +52,11 @@ const LEARNED_FROM = {
 };
 const NAMES = new Intl.DisplayNames("en", { type: "language" });
 
-/** What a model knows, in a sentence. */
+/** What a model knows; of the demo's, how to have one that knows photographs. */
 export function trainedOn({ model, trained_on: name }) {
   if (!name) return `What the model “${model}” has learned from is not known.`;
-  return `The model “${model}” has learned from ${LEARNED_FROM[name] ?? `the data “${name}”`}.`;
+  const instead = name === "openmoji" ? " For photographs: make photos PICTURES=FOLDER." : "";
+  return `The model “${model}” has learned from ${LEARNED_FROM[name] ?? `the data “${name}”`}.${instead}`;
 }
 
 /** In which languages one can ask, as far as the model's card says, in a sentence or "". */
