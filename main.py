@@ -57,6 +57,7 @@ MODES = {
         "vse_jax.commands.push:push", ("workdir", "model", "repo"), images=False
     ),
     "export_model": Mode("vse_jax.commands.export_model:export_model", images=False),
+    "interpolate": Mode("vse_jax.commands.interpolate:interpolate", ("workdir",)),
     "compile": Mode(
         "vse_jax.planning.report:compile_run",
         flags=("workdir", "topology", "all"),

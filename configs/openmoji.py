@@ -1,4 +1,4 @@
-"""The embedded default: OpenMoji images and their captions, on a laptop's CPU.
+r"""The embedded default: OpenMoji images and their captions, on a laptop's CPU.
 
     make demo
 
@@ -11,12 +11,21 @@ The same code path as configs/coco_grid.py, at a size that two cores train in mi
 a small CNN that starts from nothing (so its BatchNorm trains) on 96-px images, a
 frozen pretrained 6-layer BERT whose token features are computed once, and batches in
 which no image appears twice (an image's other captions would be false negatives).
+
+After the colon: known trains on half of the groups of images; finetune trains such a
+model on the other half, and says what it forgets of the first (docs/training.md):
+
+    python main.py --config=configs/openmoji.py:known --workdir=runs/known
+    python main.py --config=configs/openmoji.py:finetune --model=runs/known \
+      --workdir=runs/finetuned
+    python main.py --workdir=runs/finetuned --mode=interpolate
 """
 
 from configs import common
 
 
 def get_config(variant: str = ""):
+    half, variant = common.pick(variant, ("all", "known", "finetune"), "all")
     c = common.base(variant)
     c.num_epochs = 4
     c.embed_dim = 512
@@ -36,7 +45,23 @@ def get_config(variant: str = ""):
     c.loss.vse_mean_warmup_epochs = 2
     c.optimizer.learning_rate = 2e-3
     c.optimizer.lr_update = 3
+    if half != "all":
+        use_half(c, "new" if half == "finetune" else half)
+    if half == "finetune":
+        c.eval.retention.split = "known_test"
+        c.loss.vse_mean_warmup_epochs = 0  # the start tells easy negatives already
+        c.optimizer.learning_rate = 5e-4
+        c.optimizer.schedule = "cosine"
+        c.optimizer.warmup_steps = 20
+        c.optimizer.ema = 0.99
     return c
+
+
+def use_half(c, half):
+    """Of the groups of OpenMoji's images: 'known' or 'new'."""
+    c.data.train_split = f"{half}_train"
+    c.data.dev_split = f"{half}_dev"
+    c.eval.split = f"{half}_test"
 
 
 def use_openmoji(c):

@@ -221,6 +221,12 @@ def test_fields_go_from_free_to_bound():
         ({"image.backbone.layers": (1, -2)}, "backbone.layers: needs positive whole"),
         ({"optimizer.rules": (("(", 1.0, 0),)}, "is not (regex, learning-rate factor"),
         ({"optimizer.rules": ((".*", -1.0, 0),)}, "learning-rate factor ≥ 0"),
+        ({"optimizer.rules": ((".*", 1.0, 0, 0.8),)}, "a group for the layer's number"),
+        ({"optimizer.rules": (("(.*)", 1.0, 0, 1.5),)}, "with a decay, 0 … 1"),
+        ({"optimizer.lora.on": "("}, "lora.on: not a regular expression"),
+        ({"interpolate.alphas": (0.5, 1.5)}, "alphas: 1.5 is not between 0 and 1"),
+        ({"interpolate.alphas": ()}, "alphas: needs at least one number"),
+        ({"eval.retention.root": "data/f30k"}, "retention.split: needed: which split"),
         (
             {"optimizer.weight_decay_on": "["},
             "weight_decay_on: not a regular",

@@ -188,6 +188,13 @@ def _whole_numbers(value: tuple) -> str | None:
     return None if fine and max(value) > 0 else "needs positive whole numbers"
 
 
+def _shares(value: tuple) -> str | None:
+    for share in value:
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            return f"{share!r} is not between 0 and 1"
+    return None if value else "needs at least one number between 0 and 1"
+
+
 def _steps(value: str) -> str | None:
     if re.fullmatch(r"\d+:\d+", value):
         first, _, last = value.partition(":")
@@ -549,6 +556,13 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class RetentionConfig:
+    split: str | None = field(None, "its name; None: there is none")
+    root: str | None = field(None, "data root that has it; None: data.root", path=True)
+    name: str | None = field(None, "of its data set; None: data.name")
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     split: str = field("test", "ranked by --mode=eval and after training")
     batch_size: int | None = field(
@@ -564,6 +578,19 @@ class EvalConfig:
         None,
         "file of TREC, a line QUERY 0 ITEM GRADE: also report nDCG, MAP and MRR",
         path=True,
+    )
+    retention: RetentionConfig = field(
+        RetentionConfig(),
+        "what a fine-tuned model should still know: a split, scored before and after",
+    )
+
+
+@dataclass(frozen=True)
+class InterpolateConfig:
+    alphas: tuple[float, ...] = field(
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+        "shares of the fine-tuned weights; the others are those it started from",
+        check=_shares,
     )
 
 
@@ -711,6 +738,12 @@ class Config:
         CheckpointConfig(), "when a run is saved", free=RESUME
     )
     eval: EvalConfig = field(EvalConfig(), "what is evaluated, and how", free=RESUME)
+    interpolate: InterpolateConfig = field(
+        InterpolateConfig(),
+        "--mode=interpolate: weights between two models",
+        free=RESUME,
+        shared=False,
+    )
     search: SearchConfig = field(
         SearchConfig(),
         "your own photos: modes index, search, serve and explain",
@@ -764,6 +797,10 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
             yield name, "text.pool = 'last' reads the padding, which is not stored"
         elif text.augment:
             yield name, "needs text.augment = 0"
+
+    retention = c.eval.retention
+    if retention.split is None and (retention.root or retention.name):
+        yield "eval.retention.split", "needed: which split of it?"
 
     host = c.search.host
     if host not in ("127.0.0.1", "::1", "localhost") and not c.search.token:

@@ -26,9 +26,22 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, local_folder
 from vse_jax.base.progress import progress as progress_bar
 from vse_jax.base.trees import Flat, flatten, merge
+from vse_jax.checkpoints.finetuning import (
+    REPORT,
+    make_report,
+    read_report,
+    retention_splits,
+    warn_if_worse,
+    write_report,
+)
 from vse_jax.checkpoints.folder import check_trainable, is_siglip, model_folder
 from vse_jax.checkpoints.load import resolve
-from vse_jax.checkpoints.pretrained import load_pretrained, load_start, resolve_start
+from vse_jax.checkpoints.pretrained import (
+    begins_whole,
+    load_pretrained,
+    load_start,
+    resolve_start,
+)
 from vse_jax.checkpoints.runs import (
     CONVERTED,
     Checkpoints,
@@ -471,7 +484,14 @@ def train(
     mesh = make_mesh(config)
     check_training_batch(config, mesh)
     names = (config.data.train_split, config.data.dev_split, config.eval.split)
-    splits = train_split, dev, test = read_splits(config, names)
+    train_split, dev, test = read_splits(config, names)
+    retained = retention_splits(config)
+    splits = [train_split, dev, test, *retained]
+    if retained and not has_checkpoint(workdir) and not begins_whole(config):
+        raise InputError(
+            "config.eval.retention: the run begins from no whole model that could "
+            "forget: name one with --model, and keep its poolings"
+        )
     caption_tokenizer(config)  # another model's vocabulary is refused
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -580,7 +600,20 @@ def train(
             active=jax.process_index() == 0,
         )
         stack.callback(logger.close)
-        logger.truncate_after(progress.step, progress.validated == progress.step)
+        validated = newest is not None and progress.validated == progress.step
+        logger.truncate_after(progress.step, validated)
+
+        # A whole model is scored before the first step: what training has to beat.
+        if newest is None or new_data:
+            on_process_zero(lambda: (workdir / REPORT).unlink(missing_ok=True))
+        if newest is None and begins_whole(config):
+            untouched, before = trainer.model(state), {}
+            for split in (dev, *retained):
+                features = dev_features if split is dev else None
+                before[split.name] = embedder.evaluate(untouched, split, features)
+                logger.write_validation(progress.step, split.name, before[split.name])
+            report = make_report(config, {"start": before})
+            on_process_zero(lambda: write_report(workdir, report))
 
         clock = SaveClock(config.checkpoint.every_minutes, progress.step)
 
@@ -721,3 +754,11 @@ def train(
         evaluate(config, workdir, embedder=embedder, split=test)
         of_dev = embed_best(config, workdir, dev, embedder=embedder)
         on_process_zero(lambda: write_cutoff(workdir, dev, of_dev))
+        if (found := on_process_zero(lambda: read_report(workdir))) is not None:
+            before = found["models"]["start"]
+            best, _ = checkpoints.restore_best(trainer.abstract_model)
+            compared = [split for split in (dev, *retained) if split.name in before]
+            after = {split.name: embedder.evaluate(best, split) for split in compared}
+            report = make_report(config, {"start": before, "fine-tuned": after})
+            on_process_zero(lambda: write_report(workdir, report))
+            warn_if_worse(before, after)

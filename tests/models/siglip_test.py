@@ -103,7 +103,7 @@ def test_any_other_pooling_sees_patches_and_tokens(pool, batch):
     assert not trained.all()  # size augmentation
 
 
-@pytest.mark.parametrize("recipe", ["gpo", "map", "avg"])
+@pytest.mark.parametrize("recipe", ["gpo", "map", "avg", "finetune"])
 def test_a_recipe_traces_at_full_size(recipe):
     config = draft(coco_siglip2.get_config(recipe))
     graphdef, model = abstract_model(config)

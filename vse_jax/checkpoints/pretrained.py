@@ -12,7 +12,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_object, resolve_folder
 from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten, merge
-from vse_jax.checkpoints.folder import is_siglip, model_config
+from vse_jax.checkpoints.folder import is_siglip, model_config, model_folder
 from vse_jax.checkpoints.load import load_model, resolve
 from vse_jax.checkpoints.siglip import load_siglip
 from vse_jax.checkpoints.torch import keys, torch_file
@@ -36,6 +36,8 @@ _BERT_SIZES = {
     "ffn": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
+# SigLIP's encoders with their own poolings: config.{image,text}.kind and .pool.
+_SIGLIP = {"image": ("vit", "map"), "text": ("siglip", "last")}
 # What models/bert.py builds; a field that is absent has the same meaning.
 _BERT_KIND = {
     "model_type": "bert",
@@ -92,6 +94,34 @@ def load_start(
     logging.info("weights from %s", folder)
     shardings = jax.tree.map(lambda x: x.sharding, model)
     return jax.device_put(loaded | {"params": model["params"] | taken}, shardings)
+
+
+def begins_whole(config: Config) -> bool:
+    """Whether a run's weights are given as a whole model, which ranks already.
+
+    `config`: as a run begins, or as it saved it: another model, or both towers of a
+    published SigLIP with the poolings that come with them.
+    """
+    towers = {name: encoder_config(config, name) for name in _SIGLIP}
+    if all(tower.weights is None for tower in towers.values()):
+        return config.weights is not None
+    return all(
+        tower.weights is not None and (tower.kind, tower.pool) == _SIGLIP[name]
+        for name, tower in towers.items()
+    )
+
+
+def load_whole_start(config: Config, model: dict[str, Any]) -> dict[str, Any]:
+    """The model that a run began from (`begins_whole`), placed as its own `model`.
+
+    Raises:
+        InputError: it is not there any more, or another one than the config's.
+    """
+    if config.image.weights is not None:
+        return load_pretrained(config, model)
+    assert config.weights is not None
+    folder = model_folder(config.weights, "config.weights")
+    return load_start(config, folder, model)
 
 
 def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:

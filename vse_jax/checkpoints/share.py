@@ -24,6 +24,7 @@ from vse_jax.base.files import (
 )
 from vse_jax.base.registry import is_path
 from vse_jax.base.trees import flatten
+from vse_jax.checkpoints.finetuning import read_report, report_rows
 from vse_jax.checkpoints.folder import model_name
 from vse_jax.checkpoints.runs import Checkpoints, has_checkpoint
 from vse_jax.checkpoints.torch.torch_file import write_safetensors
@@ -59,6 +60,7 @@ def write_shared(
     model: dict[str, Any],
     target: AnyPath,
     repository: str | None,
+    report: dict[str, Any] | None = None,
 ) -> AnyPath:
     """Writes the folder `target` again; a card that was changed by hand stays.
 
@@ -67,6 +69,7 @@ def write_shared(
         model: its {"params", "batch_stats"}, on the host.
         target: W/share.
         repository: USER/NAME on the Hub; None: not known yet.
+        report: of its fine-tuning (finetuning.py); None: what `source` holds.
 
     Raises:
         InputError: no vocabulary, or the folder cannot be written.
@@ -86,7 +89,8 @@ def write_shared(
         if kept is None or (seal and seal[1] == _digest(text[: seal.start()])):
             vocabulary = own_vocabulary(folder, config.text.kind)
             name = vocabulary.name if vocabulary else ""
-            card = _card(config, source, model, repository, name).encode()
+            report = read_report(source) if report is None else report
+            card = _card(config, source, model, repository, name, report).encode()
         else:
             logging.warning(
                 "%s: kept as you changed it; remove it to have it written again", before
@@ -100,7 +104,12 @@ def write_shared(
 
 
 def _card(
-    config: Config, source: AnyPath, model: dict, repository: str, vocabulary: str
+    config: Config,
+    source: AnyPath,
+    model: dict,
+    repository: str,
+    vocabulary: str,
+    report: dict[str, Any] | None,
 ) -> str:
     """The text of README.md: a YAML header as the Hub reads it, then Markdown.
 
@@ -122,7 +131,10 @@ def _card(
         ("parameters", f"{parameters:,}, float32"),
     ]
     trained = 0.0  # when the best epoch was; earlier evaluations are of another
-    if has_checkpoint(source):
+    mixture = report["chosen"] if report is not None else None
+    if mixture is not None:
+        about.append(("weights", f"between two models: {mixture}"))
+    elif has_checkpoint(source):
         with Checkpoints(source, read_only=True) as checkpoints:
             progress = checkpoints.progress()
         if progress is not None and progress.best_step is not None:
@@ -141,7 +153,10 @@ def _card(
         (split, f"{size['images']:,}", f"{size['captions']:,}")
         for split, size in sizes.items()
     )
-    evaluations = _evaluations(source, trained)
+    if report is not None and mixture is not None:
+        evaluations = report["models"][mixture]
+    else:
+        evaluations = _evaluations(source, trained)
     scores = {split: _scores(metrics) for split, metrics in evaluations.items()}
     results = "None were recorded with this model."
     if scores:
@@ -150,6 +165,21 @@ def _card(
         rows = _table(["", *scores], zip(titles, *columns, strict=True))
         results = "Percent of the queries with a right answer among the first k."
         results += f"\n\n{rows}"
+
+    finetuning = ""
+    if report is not None and (mixture or len(report["models"]) > 1):
+        head, *rest = report_rows(report)
+        what = "; ".join(f"{split}: {text}" for split, text in report["splits"].items())
+        models = "`start` is the model that training began from, as it was."
+        if mixture:
+            models = (
+                "α is the share of the fine-tuned weights; the others are the start's."
+            )
+        finetuning = (
+            f"\n## Fine-tuning\n\n{_table(head, rest)}\n\n{models} {what}. R@1 is the "
+            "percentage of queries whose first result is right; rsum is the sum of "
+            "R@1, R@5 and R@10 in both directions.\n"
+        )
 
     differing = (
         (f"`{field}`", _short(field, value), _short(field, FIELDS[field].default))
@@ -187,6 +217,7 @@ def _card(
         if sizes
         else "",
         results=results,
+        finetuning=finetuning,
         recipe=_table(["field", "here", "published"], differing),
         licences=_table(["of", "licence"], licences),
     )
