@@ -50,6 +50,7 @@ from vse_jax.config import (
     takes_regions,
     typed,
     vector_fields,
+    with_fields,
     with_paths,
 )
 from vse_jax.data.collate import Batch, prepare_image, put_image
@@ -59,6 +60,7 @@ from vse_jax.data.regions import finite_regions
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.distributed.compile_cache import CompileCache
 from vse_jax.distributed.mesh import on_one_device
+from vse_jax.evaluation.backends import ImageBackend, backend_name
 from vse_jax.evaluation.cutoff import read_cutoff, sigmoid_cutoff
 from vse_jax.evaluation.encode import Captions, Embedder, Images, Items, batch_sizes
 from vse_jax.models.build import merge_model
@@ -158,6 +160,8 @@ def model_of(config: Config, folder: AnyPath, name: str | None = None) -> "Model
     Raises:
         InputError: no model there, another one than the config's, or no vocabulary.
     """
+    if config.search.backend != "jax":  # which is given a program of float32
+        config = with_fields(config, {"compute_dtype": "float32"})
     config, mesh = on_one_device(config)
     config, graphdef, arrays, mesh = load_model(config, folder, mesh)
     name = name or model_name(folder)
@@ -222,7 +226,10 @@ class Model:
         self._arrays = arrays
         self._tokenizer = caption_tokenizer(config)
         self._programs = CompileCache()
-        self._embedder = Embedder(config, graphdef, arrays, mesh, self._programs)
+        others = config.search.backend != "jax"
+        backend = ImageBackend(config, graphdef, arrays) if others else None
+        programs = self._programs
+        self._embedder = Embedder(config, graphdef, arrays, mesh, programs, backend)
         encoders = merge_model(graphdef, arrays)
         self.cells_method = _method_of(encoders.image)
         self.words_method = _method_of(encoders.text)
@@ -233,7 +240,8 @@ class Model:
 
         A digest of the weights, the vocabulary and every field of the config that
         decides vectors. Models that differ by rounding only (config.compute_dtype) have
-        the same, since the vectors of one can be searched with the other.
+        the same, since the vectors of one can be searched with the other. Where JAX
+        does not compute the vectors of images, ' by BACKEND' follows the digest.
         """
         fields = vector_fields(self._config)
         digest = hashlib.sha256(repr(sorted(fields.items())).encode())
@@ -241,7 +249,8 @@ class Model:
         for path, leaf in jax.tree.leaves_with_path(self._arrays):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-        return digest.hexdigest()
+        backend = backend_name(self._config.search)
+        return digest.hexdigest() + ("" if backend == "jax" else f" by {backend}")
 
     def prepare(self, image: ImageLike) -> Float32[np.ndarray, "rows columns 3"]:
         """What the image encoder takes of an image: resized and normalised.

@@ -630,6 +630,17 @@ class SearchConfig:
         choices=("exact", "approximate", "postgres"),
     )
     url: str | None = field(None, "engine 'postgres': postgresql://USER@HOST/DATABASE")
+    backend: str = field(
+        "jax",
+        "computes the vectors of images; onnx: ONNX Runtime; openvino: the fastest on "
+        "CPUs with bfloat16",
+        choices=("jax", "onnx", "openvino"),
+    )
+    precision: str = field(
+        "float32",
+        "of backend 'openvino'; bfloat16 rounds the vectors (docs/search.md)",
+        choices=("float32", "bfloat16"),
+    )
     max_pixels: int = field(
         200_000_000,
         "of a photo; larger ones are not decoded. All that are decoded at a time take "
@@ -649,6 +660,15 @@ class SearchConfig:
     )
     timeout_s: float = field(10.0, "s, of a request", min=0.1)
     log_queries: bool = field(False, "in the server's log")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    format: str = field(
+        "stablehlo",
+        "of --mode=export_model: for JAX; onnx: for ONNX Runtime and others",
+        choices=("stablehlo", "onnx"),
+    )
 
 
 @dataclass(frozen=True)
@@ -750,6 +770,12 @@ class Config:
         free=RESUME,
         shared=False,
     )
+    export: ExportConfig = field(
+        ExportConfig(),
+        "programs that run without this package",
+        free=RESUME,
+        shared=False,
+    )
     hub: HubConfig = field(
         HubConfig(),
         "what --mode=push says on the Hugging Face Hub",
@@ -801,6 +827,9 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
     retention = c.eval.retention
     if retention.split is None and (retention.root or retention.name):
         yield "eval.retention.split", "needed: which split of it?"
+
+    if c.search.precision == "bfloat16" and c.search.backend != "openvino":
+        yield "search.precision", "'bfloat16' needs search.backend = 'openvino'"
 
     host = c.search.host
     if host not in ("127.0.0.1", "::1", "localhost") and not c.search.token:

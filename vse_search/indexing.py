@@ -61,12 +61,28 @@ class _Unreadable(InputError):
 
 def check_model(store: Store, model: Encoder) -> None:
     """Raises InputError unless `model` made the vectors of `store`."""
-    if store.model != model.fingerprint:
+    made, made_by = _by(store.model)
+    now, by = _by(model.fingerprint)
+    if made == now and made_by != by:
+        backend, _, precision = made_by.partition(" ")
+        flags = [f"--config.search.backend={backend}"]
+        flags += [f"--config.search.precision={precision}"] if precision else []
+        raise InputError(
+            f"{store.index}: {made_by} computed its vectors, and this is {by}; add "
+            f"{' '.join(flags)} or name another --config.search.index"
+        )
+    if made != now:
         raise InputError(
             f"{store.index}: index of another model ({store.model_name!r}, not "
             f"{model.name!r} as it is now): its weights, vocabulary or settings "
             "differ; name another --config.search.index"
         )
+
+
+def _by(fingerprint: str) -> tuple[str, str]:
+    """A model's fingerprint, and the backend and precision that it tells of."""
+    digest, _, backend = fingerprint.partition(" by ")
+    return digest, backend or "jax"
 
 
 def check_images(folder: Path, exclude: Iterable[str] = ()) -> None:

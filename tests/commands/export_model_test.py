@@ -1,4 +1,4 @@
-"""--mode=export_model: programs that run without this package, for three platforms."""
+"""--mode=export_model: programs that run without this package: StableHLO and ONNX."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ from PIL import Image
 import vse_jax
 from tests.helpers import siglip, steps, tiny
 from tests.helpers.runs import write_run
+from vse_jax.base.errors import InputError
 from vse_jax.commands.export_model import export_model
 
 CAPTIONS = [
@@ -23,7 +24,10 @@ CAPTIONS = [
 # Runs the program of README.txt, for several items and for one.
 USE = """
 import importlib.util, json, sys
+from pathlib import Path
 assert importlib.util.find_spec("vse_jax") is None
+if Path("image_tower.onnx").exists():
+    sys.modules["jax"] = None  # an import of it would raise
 given = json.load(sys.stdin)
 text = open("README.txt", encoding="utf-8").read().partition("are given:")[2]
 import textwrap, numpy as np
@@ -76,9 +80,11 @@ def check(found, images, captions):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 def test_a_grid_model_runs_without_the_package(
-    tiny_config, images, environment, tmp_path
+    form, tiny_config, images, environment, tmp_path
 ):
+    tiny_config.export.format = form
     tiny_config.data.max_tokens = 24
     run = write_run(tiny_config, tmp_path / "run")
     export_model(tiny_config, run)
@@ -102,10 +108,10 @@ def test_a_published_siglip_runs_without_the_package(images, environment, tmp_pa
     check(found, model.encode_images(images), model.encode_captions(CAPTIONS))
 
 
-def test_a_region_model_of_words_runs_without_the_package(
-    environment, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("form", ["stablehlo", "onnx"])
+def test_a_region_model_of_words_runs_without_the_package(form, environment, tmp_path):
     config = steps.region_config()
+    config.export.format = form
     config.text.kind, config.text.layers, config.text.vocab_size = "bigru", 1, 12
     words = ["<pad>", "<start>", "<end>", "<unk>"]
     words += ["a", "red", "circle", "picture", "the", "bar", "."]
@@ -152,3 +158,14 @@ def test_the_programs_are_for_three_platforms_and_of_any_batch(tiny_config, tmp_
 
 def _calls(text: str) -> list[str]:
     return [part.split("(")[0] for part in text.split("stablehlo.custom_call @")[1:]]
+
+
+def test_without_the_package_of_onnx_one_line_says_how_to_get_it(
+    tiny_config, tmp_path, monkeypatch
+):
+    run = write_run(tiny_config, tmp_path / "run")
+    tiny_config.export.format = "onnx"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"config.export.format: no package 'onnx'"):
+        export_model(tiny_config, run)
+    assert not (run / "exported").exists()

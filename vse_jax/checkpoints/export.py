@@ -1,10 +1,16 @@
-"""A model as StableHLO, and what prepares its inputs: W/exported/.
+"""A model as StableHLO or ONNX, and what prepares its inputs: W/exported/.
 
 Its programs run without this package; README.txt there has one that calls them.
 """
 
+import contextlib
+import functools
+import importlib.util
 import json
 import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,8 +40,21 @@ _RESIZED = {
 }
 
 
+class EncoderFunction(NamedTuple):
+    """An encoder as a function.
+
+    inputs: their names, and their shapes for one image or caption.
+    arrays: its parameters and running statistics.
+    run: called with `arrays` and the inputs; gives the embeddings, float32 [batch, D].
+    """
+
+    inputs: Shapes
+    arrays: dict[str, Any]
+    run: Callable[..., Array]
+
+
 class ExportedEncoder(NamedTuple):
-    """An encoder as a program.
+    """An encoder as a program of StableHLO.
 
     arrays: what the program is called with first, {path: float32}.
     program: of `jax.export.deserialize`; called with `arrays` and a batch of inputs of
@@ -63,13 +82,18 @@ def write_exported(
             "is not exported"
         )
     tokenizer = caption_tokenizer(config)
-    encoders = export_encoders(config, graphdef, model)
     about = preprocessing(config)
     target = workdir / "exported"
     with whole_folder(target, replace=True) as folder:
-        for name, encoder in encoders.items():
-            write_atomically(folder / f"{name}_tower.stablehlo", encoder.program)
-            write_safetensors(folder / f"{name}_tower.safetensors", encoder.arrays)
+        if config.export.format == "onnx":
+            for name, encoder in encoder_functions(config, graphdef, model).items():
+                with onnx_file(encoder, f"{name}_tower") as file:
+                    for part in file.parent.iterdir():
+                        write_atomically(folder / part.name, part.read_bytes())
+        else:
+            for name, made in export_encoders(config, graphdef, model).items():
+                write_atomically(folder / f"{name}_tower.stablehlo", made.program)
+                write_safetensors(folder / f"{name}_tower.safetensors", made.arrays)
         texts = {
             "preprocessing.json": json.dumps(about, indent=1) + "\n",
             about["text"]["tokenizer"]: tokenizer.as_json(),
@@ -80,48 +104,91 @@ def write_exported(
     return target
 
 
-def export_encoders(
+def encoder_functions(
     config: Config, graphdef: nnx.GraphDef, model: dict[str, Any]
-) -> dict[str, ExportedEncoder]:
-    """Both encoders, {"image", "text"}, for all of `PLATFORMS`.
+) -> dict[str, EncoderFunction]:
+    """Both encoders, {"image", "text"}.
 
     Captions are padded to one length, the longest that the model takes: a pooling that
-    sorts needs the size of its sets. What the platforms compute in different ways
-    (ops/sorted_pool.py) is in the program for each of them.
+    sorts needs the size of its sets.
     """
     vse = merge_model(graphdef, model)
     captions = caption_shapes(1, padded_lengths(config)[-1])
     captions = {name: captions[name] for name in ("token_ids", "token_lengths")}
     images = image_shapes(config.image, 1)
     return {
-        "image": _export(config, vse.image, images, vse.normalize_images),
-        "text": _export(config, vse.text, captions, vse.normalize_captions),
+        "image": _function(vse.image, images, vse.normalize_images),
+        "text": _function(vse.text, captions, vse.normalize_captions),
     }
 
 
-def _export(
-    config: Config, encoder: nnx.Module, inputs: Shapes, normalise: bool
-) -> ExportedEncoder:
+def _function(encoder: nnx.Module, inputs: Shapes, normalise: bool) -> EncoderFunction:
     graphdef, tree = split_model(encoder)
-    arrays = {name: np.asarray(x) for name, x in flatten(tree).items()}
 
-    def run(arrays: dict[str, Array], *values: Array) -> Array:
+    def run(arrays: dict[str, Any], *values: Array) -> Array:
         held = merge(tree, arrays)
         module = nnx.merge(graphdef, held["params"], held["batch_stats"])
         pooled = module(dict(zip(inputs, values, strict=True)))
         return l2_normalize(pooled) if normalise else pooled
 
+    return EncoderFunction(inputs, flatten(tree), run)
+
+
+def export_encoders(
+    config: Config, graphdef: nnx.GraphDef, model: dict[str, Any]
+) -> dict[str, ExportedEncoder]:
+    """Both encoders, {"image", "text"}, as StableHLO for all of `PLATFORMS`.
+
+    What the platforms compute in different ways (ops/sorted_pool.py) is in the program
+    for each of them.
+    """
+    functions = encoder_functions(config, graphdef, model)
+    return {name: _export(config, encoder) for name, encoder in functions.items()}
+
+
+def _export(config: Config, encoder: EncoderFunction) -> ExportedEncoder:
+    arrays = {name: np.asarray(x) for name, x in encoder.arrays.items()}
     (batch,) = export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
     values = [
         jax.ShapeDtypeStruct((batch, *shape[1:]), dtype)
-        for shape, dtype in inputs.values()
+        for shape, dtype in encoder.inputs.values()
     ]
     # One precision for all platforms: that of 'auto' on accelerators, since on CPUs
     # every one of them is float32.
     with jax.default_matmul_precision(matmul_precision(config, "cuda")):
-        exported = export.export(jax.jit(run), platforms=PLATFORMS)(shapes, *values)
+        program = jax.jit(encoder.run)
+        exported = export.export(program, platforms=PLATFORMS)(shapes, *values)
     return ExportedEncoder(arrays, bytes(exported.serialize()))
+
+
+def check_packages(field: str, extra: str, *names: str) -> None:
+    """Raises InputError unless the packages of an extra are installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"{field}: no package {name!r}; pip install 'vse_jax[{extra}]'"
+            )
+
+
+@contextlib.contextmanager
+def onnx_file(encoder: EncoderFunction, name: str) -> Iterator[Path]:
+    """An encoder as NAME.onnx, alone in a folder with its weights, NAME.onnx.data.
+
+    The folder is removed when the block ends. The weights are by themselves since a
+    file of ONNX's own format can have no more than 2 GB.
+
+    Raises:
+        InputError: as `onnx_program`.
+    """
+    # An optional package, which takes a second to import.
+    from vse_jax.checkpoints.onnx_program import onnx_program, save  # noqa: PLC0415
+
+    run = functools.partial(encoder.run, encoder.arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"{name}.onnx")
+        save(onnx_program(run, encoder.inputs, "embeddings"), file)
+        yield file
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
@@ -160,6 +227,7 @@ def _readme(config: Config) -> str:
     """README.txt; each section of its template begins with the model that it is for."""
     regions = takes_regions(config.image)
     kinds = {"all", "words" if config.text.kind == "bigru" else "tokens"}
+    kinds.add(config.export.format)
     kinds |= {"regions"} if regions else {"pixels", config.image.resample}
     template = (TEMPLATES / "exported_readme.txt").read_text(encoding="utf-8")
     start, *sections = re.split(r"^== ", template, flags=re.MULTILINE)

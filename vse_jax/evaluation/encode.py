@@ -178,6 +178,7 @@ class Embedder:
         graphdef, abstract: of the model, as `models.build.abstract_model` gives them.
         mesh: devices; each batch is spread over all of them.
         programs: compiles what it runs.
+        encode_images: computes the vectors of a batch of images in JAX's place.
     """
 
     def __init__(
@@ -187,11 +188,14 @@ class Embedder:
         abstract: Model,
         mesh: Mesh,
         programs: CompileCache,
+        encode_images: Callable[[Batch], np.ndarray] | None = None,
     ):
         self.config = config
         self._mesh = mesh
         self._abstract = abstract
         self._programs = programs
+        # What JAX does not run, by the name of the program whose place it takes.
+        self._others = {} if encode_images is None else {"encode_images": encode_images}
         # Of the splits seen so far, with the captions that they are of.
         self._tokens: dict[str, tuple[Lines, CaptionTokens]] = {}
         self._towers = jit_encoders(graphdef, abstract, mesh)
@@ -359,13 +363,15 @@ class Embedder:
             runs += [(program, batch, np.zeros(1, np.int32))]
             runs += [(_ATTRIBUTIONS[program], batch, vector)]
         for name, batch, _ in runs:
-            self._programs.start(*self._program(name, shapes_of(batch)))
+            self._start(name, shapes_of(batch))
         for name, batch, of_rows in runs:
             with contextlib.suppress(InputError):  # an encoder without attributions
                 jax.block_until_ready(self._run(name, model, batch, of_rows))
 
     def _run(self, name: str, model: Model, batch: Batch, of_rows: np.ndarray):
         """Runs one of `jit_encoders`; `batch` is this process's share of a batch."""
+        if name in self._others:
+            return self._others[name](batch), of_rows
         placed = put_batch(batch | {"of_rows": of_rows}, batch_sharding(self._mesh))
         rows = placed.pop("of_rows")
         program = self._programs.get(*self._program(name, shapes_of(placed)))
@@ -378,7 +384,11 @@ class Embedder:
         order = self._order(items)
         for numbers in order:
             shapes = items.shapes(numbers, order.shape[1])
-            self._programs.start(*self._program(program, shapes))
+            self._start(program, shapes)
+
+    def _start(self, name: str, shapes: Shapes) -> None:
+        if name not in self._others:
+            self._programs.start(*self._program(name, shapes))
 
     def _program(self, name: str, shapes: Shapes):
         """What `CompileCache` wants to know: (its name, key, how to lower it)."""

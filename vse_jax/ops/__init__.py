@@ -10,6 +10,7 @@ from vse_jax.ops.gru import recur
 from vse_jax.ops.memory import disable_malloc_trim
 from vse_jax.ops.packing import attends_in_rows, pack, unpack
 from vse_jax.ops.per_device import per_device
+from vse_jax.ops.plain import plain
 from vse_jax.ops.sorted_pool import sorted_pool
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "pack",
     "per_device",
     "place",
+    "plain",
     "recur",
     "sorted_pool",
     "unpack",

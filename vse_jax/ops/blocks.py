@@ -20,6 +20,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh
 
 from vse_jax.distributed.mesh import replicated, state_sharding
+from vse_jax.ops.plain import is_plain
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -68,6 +69,8 @@ class Blocks(nnx.List[nnx.Module]):
             train: also of the blocks; only then their running statistics change.
             rngs: each block gets a key of its own from the stream `dropout`.
         """
+        if is_plain():
+            return blocks_reference(self, x, *others, train=train, rngs=rngs)
         run: Callable[..., Any] = _run
         if self.remat or self.fsdp:
             keep = None if self.remat else _is_kept

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vse_jax.ops.plain import is_plain
+
 _MAX_COUNTED = 64
 # Loops over fewer vectors LLVM unrolls, and then computes one value at a time on a CPU.
 _UNROLLED = 16
@@ -53,6 +55,8 @@ def sorted_pool(
         mask: the elements of each set; other vectors neither count nor get a gradient,
             whatever they hold.
     """
+    if is_plain():
+        return sorted_pool_reference(features, weights, mask)
     features = jnp.where(mask[..., None], features, 0)
     if weights.ndim == 2:
         weights = weights[..., None]
