@@ -219,7 +219,13 @@ def test_a_run_in_a_bucket(
     assert names == {
         *("config.json", "run.json", "vocab.txt", "metrics.jsonl", "eval_test.json"),
         *("checkpoints", "tensorboard", "embeddings", "share"),
-        *("curves.png", "retrieval.png", "coefficients.png", "coefficients.svg"),
+        *(
+            "cutoff.json",
+            "curves.png",
+            "retrieval.png",
+            "coefficients.png",
+            "coefficients.svg",
+        ),
     }
 
 

@@ -52,6 +52,7 @@ from vse_jax.checkpoints.runs import (
 from vse_jax.commands.embed import embed_best
 from vse_jax.commands.evaluate import evaluate
 from vse_jax.config import (
+    CUTOFF_FILE,
     EVALUATION,
     RESUME,
     Config,
@@ -602,6 +603,8 @@ def train(
         stack.callback(logger.close)
         validated = newest is not None and progress.validated == progress.step
         logger.truncate_after(progress.step, validated)
+        # Of the best model so far; the run's end fits that of its last.
+        on_process_zero(lambda: (workdir / CUTOFF_FILE).unlink(missing_ok=True))
 
         # A whole model is scored before the first step: what training has to beat.
         if newest is None or new_data:

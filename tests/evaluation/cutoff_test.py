@@ -52,15 +52,24 @@ def test_a_published_siglip_has_that_of_its_sigmoid(tmp_path):
     assert sigmoid_cutoff(math.log(10), -10.0) == pytest.approx(0.3093, abs=1e-4)
 
 
+def refuse(*_, **__):
+    raise InputError("stopped")
+
+
 @pytest.mark.usefixtures("without_figures")
-def test_training_fits_it_on_dev_and_evaluation_fits_it_again(tiny_config, tmp_path):
+def test_training_fits_it_on_dev_and_evaluation_fits_it_again(
+    tiny_config, tmp_path, monkeypatch
+):
     tiny_config.num_epochs, tiny_config.max_steps = 1, 2
     train(tiny_config, tmp_path)
     kept = json.loads((tmp_path / "cutoff.json").read_text())
     assert (kept["split"], kept["images"]) == ("dev", 32)
     assert kept["recall"] == 0.9
     assert vse_jax.load(tmp_path).cutoff == kept["score"]
-    (tmp_path / "cutoff.json").unlink()
+    # A run that goes on and is stopped has none: it would be an earlier model's.
+    monkeypatch.setattr("vse_jax.train.evaluate", refuse)
+    with pytest.raises(InputError, match="stopped"):
+        train(tiny_config, tmp_path)
     evaluate(tiny_config, tmp_path)  # of the test split
     assert vse_jax.load(tmp_path).cutoff is None
     tiny_config.eval.split = "dev"
