@@ -2,7 +2,7 @@
 
     python -m benchmarks.backends [--model=FOLDER --split=SPLIT]
 
-SigLIP2 B/16-256 with random weights of full size, in batches of 16 images: this package
+SigLIP2 B/16-256 with random weights of full size, in batches of 4 images: this package
 on each backend, and transformers eager and compiled. The ways take turns in every
 round, so that other work on the machine meets all of them. With --model it prints that
 model's recalls by each backend instead: what a precision costs.
@@ -33,7 +33,7 @@ from vse_jax.evaluation.encode import jit_encoders
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.models.build import build_model, split_model
 
-BATCH, ROUNDS = 16, 5
+BATCH, ROUNDS = 4, 3
 BACKENDS = {
     "vse_jax": ("jax", "float32"),
     "vse_jax, ONNX Runtime": ("onnx", "float32"),
