@@ -27,6 +27,7 @@ help: ## this list
 
 setup: $(VENV)/.runtime ## only make .venv, for running; DEVICE=cuda, DEVICE=tpu
 	$(if $(filter-out cpu,$(DEVICE)),$(PIP) $$($(EXTRA) $(DEVICE)))
+
 setup-search: setup $(VENV)/.search ## ... and for the search of your own photos
 setup-dev: setup $(VENV)/.dev ## ... for tests and conversion
 setup-tpu-compiler: setup $(VENV)/tpu/libtpu ## fetch the TPU's compiler; it needs no TPU
@@ -104,6 +105,7 @@ test-newest: setup ## the tests with the newest packages that pyproject.toml all
 
 wheel: setup ## the package as a file, dist/vse_jax-….whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 test-system: setup-dev ## programs in processes of their own: starts, kills, servers
 	$(PYTEST) -m "system and not slow and not gpu"
 
@@ -117,17 +119,22 @@ test-browser: setup-dev ## the search page in Chromium, which apt installs for r
 
 test-all: check setup-tpu-compiler ## all tests but those of a GPU and a browser
 	$(PYTEST) -m "not gpu"
+
 test-gpu: setup-dev ## the golden tests and those of GPUs, on an NVIDIA GPU
 	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -m "golden or gpu"
+
 coverage: setup-dev ## the lines that the tests reach, in percent
 	$(BIN)/python -m coverage erase && $(BIN)/python -m coverage run -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m coverage combine --quiet && $(BIN)/python -m coverage report --skip-covered --fail-under=95
 
 bench: setup-dev ## our speed and PyTorch's (docs/lab/performance.md; 40 minutes)
 	$(BIN)/python -m benchmarks.compare && $(BIN)/python -m benchmarks.report
+
 bench-%: setup-dev ## one benchmark: scaling, search, serve, records, sorted_pool, ...
 	$(BIN)/python -m benchmarks.$*
+
 format: setup-dev ## let ruff format and fix
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
 clean: ## remove .venv, caches, data/openmoji*, runs/demo
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache data/openmoji* runs/demo
