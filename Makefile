@@ -19,6 +19,7 @@ ifeq ($(MAKECMDGOALS),photos)
 $(if $(PICTURES)$(wildcard runs/photos/index),,$(error error: PICTURES=FOLDER: name the folder of your photos))
 $(if $(filter $(SIGLIP2),$(MODEL)),$(info SigLIP2 B/16-256 by Google (Apache-2.0, 1.5 GB) is fetched once, into ~/.cache/huggingface.))
 endif
+
 .NOTPARALLEL:
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.* \#\# .*/\1/p' Makefile)
 
@@ -38,6 +39,7 @@ $(VENV)/.runtime: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(LOCKED) -r $<
 	@touch $@
+
 $(VENV)/.search $(VENV)/.dev: $(VENV)/.%: requirements-%.lock $(VENV)/.runtime
 	$(LOCKED) -r $<
 	$(if $(filter dev,$*),$(PIP) $$($(EXTRA) convert))

@@ -13,6 +13,7 @@ from configs import coco_grid
 def get_config(variant: str = ""):
     c = coco_grid.get_config(variant)
     use_wsl(c)
+    c.hub.license = "cc-by-nc-4.0"
     return c
 
 

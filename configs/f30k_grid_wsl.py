@@ -12,4 +12,5 @@ from configs import coco_grid_wsl, f30k_grid
 def get_config(variant: str = ""):
     c = f30k_grid.get_config(variant)
     coco_grid_wsl.use_wsl(c)
+    c.hub.license = "cc-by-nc-4.0"
     return c

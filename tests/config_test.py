@@ -52,6 +52,15 @@ def test_the_paper_takes_five_captions_of_an_image(name):
     assert c.data.captions_per_image == 5
 
 
+def test_what_starts_from_wsl_is_shared_under_its_licence():
+    def licence(name, *variant):
+        c = importlib.import_module(f"configs.{name}").get_config(*variant)
+        return c.hub.license
+
+    assert licence("coco_grid_wsl") == licence("f30k_grid_wsl") == "cc-by-nc-4.0"
+    assert licence("coco_grid_imagenet", "resnext101") is None
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_fast_variant_of_a_recipe_has_bfloat16_towers_and_is_named(name):
     recipe = importlib.import_module(f"configs.{name}").get_config

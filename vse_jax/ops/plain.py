@@ -1,7 +1,7 @@
 """A context in which every operation is its plain version, NAME_reference.
 
-For programs that are not compiled by XLA (checkpoints/onnx.py): what is tuned to XLA's
-platforms has no meaning there, and takes primitives that others lack.
+For programs that are not compiled by XLA (checkpoints/onnx_program.py): what is tuned
+to XLA's platforms has no meaning there, and takes primitives that others lack.
 """
 
 import contextlib

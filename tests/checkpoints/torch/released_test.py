@@ -220,6 +220,7 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
                 "image.backbone.groups": 1,
                 "image.backbone.group_width": 64,
                 "loss.ramp_epoch": 2,
+                "hub.license": None,
                 "eval.split": "testall",
                 "optimizer.rules": (
                     ("^image/backbone/layer4/", 0.1, 2),
@@ -231,6 +232,7 @@ def test_the_published_layouts_give_the_published_recipes(name, recipe):
                 ),
             },
         ),
+        ("grid_bert", {"backbone_source": "wsl"}, {"hub.license": "cc-by-nc-4.0"}),
         (
             "grid_bert",
             {"optim": "sgd"},

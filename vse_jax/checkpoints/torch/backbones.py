@@ -34,6 +34,8 @@ KINDS = {
     "imagenet_resnext": Kind("torchvision", (3, 4, 23, 3), "imagenet", 32, 8),
     "wsl": Kind("torchvision", (3, 4, 23, 3), "imagenet", 32, 8),
 }
+# Of wsl's weights, and of what is trained from them.
+WSL_LICENSE = "cc-by-nc-4.0"
 
 
 def convert_backbone(file: Path, kind: str, output: Path) -> None:

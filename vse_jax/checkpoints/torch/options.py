@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.torch.backbones import KINDS
+from vse_jax.checkpoints.torch.backbones import KINDS, WSL_LICENSE
 from vse_jax.config import (
     Config,
     Fields,
@@ -96,6 +96,8 @@ def config_of(options: Mapping[str, Any], sizes: Fields, source: str) -> Config:
         # Without the option only the groups tell ResNet from ResNeXt.
         kind = "wsl" if fields["image.backbone.groups"] > 1 else "detector"
         cnn = given("backbone_source", kind, KINDS)
+        if cnn is KINDS["wsl"]:
+            fields["hub.license"] = WSL_LICENSE
         warmup = given("embedding_warmup_epochs", 1)
         fields |= {
             "image.size": given(
