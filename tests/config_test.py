@@ -235,7 +235,6 @@ def test_fields_go_from_free_to_bound():
         ({"optimizer.lora.on": "("}, "lora.on: not a regular expression"),
         ({"interpolate.alphas": (0.5, 1.5)}, "alphas: 1.5 is not between 0 and 1"),
         ({"interpolate.alphas": ()}, "alphas: needs at least one number"),
-        ({"eval.retention.root": "data/f30k"}, "retention.split: needed: which split"),
         (
             {"optimizer.weight_decay_on": "["},
             "weight_decay_on: not a regular",

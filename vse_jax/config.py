@@ -557,7 +557,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class RetentionConfig:
-    split: str | None = field(None, "its name; None: there is none")
+    split: str | None = field(
+        None, "None: 'test' of the root or name below; with neither, there is none"
+    )
     root: str | None = field(None, "data root that has it; None: data.root", path=True)
     name: str | None = field(None, "of its data set; None: data.name")
 
@@ -823,10 +825,6 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
             yield name, "text.pool = 'last' reads the padding, which is not stored"
         elif text.augment:
             yield name, "needs text.augment = 0"
-
-    retention = c.eval.retention
-    if retention.split is None and (retention.root or retention.name):
-        yield "eval.retention.split", "needed: which split of it?"
 
     if c.search.precision == "bfloat16" and c.search.backend != "openvino":
         yield "search.precision", "'bfloat16' needs search.backend = 'openvino'"

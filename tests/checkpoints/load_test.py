@@ -271,6 +271,7 @@ class TestVocabulary:
         assert {path.name for path in shared.iterdir()} == {
             "README.md",
             "config.json",
+            "cutoff.json",
             "model.safetensors",
             "tokenizer.json",
             "tokenizer_config.json",

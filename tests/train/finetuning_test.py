@@ -39,7 +39,7 @@ def without_figures(patch):
 def recipe(tiny_root):
     config = tiny.quick(draft(tiny.get_config(str(tiny_root))))
     config.num_epochs, config.data.dev_captions = 1, 60
-    config.eval.retention.split = "test"
+    config.eval.retention.name = "tiny"
     return config
 
 
@@ -186,7 +186,7 @@ def test_a_siglip_with_its_own_poolings_is_a_whole_model(pool, tiny_root, tmp_pa
     config.embed_dim = siglip.VISION["hidden_size"]
     config.optimizer.rules = ((".*", 1.0, 0),)
     config.max_steps = 1
-    config.eval.retention.split = "test" if pool == "map" else None
+    config.eval.retention.name = "tiny" if pool == "map" else None
     train(config, tmp_path / "run")
     assert (tmp_path / "run" / "finetuning.json").is_file() == (pool == "map")
     if pool == "map":

@@ -29,14 +29,14 @@ def retention_splits(config: Config) -> list[Split]:
         InputError: as `read_splits`.
     """
     about = config.eval.retention
-    if about.split is None:
+    if not (about.split or about.root or about.name):
         return []
     fields = {
         "data.root": about.root or config.data.root,
         "data.name": about.name or config.data.name,
         "data.dev_captions": None,
     }
-    split = read_split(with_fields(config, fields), about.split)
+    split = read_split(with_fields(config, fields), about.split or "test")
     return [replace(split, name="retention")]
 
 
@@ -47,7 +47,7 @@ def make_report(
     about, data = config.eval.retention, config.data
     described = {
         data.dev_split: f"{data.name} {data.dev_split}",
-        "retention": f"{about.name or data.name} {about.split}",
+        "retention": f"{about.name or data.name} {about.split or 'test'}",
     }
     # What was not scored before the first step is not compared.
     found = [split for split in described if all(split in x for x in models.values())]
