@@ -71,12 +71,12 @@ def sources() -> str:
     package = ROOT / "vse_jax"
     files = [*package.glob("models/*.py"), *package.glob("ops/*.py")]
     files += [
-        package / f"{name}.py" for name in ("losses", "optimizer", "microbatches")
+        package / f"{name}.py"
+        for name in ("losses", "optimizer", "microbatches", "train_step")
     ]
     files += [package / "distributed/mesh.py", ROOT / "configs/common.py"]
     files += [ROOT / f"configs/{name.partition(':')[0]}.py" for name in RECIPES]
-    trees = [_parsed(file) for file in sorted(files)]
-    return _digest([*trees, _parsed(package / "train.py", ("Trainer", "train_step"))])
+    return _digest([_parsed(file) for file in sorted(files)])
 
 
 def reading() -> str:

@@ -40,7 +40,7 @@ from vse_jax.models.build import build_image_encoder, build_text_encoder
 from vse_jax.models.pooling import make_pool
 from vse_jax.ops import disable_malloc_trim, place
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer
+from vse_jax.train_step import Trainer
 
 _EPOCH = 1000  # steps
 _OPEN = 2  # the first epoch with all groups open, the hardest negatives and no ramp

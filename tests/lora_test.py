@@ -15,7 +15,8 @@ from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.runs import Checkpoints
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.train import Trainer, train
+from vse_jax.train import train
+from vse_jax.train_step import Trainer
 
 ADAPTED = {
     f"text/bert/layers/0/attention/{name}/kernel" for name in ("query", "key", "value")

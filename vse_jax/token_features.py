@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, make_room, whole_file
+from vse_jax.config import Config
 from vse_jax.data.dataset import Split
 from vse_jax.data.regions import NpyRows
 from vse_jax.distributed.runtime import matmul_precision
@@ -43,6 +44,16 @@ def features_folder(workdir: AnyPath) -> Path:
             "this run could read files in"
         )
     return workdir / "cache"
+
+
+def check_frozen(config: Config, trainable: Iterable[str]) -> None:
+    """Raises InputError if a parameter of the text encoder is ever trained."""
+    encoder = f"text/{config.text.kind}/"
+    if any(path.removeprefix("lora/").startswith(encoder) for path in trainable):
+        raise InputError(
+            "config.text.cache_features: needs a rule in optimizer.rules that never "
+            f"unfreezes ^{encoder}"
+        )
 
 
 def cached_token_features(

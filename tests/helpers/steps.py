@@ -9,7 +9,7 @@ from vse_jax.config import takes_regions
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import Captions, Images, in_batches, read_batches
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer
+from vse_jax.train_step import Trainer
 
 
 def batch_of(config, seed=0):

@@ -18,7 +18,7 @@ from vse_jax.evaluation.encode import jit_encoders, lower_encoder
 from vse_jax.models.build import abstract_model
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
-from vse_jax.train import Trainer
+from vse_jax.train_step import Trainer
 
 # 17 captions for each of eight devices, and a row of packed tokens: sizes that no
 # parameter has, but the row's 128.

@@ -12,7 +12,8 @@ from vse_jax.commands.evaluate import evaluate
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.metrics_logger import read_metrics
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer, train
+from vse_jax.train import train
+from vse_jax.train_step import Trainer
 
 
 @pytest.fixture

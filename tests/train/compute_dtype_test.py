@@ -13,7 +13,7 @@ from tests.helpers.drafts import draft
 from tests.helpers.steps import batch_of, bigru, region_config
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.train import Trainer, train_step
+from vse_jax.train_step import Trainer, train_step
 
 # Softmax, norms, roots and gates lose too much in eight bits of mantissa.
 DELICATE = {

@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from vse_jax.base.errors import InputError
+from vse_jax.checkpoints.resume import load_converted, resume_progress
 from vse_jax.checkpoints.runs import CONVERTED, Checkpoints, TrainProgress
 from vse_jax.data.dataset import read_split
 from vse_jax.data.digests import data_digests
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.models.build import build_model, split_model
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer, convert, resume_progress
+from vse_jax.train_step import Trainer
 
 
 def test_converted_weights_may_go_on_with_another_loss(tiny_config, tmp_path):
@@ -32,8 +33,12 @@ def test_converted_weights_may_go_on_with_another_loss(tiny_config, tmp_path):
     start = np.array(state.params["loss"]["log_scale"])
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.holds_converted()
-        state, epochs = convert(state, trainer, checkpoints)
-    assert (epochs, int(state.step)) == (3, 3 * 4)
+        loaded, epochs = load_converted(
+            checkpoints, trainer.abstract_model, state.params
+        )
+    assert epochs == 3
+    state = trainer.with_weights(state, loaded, schedule.steps(epochs))
+    assert int(state.step) == 3 * 4
     np.testing.assert_array_equal(
         state.params["image"]["fc"]["kernel"], model["params"]["image"]["fc"]["kernel"]
     )

@@ -9,7 +9,7 @@ from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer
+from vse_jax.train_step import Trainer
 
 
 @pytest.fixture(scope="module")

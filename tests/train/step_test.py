@@ -23,7 +23,7 @@ from vse_jax.data.collate import (
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import Program, read_program
-from vse_jax.train import Trainer, train_step
+from vse_jax.train_step import Trainer, train_step
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "packed", "region_bigru"])

@@ -21,7 +21,7 @@ from vse_jax.config import Config
 from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
 from vse_jax.models.build import build_model, split_model
 from vse_jax.optimizer import Schedule
-from vse_jax.train import Trainer, TrainState
+from vse_jax.train_step import Trainer, TrainState
 
 pytestmark = pytest.mark.golden
 

@@ -56,7 +56,10 @@ def make_report(
 
 
 def write_report(folder: AnyPath, report: dict[str, Any]) -> None:
-    """Writes finetuning.json to a folder, and prints its table."""
+    """Writes finetuning.json to a folder, and prints its table.
+
+    One line says where the fine-tuned model is worse than its start, and what to try.
+    """
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / REPORT, text.encode())
     rows = report_rows(report)
@@ -66,6 +69,19 @@ def write_report(folder: AnyPath, report: dict[str, Any]) -> None:
             "  ".join(
                 cell.rjust(width) for cell, width in zip(row, widths, strict=True)
             )
+        )
+    start, tuned = (report["models"].get(x, {}) for x in ("start", "fine-tuned"))
+    worse = [
+        f"{split} {start[split]['rsum']:.1f} → {metrics['rsum']:.1f}"
+        f" (−{start[split]['rsum'] - metrics['rsum']:.1f})"
+        for split, metrics in tuned.items()
+        if metrics["rsum"] < start[split]["rsum"]
+    ]
+    if worse:
+        logging.warning(
+            "worse than what it started from, in rsum: %s; try --mode=interpolate, "
+            "which mixes the two, or a lower config.optimizer.learning_rate",
+            ", ".join(worse),
         )
 
 
@@ -102,19 +118,3 @@ def report_rows(report: dict[str, Any]) -> list[list[str]]:
             row += [f"{value:.1f}" for value in values]
         rows.append(row)
     return rows
-
-
-def warn_if_worse(start: Scores, tuned: Scores) -> None:
-    """One line where a model is worse than its start: by how much, and what to try."""
-    worse = [
-        f"{split} {before['rsum']:.1f} → {tuned[split]['rsum']:.1f}"
-        f" (−{before['rsum'] - tuned[split]['rsum']:.1f})"
-        for split in tuned
-        if tuned[split]["rsum"] < (before := start[split])["rsum"]
-    ]
-    if worse:
-        logging.warning(
-            "worse than what it started from, in rsum: %s; try --mode=interpolate, "
-            "which mixes the two, or a lower config.optimizer.learning_rate",
-            ", ".join(worse),
-        )

@@ -46,7 +46,7 @@ from vse_jax.evaluation.encode import batch_sizes, jit_encoders, lower_encoder
 from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
 from vse_jax.planning.topology import Topology, find
-from vse_jax.train import Trainer
+from vse_jax.train_step import Trainer
 
 # Without the data, COCO's at the published batch of 128.
 _STEPS_PER_EPOCH, _TOKENS, _MEAN_TOKENS, _WORDS = 4425, 32, 13, 11_755
