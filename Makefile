@@ -132,7 +132,7 @@ coverage: setup-dev ## the lines that the tests reach, in percent
 bench: setup-dev ## our speed and PyTorch's (docs/lab/performance.md; 40 minutes)
 	$(BIN)/python -m benchmarks.compare && $(BIN)/python -m benchmarks.report
 
-bench-%: setup-dev ## one benchmark: scaling, search, serve, records, sorted_pool, ...
+bench-%: setup-dev ## one benchmark: search, serve, servers, buckets, sorted_pool, ...
 	$(BIN)/python -m benchmarks.$*
 
 format: setup-dev ## let ruff format and fix

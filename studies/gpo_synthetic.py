@@ -7,7 +7,7 @@ taught a known pooling pattern through nothing but pooled vectors: random sets a
 pooled with the pattern's true coefficients, and the generator's pooled vectors have to
 match them. It sees sets of 20 to 100 vectors; then its coefficients are compared with
 the true ones, also for sizes that it never saw. The RMSE is printed beside the paper's,
-written to table6.json in --workdir and drawn. Published for GPO, sets of 20 to 100:
+written to table6.json in --workdir. Published for GPO, sets of 20 to 100:
 average 0, max 0.005, 10-max 0.010, mean of the top half 0.006, linear 0; measured:
 docs/lab/synthetic.md.
 """
@@ -25,8 +25,6 @@ import optax
 from absl import app, flags
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError
@@ -34,7 +32,6 @@ from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
 from vse_jax.distributed.runtime import configure
-from vse_jax.figures.style import BLUE, GREY, INK, ORANGE, save, tidy
 from vse_jax.models.gpo import GPO, TEMPERATURE, position_encoding
 from vse_jax.models.gru import BiGRU
 from vse_jax.models.layers import linear
@@ -77,7 +74,7 @@ PAPER: Table = {
 }
 
 
-# The patterns.
+# ---- The patterns --------------------------------------------------------------------
 
 
 def true_coefficients(
@@ -105,7 +102,7 @@ def all_coefficients(lengths, size):
     return jnp.stack([true_coefficients(p, lengths, size) for p in PATTERNS])
 
 
-# The generators.
+# ---- The generators ------------------------------------------------------------------
 
 
 # A generator's `weights(lengths, size)` gives each rank of sets of `lengths` its
@@ -188,7 +185,7 @@ def _softmax(scores, lengths):
     return jax.nn.softmax(scores / TEMPERATURE, axis=1, where=mask)
 
 
-# Training.
+# ---- Training ------------------------------------------------------------------------
 
 _FEATURES = 16  # values of a vector; each is a set of numbers of its own
 _STEPS_PER_CALL = 50  # between looks at the progress
@@ -289,7 +286,7 @@ def train_generator(
     return graphdef, params, np.asarray(losses)
 
 
-# Comparison.
+# ---- Comparison ----------------------------------------------------------------------
 
 
 def rmse(
@@ -361,42 +358,12 @@ def run_study(recipe: Recipe, workdir: Path) -> Table:
     return table
 
 
-def plot_table6(found: Table, folder: Path) -> list[Path]:
-    """Draws `table6.{png,svg}`: our values and the paper's, all cells."""
-    figure = Figure(figsize=(15, 7.5), dpi=120, layout="constrained")
-    grid = figure.subplots(len(PAPER), len(PATTERNS), sharex=True, sharey=True)
-    for row, (sizes, table) in zip(grid, PAPER.items(), strict=True):
-        for axes, pattern in zip(row, PATTERNS, strict=True):
-            for y, generator in enumerate(table):
-                pair = found[sizes][generator][pattern], table[generator][pattern]
-                axes.plot(pair, (y, y), "-", color=GREY, linewidth=1.5)
-                axes.plot(pair[1], y, "o", color=ORANGE, markersize=8, mfc="white")
-                axes.plot(pair[0], y, "o", color=BLUE, markersize=5)
-            axes.set_yticks(range(len(table)), list(table))
-            axes.set_ylim(len(table) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-            tidy(axes)
-        row[0].set_ylabel(f"{sizes} sizes", fontsize=12)
-    for axes, pattern in zip(grid[0], PATTERNS, strict=True):
-        axes.set_title(pattern, fontsize=13, color=INK)
-    for axes in grid[-1]:
-        axes.set_xlim(left=-0.006)
-    marks = [
-        Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=5),
-        Line2D([], [], color=ORANGE, marker="o", linestyle="", markersize=8, mfc="w"),
-    ]
-    figure.supxlabel("RMSE of the generated coefficients")
-    figure.legend(marks, ["here", "paper"], loc="outside upper right", ncols=2)
-    return save(figure, folder, "table6")
-
-
 def main(_) -> None:
     workdir = flags.FLAGS.workdir
     if workdir is None:
         raise InputError("--workdir: needed, for the results")
     configure(Config())
-    table = run_study(Recipe(), workdir)
-    print("\n".join(map(str, plot_table6(table, workdir))))
+    run_study(Recipe(), workdir)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from studies import gpo_synthetic as synthetic
-from tests.helpers.pictures import assert_drawn
 from vse_jax.base.errors import InputError
 from vse_jax.models.gpo import GPO, position_encoding
 
@@ -179,8 +178,3 @@ def test_bad_input(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="holds checkpoints of another run"):
         synthetic.run_study(QUICK, tmp_path)
-
-
-def test_the_table_is_drawn(tmp_path):
-    synthetic.plot_table6(synthetic.PAPER, tmp_path)
-    assert_drawn(tmp_path, "table6")
