@@ -1,8 +1,6 @@
-"""The table and the chart of docs/lab/performance.md, from benchmarks/results/.
+"""The table of docs/lab/performance.md, from benchmarks/results/.
 
-    python -m benchmarks.report
-
-prints the table and draws docs/images/performance.png.
+python -m benchmarks.report
 """
 
 import json
@@ -12,16 +10,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from benchmarks.rows import ROWS, Row
 from vse_jax.base.files import write_atomically
 from vse_jax.command_line import errors_on_one_line
-from vse_jax.figures import style
 
 FOLDER = Path(__file__).parent / "results"
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _HEADER = (
     "| | ours | PyTorch | PyTorch / ours | goal | FLOP | of the peak: ours, PyTorch |\n"
     "|---|---|---|---|---|---|---|"
@@ -110,42 +103,9 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([f"{results['machine']} ({versions})", "", _HEADER, *lines])
 
 
-def draw(results: dict[str, Any], folder: Path) -> None:
-    """Bars of PyTorch's time over ours, from 1 to the left or right, with the goals."""
-    rows = [
-        row
-        for row in ROWS
-        if row.goal and not row.ours_only and row.name in results["rows"]
-    ]
-    goals = [row.goal or 0.0 for row in rows]
-    ratios = [ratio(results["rows"][row.name]) for row in rows]
-    figure = Figure(figsize=(10, 0.42 * len(rows) + 1.3), layout="constrained")
-    axes = figure.subplots()
-    style.tidy(axes)
-    axes.grid(axis="y", visible=False)
-    y = np.arange(len(rows))
-    reached = np.greater_equal(ratios, goals)
-    colors = np.where(reached, style.BLUE, style.ORANGE)
-    axes.barh(y, np.subtract(ratios, 1), left=1, color=colors, height=0.6)
-    for place, (value, goal) in enumerate(zip(ratios, goals, strict=True)):
-        axes.text(1.06 * max(value, goal, 1), place, f"{value:.2f}", va="center")
-    axes.vlines(goals, y - 0.42, y + 0.42, color=style.INK, linewidth=2)
-    axes.axvline(1, color=style.GREY, linewidth=1)
-    axes.set_yticks(y, [row.name for row in rows])
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-    axes.minorticks_off()
-    axes.set_xlim(0.8 * min(0.5, *ratios), 1.5 * max(20, *ratios))
-    axes.set_xlabel("PyTorch's time / ours (black: the goal)")
-    figure.suptitle(results["machine"], fontsize=10, color=style.GREY)
-    style.save(figure, folder, "performance")
-
-
 def main() -> None:
     _, results = read_results("rows")
     print(table(results))
-    draw(results, IMAGES)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,3 @@ def test_a_line_has_medians_ranges_and_shares_of_the_peak():
     assert report.line(Row("b", "b", goal=45.0, ours_only=True), alone, 10e9) == (
         "| b | 30.0 s (30.0–30.0) |  |  | ≤ 45 s |  |  |"
     )
-
-
-def test_the_chart_has_a_bar_for_each_row_with_a_ratio(tmp_path):
-    times = {"ours": {"times": [1.0]}, "pytorch": {"times": [2.0]}, "peak_flops": 1e9}
-    rows = {row.name: times for row in ROWS if not row.ours_only}
-    report.draw({"machine": "one", "rows": rows}, tmp_path)
-    drawn = (tmp_path / "performance.svg").read_text()
-    assert all((f"<!-- {name} -->" in drawn) == (name != PEAK.name) for name in rows)
