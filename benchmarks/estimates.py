@@ -99,7 +99,7 @@ def today() -> dict[str, str]:
 def program(recipe: str, topology: str) -> str:
     """The digest of a recipe's training step, which is lowered for it."""
     name, colon, variant = recipe.partition(":")
-    values = read_config(f"configs/{name}.py{colon}{variant}", ROOT)
+    values = read_config(f"configs/{name}.py{colon}{variant}")
     config = final_config(values, ["--config.data.root=/absent"])
     config, place = place_run(config, topology)
     usual = usual_bucket(config, len(place.devices))

@@ -14,7 +14,6 @@ from vse_jax.base.errors import InputError
 from vse_jax.command_line import PathParser, final_config, override, read_config
 from vse_jax.config import FIELDS, Config, config_dict, flat_fields, save_config
 
-HERE = Path.cwd()
 PATHS = [name for name, spec in FIELDS.items() if spec.path or spec.paths]
 
 
@@ -28,7 +27,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def given(name, *overrides):
     """The config of a command line."""
-    return final_config(read_config(name, HERE), overrides)
+    return final_config(read_config(name), overrides)
 
 
 class TestPaths:
@@ -99,9 +98,9 @@ class TestOverrides:
         file = tmp_path / "bad.py"
         file.write_text("def get_config():\n    x = 1\n    return x + 'a'\n")
         with pytest.raises(InputError, match=r"bad\.py, line 3: TypeError"):
-            read_config(str(file), HERE)
+            read_config(str(file))
         with pytest.raises(InputError, match=r"no such file absent\.py"):
-            read_config("absent.py:x", HERE)
+            read_config("absent.py:x")
 
 
 # Each prints what it is, as an info and as a warning, by absl's logger.
@@ -125,7 +124,7 @@ app.run(cli.program(run), flags_parser=cli.parse)
 def test_only_the_package_itself_chatters(clone, tmp_path):
     """Also with the virtual environment inside of a clone of any name."""
     package = tmp_path / clone / "vse_jax"
-    shutil.copytree(HERE / "vse_jax", package)
+    shutil.copytree("vse_jax", package)
     site = tmp_path / clone / ".venv" / "lib" / "site-packages"
     (site / "orbax").mkdir(parents=True)
     (package / "chatter.py").write_text(SAYS.format("ours"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import main
 from tests.messages_test import texts
 from vse_jax import command_line as cli
+from vse_jax import main
 from vse_jax.config import FIELDS
 
 LAB = sorted(Path("docs/lab").glob("*.md"))
@@ -167,7 +167,7 @@ def test_fields_exist():
 def flags_of(program: str) -> set[str]:
     names = re.findall(
         r'flags\.DEFINE\w*\(\s*(?:cli\.[^"]*(?:"--\w+"\)|\(\)),\s*)?"([\w-]+)"',
-        Path(program).read_text(encoding="utf-8"),
+        Path("vse_jax", program).read_text(encoding="utf-8"),
     )
     return {f"--{name}" for name in names} | {"--verbosity"}
 
@@ -214,7 +214,7 @@ def problem(command: list[str]) -> str | None:
     config = flags.get("--config", "configs/coco_grid.py")
     if not config.startswith(("configs/", "examples/")):
         config = "configs/coco_grid.py"  # a run's own, which the reader has
-    values = cli.read_config(config, Path())
+    values = cli.read_config(config)
     values.search.token = "a token"  # where a shell would make one
     cli.final_config(values, ["--" + a.lstrip("-") for a in overrides])
     return None

@@ -82,9 +82,7 @@ def test_eval_and_embed_need_only_the_workdir(trained, environment):
 PROBE = """
 import importlib, sys
 import cv2, numpy as np, PIL.Image
-from absl import app, flags
-import main
-from vse_jax import command_line as cli
+from vse_jax import main
 
 def resident():  # bytes
     return int(open("/proc/self/statm").read().split()[1]) * 4096
@@ -98,7 +96,7 @@ def work(*_, **__):
 
 module, _, function = main.MODES[sys.argv.pop(1)].function.partition(":")
 setattr(importlib.import_module(module), function, work)
-app.run(cli.program(main.run), flags_parser=cli.parse)
+main.main()
 """
 
 

@@ -9,16 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import main
+from vse_jax import main
 from vse_jax.config import FIELDS
 
-FILES = sorted(
-    [
-        *Path("vse_jax").rglob("*.py"),
-        *Path("vse_search").rglob("*.py"),
-        *(Path("main.py"), Path("convert_torch_weights.py")),
-    ]
-)
+FILES = sorted([*Path("vse_jax").rglob("*.py"), *Path("vse_search").rglob("*.py")])
 GAP = "\N{REPLACEMENT CHARACTER}"  # where a text has a value put in
 OF_OTHERS = {"--revision", "--local-dir", "--backbone_source"}  # of hf and of theirs
 

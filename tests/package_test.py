@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import vse_jax
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
 from tests.helpers.runs import write_run
 
 pytestmark = pytest.mark.system
-
-HERE = Path.cwd()
 
 USE = """
 import sys
@@ -33,15 +32,10 @@ print(vse_jax.__file__)
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    tracked = ["git", "ls-files", "-z", "vse_jax", "vse_search"]
-    names = subprocess.run(tracked, capture_output=True, check=True, text=True).stdout
-    top = ["pyproject.toml", "README.md", "LICENSE"]
-    for name in [*names.split("\0")[:-1], *top]:  # a copy: builds leave folders
-        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "source" / name).write_bytes((HERE / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel"]
-    build = [*pip, "--quiet", "--no-deps", "--wheel-dir", folder, folder / "source"]
-    subprocess.run(build, check=True)
+    subprocess.run(
+        [*pip, "--quiet", "--no-deps", "--wheel-dir", folder, "."], check=True
+    )
     return next(folder.glob("*.whl"))
 
 
@@ -55,6 +49,48 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }
     assert "vse_search/page/index.html" in names
     assert "vse_jax/checkpoints/templates/model_card.md" in names
+    assert "vse_jax/data/prepare/openmoji_captions.csv" in names
+    recipes = {f"vse_jax/recipes/{path}" for path in Path("configs").glob("*.py")}
+    assert recipes == {name for name in names if "/recipes/" in name}
+
+
+def test_the_index_page_links_to_nothing_that_is_not_there(wheel):
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = (n for n in content.namelist() if n.endswith("/METADATA"))
+        page = content.read(name).decode()
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert links
+    assert not [link for link in links if not link.startswith("https://")]
+
+
+def test_the_command_finds_the_recipes_outside_the_checkout(
+    wheel, environment, tmp_path
+):
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(tmp_path / "site")
+        (name,) = (n for n in content.namelist() if n.endswith("/entry_points.txt"))
+        points = content.read(name).decode().splitlines()
+    assert "vse-jax = vse_jax.main:main" in points
+    (tmp_path / "mine.py").write_text("from configs.openmoji import get_config\n")
+
+    def start(*arguments):
+        program = "from vse_jax.main import main; main()"
+        return subprocess.run(
+            [sys.executable, "-P", "-c", program, *arguments],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert start("--version").stdout == f"vse_jax {vse_jax.__version__}\n"
+    assert "--workdir" in start("--help").stdout
+    for config in ("configs/openmoji.py:known", "mine.py"):
+        done = start(
+            f"--config={config}", "--mode=plot", "--config.seed=-1", "--workdir=w"
+        )
+        assert done.stderr == "error: config.seed: -1 is less than 0\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from logging import CRITICAL, WARNING, Formatter, getLogger
 from pathlib import Path
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from vse_jax.base.errors import InputError
@@ -29,7 +29,11 @@ from vse_jax.config import (
 )
 
 _OVERRIDE = "--config."
-_OURS = [Path(__file__).parents[1] / name for name in ("vse_jax", "vse_search")]
+_PACKAGE = Path(__file__).parent
+_OURS = [_PACKAGE, _PACKAGE.with_name("vse_search")]
+# Where configs/ is: beside the package in a clone, inside it where it is installed.
+_INSTALLED = _PACKAGE / "recipes"
+_HOME = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
 
 
 class PathParser(flags.ArgumentParser):
@@ -52,6 +56,15 @@ class PathParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "path"
+
+
+def start(run: Callable[[list[str]], None], module: str) -> None:
+    """Starts `run`, of a module that defines the flags; the file started is another."""
+    # absl's --help is of the file that was started.
+    sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
+    for flag in flags.FLAGS.get_flags_for_module(module):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(program(run), flags_parser=parse)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -107,14 +120,13 @@ def final_config(values: ConfigDict, overrides: Sequence[str]) -> Config:
     return with_paths(config, os.path.expanduser)
 
 
-def read_config(name: str, home: Path, *, trust_code: bool = False) -> ConfigDict:
+def read_config(name: str, *, trust_code: bool = False) -> ConfigDict:
     """The config of a file: FILE.py, FILE.py:VARIANT, or a run's FILE.json.
 
     Args:
-        name: path, looked for below the current folder and then below `home`; `~` is
-            the user's folder. A Python file defines get_config(), or
-            get_config(variant).
-        home: the project's folder.
+        name: path, looked for below the current folder; then configs/NAME.py is one of
+            this package's recipes. `~` is the user's folder. A Python file defines
+            get_config(), or get_config(variant).
         trust_code: a JSON file of a shared model may name classes to import.
 
     Raises:
@@ -123,7 +135,7 @@ def read_config(name: str, home: Path, *, trust_code: bool = False) -> ConfigDic
     file, _, variant = (name := os.path.expanduser(name)).partition(":")
     if Path(name).is_file():  # a run's folder may have a time in its name
         file, variant = name, ""
-    path = next((p for p in (Path(file), home / file) if p.is_file()), None)
+    path = next((p for p in (Path(file), _HOME / file) if p.is_file()), None)
     if path is None:
         raise InputError(f"--config={name}: no such file {file}")
     if path.suffix == ".json":
@@ -132,6 +144,8 @@ def read_config(name: str, home: Path, *, trust_code: bool = False) -> ConfigDic
     if spec is None or spec.loader is None:
         raise InputError(f"--config={name}: neither a .py nor a .json file")
     module = importlib.util.module_from_spec(spec)
+    if str(_HOME) not in sys.path:
+        sys.path.append(str(_HOME))  # a config of one's own may import the recipes
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*([variant] if variant else []))

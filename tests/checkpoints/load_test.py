@@ -105,8 +105,8 @@ class TestCode:
     def test_nor_by_the_name_of_its_config(self, with_code):
         name = str(with_code / "config.json")
         with pytest.raises(InputError, match="runs code of its author"):
-            read_config(name, with_code, trust_code=False)
-        config = read_config(name, with_code, trust_code=True)
+            read_config(name, trust_code=False)
+        config = read_config(name, trust_code=True)
         assert config.image.pool == OWN
 
     @pytest.mark.parametrize("where", ["inside", "as a package", "on the path"])
