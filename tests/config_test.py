@@ -197,6 +197,8 @@ def test_fields_go_from_free_to_bound():
         ({"image.pool": "median"}, "config.image.pool: 'median' is none of gpo, avg"),
         ({"text.pool_k": 0}, "config.text.pool_k: 0 is less than 1"),
         ({"image.backbone.batch_norm": "off"}, "batch_norm: 'off' is none of frozen"),
+        ({"image.backbone.block": "v3"}, "backbone.block: 'v3' is none of v1"),
+        ({"image.backbone.stem": "v3"}, "backbone.stem: 'v3' is none of conv7"),
         ({"image.pixels": "bgr"}, "config.image.pixels: 'bgr' is none of detector"),
         ({"data.format": "zip"}, "config.data.format: 'zip' is none of folder"),
         ({"data.workers": "fibres"}, "config.data.workers: 'fibres' is none of auto"),

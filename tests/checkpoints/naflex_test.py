@@ -17,6 +17,7 @@ from tests.helpers.drafts import draft
 from vse_jax.base.errors import InputError
 from vse_jax.checkpoints.folder import model_config
 from vse_jax.commands.export_model import export_model
+from vse_jax.config import ImageConfig, VitConfig
 from vse_jax.data.images import patches_of_aspect
 from vse_jax.models.build import build_model
 from vse_jax.models.siglip import ViT
@@ -103,7 +104,8 @@ def test_images_of_any_aspect_and_captions_equal_those_of_transformers(
 def test_positions_equal_jaxs_antialiased_resize(shape):
     """Also of one column, which PyTorch 2.13's CPU kernel gives its first row only."""
     rows, columns = shape
-    vit = ViT(grid=GRID, patch=2, hidden=6, layers=0, heads=1, ffn=1, **VIT)
+    sizes = VitConfig(2, hidden=6, layers=0, heads=1, ffn=1, max_patches=1, grid=GRID)
+    vit = ViT(ImageConfig(kind="vit", vit=sizes), **VIT)
     vit.patches.kernel[...] = 0 * vit.patches.kernel[...]
     positions = np.asarray(vit.positions[...])
     grid = positions.reshape(GRID, GRID, -1)

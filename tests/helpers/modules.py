@@ -3,6 +3,7 @@
 import numpy as np
 from flax import nnx
 
+from vse_jax.config import BackboneConfig
 from vse_jax.models.resnet import ResNet
 
 
@@ -11,15 +12,5 @@ def tree_of(module):
 
 
 def backbone(block="v1"):
-    return ResNet(
-        block=block,
-        stem="conv7",
-        patch=4,
-        layers=(1, 2, 1, 1),
-        width=4,
-        groups=1,
-        group_width=64,
-        frozen_norm=True,
-        dtype=np.dtype("float32"),
-        rngs=nnx.Rngs(0),
-    )
+    cnn = BackboneConfig(block=block, layers=(1, 2, 1, 1), width=4)
+    return ResNet(cnn, dtype=np.dtype("float32"), rngs=nnx.Rngs(0))

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.config import TextConfig
 from vse_jax.models.layers import embedding, layer_norm, linear
 from vse_jax.models.transformer import Attention
 from vse_jax.ops import Blocks, attends_in_rows, pack, unpack
@@ -22,8 +23,8 @@ class Bert(nnx.Module):
     (checkpoints/torch/keys.py).
 
     Args:
-        vocab_size, hidden, layers, heads, ffn, max_positions: sizes.
-        dropout: on embeddings, attention weights and both residual branches.
+        text: the config's: sizes, and the dropout on embeddings, attention weights and
+            both residual branches.
         remat: keep only each layer's input for the backward pass, and compute the layer
             again there.
         dtype: of the matrix products; normalization statistics and softmax are float32.
@@ -35,30 +36,15 @@ class Bert(nnx.Module):
 
     def __init__(
         self,
+        text: TextConfig,
         *,
-        vocab_size: int,
-        hidden: int,
-        layers: int,
-        heads: int,
-        ffn: int,
-        max_positions: int,
-        dropout: float,
         remat: bool = False,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
-        if hidden % heads:
-            raise ValueError(f"{heads} heads do not divide hidden {hidden}")
-        self.embeddings = Embeddings(
-            vocab_size, hidden, max_positions, dropout, dtype=dtype, rngs=rngs
-        )
-        self.layers = Blocks(
-            (
-                BertLayer(hidden, heads, ffn, dropout, dtype=dtype, rngs=rngs)
-                for _ in range(layers)
-            ),
-            remat=remat,
-        )
+        self.embeddings = Embeddings(text, dtype=dtype, rngs=rngs)
+        layers = (BertLayer(text, dtype=dtype, rngs=rngs) for _ in range(text.layers))
+        self.layers = Blocks(layers, remat=remat)
         self.mesh: Mesh | None = None  # over whose devices captions are: see `place`
 
     def __call__(
@@ -101,12 +87,13 @@ class Bert(nnx.Module):
 class Embeddings(nnx.Module):
     """Word + position + token-type embedding, normalized."""
 
-    def __init__(self, vocab_size, hidden, max_positions, dropout, *, dtype, rngs):
-        self.word = embedding(vocab_size, hidden, dtype=dtype, rngs=rngs)
-        self.position = embedding(max_positions, hidden, dtype=dtype, rngs=rngs)
+    def __init__(self, text: TextConfig, *, dtype, rngs):
+        hidden = text.hidden
+        self.word = embedding(text.vocab_size, hidden, dtype=dtype, rngs=rngs)
+        self.position = embedding(text.max_positions, hidden, dtype=dtype, rngs=rngs)
         self.token_type = embedding(_TOKEN_TYPES, hidden, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(text.dropout)
 
     def __call__(self, token_ids, positions, *, train, rngs):
         x = self.word(token_ids)
@@ -118,14 +105,17 @@ class Embeddings(nnx.Module):
 class BertLayer(nnx.Module):
     """Self-attention and an MLP, each with residual and norm after."""
 
-    def __init__(self, hidden, heads, ffn, dropout, *, dtype, rngs):
-        self.attention = Attention(hidden, heads, dropout, dtype=dtype, rngs=rngs)
+    def __init__(self, text: TextConfig, *, dtype, rngs):
+        hidden, ffn = text.hidden, text.ffn
+        self.attention = Attention(
+            hidden, text.heads, text.dropout, dtype=dtype, rngs=rngs
+        )
         self.attention_norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
         init = "transformer"
         self.intermediate = linear(hidden, ffn, init=init, dtype=dtype, rngs=rngs)
         self.output = linear(ffn, hidden, init=init, dtype=dtype, rngs=rngs)
         self.output_norm = layer_norm(hidden, _EPSILON, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(text.dropout)
 
     def __call__(self, x, attends, padding, *, train, rngs=None):
         def dropout(y):

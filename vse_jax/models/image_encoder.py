@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool
 
-from vse_jax.config import Config, keeps_aspect
+from vse_jax.config import Config
 from vse_jax.models.layers import BatchNorm, linear
 from vse_jax.models.pooling import build_pool
 from vse_jax.models.resnet import ResNet
@@ -22,19 +22,7 @@ class GridEncoder(SetEncoder):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         dtype, cnn = np.dtype(config.compute_dtype), config.image.backbone
-        self.backbone = ResNet(
-            block=cnn.block,
-            stem=cnn.stem,
-            patch=cnn.patch,
-            layers=cnn.layers,
-            width=cnn.width,
-            groups=cnn.groups,
-            group_width=cnn.group_width,
-            frozen_norm=cnn.batch_norm == "frozen",
-            remat=config.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.backbone = ResNet(cnn, remat=config.remat, dtype=dtype, rngs=rngs)
         channels, embed = self.backbone.channels, config.embed_dim
         self.fc = linear(channels, embed, init="xavier", dtype=dtype, rngs=rngs)
         self.gpool = build_pool(config, "image", embed, rngs=rngs)
@@ -57,17 +45,7 @@ class ViTEncoder(SetEncoder):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         image, vit = config.image, config.image.vit
         dtype, embed = np.dtype(config.compute_dtype), config.embed_dim
-        self.vit = ViT(
-            grid=vit.grid if keeps_aspect(image) else image.size // vit.patch,
-            patch=vit.patch,
-            hidden=vit.hidden,
-            layers=vit.layers,
-            heads=vit.heads,
-            ffn=vit.ffn,
-            remat=config.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.vit = ViT(image, remat=config.remat, dtype=dtype, rngs=rngs)
         if image.pool == "map":
             self.fc = None
             sizes = {"heads": vit.heads, "ffn": vit.ffn}

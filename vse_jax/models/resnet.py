@@ -3,12 +3,11 @@
 Channels last.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vse_jax.config import BackboneConfig
 from vse_jax.models.layers import BatchNorm, Conv, relu
 from vse_jax.ops import Blocks
 
@@ -22,17 +21,7 @@ class ResNet(nnx.Module):
     """A ResNet without its classifier.
 
     Args:
-        block: 'v1' (bottleneck with the stride on its first 1×1, as in Caffe),
-            'torchvision' (bottleneck with the stride on its 3×3) or 'basic' (two 3×3).
-        stem: 'conv7' (7×7, stride 2, then 3×3 max pool, stride 2) or 'patch'
-            (non-overlapping patches, no max pool).
-        patch: side of a patch, px.
-        layers: number of blocks in each stage; every stage but the first halves the
-            grid.
-        width: channels of the stem and of the first stage's 3×3 convolutions.
-        groups: groups of the bottlenecks' 3×3 convolutions.
-        group_width: channels of one such group per 64 of `width`.
-        frozen_norm: batch normalization keeps its running statistics.
+        cnn: the config's.
         remat: keep only each block's input for the backward pass, and compute the block
             again there.
         dtype: of the activations.
@@ -40,51 +29,39 @@ class ResNet(nnx.Module):
 
     def __init__(
         self,
+        cnn: BackboneConfig,
         *,
-        block: str,
-        stem: str,
-        patch: int,
-        layers: Sequence[int],
-        width: int,
-        groups: int,
-        group_width: int,
-        frozen_norm: bool,
         remat: bool = False,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
-        if stem == "conv7":
-            self.conv1 = Conv(3, width, 7, stride=2, rngs=rngs)
-        elif stem == "patch":
-            self.conv1 = Conv(3, width, patch, stride=patch, rngs=rngs)
-        else:
-            raise ValueError(f"no stem {stem!r}")
-        if block not in ("v1", "torchvision", "basic"):
-            raise ValueError(f"no block {block!r}")
-        self.bn1 = BatchNorm(width, frozen=frozen_norm)
-        self.pool = stem == "conv7"
-        self.ceil_pool = block == "v1"
+        width, frozen = cnn.width, cnn.batch_norm == "frozen"
+        size, stride = (7, 2) if cnn.stem == "conv7" else (cnn.patch, cnn.patch)
+        self.conv1 = Conv(3, width, size, stride=stride, rngs=rngs)
+        self.bn1 = BatchNorm(width, frozen=frozen)
+        self.pool = cnn.stem == "conv7"
+        self.ceil_pool = cnn.block == "v1"
         self.dtype = dtype
-        self.stages = len(layers)
+        self.stages = len(cnn.layers)
 
         def make_block(in_channels, planes, stride) -> BasicBlock | Bottleneck:
-            if block == "basic":
+            if cnn.block == "basic":
                 return BasicBlock(
-                    in_channels, planes, stride, frozen_norm=frozen_norm, rngs=rngs
+                    in_channels, planes, stride, frozen_norm=frozen, rngs=rngs
                 )
             return Bottleneck(
                 in_channels,
-                planes * group_width // 64 * groups,
+                planes * cnn.group_width // 64 * cnn.groups,
                 4 * planes,
                 stride,
-                groups=groups,
-                stride_first=block == "v1",
-                frozen_norm=frozen_norm,
+                groups=cnn.groups,
+                stride_first=cnn.block == "v1",
+                frozen_norm=frozen,
                 rngs=rngs,
             )
 
         channels = width
-        for stage, count in enumerate(layers):
+        for stage, count in enumerate(cnn.layers):
             blocks = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1

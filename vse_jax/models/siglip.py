@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.config import ImageConfig, TextConfig, VitConfig, keeps_aspect
 from vse_jax.models.layers import Conv, constant, embedding, layer_norm, normal
 from vse_jax.models.transformer import MLP, Attention
 from vse_jax.ops import Blocks
@@ -14,10 +15,8 @@ class ViT(nnx.Module):
     """Patches with learned positions, pre-norm layers, a last norm; no class token.
 
     Args:
-        grid: patches in a row of an image, which is square; or of the positions, which
-            are interpolated where images have any aspect.
-        patch: side of a patch, px.
-        hidden, layers, heads, ffn: sizes.
+        image: the config's: sizes; for images of any aspect, the positions are
+            interpolated.
         remat: keep only each layer's input for the backward pass, and compute the layer
             again there.
         dtype: of the matrix products; normalization statistics and softmax are float32.
@@ -28,29 +27,21 @@ class ViT(nnx.Module):
 
     def __init__(
         self,
+        image: ImageConfig,
         *,
-        grid: int,
-        patch: int,
-        hidden: int,
-        layers: int,
-        heads: int,
-        ffn: int,
         remat: bool = False,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
-        self.patches = PatchEmbedding(patch, hidden, rngs=rngs)
-        init = normal(hidden**-0.5)
-        self.positions = nnx.Param(init(rngs.params(), (grid * grid, hidden)))
-        self.layers = Blocks(
-            (
-                PreNormLayer(hidden, heads, ffn, dtype=dtype, rngs=rngs)
-                for _ in range(layers)
-            ),
-            remat=remat,
-        )
-        self.norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
-        self.grid, self.dtype = grid, dtype
+        vit = image.vit
+        self.grid = vit.grid if keeps_aspect(image) else image.size // vit.patch
+        self.patches = PatchEmbedding(vit.patch, vit.hidden, rngs=rngs)
+        init = normal(vit.hidden**-0.5)
+        self.positions = nnx.Param(init(rngs.params(), (self.grid**2, vit.hidden)))
+        layers = (PreNormLayer(vit, dtype=dtype, rngs=rngs) for _ in range(vit.layers))
+        self.layers = Blocks(layers, remat=remat)
+        self.norm = layer_norm(vit.hidden, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
 
     def __call__(
         self, images: Float[Array, "b s s 3"], *, train: bool = False
@@ -128,15 +119,12 @@ class PatchEmbedding(Conv):
 class SiglipText(nnx.Module):
     """Token and position embeddings, pre-norm layers, a last norm.
 
-    It was trained on captions that are padded to `positions` tokens, and looks at the
+    It was trained on captions that are padded to all of its positions, and looks at the
     padding as at any other token: so does this.
 
     Args:
-        vocab_size, hidden, layers, heads, ffn, positions: sizes.
-        pad_id: the token that fills a caption up.
-        remat: keep only each layer's input for the backward pass, and compute the layer
-            again there.
-        dtype: of the matrix products; normalization statistics and softmax are float32.
+        text: the config's: sizes, and the token that fills a caption up.
+        remat, dtype: as of `ViT`.
 
     Raises:
         ValueError: heads do not divide hidden, or (in a call) more tokens than
@@ -145,29 +133,21 @@ class SiglipText(nnx.Module):
 
     def __init__(
         self,
+        text: TextConfig,
         *,
-        vocab_size: int,
-        hidden: int,
-        layers: int,
-        heads: int,
-        ffn: int,
-        positions: int,
-        pad_id: int,
         remat: bool = False,
         dtype: np.dtype,
         rngs: nnx.Rngs,
     ):
-        self.word = embedding(vocab_size, hidden, dtype=dtype, rngs=rngs)
-        self.position = embedding(positions, hidden, dtype=dtype, rngs=rngs)
-        self.layers = Blocks(
-            (
-                PreNormLayer(hidden, heads, ffn, dtype=dtype, rngs=rngs)
-                for _ in range(layers)
-            ),
-            remat=remat,
+        hidden = text.hidden
+        self.word = embedding(text.vocab_size, hidden, dtype=dtype, rngs=rngs)
+        self.position = embedding(text.max_positions, hidden, dtype=dtype, rngs=rngs)
+        layers = (
+            PreNormLayer(text, dtype=dtype, rngs=rngs) for _ in range(text.layers)
         )
+        self.layers = Blocks(layers, remat=remat)
         self.norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
-        self.pad_id = pad_id
+        self.pad_id = text.pad_id
 
     def __call__(
         self,
@@ -196,9 +176,10 @@ class SiglipText(nnx.Module):
 class PreNormLayer(nnx.Module):
     """Self-attention and an MLP, each with norm before and residual after."""
 
-    def __init__(self, hidden, heads, ffn, *, dtype, rngs):
+    def __init__(self, sizes: VitConfig | TextConfig, *, dtype, rngs):
+        hidden, ffn = sizes.hidden, sizes.ffn
         self.attention_norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
-        self.attention = Attention(hidden, heads, dtype=dtype, rngs=rngs)
+        self.attention = Attention(hidden, sizes.heads, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(hidden, dtype=dtype, rngs=rngs)
         self.mlp = MLP(hidden, ffn, dtype=dtype, rngs=rngs)
 

@@ -23,18 +23,7 @@ class BertEncoder(SetEncoder):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         text, embed = config.text, config.embed_dim
         dtype = np.dtype(config.compute_dtype)
-        self.bert = Bert(
-            vocab_size=text.vocab_size,
-            hidden=text.hidden,
-            layers=text.layers,
-            heads=text.heads,
-            ffn=text.ffn,
-            max_positions=text.max_positions,
-            dropout=text.dropout,
-            remat=config.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.bert = Bert(text, remat=config.remat, dtype=dtype, rngs=rngs)
         self.linear = linear(text.hidden, embed, dtype=dtype, rngs=rngs)
         self.gpool = build_pool(config, "text", embed, rngs=rngs)
 
@@ -67,18 +56,7 @@ class SiglipEncoder(SetEncoder):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         text, embed = config.text, config.embed_dim
         dtype = np.dtype(config.compute_dtype)
-        self.siglip = SiglipText(
-            vocab_size=text.vocab_size,
-            hidden=text.hidden,
-            layers=text.layers,
-            heads=text.heads,
-            ffn=text.ffn,
-            positions=text.max_positions,
-            pad_id=text.pad_id,
-            remat=config.remat,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.siglip = SiglipText(text, remat=config.remat, dtype=dtype, rngs=rngs)
         self.linear = linear(text.hidden, embed, dtype=dtype, rngs=rngs)
         self.gpool = build_pool(config, "text", embed, rngs=rngs)
         self.padded = text.pool == "last"

@@ -10,6 +10,7 @@ from flax import nnx
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import whole_folder
 from vse_jax.checkpoints.torch import keys, torch_file
+from vse_jax.config import BackboneConfig
 from vse_jax.models.resnet import ResNet
 
 
@@ -76,15 +77,10 @@ def convert_backbone(file: Path, kind: str, output: Path) -> None:
 
 def build(kind: Kind) -> ResNet:
     """The kind's CNN with random weights."""
-    return ResNet(
+    cnn = BackboneConfig(
         block=kind.block,
         layers=kind.layers,
         groups=kind.groups,
         group_width=kind.group_width,
-        stem="conv7",
-        patch=1,
-        width=64,
-        frozen_norm=True,
-        dtype=np.dtype(np.float32),
-        rngs=nnx.Rngs(0),
     )
+    return ResNet(cnn, dtype=np.dtype(np.float32), rngs=nnx.Rngs(0))
