@@ -15,6 +15,7 @@ from vse_jax.data.bert_tokenizer import read_bert_tokenizer
 from vse_jax.data.lines import Lines
 from vse_jax.data.tokenizers import (
     PieceTokenizer,
+    WordTokenizer,
     augment_words,
     bucket,
     padded_lengths,
@@ -199,7 +200,16 @@ def test_padded_lengths_end_where_captions_do():
     assert padded_lengths(config) == (16, 20)
 
 
-def test_tokens_of_many_captions_are_kept(monkeypatch, tmp_path):
+def words_of(folder):
+    words = [*vocabulary.SPECIAL, "a", "red", "dog", "the", "sea", "grass", "cat"]
+    ids = {word: i for i, word in enumerate(words)}
+    content = {"word2idx": ids, "idx": len(ids)}
+    (folder / "vocab.json").write_text(json.dumps(content))
+    return WordTokenizer(folder / "vocab.json", 512)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_tokens_of_many_captions_are_kept(words, monkeypatch, tmp_path):
     """They are made once for captions and a tokenizer, and go when there is no room."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(tokenizers, "_KEPT_FROM", 2)
@@ -210,7 +220,7 @@ def test_tokens_of_many_captions_are_kept(monkeypatch, tmp_path):
         return make(tokenizer, captions)
 
     monkeypatch.setattr(tokenizers.Tokenizer, "_tokenise", noted)
-    tokenizer = official(VOCAB, 512)
+    tokenizer = words_of(tmp_path) if words else official(VOCAB, 512)
     captions = Lines.of(["a red dog", "the sea"])
     first, again = tokenizer(captions), tokenizer(captions)
     plain = tokenizer([*captions])  # a list is not looked for
@@ -226,3 +236,6 @@ def test_tokens_of_many_captions_are_kept(monkeypatch, tmp_path):
     assert [*folder.iterdir()] == []
     tokenizer(captions)
     assert len(made) == 4
+    monkeypatch.setattr(type(tokenizer), "_made_by", lambda _: "another version")
+    tokenizer(captions)
+    assert len(made) == 5

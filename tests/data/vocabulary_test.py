@@ -96,15 +96,6 @@ class TestSplitWords:
         assert "feet" in expected[0]
         assert not logged
 
-    def test_the_words_of_many_captions_are_kept(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.setattr(vocabulary, "_KEPT_FROM", 3)
-        captions = ["A cat; a dog.", "", "A box."]
-        first = list(split_words(captions))
-        assert first == [["a", "cat", ";", "a", "dog", "."], [], ["a", "box", "."]]
-        monkeypatch.setattr(vocabulary, "_split", None)  # is not needed again
-        assert list(split_words(captions)) == first
-
 
 def write(path: Path, words, **changes) -> Path:
     content = {

@@ -30,10 +30,11 @@ from vse_jax.data.vocabulary import (
     find_vocabulary,
     read_vocabulary,
     split_words,
+    word_splitter,
 )
 
 _CHUNK = 4096  # captions tokenised at once, by all cores
-_KEPT_FROM = 100_000  # captions whose tokens are kept on disk
+_KEPT_FROM = 20_000  # captions whose tokens are kept on disk
 _ARRAYS = ("ids", "words", "offsets")  # of `CaptionTokens`
 
 
@@ -88,7 +89,7 @@ class Tokenizer(abc.ABC):
         """
         if len(captions) < _KEPT_FROM or not isinstance(captions, Lines):
             return self._tokenise(captions)
-        content = [captions.sha256(), self.as_json(), self._max_tokens]
+        content = [captions.sha256(), self.as_json(), self._max_tokens, self._made_by()]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
         folder = Path("~/.cache/vse_jax/tokens").expanduser()
         files = [folder / f"captions_tokens_{key}_{name}.npy" for name in _ARRAYS]
@@ -141,6 +142,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def _encode(self, captions: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
         """Yields the ids of each caption, and the words that they are pieces of."""
+
+    @abc.abstractmethod
+    def _made_by(self) -> str:
+        """What decides the ids beside `as_json`: the library and its version."""
 
     @abc.abstractmethod
     def words(self, caption: str) -> list[str]:
@@ -230,6 +235,9 @@ class PieceTokenizer(Tokenizer):
             chunk = [*captions[start : start + _CHUNK]]
             for encoding in self._pieces.encode_batch(chunk):
                 yield encoding.ids, self._word_numbers(encoding)
+
+    def _made_by(self) -> str:
+        return f"tokenizers {tokenizers.__version__}"
 
     def words(self, caption: str) -> list[str]:
         """The words that are cut into pieces, BERT's as it reads them: lower-case, …"""
@@ -362,6 +370,9 @@ class WordTokenizer(Tokenizer):
         for words in split_words(captions):
             ids = [first, *(self._vocab.get(word, unknown) for word in words), last]
             yield ids, [0] * len(ids)
+
+    def _made_by(self) -> str:
+        return word_splitter()
 
     def words(self, caption: str) -> list[str]:
         first, last = self.ends

@@ -18,12 +18,10 @@ when a file is read, and the model one word vector more than the file has words.
 import collections
 import contextlib
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 
 from absl import logging
 
@@ -47,39 +45,16 @@ from vse_jax.data.bert_tokenizer import (
 )
 from vse_jax.data.buckets import root_path
 
-_KEPT_FROM = 20_000  # captions, from which on their words are kept
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MASK = "<mask>"
 
 
-def split_words(captions: Sequence[str]) -> Iterator[list[str]]:
+def split_words(captions: Iterable[str]) -> Iterator[list[str]]:
     """Yields the words of each caption: lower case, NLTK's `word_tokenize`.
 
     That splits sentences with NLTK's Punkt model, then each sentence into words. If the
-    model is not installed, sentences end at . ? or ! before a space. The words of many
-    captions are kept in ~/.cache/vse_jax/words: NLTK takes its time.
+    model is not installed, sentences end at . ? or ! before a space.
     """
-    if len(captions) < _KEPT_FROM:
-        yield from _split(captions)
-        return
-    # By what splits them, too.
-    splitter = getattr(_sentence_splitter(), "__name__", "rule")
-    digest = hashlib.sha256("\n".join(captions).encode())
-    digest.update(f"{metadata.version('nltk')} {splitter}".encode())
-    folder = Path.home() / ".cache" / "vse_jax" / "words"
-    path = folder / f"{digest.hexdigest()[:32]}.txt"
-    if not path.exists():
-        lines = [" ".join(words) for words in _split(captions)]
-        with contextlib.suppress(OSError):  # then they are split again next time
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, "\n".join(lines).encode())
-    else:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    for line in lines:
-        yield line.split(" ") if line else []
-
-
-def _split(captions: Iterable[str]) -> Iterator[list[str]]:
     # It brings scipy along: two seconds that only BiGRU models should pay.
     from nltk.tokenize import word_tokenize  # noqa: PLC0415
 
@@ -90,6 +65,12 @@ def _split(captions: Iterable[str]) -> Iterator[list[str]]:
             for sentence in sentences(caption.lower())
             for word in word_tokenize(sentence, preserve_line=True)
         ]
+
+
+def word_splitter() -> str:
+    """What decides the words of captions: 'nltk 3.10.4 sent_tokenize'."""
+    name = getattr(_sentence_splitter(), "__name__", "rule")
+    return f"nltk {metadata.version('nltk')} {name}"
 
 
 @functools.cache  # so that the log says it once
