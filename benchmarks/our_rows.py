@@ -141,7 +141,7 @@ def training_step(config: Config, batch: Batch) -> Callable[[], float]:
     """A step on one device, all groups open; returns the loss. The batch stays put."""
     runtime.configure(config)
     config, mesh = on_one_device(config)
-    trainer = Trainer.create(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
+    trainer = Trainer.create(config, mesh, Schedule(config, _EPOCH, _EPOCH))
     state = trainer.initial_state()
     state = dataclasses.replace(state, step=state.step + _OPEN * _EPOCH)
     groups = trainer.optimizer.trainable_groups(_OPEN)
@@ -187,7 +187,7 @@ def encode() -> Ready:
     config = inputs.with_photographs(config, rows.ENCODED)
     split = read_split(config, "train")
     mesh = make_mesh(config)
-    trainer = Trainer.create(config, mesh, Schedule.from_config(config, _EPOCH, _EPOCH))
+    trainer = Trainer.create(config, mesh, Schedule(config, _EPOCH, _EPOCH))
     model = trainer.initial_state().weights
     embedder = Embedder(
         config, trainer.graphdef, trainer.abstract_model, mesh, CompileCache()

@@ -114,12 +114,12 @@ def _parameters_of_every_group():
 
 def test_schedule_of_the_published_grid_recipe():
     config = draft()
-    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    schedule = Schedule(config, steps_per_epoch=10, ramp_steps=11)
     steps = jnp.array([0, 9, 10, 15, 20, 149, 150, 249])
     np.testing.assert_allclose(
         schedule.loss_scale(steps), [1, 1, 0, 5 / 11, 1, 1, 1, 1], rtol=1e-6
     )
-    assert schedule.hardest_from == 1
+    assert config.loss.vse_mean_warmup_epochs == 1
     np.testing.assert_allclose(schedule.rate(steps), [5e-4] * 6 + [5e-5] * 2, rtol=1e-6)
     optimizer = Optimizer(
         config.optimizer,
@@ -132,14 +132,14 @@ def test_schedule_of_the_published_grid_recipe():
 def test_other_data_change_how_long_an_epoch_is_and_not_which_it_is():
     """37 steps were made of epochs of 15, then the rest is one of epochs of 10."""
     config = draft()
-    first = Schedule.from_config(config, steps_per_epoch=15, ramp_steps=16)
+    first = Schedule(config, steps_per_epoch=15, ramp_steps=16)
     epochs = first.epoch(37)
-    schedule = Schedule.from_config(config, 10, ramp_steps=11, first=(37, epochs))
+    schedule = Schedule(config, 10, 11, 37, epochs)
     steps = [37, 46, 47, 56, 57]
     assert [schedule.epoch(step) for step in steps] == [2, 2, 3, 3, 4]
     assert [schedule.steps(epoch) for epoch in (2, 3, 25)] == [37, 47, 267]
     config.loss.ramp_epoch = 3
-    schedule = Schedule.from_config(config, 10, ramp_steps=11, first=(37, epochs))
+    schedule = Schedule(config, 10, 11, 37, epochs)
     np.testing.assert_allclose(
         schedule.loss_scale(jnp.array([46, 47, 52, 57])), [1, 0, 5 / 11, 1], rtol=1e-6
     )
@@ -151,7 +151,7 @@ def test_a_cosine_falls_to_nothing_where_the_run_ends(max_steps):
     config = draft()
     config.num_epochs, config.max_steps = 10, max_steps
     config.optimizer.update({"schedule": "cosine", "warmup_steps": 20})
-    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    schedule = Schedule(config, steps_per_epoch=10, ramp_steps=11)
     end = max_steps or 100
     assert schedule.total_steps == end
     middle = 20 + (end - 20) // 2
@@ -159,7 +159,7 @@ def test_a_cosine_falls_to_nothing_where_the_run_ends(max_steps):
     expected = np.array([0.05, 0.5, 1.0, 1.0, 0.5, 0.0]) * 5e-4
     np.testing.assert_allclose(schedule.rate(steps), expected, atol=1e-10)
     config.max_steps = 3  # all of it is warm-up
-    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    schedule = Schedule(config, steps_per_epoch=10, ramp_steps=11)
     rates = schedule.rate(jnp.arange(3))
     np.testing.assert_allclose(rates, np.array([0.05, 0.1, 0.15]) * 5e-4, rtol=1e-6)
 
@@ -167,7 +167,7 @@ def test_a_cosine_falls_to_nothing_where_the_run_ends(max_steps):
 def test_the_step_drop_may_begin_with_a_warm_up():
     config = draft()
     config.optimizer.warmup_steps = 4
-    schedule = Schedule.from_config(config, steps_per_epoch=10, ramp_steps=11)
+    schedule = Schedule(config, steps_per_epoch=10, ramp_steps=11)
     steps = jnp.array([0, 3, 4, 149, 150])
     expected = np.array([0.25, 1.0, 1.0, 1.0, 0.1]) * 5e-4
     np.testing.assert_allclose(schedule.rate(steps), expected, rtol=1e-6)

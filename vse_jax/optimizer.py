@@ -29,54 +29,18 @@ class Schedule:
     steps.
 
     Attributes:
+        config: of the run, which ends with num_epochs or max_steps, as comes first.
         steps_per_epoch: with today's data.
-        num_epochs, max_steps: of the run; it ends with what comes first.
         ramp_steps: N of the loss ramp i / N (samples // batch + 1 in the original,
             which keeps the last partial batch).
-        learning_rate: before the groups' factors.
-        lr_update: the first epoch with a tenth of it; None: it falls to 0 at the end.
-        warmup_steps: in which it rises.
-        hardest_from: the first epoch of the triplet loss's hardest negatives, which
-            losses.py counts itself.
-        ramp_epoch: the epoch of the ramp.
         first_step, first_epoch: steps and epochs that were made with other data.
     """
 
+    config: Config
     steps_per_epoch: int
-    num_epochs: int
-    max_steps: int | None
     ramp_steps: int
-    learning_rate: float
-    lr_update: int | None
-    warmup_steps: int
-    hardest_from: int | None
-    ramp_epoch: int
     first_step: int = 0
     first_epoch: int = 0
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Config,
-        steps_per_epoch: int,
-        ramp_steps: int,
-        first: tuple[int, int] = (0, 0),
-    ) -> "Schedule":
-        hardest = config.loss.vse_mean_warmup_epochs
-        optimizer = config.optimizer
-        return cls(
-            steps_per_epoch=steps_per_epoch,
-            num_epochs=config.num_epochs,
-            max_steps=config.max_steps,
-            ramp_steps=ramp_steps,
-            learning_rate=optimizer.learning_rate,
-            lr_update=optimizer.lr_update if optimizer.schedule == "step" else None,
-            warmup_steps=optimizer.warmup_steps,
-            hardest_from=hardest if config.loss.name == "triplet" else None,
-            ramp_epoch=config.loss.ramp_epoch,
-            first_step=first[0],
-            first_epoch=first[1],
-        )
 
     def epoch(self, step):
         return self.first_epoch + (step - self.first_step) // self.steps_per_epoch
@@ -88,8 +52,8 @@ class Schedule:
     @property
     def total_steps(self) -> int:
         """Of the whole run."""
-        steps = self.steps(self.num_epochs)
-        return min(steps, self.max_steps or steps)
+        steps = self.steps(self.config.num_epochs)
+        return min(steps, self.config.max_steps or steps)
 
     def rate(self, step):
         """Learning rate before the groups' factors.
@@ -97,21 +61,21 @@ class Schedule:
         It is a tenth from `lr_update` on, or half a cosine from the warm-up to the end
         (SGDR: Loshchilov & Hutter, 2017, Eq. 5, without restarts).
         """
-        warmup = self.warmup_steps
-        if self.lr_update is not None:
-            dropped = self.epoch(step) >= self.lr_update
-            rate = self.learning_rate * jnp.where(dropped, 0.1, 1.0)
+        optimizer, warmup = self.config.optimizer, self.config.optimizer.warmup_steps
+        if optimizer.schedule == "step":
+            dropped = self.epoch(step) >= optimizer.lr_update
+            rate = optimizer.learning_rate * jnp.where(dropped, 0.1, 1.0)
         else:
             # A first try of few steps may end in the warm-up.
             falls = max(self.total_steps - warmup, 1)
-            cosine = optax.cosine_decay_schedule(self.learning_rate, falls)
+            cosine = optax.cosine_decay_schedule(optimizer.learning_rate, falls)
             rate = cosine(jnp.maximum(step - warmup, 0))
         return rate * jnp.minimum((step + 1) / warmup, 1) if warmup else rate
 
     def loss_scale(self, step):
         """i / N in the ramp epoch, in which the CNN is unfrozen; 1 elsewhere."""
         ramp = (step - self.first_step) % self.steps_per_epoch / self.ramp_steps
-        return jnp.where(self.epoch(step) == self.ramp_epoch, ramp, 1.0)
+        return jnp.where(self.epoch(step) == self.config.loss.ramp_epoch, ramp, 1.0)
 
 
 @dataclass(frozen=True)

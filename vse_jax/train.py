@@ -143,11 +143,11 @@ def train(
             config, splits, checkpoints, accept_new_data
         )
         first = progress.first_step, progress.first_epoch
-        schedule = Schedule.from_config(
+        schedule = Schedule(
             config,
             training_sampler(config, train_split).steps_per_epoch,
-            ramp_steps=len(train_split.captions) // config.batch_size + 1,
-            first=first,
+            len(train_split.captions) // config.batch_size + 1,
+            *first,
         )
         trainer = Trainer.create(config, mesh, schedule)
         optimizer, steps = trainer.optimizer, schedule.total_steps

@@ -7,21 +7,13 @@ import pytest
 from matplotlib.axes import Axes
 
 from vse_jax.base.errors import InputError
+from vse_jax.config import Config, with_fields
 from vse_jax.data.images import load_image
 from vse_jax.figures.curves import plot_curves
 from vse_jax.optimizer import Schedule
 
-SCHEDULE = Schedule(
-    steps_per_epoch=10,
-    num_epochs=4,
-    max_steps=None,
-    ramp_steps=11,
-    learning_rate=1e-3,
-    lr_update=2,
-    warmup_steps=0,
-    hardest_from=1,
-    ramp_epoch=1,
-)
+CONFIG = with_fields(Config(), {"num_epochs": 4, "optimizer.lr_update": 2})
+SCHEDULE = Schedule(CONFIG, steps_per_epoch=10, ramp_steps=11)
 
 
 @pytest.mark.parametrize("loss", [3.0, None, 0.0])

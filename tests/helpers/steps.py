@@ -33,7 +33,7 @@ def batch_of(config, seed=0):
 
 def set_up(config, devices=1, steps_per_epoch=4):
     mesh = make_mesh(config, jax.devices()[:devices])
-    schedule = Schedule.from_config(config, steps_per_epoch, steps_per_epoch + 1)
+    schedule = Schedule(config, steps_per_epoch, steps_per_epoch + 1)
     trainer = Trainer.create(config, mesh, schedule)
     return mesh, trainer.optimizer, trainer.initial_state(), trainer.step
 

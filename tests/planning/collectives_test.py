@@ -34,7 +34,7 @@ def recipe(name):
 def programs(config, devices, batch):
     """(name, program) of a training step and of both encoders of evaluation."""
     mesh = make_mesh(config, jax.devices()[:devices])
-    trainer = Trainer.create(config, mesh, Schedule.from_config(config, 10, 11))
+    trainer = Trainer.create(config, mesh, Schedule(config, 10, 11))
     groups = trainer.optimizer.trainable_groups(config.num_epochs - 1)
     captions = caption_shapes(batch, TOKENS)
     packed = devices if packing_devices(config, devices) else None

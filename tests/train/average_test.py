@@ -25,7 +25,7 @@ def config(tiny_config):
 
 def trainer_of(config, devices=1):
     mesh = make_mesh(config, jax.devices()[:devices])
-    return Trainer.create(config, mesh, Schedule.from_config(config, 30, 31))
+    return Trainer.create(config, mesh, Schedule(config, 30, 31))
 
 
 def numbers(tree) -> dict[str, np.ndarray]:

@@ -87,7 +87,7 @@ def step_of(config):
     """(the training step as equations, shapes of its results)"""
     config.compute_dtype = "bfloat16"
     mesh = make_mesh(config, jax.devices()[:1])
-    trainer = Trainer.create(config, mesh, Schedule.from_config(config, 4, 5))
+    trainer = Trainer.create(config, mesh, Schedule(config, 4, 5))
     groups = trainer.optimizer.trainable_groups(0)
     step = functools.partial(train_step, groups=groups, trainer=trainer)
     return jax.make_jaxpr(step, return_shape=True)(trainer.abstract, batch_of(config))

@@ -26,7 +26,7 @@ def test_converted_weights_may_go_on_with_another_loss(tiny_config, tmp_path):
         about = TrainProgress(best_rsum=1.0, best_step=CONVERTED, best_epoch=3)
         checkpoints.save(model, None, about)
     tiny_config.loss.name = "infonce"
-    schedule = Schedule.from_config(tiny_config, 4, 5)
+    schedule = Schedule(tiny_config, 4, 5)
     mesh = make_mesh(tiny_config, jax.devices()[:1])
     trainer = Trainer.create(tiny_config, mesh, schedule)
     state = trainer.initial_state()

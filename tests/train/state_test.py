@@ -16,7 +16,7 @@ from vse_jax.train_step import Trainer
 def trainer():
     config = draft(tiny.get_config())
     mesh = make_mesh(config, jax.devices()[:1])
-    return Trainer.create(config, mesh, Schedule.from_config(config, 4, 5))
+    return Trainer.create(config, mesh, Schedule(config, 4, 5))
 
 
 def test_the_shapes_are_those_of_the_state(trainer):

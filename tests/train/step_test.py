@@ -110,7 +110,7 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
     def program(fsdp) -> tuple[Program, dict[str, int]]:
         config.mesh.fsdp = fsdp
         mesh = make_mesh(config)
-        trainer = Trainer.create(config, mesh, Schedule.from_config(config, 4, 5))
+        trainer = Trainer.create(config, mesh, Schedule(config, 4, 5))
         groups = trainer.optimizer.trainable_groups(config.num_epochs)
         lowered = trainer.lower_step(shapes, groups)
         params = flatten(trainer.abstract.params)
@@ -159,7 +159,7 @@ def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
 @pytest.mark.parametrize("name", ["coco_grid", "coco_region"])
 def test_a_full_size_step_of_the_published_recipes_traces(name):
     config = draft(importlib.import_module(f"configs.{name}").get_config())
-    schedule = Schedule.from_config(config, 4425, 4426)
+    schedule = Schedule(config, 4425, 4426)
     trainer = Trainer.create(config, make_mesh(config), schedule)
     b = config.batch_size
 

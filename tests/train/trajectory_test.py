@@ -142,9 +142,7 @@ def run(request) -> Run:
     )
     _, start = split_model(model)
     # The original keeps the last partial batch in its ramp's N; there was none.
-    schedule = Schedule.from_config(
-        c, case.steps_per_epoch, ramp_steps=case.steps_per_epoch
-    )
+    schedule = Schedule(c, case.steps_per_epoch, ramp_steps=case.steps_per_epoch)
     mesh = make_mesh(c, jax.devices()[:1])
     trainer = Trainer.create(c, mesh, schedule)
     optimizer, step = trainer.optimizer, trainer.step

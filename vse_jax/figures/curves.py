@@ -51,10 +51,12 @@ def plot_curves(workdir: AnyPath, schedule: Schedule) -> None:
 def _mark_events(axes: Axes, schedule: Schedule, epochs: float) -> None:
     """Dashed lines where the schedule changes what is trained."""
     events: dict[int, list[str]] = {}
+    loss, optimizer = schedule.config.loss, schedule.config.optimizer
+    triplet, drops = loss.name == "triplet", optimizer.schedule == "step"
     for epoch, label in (
-        (schedule.hardest_from or 0, "hardest negatives only"),
-        (schedule.lr_update or 0, "learning rate ÷ 10"),
-        (schedule.ramp_epoch, "CNN opens, loss ramps up"),
+        (loss.vse_mean_warmup_epochs if triplet else 0, "hardest negatives only"),
+        (optimizer.lr_update if drops else 0, "learning rate ÷ 10"),
+        (loss.ramp_epoch, "CNN opens, loss ramps up"),
         (schedule.first_epoch, "other data"),
     ):
         if 0 < epoch < epochs:

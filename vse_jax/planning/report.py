@@ -144,7 +144,7 @@ def programs(
     """
     mesh = make_mesh(config, place.devices)
     check_training_batch(config, mesh)
-    schedule = Schedule.from_config(config, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH + 1)
+    schedule = Schedule(config, _STEPS_PER_EPOCH, _STEPS_PER_EPOCH + 1)
     trainer = Trainer.create(config, mesh, schedule)
     optimizer, model = trainer.optimizer, trainer.abstract_model
     hidden = config.text.hidden if config.text.cache_features else None
