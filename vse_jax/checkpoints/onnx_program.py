@@ -247,14 +247,6 @@ def _cast(graph, equation, x, *_):
     return graph.add("Cast", x, to=kind)
 
 
-def _clamp(graph, equation, least, x, most):
-    return graph.add("Min", graph.add("Max", x, least), most)
-
-
-def _concatenate(graph, equation, *parts):
-    return graph.add("Concat", *parts, axis=equation.params["dimension"])
-
-
 def _convolution(graph, equation, x, kernel):
     p = equation.params
     if p["batch_group_count"] != 1 or set(p["lhs_dilation"]) != {1}:
@@ -270,10 +262,6 @@ def _convolution(graph, equation, x, kernel):
         group=p["feature_group_count"],
     )
     return graph.transposed(y, np.argsort(order).tolist())
-
-
-def _erfc(graph, equation, x):
-    return graph.add("Sub", np.float32(1), graph.add("Erf", x))
 
 
 def _gather(graph, equation, x, indices):
@@ -374,10 +362,6 @@ def _reverse(graph, equation, x):
     return graph.add("Slice", x, *map(graph.numbers, bounds), steps)
 
 
-def _rsqrt(graph, equation, x):
-    return graph.add("Reciprocal", graph.add("Sqrt", x))
-
-
 def _scan(graph, equation, *inputs):
     """Step by step: sequences have a fixed length, and OpenVINO reads no ONNX loop."""
     p = equation.params
@@ -435,33 +419,22 @@ def _split(graph, equation, x):
     return outputs
 
 
-def _square(graph, equation, x):
-    return graph.add("Mul", x, x)
-
-
-def _stack(graph, equation, *parts):
-    return _stacked(graph, parts, equation.params["axis"])
-
-
 def _stacked(graph, parts, axis):
     at = graph.numbers([axis])
     parts = [graph.add("Unsqueeze", part, at) for part in parts]
     return graph.add("Concat", *parts, axis=axis)
 
 
-def _transpose(graph, equation, x):
-    return graph.transposed(x, equation.params["permutation"])
-
-
+# Called with the graph, the equation and its inputs; gives the result.
 _WAYS: dict[str, Callable[..., Any]] = {
     "argmax": _argmax,
     "broadcast_in_dim": _broadcast,
-    "clamp": _clamp,
-    "concatenate": _concatenate,
+    "clamp": lambda g, _, least, x, most: g.add("Min", g.add("Max", x, least), most),
+    "concatenate": lambda g, e, *x: g.add("Concat", *x, axis=e.params["dimension"]),
     "conv_general_dilated": _convolution,
     "convert_element_type": _cast,
     "dot_general": _product,
-    "erfc": _erfc,
+    "erfc": lambda g, _, x: g.add("Sub", np.float32(1), g.add("Erf", x)),
     "expand_dims": _reshape,
     "gather": _gather,
     "integer_pow": _integer_pow,
@@ -473,14 +446,14 @@ _WAYS: dict[str, Callable[..., Any]] = {
     "reduce_sum": _reduce("ReduceSum"),
     "reshape": _reshape,
     "rev": _reverse,
-    "rsqrt": _rsqrt,
+    "rsqrt": lambda g, _, x: g.add("Reciprocal", g.add("Sqrt", x)),
     "scan": _scan,
     "select_n": _select,
     "slice": _slice,
     "sort": _sort,
     "split": _split,
-    "square": _square,
+    "square": lambda g, _, x: g.add("Mul", x, x),
     "squeeze": _reshape,
-    "stack": _stack,
-    "transpose": _transpose,
+    "stack": lambda g, e, *x: _stacked(g, x, e.params["axis"]),
+    "transpose": lambda g, e, x: g.transposed(x, e.params["permutation"]),
 }
