@@ -8,15 +8,14 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
-from tests.helpers.steps import batch_of
+from tests.helpers.steps import batch_of, numbers, trainer_of
 from vse_jax.base.errors import InputError
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.runs import Checkpoints
-from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
-from vse_jax.optimizer import Optimizer, Schedule
+from vse_jax.distributed.mesh import batch_sharding, put_batch
+from vse_jax.optimizer import Optimizer
 from vse_jax.train import train
-from vse_jax.train_step import Trainer
 
 ADAPTED = {
     f"text/bert/layers/0/attention/{name}/kernel" for name in ("query", "key", "value")
@@ -36,15 +35,6 @@ def config(tiny_config):
         (".*", 0.0, -1),
     )
     return tiny_config
-
-
-def trainer_of(config, devices=1):
-    mesh = make_mesh(config, jax.devices()[:devices])
-    return Trainer.create(config, mesh, Schedule(config, 30, 31))
-
-
-def numbers(tree) -> dict[str, np.ndarray]:
-    return {path: np.array(x) for path, x in flatten(tree).items()}
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -5,6 +5,7 @@ import numpy as np
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
+from vse_jax.base.trees import flatten
 from vse_jax.config import takes_regions
 from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import Captions, Images, in_batches, read_batches
@@ -31,11 +32,20 @@ def batch_of(config, seed=0):
     return batch | {"regions": regions, "region_lengths": counts}
 
 
-def set_up(config, devices=1, steps_per_epoch=4):
+def trainer_of(config, devices=1, steps_per_epoch=4):
     mesh = make_mesh(config, jax.devices()[:devices])
     schedule = Schedule(config, steps_per_epoch, steps_per_epoch + 1)
-    trainer = Trainer.create(config, mesh, schedule)
-    return mesh, trainer.optimizer, trainer.initial_state(), trainer.step
+    return Trainer.create(config, mesh, schedule)
+
+
+def set_up(config, devices=1, steps_per_epoch=4):
+    trainer = trainer_of(config, devices, steps_per_epoch)
+    return trainer.mesh, trainer.optimizer, trainer.initial_state(), trainer.step
+
+
+def numbers(tree) -> dict[str, np.ndarray]:
+    """Copies by their paths: a step donates its arrays."""
+    return {path: np.array(x) for path, x in flatten(tree).items()}
 
 
 def region_config():

@@ -6,6 +6,7 @@ import re
 import jax
 import pytest
 
+from tests.helpers.steps import trainer_of
 from vse_jax.config import typed, with_fields
 from vse_jax.data.collate import (
     caption_shapes,
@@ -13,12 +14,9 @@ from vse_jax.data.collate import (
     packing_devices,
     pair_shapes,
 )
-from vse_jax.distributed.mesh import make_mesh
 from vse_jax.evaluation.encode import jit_encoders, lower_encoder
 from vse_jax.models.build import abstract_model
-from vse_jax.optimizer import Schedule
 from vse_jax.planning.program import read_program
-from vse_jax.train_step import Trainer
 
 # 17 captions for each of eight devices, and a row of packed tokens: sizes that no
 # parameter has, but the row's 128.
@@ -33,8 +31,8 @@ def recipe(name):
 
 def programs(config, devices, batch):
     """(name, program) of a training step and of both encoders of evaluation."""
-    mesh = make_mesh(config, jax.devices()[:devices])
-    trainer = Trainer.create(config, mesh, Schedule(config, 10, 11))
+    trainer = trainer_of(config, devices)
+    mesh = trainer.mesh
     groups = trainer.optimizer.trainable_groups(config.num_epochs - 1)
     captions = caption_shapes(batch, TOKENS)
     packed = devices if packing_devices(config, devices) else None

@@ -5,15 +5,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from tests.helpers.steps import batch_of
+from tests.helpers.steps import batch_of, numbers, trainer_of
 from vse_jax.base.trees import flatten
 from vse_jax.checkpoints.runs import Checkpoints
 from vse_jax.commands.evaluate import evaluate
-from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
+from vse_jax.distributed.mesh import batch_sharding, put_batch
 from vse_jax.metrics_logger import read_metrics
-from vse_jax.optimizer import Schedule
 from vse_jax.train import train
-from vse_jax.train_step import Trainer
 
 
 @pytest.fixture
@@ -21,16 +19,6 @@ def config(tiny_config):
     tiny.quick(tiny_config)
     tiny_config.optimizer.ema = 0.3
     return tiny_config
-
-
-def trainer_of(config, devices=1):
-    mesh = make_mesh(config, jax.devices()[:devices])
-    return Trainer.create(config, mesh, Schedule(config, 30, 31))
-
-
-def numbers(tree) -> dict[str, np.ndarray]:
-    """Copies: a step donates its arrays."""
-    return {path: np.array(x) for path, x in flatten(tree).items()}
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -10,10 +10,9 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
-from tests.helpers.steps import batch_of, bigru, region_config
-from vse_jax.distributed.mesh import make_mesh
-from vse_jax.optimizer import Optimizer, Schedule
-from vse_jax.train_step import Trainer, train_step
+from tests.helpers.steps import batch_of, bigru, region_config, trainer_of
+from vse_jax.optimizer import Optimizer
+from vse_jax.train_step import train_step
 
 # Softmax, norms, roots and gates lose too much in eight bits of mantissa.
 DELICATE = {
@@ -86,8 +85,7 @@ def line_of(file: str, number: int) -> str:
 def step_of(config):
     """(the training step as equations, shapes of its results)"""
     config.compute_dtype = "bfloat16"
-    mesh = make_mesh(config, jax.devices()[:1])
-    trainer = Trainer.create(config, mesh, Schedule(config, 4, 5))
+    trainer = trainer_of(config)
     groups = trainer.optimizer.trainable_groups(0)
     step = functools.partial(train_step, groups=groups, trainer=trainer)
     return jax.make_jaxpr(step, return_shape=True)(trainer.abstract, batch_of(config))

@@ -6,17 +6,13 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
+from tests.helpers.steps import trainer_of
 from vse_jax.base.errors import InputError
-from vse_jax.distributed.mesh import make_mesh
-from vse_jax.optimizer import Schedule
-from vse_jax.train_step import Trainer
 
 
 @pytest.fixture(scope="module")
 def trainer():
-    config = draft(tiny.get_config())
-    mesh = make_mesh(config, jax.devices()[:1])
-    return Trainer.create(config, mesh, Schedule(config, 4, 5))
+    return trainer_of(draft(tiny.get_config()))
 
 
 def test_the_shapes_are_those_of_the_state(trainer):

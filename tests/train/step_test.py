@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
-from tests.helpers.steps import batch_of, bigru, region_config, set_up
+from tests.helpers.steps import batch_of, bigru, region_config, set_up, trainer_of
 from vse_jax.base.trees import flatten
 from vse_jax.data.collate import (
     caption_shapes,
@@ -20,10 +20,9 @@ from vse_jax.data.collate import (
     packed_indices,
     size_of,
 )
-from vse_jax.distributed.mesh import batch_sharding, make_mesh, put_batch
-from vse_jax.optimizer import Schedule
+from vse_jax.distributed.mesh import batch_sharding, put_batch
 from vse_jax.planning.program import Program, read_program
-from vse_jax.train_step import Trainer, train_step
+from vse_jax.train_step import train_step
 
 
 @pytest.mark.parametrize("kind", ["grid_bert", "packed", "region_bigru"])
@@ -109,8 +108,7 @@ def test_fsdp_sends_parameters_around_and_no_activations(name):
 
     def program(fsdp) -> tuple[Program, dict[str, int]]:
         config.mesh.fsdp = fsdp
-        mesh = make_mesh(config)
-        trainer = Trainer.create(config, mesh, Schedule(config, 4, 5))
+        trainer = trainer_of(config, devices=8)
         groups = trainer.optimizer.trainable_groups(config.num_epochs)
         lowered = trainer.lower_step(shapes, groups)
         params = flatten(trainer.abstract.params)
@@ -159,8 +157,7 @@ def test_frozen_leaves_stay_bit_equal_until_their_group_opens():
 @pytest.mark.parametrize("name", ["coco_grid", "coco_region"])
 def test_a_full_size_step_of_the_published_recipes_traces(name):
     config = draft(importlib.import_module(f"configs.{name}").get_config())
-    schedule = Schedule(config, 4425, 4426)
-    trainer = Trainer.create(config, make_mesh(config), schedule)
+    trainer = trainer_of(config, devices=8, steps_per_epoch=4425)
     b = config.batch_size
 
     def of(shape, dtype=np.float32):

@@ -20,7 +20,6 @@ from vse_jax.config import (
     EVALUATION,
     Config,
     ImageConfig,
-    TextConfig,
     check_same_run,
     encoder_config,
     with_fields,
@@ -36,8 +35,9 @@ _BERT_SIZES = {
     "ffn": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-# SigLIP's encoders with their own poolings: config.{image,text}.kind and .pool.
-_SIGLIP = {"image": ("vit", "map"), "text": ("siglip", "last")}
+# SigLIP's encoders: config.{image,text}.kind, the .pool that is their own, and the part
+# of the model that comes with it.
+_SIGLIP = {"image": ("vit", "map", "gpool"), "text": ("siglip", "last", "linear")}
 # What models/bert.py builds; a field that is absent has the same meaning.
 _BERT_KIND = {
     "model_type": "bert",
@@ -61,7 +61,7 @@ def resolve_start(config: Config, model: AnyPath) -> Config:
         check_same_run(config, model / "config.json", EVALUATION)
         own = {"image.weights": None, "text.weights": None}
         return resolve(with_fields(config, own), model)
-    for name, kind in (("image", "vit"), ("text", "siglip")):
+    for name, (kind, *_) in _SIGLIP.items():
         found = encoder_config(config, name).kind
         if found != kind:
             raise InputError(
@@ -106,7 +106,7 @@ def begins_whole(config: Config) -> bool:
     if all(tower.weights is None for tower in towers.values()):
         return config.weights is not None
     return all(
-        tower.weights is not None and (tower.kind, tower.pool) == _SIGLIP[name]
+        tower.weights is not None and (tower.kind, tower.pool) == _SIGLIP[name][:2]
         for name, tower in towers.items()
     )
 
@@ -141,7 +141,11 @@ def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:
 
     if config.text.kind == "bert" and config.text.weights is not None:
         folder = resolve_folder(config.text.weights)
-        check_bert_sizes(folder, config.text)
+        for field, size in bert_sizes(folder).items():
+            if (ours := getattr(config.text, field)) != size:
+                raise InputError(
+                    f"config.text.{field}: {ours}, but the BERT in {folder} has {size}"
+                )
         like = params["text"]["bert"]
         put("params/text/bert", load_bert(folder, like), like)
         logging.info("BERT weights from %s", folder)
@@ -155,10 +159,7 @@ def load_pretrained(config: Config, model: dict[str, Any]) -> dict[str, Any]:
         logging.info("CNN weights from %s", folder)
 
     complete = 0  # SigLIP's encoders with their own pooling, which comes with them
-    for name, kind, own, pooling in (
-        ("image", "vit", "map", "gpool"),
-        ("text", "siglip", "last", "linear"),
-    ):
+    for name, (kind, own, pooling) in _SIGLIP.items():
         fields = encoder_config(config, name)
         if fields.kind != kind or fields.weights is None:
             continue
@@ -188,16 +189,6 @@ def bert_sizes(folder: Path) -> dict[str, int]:
     if missing:
         raise InputError(f"{file}: no field {', '.join(missing)}")
     return {field: config[name] for field, name in _BERT_SIZES.items()}
-
-
-def check_bert_sizes(folder: Path, text: TextConfig) -> None:
-    """Raises InputError unless `config.text` is of the folder's BERT, heads too."""
-    for field, size in bert_sizes(folder).items():
-        ours = getattr(text, field)
-        if ours != size:
-            raise InputError(
-                f"config.text.{field}: {ours}, but the BERT in {folder} has {size}"
-            )
 
 
 def load_bert(folder: Path, template: dict) -> dict:
