@@ -60,7 +60,7 @@ lock: $(VENV)/.runtime ## write requirements*.lock again after a change of pypro
 	$(UV) $(UPGRADE) pyproject.toml --extra dev --output-file requirements-dev.lock
 	cp requirements-dev.lock requirements-search.lock; cp requirements-dev.lock requirements.lock
 	$(UV) pyproject.toml --extra search --output-file requirements-search.lock
-	$(UV) pyproject.toml --output-file requirements.lock
+	$(UV) pyproject.toml --extra demo --extra bigru --extra eccv --output-file requirements.lock
 	$(EXTRA) data | $(UV) --no-deps - >> requirements.lock
 
 demo: setup ## prepare OpenMoji icons, train, test, draw (3 to 10 minutes)

@@ -14,7 +14,7 @@ from vse_jax.config import FIELDS
 
 FILES = sorted([*Path("vse_jax").rglob("*.py"), *Path("vse_search").rglob("*.py")])
 GAP = "\N{REPLACEMENT CHARACTER}"  # where a text has a value put in
-OF_OTHERS = {"--revision", "--local-dir", "--backbone_source"}  # of hf and of theirs
+OF_OTHERS = {"--revision", "--local-dir", "--backbone_source", "--no-deps"}
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vse_jax.api import Explanation, Model, load, model_of
     from vse_jax.base.cores import usable_cores
     from vse_jax.base.errors import InputError
+    from vse_jax.base.extras import require_extra
     from vse_jax.base.files import (
         AnyPath,
         named_in_errors,
@@ -54,6 +55,7 @@ __all__ = [
     "printable",
     "progress",
     "read_bytes",
+    "require_extra",
     "started",
     "to_rgb",
     "usable_cores",
@@ -65,6 +67,7 @@ _HOMES = {
     "api": ("Explanation", "Model", "load", "model_of"),
     "base.cores": ("usable_cores",),
     "base.errors": ("InputError",),
+    "base.extras": ("require_extra",),
     "base.files": (
         "AnyPath",
         "named_in_errors",

@@ -15,6 +15,7 @@ from absl import flags
 from vse_jax import __version__
 from vse_jax import command_line as cli
 from vse_jax.base.errors import InputError, check_choice
+from vse_jax.base.extras import require_extra
 from vse_jax.checkpoints.folder import is_siglip, model_config, model_folder
 from vse_jax.config import config_dict
 from vse_jax.distributed import preemption
@@ -30,6 +31,7 @@ class Mode(NamedTuple):
     processes: several may share the work.
     keeps_memory: batch after batch to its end: see `ops.disable_malloc_trim`.
     writes: nobody else may write to its folder meanwhile.
+    extra: of pyproject.toml, without which it cannot even be loaded.
     """
 
     function: str
@@ -39,6 +41,7 @@ class Mode(NamedTuple):
     processes: bool = False
     keeps_memory: bool = False
     writes: bool = False
+    extra: str | None = None
 
 
 MODES = {
@@ -48,6 +51,7 @@ MODES = {
         processes=True,
         keeps_memory=True,
         writes=True,
+        extra="train",
     ),
     "eval": Mode(
         "vse_jax.commands.evaluate:evaluate", processes=True, keeps_memory=True
@@ -64,9 +68,12 @@ MODES = {
         flags=("workdir", "topology", "all"),
         images=False,
         devices=False,
+        extra="train",
     ),
     "prepare": Mode("vse_jax.commands.prepare:prepare", flags=(), devices=False),
-    "export": Mode("vse_jax.commands.export:export", flags=(), devices=False),
+    "export": Mode(
+        "vse_jax.commands.export:export", flags=(), devices=False, extra="train"
+    ),
     "build_vocab": Mode(
         "vse_jax.commands.build_vocab:build_vocab",
         flags=(),
@@ -133,6 +140,8 @@ def run(overrides: list[str]) -> None:
             "--config: name a config file, a --model, or the --workdir of a run"
         )
     config = cli.final_config(values, overrides)
+    if mode.extra:
+        require_extra(f"--mode={given.mode}", mode.extra)
 
     # A wrong flag is found before these are loaded, which takes seconds.
     module, _, name = mode.function.partition(":")

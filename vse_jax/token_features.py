@@ -6,7 +6,6 @@ keep theirs in the work folder.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from vse_jax import __version__
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, make_room, whole_file
+from vse_jax.base.files import AnyPath, lock_file, make_room, whole_file
 from vse_jax.config import Config
 from vse_jax.data.dataset import Split
 from vse_jax.data.regions import NpyRows
@@ -125,7 +124,7 @@ def _write(path: Path, shape: tuple[int, int], pieces: Iterable) -> None:
         # Ordinary writes: on a full disk, a memory map would kill the process.
         with whole_file(path) as unfinished, unfinished.open("xb") as file:
             with contextlib.suppress(OSError):  # no locks here
-                fcntl.flock(file, fcntl.LOCK_SH)  # see make_room
+                lock_file(file, shared=True)  # see make_room
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             start = file.tell()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from vse_jax import InputError
+from vse_jax import require_extra
 from vse_search.store import ALL, Filters, Hit, Snapshot, Store
 
 _GATHERED = 4096  # vectors that are copied at a time when few pass a filter
@@ -49,13 +49,9 @@ def make_engine(store: Store, name: str, url: str | None = None) -> Engine:
     """
     if name == "exact":
         return ExactEngine(store)
-    try:
-        module: Any = importlib.import_module(f"vse_search.{name}")
-    except ImportError as error:
-        raise InputError(
-            f"config.search.engine: {name!r} needs {error.name}: make setup-search, "
-            "or pip install 'vse_jax[search]'"
-        ) from None
+    packages = {"approximate": ("faiss",), "postgres": ("psycopg", "pgvector")}[name]
+    require_extra(f"config.search.engine: {name!r}", "search", *packages)
+    module: Any = importlib.import_module(f"vse_search.{name}")
     if name == "approximate":
         return module.ApproximateEngine(store)
     return module.PostgresEngine(store, url)

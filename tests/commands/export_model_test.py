@@ -166,6 +166,6 @@ def test_without_the_package_of_onnx_one_line_says_how_to_get_it(
     run = write_run(tiny_config, tmp_path / "run")
     tiny_config.export.format = "onnx"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"config.export.format: no package 'onnx'"):
+    with pytest.raises(InputError, match=r"config.export.format: the package onnx is"):
         export_model(tiny_config, run)
     assert not (run / "exported").exists()

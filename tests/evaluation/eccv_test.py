@@ -166,5 +166,5 @@ def test_a_damaged_entry(folder, entry, message):
 
 def test_a_missing_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install eccv-caption"):
+    with pytest.raises(InputError, match=r"pip install 'vse_jax\[eccv\]'"):
         eccv_metrics(IMAGES, CAPTIONS, 2, ["7", "8", "9"])

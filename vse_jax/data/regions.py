@@ -1,7 +1,6 @@
 """Precomputed region features: read row by row, never as a whole."""
 
 import contextlib
-import fcntl
 import math
 import os
 import weakref
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Shaped
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import AnyPath, named_in_errors
+from vse_jax.base.files import AnyPath, lock_file, named_in_errors
 from vse_jax.config import ImageConfig
 
 # How files begin that are not what their name says.
@@ -58,7 +57,7 @@ class NpyRows:
         """Marks the file as used now, and as in use while this object lives."""
         with contextlib.suppress(OSError):  # another user's, or no locks here
             os.utime(self.path)
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            lock_file(self._descriptor, shared=True)
 
     def __reduce__(self):
         return NpyRows, (self.path, self.stride)

@@ -26,6 +26,7 @@ from importlib import metadata
 from absl import logging
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.extras import require_extra
 from vse_jax.base.files import (
     AnyPath,
     any_path,
@@ -55,10 +56,10 @@ def split_words(captions: Iterable[str]) -> Iterator[list[str]]:
     That splits sentences with NLTK's Punkt model, then each sentence into words. If the
     model is not installed, sentences end at . ? or ! before a space.
     """
+    sentences = _sentence_splitter()
     # It brings scipy along: two seconds that only BiGRU models should pay.
     from nltk.tokenize import word_tokenize  # noqa: PLC0415
 
-    sentences = _sentence_splitter()
     for caption in captions:
         yield [
             word
@@ -75,6 +76,7 @@ def word_splitter() -> str:
 
 @functools.cache  # so that the log says it once
 def _sentence_splitter() -> Callable[[str], list[str]]:
+    require_extra("the words of a BiGRU model", "bigru")
     from nltk.tokenize import punkt_model_available, sent_tokenize  # noqa: PLC0415
 
     if punkt_model_available():

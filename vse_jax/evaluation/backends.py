@@ -11,7 +11,8 @@ from jaxtyping import Float32
 
 from vse_jax.base.cores import usable_cores
 from vse_jax.base.errors import InputError
-from vse_jax.checkpoints.export import check_packages, encoder_functions, onnx_file
+from vse_jax.base.extras import require_extra
+from vse_jax.checkpoints.export import encoder_functions, onnx_file
 from vse_jax.config import Config, SearchConfig, keeps_aspect
 from vse_jax.data.collate import Batch
 
@@ -32,8 +33,7 @@ class ImageBackend:
 
     def __init__(self, config: Config, graphdef: nnx.GraphDef, model: dict[str, Any]):
         backend = config.search.backend
-        package = {"onnx": "onnxruntime", "openvino": "openvino"}[backend]
-        check_packages("config.search.backend", backend, "onnx", package)
+        require_extra("config.search.backend", backend)
         if keeps_aspect(config.image):
             raise InputError(
                 f"config.search.backend: {backend!r} takes no model for images of any "

@@ -5,7 +5,6 @@ Chun et al., ECCV 2022 (Plausible Match: Chun et al., CVPR 2021). The package
 own, in %, and need no ranked lists of ids.
 """
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from absl import logging
 from jaxtyping import Float, Int
 
 from vse_jax.base.errors import InputError
-from vse_jax.base.files import read_object
+from vse_jax.base.extras import require_extra
+from vse_jax.base.files import read_object, resolve_folder
 from vse_jax.evaluation.joining import join
 from vse_jax.evaluation.retrieval import check_finite, positive_ranks
 
@@ -100,12 +100,8 @@ def eccv_metrics(
 
 def _package_folder() -> Path:
     # Only its files are of use: importing it would warn about what it cannot find.
-    spec = importlib.util.find_spec("eccv_caption")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "ECCV Caption needs a package: pip install eccv-caption==0.1.0"
-        )
-    return Path(spec.origin).parent / "data"
+    require_extra("ECCV Caption", "eccv")
+    return resolve_folder("package:eccv_caption/data")
 
 
 def _coco_captions(folder: Path) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """--mode=serve: a page and a JSON API that find the images of an index."""
 
 import vse_jax
-from vse_jax import AnyPath, Config, InputError
+from vse_jax import AnyPath, Config, require_extra
 from vse_search.commands import index_folder
 
 
@@ -14,12 +14,9 @@ def serve(config: Config, workdir: AnyPath, model: AnyPath | None = None) -> Non
         InputError: no index, one of another model, an address that cannot be used or
             that others reach without a token, or packages that are not installed.
     """
-    try:
-        from vse_search.serving import serve_index  # noqa: PLC0415 (optional packages)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"--mode=serve: no package {error.name!r}; make setup-search"
-        ) from None
+    require_extra("--mode=serve", "search", "fastapi", "uvicorn")
+    from vse_search.serving import serve_index  # noqa: PLC0415 (optional packages)
+
     index = index_folder(config, workdir)
     serve_index(
         config.search, index, lambda: vse_jax.model_of(config, model or workdir)

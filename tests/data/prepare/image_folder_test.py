@@ -1,13 +1,13 @@
 """Hugging Face image folders, in each form of their metadata."""
 
 import json
+import sys
 
 import pytest
 
 from tests.helpers.roots import config_for, contents, name_in, save_image
 from vse_jax.base.errors import InputError
 from vse_jax.commands.prepare import prepare
-from vse_jax.data.prepare import image_folder
 
 ROOT = {
     "train_ids": ["train/0.png", "train/0.png", "train/sub/1.png"],
@@ -111,12 +111,8 @@ def test_a_bad_line_is_named(folder, tmp_path, line, message):
 
 def test_parquet_without_its_package(folder, tmp_path, monkeypatch):
     (folder / "metadata.parquet").write_bytes(b"PAR1")
-
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(image_folder.importlib, "import_module", missing)
-    with pytest.raises(InputError, match=r"parquet: .* package: pip install pyarrow"):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"metadata\.parquet: the package pyarrow is"):
         prepare(config_for(tmp_path / "root", folder))
 
 

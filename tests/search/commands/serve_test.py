@@ -241,5 +241,8 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "vse_search.serving", raising=False)
     monkeypatch.delattr("vse_search.serving", raising=False)
-    with pytest.raises(InputError, match=r"uvicorn.*make setup-search"):
+    with pytest.raises(
+        InputError,
+        match=r"--mode=serve: the package uvicorn is not .* make setup-search",
+    ):
         serve(draft(), tmp_path)

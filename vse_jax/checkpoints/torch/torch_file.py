@@ -23,6 +23,7 @@ import safetensors.numpy
 from absl import logging
 
 from vse_jax.base.errors import InputError, refusal
+from vse_jax.base.extras import require_extra
 from vse_jax.base.files import AnyPath, read_object, whole_file
 
 # Where a file of several state dicts keeps that of the model.
@@ -230,12 +231,9 @@ def write(path: Path, content: Any) -> None:
 
 
 def _import_torch(wanted_by: object) -> Any:
-    try:
-        import torch  # noqa: PLC0415 (only conversion installs it)
-    except ImportError:
-        raise InputError(
-            f"{wanted_by}: needs PyTorch, which is not installed (make setup-dev)"
-        ) from None
+    require_extra(wanted_by, "convert")
+    import torch  # noqa: PLC0415 (only conversion installs it)
+
     return torch
 
 

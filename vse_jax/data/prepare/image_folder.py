@@ -5,12 +5,12 @@ caption) or `captions` (several). An image belongs to the split that one of its 
 is called (train, validation, test), or that a field `split` says.
 """
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vse_jax.base.errors import InputError
+from vse_jax.base.extras import require_extra
 from vse_jax.base.files import parse_object, read_text
 from vse_jax.data.prepare.caption_table import read_caption_table
 from vse_jax.data.prepare.entry import Entry, check_relative, named_split
@@ -65,12 +65,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rows_of_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise InputError(
-            f"{path}: reading Parquet needs a package: pip install pyarrow"
-        ) from None
+    require_extra(path, "parquet")
+    from pyarrow import parquet  # noqa: PLC0415 (optional)
+
     try:
         with parquet.ParquetFile(path) as file:
             columns = {"file_name", "split", *_CAPTIONS} & set(file.schema_arrow.names)

@@ -12,9 +12,9 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
 from pathlib import Path
 
-import resvg_py
 from PIL import Image
 
+from vse_jax.base.extras import require_extra
 from vse_jax.base.files import write_atomically
 from vse_jax.base.progress import progress
 from vse_jax.config import Config
@@ -41,6 +41,7 @@ def prepare(config: Config) -> None:
     Raises:
         InputError: the root already holds another data set.
     """
+    require_extra("--mode=prepare of OpenMoji", "demo")
     root = Path(config.data.root)
     dataset.claim_root(root, "OpenMoji")
     with _CAPTIONS.open(encoding="utf-8", newline="") as file:
@@ -78,6 +79,8 @@ def prepare(config: Config) -> None:
 
 
 def _render(job: tuple[Path, Path], size: int) -> None:
+    import resvg_py  # noqa: PLC0415 (optional)
+
     svg, target = job
     png = resvg_py.svg_to_bytes(
         svg_path=str(svg),
