@@ -270,7 +270,7 @@ def sorted_ranks(similarity: np.ndarray, right: list[int]) -> list[int]:
 def test_ranks_of_listed_positives_stated_by_hand():
     queries = np.ones((1, 1), np.float32)
     items = np.array([[0.9], [0.5], [0.7], [0.5], [0.1]], np.float32)
-    (found,) = positive_ranks(queries, items, [[1, 2]], "test")
+    ((found, _),) = positive_ranks(queries, items, [[1, 2]], "test")
     assert found.tolist() == [1, 3]  # 0.9, *0.7*, 0.5, *0.5*, 0.1
 
 
@@ -284,7 +284,7 @@ def test_ranks_of_listed_positives_equal_the_definition(data):
     items = data.draw(arrays(np.float32, (m, 2), elements=whole))
     one = st.lists(st.integers(0, m - 1), unique=True)
     right = data.draw(st.lists(one, min_size=n, max_size=n))
-    found = positive_ranks(queries, items, right, "test")
+    found = [x for x, _ in positive_ranks(queries, items, right, "test")]
     similarity = queries @ items.T
     for row, places in enumerate(found):
         assert places.tolist() == sorted_ranks(similarity[row], right[row])
@@ -292,7 +292,8 @@ def test_ranks_of_listed_positives_equal_the_definition(data):
 
 def test_a_query_counts_as_unlike_itself_within_its_own_set():
     items = np.array([[1.0, 0.0], [0.9, -0.1], [-1.0, 0.0]], np.float32)
-    found = positive_ranks(items, items, [[1], [0], [0]], "test", same_set=True)
+    pairs = positive_ranks(items, items, [[1], [0], [0]], "test", same_set=True)
+    found = [x for x, _ in pairs]
     # The last one's only positive is less like it (−1) than "itself" (0) and item 1.
     assert [places.tolist() for places in found] == [[0], [0], [2]]
 
@@ -302,5 +303,6 @@ def test_duplicates_tie_whatever_the_tiles(monkeypatch, tile):
     monkeypatch.setattr(retrieval, "_TILE", tile)
     row = np.random.default_rng(0).normal(size=100).astype(np.float32)
     queries, items = np.tile(row, (37, 1)), np.tile(row, (185, 1))
-    found = positive_ranks(queries, items, [[k] for k in range(37)], "test")
+    pairs = positive_ranks(queries, items, [[k] for k in range(37)], "test")
+    found = [x for x, _ in pairs]
     assert {places[0] for places in found} == {184}

@@ -87,24 +87,21 @@ def cxc_metrics(
         same = np.flatnonzero(caption_images == caption_images[caption]).tolist()
         within["t2t"][caption] = sorted({*same, *positives} - {caption})
 
-    ranked = {
-        "i2t": positive_ranks(images, captions, i2t, "CxC image to caption"),
-        "t2i": positive_ranks(captions, images, t2i, "CxC caption to image"),
-        "i2i": positive_ranks(
-            images, images, within["i2i"], "CxC image to image", True
-        ),
-        "t2t": positive_ranks(
-            captions, captions, within["t2t"], "CxC caption to caption", True
-        ),
+    tasks = {
+        "i2t": (images, captions, i2t, "image to caption"),
+        "t2i": (captions, images, t2i, "caption to image"),
+        "i2i": (images, images, within["i2i"], "image to image"),
+        "t2t": (captions, captions, within["t2t"], "caption to caption"),
     }
-    # An image without positives is no query.
-    ranked["i2i"] = [ranks for ranks in ranked["i2i"] if ranks.size]
-    # Another query none of whose positives is in the test set cannot succeed.
+    # A query none of whose positives is in the test set cannot succeed.
     never = np.iinfo(np.int64).max
     metrics = {}
-    for task, queries in ranked.items():
-        best = np.array([ranks[0] if ranks.size else never for ranks in queries])
-        metrics[task] = {f"r{k}": recall(best, k) for k in (1, 5, 10)}
+    for task, (queries, items, right, what) in tasks.items():
+        ranked = positive_ranks(queries, items, right, f"CxC {what}", task in within)
+        best = [ranks[0] if ranks.size else never for ranks, _ in ranked]
+        if task == "i2i":  # an image without positives is no query
+            best = [rank for rank in best if rank != never]
+        metrics[task] = {f"r{k}": recall(np.array(best), k) for k in (1, 5, 10)}
     return metrics
 
 

@@ -143,7 +143,8 @@ def _ranked(
     absent = sum(sizes) - sum(map(len, positives))
     if absent:
         logging.info("%s: %d positives not in the split count as missed", path, absent)
-    return positive_ranks(queries[rows], items, positives, path.stem), sizes
+    found = positive_ranks(queries[rows], items, positives, path.stem)
+    return [ranks for ranks, _ in found], sizes
 
 
 def _listed(path: Path) -> dict[int, list[int]]:

@@ -225,14 +225,10 @@ class Embedder:
             self._tokens[split.name] = split.captions, tokens
         return tokens
 
-    def prepare(self, split: Split, features: NpyRows | None = None) -> None:
-        """Begins to compile what `embed` will run; the arguments are those of it."""
-        self._prepared(split, features)
-
-    def _prepared(
-        self, split: Split, features: NpyRows | None
+    def prepare(
+        self, split: Split, features: NpyRows | None = None
     ) -> tuple[Images, Captions]:
-        """A split's images and captions, whose programs begin to compile."""
+        """A split's images and captions; what `embed` will run begins to compile."""
         tokens = self.tokens(split)  # first: processes that differ would wait for ever
         images = Images.of_split(self.config, split)
         captions = Captions(self.config, tokens, features)
@@ -250,7 +246,7 @@ class Embedder:
             split: what to embed.
             features: of its captions' tokens, where they are kept (`token_features`).
         """
-        images, captions = self._prepared(split, features)
+        images, captions = self.prepare(split, features)
         model = self._placed(model)
         embedded = []
         for items, what in ((images, "images"), (captions, "captions")):

@@ -18,7 +18,7 @@ from vse_jax.base.errors import InputError
 from vse_jax.base.files import AnyPath, read_lines
 from vse_jax.data.dataset import caption_offsets
 from vse_jax.evaluation.joining import image_rows, plain_id
-from vse_jax.evaluation.retrieval import check_finite, ranked_positives
+from vse_jax.evaluation.retrieval import check_finite, positive_ranks
 
 _CUT = 10  # ranks that nDCG looks at
 
@@ -127,7 +127,7 @@ def _means(
         sorted(grades.items(), key=operator.itemgetter(1)) for grades in judged.values()
     ]
     positives = [[item for item, _ in pairs] for pairs in ascending]
-    ranked = ranked_positives(
+    ranked = positive_ranks(
         queries[list(judged)], items, positives, f"qrels: {direction}"
     )
     ndcg, precision, reciprocal = [], [], []

@@ -172,7 +172,7 @@ def positive_ranks(
     positives: Sequence[Sequence[int]],
     description: str,
     same_set: bool = False,
-) -> list[Int[np.ndarray, " positives"]]:
+) -> list[tuple[Int[np.ndarray, " positives"], Int[np.ndarray, " positives"]]]:
     """Ranks of all positives of each query, where these are listed query by query.
 
     Args:
@@ -183,22 +183,8 @@ def positive_ranks(
             counts as 0 (not −∞), as in the published CxC evaluation.
 
     Returns:
-        For every query the ranks of its positives, ascending.
-    """
-    ranked = ranked_positives(queries, items, positives, description, same_set)
-    return [ranks for ranks, _ in ranked]
-
-
-def ranked_positives(
-    queries: Float[np.ndarray, "queries dim"],
-    items: Float[np.ndarray, "items dim"],
-    positives: Sequence[Sequence[int]],
-    description: str,
-    same_set: bool = False,
-) -> list[tuple[Int[np.ndarray, " positives"], Int[np.ndarray, " positives"]]]:
-    """As `positive_ranks`, with the places in `positives` that the ranks belong to.
-
-    Of equally similar positives the one that is listed first comes first.
+        For every query the ranks of its positives, ascending, and the places in
+        `positives` that they belong to; of equally similar ones the first listed first.
     """
     queries = np.ascontiguousarray(queries, np.float32)
     items = np.ascontiguousarray(items, np.float32)
