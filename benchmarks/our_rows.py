@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from flax import nnx
 
 from benchmarks import inputs, rows
 from benchmarks.rows import Ready, repeated
-from configs import openmoji
 from vse_jax.base.progress import hide
 from vse_jax.config import Config, with_fields
 from vse_jax.data.collate import Batch, shapes_of
@@ -35,7 +33,6 @@ from vse_jax.distributed.mesh import (
 )
 from vse_jax.evaluation.encode import Embedder
 from vse_jax.evaluation.retrieval import retrieval_metrics
-from vse_jax.metrics_logger import read_metrics
 from vse_jax.models.build import build_image_encoder, build_text_encoder
 from vse_jax.models.pooling import make_pool
 from vse_jax.ops import disable_malloc_trim, place
@@ -208,29 +205,6 @@ def pipeline(size: int) -> Ready:
             return inputs.time_batches(batches)
 
     turn()
-    return Ready(turn)
-
-
-def demo() -> Ready:
-    """The steps of `make demo`, by the times of metrics.jsonl; make demo prepares it.
-
-    Without the start, the validations and the test; the first step, which waits for its
-    compilation, at the rate of those after it.
-    """
-
-    def turn() -> float:
-        with tempfile.TemporaryDirectory() as workdir:
-            command = [sys.executable, "main.py", "--config=configs/openmoji.py"]
-            subprocess.run([*command, f"--workdir={workdir}"], check=True)
-            lines = read_metrics(Path(workdir))
-        seconds, done = 0.0, 0
-        for line in lines:
-            if "perf/images_per_s" in line:
-                images = (line["step"] - done) * openmoji.get_config().batch_size
-                seconds += images / line["perf/images_per_s"]
-                done = line["step"]
-        return seconds
-
     return Ready(turn)
 
 

@@ -18,7 +18,7 @@ class Row:
 
     goal: PyTorch's time over ours, at least; of a row that is only ours, seconds, at
     most. items: images of which the table gives the number a second and core.
-    rounds: at most, where one takes a minute. asked: measured only when named.
+    rounds: at most, where one takes a minute.
     """
 
     name: str
@@ -28,7 +28,6 @@ class Row:
     ours_only: bool = False
     items: int = 0
     rounds: int | None = None
-    asked: bool = False
 
 
 def _gpo(goal: float, *shape: int) -> Row:
@@ -68,14 +67,6 @@ ROWS = (
     Row(f"encode {_ENCODED} (peer: each × 5)", "encode", goal=4.0),
     _pipeline(256),
     _pipeline(512),
-    Row(
-        "the demo's training, 540 steps",
-        "demo",
-        goal=240.0,
-        ours_only=True,
-        rounds=1,
-        asked=True,
-    ),
 )
 
 

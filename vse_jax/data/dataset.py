@@ -19,6 +19,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -108,21 +109,20 @@ def read_splits(
 def _open_split(config: Config, form: str, listed: Split) -> Split:
     """The split `listed` with its images, cut to what the config takes of it."""
     root, name, split = listed.root, listed.name, listed
+
+    def cut(said: str, **kept: Any) -> Split:
+        less = replace(split, **kept)
+        counts = len(less.captions), len(split.captions)
+        logging.info(f"split %r: {said}", name, *counts)
+        return less
+
     most = config.data.captions_per_image
     if most is not None and (split.captions_per_image > most).any():
         first = np.repeat(split.offsets[:-1], split.captions_per_image)
-        kept = np.flatnonzero(np.arange(len(split.captions)) - first < most)
-        logging.info(
-            "split %r: the first %d captions of each image, %d of %d "
-            "(config.data.captions_per_image)",
-            name,
-            most,
-            len(kept),
-            len(split.captions),
-        )
-        split = replace(
-            split,
-            captions=Lines.of(split.captions[caption] for caption in kept.tolist()),
+        kept = np.flatnonzero(np.arange(len(split.captions)) - first < most).tolist()
+        split = cut(
+            f"%d of %d captions (config.data.captions_per_image = {most})",
+            captions=Lines.of(split.captions[caption] for caption in kept),
             offsets=caption_offsets(np.minimum(split.captions_per_image, most)),
         )
     limit = config.data.dev_captions if name == config.data.dev_split else None
@@ -133,29 +133,19 @@ def _open_split(config: Config, form: str, listed: Split) -> Split:
                 f"config.data.dev_captions: {limit} is less than the "
                 f"{split.offsets[1]} captions of an image in split {name!r}"
             )
-        cut = replace(
-            split,
+        split = cut(
+            "the first %d of %d captions (config.data.dev_captions)",
             image_ids=split.image_ids[:count],
             captions=split.captions[: split.offsets[count]],
             offsets=split.offsets[: count + 1],
         )
-        logging.info(
-            "split %r: the first %d of %d captions (config.data.dev_captions)",
-            name,
-            len(cut.captions),
-            len(split.captions),
-        )
-        split = cut
     images: list[Path] | RecordImages | None
     regions: NpyRegions | RecordRegions | None = None
     if form != "folder":
         images, regions = open_records(config, root, name, len(split.image_ids))
     elif isinstance(root, Path):
         if takes_regions(config.image):
-            path, counts = (
-                root / "precomp" / f"{name}_ims.npy",
-                listed.captions_per_image,
-            )
+            path, counts = root / f"precomp/{name}_ims.npy", listed.captions_per_image
             regions = open_regions(path, split.image_ids, counts, config.image)
         images = _image_paths(config, root, name, split.image_ids)
     else:
