@@ -228,7 +228,7 @@ def train(
         # Of the best model so far; the run's end fits that of its last.
         on_process_zero(lambda: (workdir / CUTOFF_FILE).unlink(missing_ok=True))
 
-        clock = SaveClock(config.checkpoint.every_minutes, progress.step)
+        clock = SaveClock(config.checkpoint.every_minutes)
 
         def score(split: Split) -> dict[str, Any]:
             """Retrieval metrics of the model as it is now, which are logged, too."""
@@ -257,7 +257,7 @@ def train(
                 on_process_zero(lambda: checkpoints.update(progress))
             waited = time.monotonic() - since
             logger.write(progress.step, {"perf/save_wait": waited})
-            clock.saved(progress.step)
+            clock.restart()
 
         # A whole model is scored before the first step: what training has to beat.
         if newest is None or new_data:

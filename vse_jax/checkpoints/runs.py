@@ -40,6 +40,7 @@ from vse_jax.distributed.cluster import is_peer_failure
 from vse_jax.distributed.multihost import on_process_zero
 
 _PROGRESS = "metadata"  # the JSON file of the item `data`
+_ASKED_EVERY = 10  # steps: whether it is time to save
 CONVERTED = 0  # step of the weights that convert_torch_weights.py made
 
 
@@ -74,42 +75,25 @@ def has_checkpoint(workdir: AnyPath) -> bool:
 
 
 class SaveClock:
-    """Says after which steps `minutes` have passed since the last save.
+    """Says after which steps `minutes` have passed since the last save; None: never.
 
-    Process 0 decides, and all agree on the steps at which they ask it: one as soon as
-    half of the time that is left may have passed, at the speed of the last steps.
-
-    Args:
-        minutes: between saves; None: never.
-        step: finished steps now.
+    Process 0 decides; to ask it is a collective, so several processes rarely do.
     """
 
-    def __init__(self, minutes: float | None, step: int):
-        self._seconds = None if minutes is None else 60 * minutes
-        self.saved(step)
+    def __init__(self, minutes: float | None):
+        self._minutes = minutes
+        self.restart()
 
-    def saved(self, step: int) -> None:
-        """A save began after `step` steps."""
-        self._begin = self._asked_at = time.monotonic()
-        self._asked = step
-        self._ask = step + 1
+    def restart(self) -> None:
+        """A save begins."""
+        self._begin = time.monotonic()
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step` steps; all processes call it at each step."""
-        seconds = self._seconds
-        if seconds is None or step < self._ask:
+        minutes = self._minutes
+        if minutes is None or (jax.process_count() > 1 and step % _ASKED_EVERY):
             return False
-        is_due, self._ask = on_process_zero(lambda: self._decide(step, seconds))
-        return is_due
-
-    def _decide(self, step: int, seconds: float) -> tuple[bool, int]:
-        """(whether to save now, the step at which to ask again)."""
-        now = time.monotonic()
-        left = seconds - (now - self._begin)
-        a_step = (now - self._asked_at) / max(step - self._asked, 1)
-        self._asked, self._asked_at = step, now
-        steps = left / 2 / max(a_step, 1e-6)
-        return left <= 0, step + max(1, int(steps))
+        return on_process_zero(lambda: time.monotonic() - self._begin >= 60 * minutes)
 
 
 @dataclass
