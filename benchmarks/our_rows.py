@@ -34,7 +34,7 @@ from vse_jax.distributed.mesh import (
 from vse_jax.evaluation.encode import Embedder
 from vse_jax.evaluation.retrieval import retrieval_metrics
 from vse_jax.models.build import build_image_encoder, build_text_encoder
-from vse_jax.models.pooling import make_pool
+from vse_jax.models.gpo import GPO
 from vse_jax.ops import disable_malloc_trim, place
 from vse_jax.optimizer import Schedule
 from vse_jax.train_step import Trainer
@@ -75,10 +75,7 @@ def matrix_product() -> Ready:
 
 def gpo(count: int, size: int, dimensions: int) -> Ready:
     """Gradients in the vectors and in the generator's parameters, of full sets."""
-    pool: Any = make_pool(
-        "gpo", features=dimensions, embed_dim=dimensions, k=1, rngs=nnx.Rngs(0)
-    )
-    graphdef, params = nnx.split(pool)
+    graphdef, params = nnx.split(GPO(rngs=nnx.Rngs(0)))
     cotangent = _normal((count, dimensions))
 
     def loss(params, features, mask):

@@ -8,9 +8,10 @@ from flax import nnx
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
+from vse_jax.config import Config, with_fields
 from vse_jax.models import vse
 from vse_jax.models.build import build_model
-from vse_jax.models.pooling import interpolate, make_pool
+from vse_jax.models.pooling import build_pool, interpolate
 from vse_jax.models.vse import attributions
 
 CLOSED = ("avg", "max", "kmax", "gem", "cls", "last")  # have a formula
@@ -19,8 +20,10 @@ ORDERED = ("cls", "last", "seq2seq")  # depend on the order of the set, and shou
 SIZE, DIM = 8, 6
 
 
-def pool_of(kind, k=3):
-    return make_pool(kind, features=DIM, embed_dim=DIM, k=k, rngs=nnx.Rngs(0))
+def pool_of(kind, k=3, features=DIM):
+    fields = {"image.pool": kind, "image.pool_k": k, "embed_dim": DIM}
+    config = with_fields(Config(), fields)
+    return build_pool(config, "image", features, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module", params=POOLS)
@@ -255,7 +258,7 @@ def test_self_attention_prefers_what_scores_higher():
 def test_efficient_probing_is_the_papers_formula():
     """Each set and each query on its own, in NumPy."""
     width, count = 48, 16  # 32 does not divide 48
-    module = make_pool("ep", features=width, embed_dim=8, k=1, rngs=nnx.Rngs(0))
+    module = pool_of("ep", features=width)
     module.queries[...] = 20 * module.queries[...]  # attention that is not uniform
     queries = np.asarray(module.queries[...], np.float64)
     projection = np.asarray(module.value.kernel[...], np.float64)
@@ -271,8 +274,7 @@ def test_efficient_probing_is_the_papers_formula():
             own = values[:, 3 * m : 3 * m + 3]
             expected = (scores[:, None] * own).sum(axis=0) / scores.sum()
             np.testing.assert_allclose(part, expected, atol=1e-5)
-    sizes = {"embed_dim": 8, "k": 1, "rngs": nnx.Rngs(0)}
-    assert make_pool("ep", features=1024, **sizes).queries.shape == (32, 1024)
+    assert pool_of("ep", features=1024).queries.shape == (32, 1024)
 
 
 def test_both_towers_take_every_aggregator(kind):

@@ -39,46 +39,34 @@ class Pool(Protocol):
         ...
 
 
-def make_pool(
-    name: str,
-    *,
+def build_pool(
+    config: Config,
+    side: str,
     features: int,
-    embed_dim: int,
-    k: int,
+    *,
     heads: int | None = None,
     ffn: int | None = None,
     rngs: nnx.Rngs,
-    field: str = "pool",
 ) -> nnx.Module:
-    """The aggregator that config.image.pool or config.text.pool names.
+    """The pooling of config.image or config.text, by its `side`.
 
     Args:
-        name: one of `POOLS`, or 'package.module:Class'.
+        config: embed_dim is the size of seq2seq's result.
+        side: 'image' or 'text'.
         features: size of the vectors and, except for seq2seq, of the result.
-        embed_dim: size of seq2seq's result.
-        k: how many values kmax averages.
         heads, ffn: sizes of map; None: 64 features each, and 4 · features.
         rngs: stream `params` initializes it.
-        field: of the config, for errors.
     """
-    heads = heads or (features // 64 if features % 64 == 0 else 1)
-    sizes = {"embed_dim": embed_dim, "k": k, "heads": heads, "ffn": ffn or 4 * features}
-    return POOLS.make(field, name, features=features, **sizes, rngs=rngs)
-
-
-def build_pool(
-    config: Config, side: str, features: int, *, rngs: nnx.Rngs, **sizes: int
-) -> nnx.Module:
-    """The pooling of config.image or config.text; sizes: as of `make_pool`."""
     part = encoder_config(config, side)
-    return make_pool(
+    return POOLS.make(
+        f"config.{side}.pool",
         part.pool,
         features=features,
         embed_dim=config.embed_dim,
         k=part.pool_k,
-        **sizes,
+        heads=heads or (features // 64 if features % 64 == 0 else 1),
+        ffn=ffn or 4 * features,
         rngs=rngs,
-        field=f"config.{side}.pool",
     )
 
 
@@ -287,7 +275,7 @@ def _element(features, index):
     return rows[:, 0].astype(jnp.float32)
 
 
-# Each takes those of `make_pool`'s arguments that it needs.
+# Each takes those of `build_pool`'s arguments that it needs.
 POOLS = Registry(
     "pooling", POOL_CLASSES, nnx.Module, {"__call__": ("features", "mask")}
 )
