@@ -107,7 +107,11 @@ def read_bert_tokenizer(file: AnyPath, *, official: bool = False) -> Pieces:
                 raise InputError(f"{file}: no token {text}: not a BERT vocabulary")
     try:
         if rebuilt:
-            pieces = _word_pieces(vocab, names["unk_token"], about)
+            wordpiece = models.WordPiece(vocab=vocab, unk_token=names["unk_token"])
+            pieces = tokenizers.Tokenizer(wordpiece)
+            options = {name: about.get(*said) for name, said in _OPTIONS.items()}
+            pieces.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
+            pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             _warn_of_difference(file, saved or {}, pieces)
         else:
             pieces = tokenizers.Tokenizer.from_str(json.dumps(saved))
@@ -197,16 +201,6 @@ def _tokens(file: AnyPath, saved: Mapping[str, Any] | None) -> dict[str, int]:
     return vocab
 
 
-def _word_pieces(
-    vocab: dict[str, int], unknown: str | None, about: Mapping[str, Any]
-) -> tokenizers.Tokenizer:
-    pieces = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=unknown))
-    options = {name: about.get(*said) for name, said in _OPTIONS.items()}
-    pieces.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return pieces
-
-
 def _special_tokens(
     folder: AnyPath, about: Mapping[str, Any], saved: Mapping[str, Any] | None
 ) -> tuple[dict[str, AddedToken | None], list[AddedToken], dict[int, AddedToken]]:
@@ -275,15 +269,10 @@ def _warn_of_difference(
         return
     apart = [name for name in _OPTIONS if there.get(name, taken[name]) != taken[name]]
     if apart:
-        logging.warning(
-            "%s: %s; %s is taken, as transformers does (%s says %s, or BERT's default "
-            "holds)",
-            file,
-            ", ".join(f"{name} is {there[name]!r}" for name in apart),
-            ", ".join(repr(taken[name]) for name in apart),
-            ABOUT,
-            ", ".join(_OPTIONS[name][0] for name in apart),
-        )
+        said = ", ".join(f"{name} is {there[name]!r}" for name in apart)
+        ours = ", ".join(repr(taken[name]) for name in apart)
+        what = f"{ours} is taken, as transformers does: {ABOUT}'s, or BERT's default"
+        logging.warning("%s: %s; %s", file, said, what)
 
 
 def _object(file: AnyPath) -> dict[str, Any]:

@@ -272,16 +272,11 @@ class CaptionCollator:
         self.padded_lengths = padded_lengths(config)
         self.word_probability = config.text.augment
 
-    def padded_length(self, captions: np.ndarray) -> int:
-        """The bucket of the longest of `captions`, before any augmentation."""
-        return bucket(int(self.tokens.lengths[captions].max()), self.padded_lengths)
-
     def bucket_of(self, captions: np.ndarray) -> Bucket:
         """The bucket of a training batch of `captions`, before any augmentation."""
-        length = self.padded_length(captions)
-        if not self.pack:
-            return length, None
-        return length, packed_rows(self.tokens.lengths[captions], length, self.pack)
+        lengths = self.tokens.lengths[captions]
+        length = bucket(int(lengths.max()), self.padded_lengths)
+        return length, packed_rows(lengths, length, self.pack) if self.pack else None
 
     def fits(self, caption: int, length: int) -> bool:
         return bool(self.tokens.lengths[caption] <= length)
