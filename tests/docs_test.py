@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import vse_jax
 from tests.messages_test import texts
 from vse_jax import command_line as cli
 from vse_jax import main
@@ -19,6 +20,7 @@ from vse_jax.config import FIELDS
 LAB = sorted(Path("docs/lab").glob("*.md"))
 TOP = ("README", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT", "CHANGELOG")
 DOCS = sorted(Path("docs").glob("*.md"))
+REFERENCE = Path("docs/reference/vse_jax.md")
 PAGES = [*(Path(f"{name}.md") for name in TOP), *DOCS]
 
 # What DESIGN says instead: image, caption, element, most expensive, your own, new or
@@ -131,6 +133,16 @@ def test_no_heading_stands_twice():
 def test_every_page_of_the_docs_is_in_the_index():
     index = read(Path("README.md"))
     assert not [page for page in DOCS if f"({page})" not in index]
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^::: vse_jax\.(\w+)$", read(REFERENCE), flags=re.M)
+    assert sorted(listed) == sorted(vse_jax.__all__)
+
+
+def test_the_citation_is_of_this_version():
+    citation = Path("CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {vse_jax.__version__}\n" in citation
 
 
 def test_paths_exist():

@@ -38,7 +38,7 @@ def test_the_extras_are_those_of_pyproject():
     for extra, (_, modules) in EXTRAS.items():
         names = {re.sub("[-_.]+", "-", of_modules[m][0]).lower() for m in modules}
         assert names <= asked(extra, extras), extra
-    for_make = {"data", "dev", "browser", "cuda", "tpu"}
+    for_make = {"data", "dev", "browser", "uv", "docs", "cuda", "tpu"}
     assert extras.keys() - EXTRAS.keys() == for_make
 
 
