@@ -331,9 +331,12 @@ def test_a_folder_without_a_model(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"text.vocb": "x"}, "overrides: there is no config field 'text.vocb'"),
-        ({"image.pool": "foo"}, "config.image.pool: 'foo' is none of"),
-        ({"image.pool": None}, "config.image.pool: None is none of"),
+        (
+            {"text.vocb": "x"},
+            "overrides: no field 'text.vocb' in the config; did",
+        ),
+        ({"image.pool": "foo"}, "overrides: config.image.pool: 'foo' is none of"),
+        ({"image.pool": None}, "overrides: config.image.pool: None is none of"),
         ({"image.size": "large"}, "overrides: config.image.size: "),
     ],
 )

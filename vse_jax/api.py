@@ -42,10 +42,9 @@ from vse_jax.checkpoints.folder import (
 from vse_jax.checkpoints.load import load_model
 from vse_jax.checkpoints.siglip import is_zero_shot
 from vse_jax.config import (
-    FIELDS,
     Config,
     check_config,
-    config_dict,
+    flat_fields,
     keeps_aspect,
     takes_regions,
     typed,
@@ -135,23 +134,14 @@ def load(
     config = model_config(folder, trust_code=trust_code)
     check_config(config, f"{folder / 'config.json'}: ")
     if overrides:
-        config = _with_overrides(config, overrides)
-        check_config(config)
+        try:
+            config = typed({**flat_fields(config), **overrides})
+            check_config(config)
+        except InputError as error:
+            raise InputError(f"overrides: {error}") from None
     config = with_paths(config, os.path.expanduser)
     with _without_orbax_notes():
         return model_of(config, folder, name)
-
-
-def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    values = config_dict(config)
-    for field, value in overrides.items():
-        if field not in FIELDS:
-            raise InputError(f"overrides: there is no config field {field!r}")
-        try:
-            values.update_from_flattened_dict({field: value})
-        except TypeError as error:
-            raise InputError(f"overrides: config.{field}: {error}") from None
-    return typed(values)
 
 
 def model_of(config: Config, folder: AnyPath, name: str | None = None) -> "Model":

@@ -52,18 +52,6 @@ class EncoderFunction(NamedTuple):
     run: Callable[..., Array]
 
 
-class ExportedEncoder(NamedTuple):
-    """An encoder as a program of StableHLO.
-
-    arrays: what the program is called with first, {path: float32}.
-    program: of `jax.export.deserialize`; called with `arrays` and a batch of inputs of
-        any size, it gives the embeddings, float32 [batch, D].
-    """
-
-    arrays: dict[str, np.ndarray]
-    program: bytes
-
-
 def write_exported(
     config: Config, workdir: AnyPath, graphdef: nnx.GraphDef, model: dict[str, Any]
 ) -> AnyPath:
@@ -91,8 +79,9 @@ def write_exported(
                         write_atomically(folder / part.name, part.read_bytes())
         else:
             for name, made in export_encoders(config, graphdef, model).items():
-                write_atomically(folder / f"{name}_tower.stablehlo", made.program)
-                write_safetensors(folder / f"{name}_tower.safetensors", made.arrays)
+                arrays, program = made
+                write_atomically(folder / f"{name}_tower.stablehlo", program)
+                write_safetensors(folder / f"{name}_tower.safetensors", arrays)
         texts = {
             "preprocessing.json": json.dumps(about, indent=1) + "\n",
             about["text"]["tokenizer"]: tokenizer.as_json(),
@@ -135,30 +124,31 @@ def _function(encoder: nnx.Module, inputs: Shapes, normalise: bool) -> EncoderFu
 
 def export_encoders(
     config: Config, graphdef: nnx.GraphDef, model: dict[str, Any]
-) -> dict[str, ExportedEncoder]:
+) -> dict[str, tuple[dict[str, np.ndarray], bytes]]:
     """Both encoders, {"image", "text"}, as StableHLO for all of `PLATFORMS`.
+
+    Each is (arrays, program): what `jax.export.deserialize` makes of the program is
+    called with the arrays, {path: float32}, and a batch of inputs of any size, and
+    gives the embeddings, float32 [batch, D].
 
     What the platforms compute in different ways (ops/sorted_pool.py) is in the program
     for each of them.
     """
-    functions = encoder_functions(config, graphdef, model)
-    return {name: _export(config, encoder) for name, encoder in functions.items()}
-
-
-def _export(config: Config, encoder: EncoderFunction) -> ExportedEncoder:
-    arrays = {name: np.asarray(x) for name, x in encoder.arrays.items()}
     (batch,) = export.symbolic_shape("batch")
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
-    values = [
-        jax.ShapeDtypeStruct((batch, *shape[1:]), dtype)
-        for shape, dtype in encoder.inputs.values()
-    ]
-    # One precision for all platforms: that of 'auto' on accelerators, since on CPUs
-    # every one of them is float32.
-    with jax.default_matmul_precision(matmul_precision(config, "cuda")):
-        program = jax.jit(encoder.run)
-        exported = export.export(program, platforms=PLATFORMS)(shapes, *values)
-    return ExportedEncoder(arrays, bytes(exported.serialize()))
+    found = {}
+    for name, encoder in encoder_functions(config, graphdef, model).items():
+        arrays = {path: np.asarray(x) for path, x in encoder.arrays.items()}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+        values = [
+            jax.ShapeDtypeStruct((batch, *shape[1:]), dtype)
+            for shape, dtype in encoder.inputs.values()
+        ]
+        # One precision for all platforms: that of 'auto' on accelerators, since on
+        # CPUs every one of them is float32.
+        with jax.default_matmul_precision(matmul_precision(config, "cuda")):
+            program = export.export(jax.jit(encoder.run), platforms=PLATFORMS)
+            found[name] = arrays, bytes(program(shapes, *values).serialize())
+    return found
 
 
 @contextlib.contextmanager
