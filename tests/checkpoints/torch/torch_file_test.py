@@ -291,5 +291,5 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 def test_without_pytorch_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"model\.pth: needs PyTorch"):
+    with pytest.raises(InputError, match=r"model\.pth: the package torch is not"):
         torch_file.read(tmp_path / "model.pth")
