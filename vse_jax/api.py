@@ -80,18 +80,21 @@ ImageLike: TypeAlias = (
 class Explanation(NamedTuple):
     """Why an image and a caption have their similarity: two ways to split it.
 
-    similarity: of the two embeddings.
-    cells: float32 [rows, columns] of the image's grid, or [regions]; their sum is the
-        similarity, as the method says.
-    words: the caption's words with their parts of the similarity, which is their sum.
-        "[CLS]" and "[SEP]" (BERT), "<start>" and "<end>" (BiGRU) or "<eos>" and "<pad>"
-        (SigLIP, the padding that it reads) are among them.
-    cells_method, words_method: 'exact', the sum is the similarity up to rounding; or
-        'integrated gradients' (see `Model.image_attributions`), it is within 1e-2 of
-        it for the poolings of this package.
-    cells_shared, words_shared: how much of the similarity no cell or word causes: what
-        the pooling gives for a set of zeros. It is in the parts, the same share for
-        each cell, region or token. Of an exact split it is 0.
+    Attributes:
+        similarity: of the two embeddings.
+        cells: float32 [rows, columns] of the image's grid, or [regions]; their sum is
+            the similarity, as the method says.
+        words: the caption's words with their parts of the similarity, which is their
+            sum. "[CLS]" and "[SEP]" (BERT), "<start>" and "<end>" (BiGRU) or "<eos>"
+            and "<pad>" (SigLIP, the padding that it reads) are among them.
+        cells_method: 'exact', the sum is the similarity up to rounding; or 'integrated
+            gradients' (see `Model.image_attributions`), it is within 1e-2 of it for
+            the poolings of this package.
+        words_method: the same of the words.
+        cells_shared: how much of the similarity no cell causes: what the pooling gives
+            for a set of zeros. It is in the parts, the same share for each cell or
+            region. Of an exact split it is 0.
+        words_shared: the same of the tokens.
     """
 
     similarity: float
@@ -181,17 +184,19 @@ def _published_on(name: str) -> str | None:
 class Model:
     """Two towers with their weights; made by `load`.
 
-    name: the folder's, or USER/NAME.
-    trained_on: config.data.name of its training; of a published SigLIP2 'webli'; None:
-        not known.
-    languages: ISO 639 codes that its card names.
-    cutoff: the similarity from which it takes an image for what a caption says
-        (evaluation/cutoff.py); None: not known.
-    dim: length of its vectors, D.
-    takes_regions: images are arrays of region features [k, F], not pixels.
-    batch_size: images that it computes at a time.
-    cells_method, words_method: how a similarity is split; None: it cannot be, as the
-        encoder is no `SetEncoder`.
+    Attributes:
+        name: the folder's, or USER/NAME.
+        trained_on: config.data.name of its training; of a published SigLIP2 'webli';
+            None: not known.
+        languages: ISO 639 codes that its card names.
+        cutoff: the similarity from which it takes an image for what a caption says
+            (evaluation/cutoff.py); None: not known.
+        dim: length of its vectors, D.
+        takes_regions: images are arrays of region features [k, F], not pixels.
+        batch_size: images that it computes at a time.
+        cells_method: how a similarity is split; None: it cannot be, as the encoder is
+            no `SetEncoder`.
+        words_method: the same of captions.
     """
 
     def __init__(

@@ -193,7 +193,7 @@ def test_search(fresh, model, photos):
     pictures = f"--config.search.pictures={photos}"
     fresh.run("vse-jax", *weights, "--mode=index", pictures)
     engine = "--config.search.engine=approximate"
-    query = ("--config.search.query=a red bar", "--config.search.k=20")
+    query = ("--config.search.query=a red bar", "--config.search.top=20")
     found = fresh.run("vse-jax", *weights, "--mode=search", engine, *query)
     assert "photo.heic" in found
     port = free_port()
