@@ -92,9 +92,9 @@ def grid_rules(embedding_warmup=1, backbone_warmup=0, backbone=0.01, bert=0.1):
     )
 
 
-def region_rules(bert=0.1):
+def region_rules():
     """Parameter groups of region models (see `grid_rules`)."""
-    return (("^text/bert/", bert, 0), (".*", 1.0, 0))
+    return (("^text/bert/", 0.1, 0), (".*", 1.0, 0))
 
 
 # ---- What is said of a field ---------------------------------------------------------

@@ -74,12 +74,12 @@ def plot_coefficients(
             axes.set_axis_off()
             continue
         # Even steps of lightness, without the palest end.
-        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
-        for (size, weights), colour in zip(curves.items(), colours, strict=True):
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+        for (size, weights), color in zip(curves.items(), colors, strict=True):
             marker = "o-" if size <= 40 else "-"
             ranks = np.arange(1, size + 1)
             label = f"{size} vectors"
-            axes.plot(ranks, weights, marker, color=colour, markersize=4, label=label)
+            axes.plot(ranks, weights, marker, color=color, markersize=4, label=label)
         axes.set_xlabel("rank of the value in its dimension (1: the largest)")
         axes.set_ylabel("coefficient")
         axes.set_ylim(bottom=0)

@@ -27,15 +27,15 @@ def plot_curves(workdir: AnyPath, schedule: Schedule) -> None:
     loss_axes.set_ylabel("training loss")
 
     names = sorted({key for row in rows for key in row if key.endswith("/rsum")})
-    for name, colour in zip(names, (GREEN, ORANGE, BLUE), strict=False):
+    for name, color in zip(names, (GREEN, ORANGE, BLUE), strict=False):
         x, y = _series(rows, name, schedule)
         # Of what was reached on other data nothing is compared.
         comparable = np.where(x >= schedule.first_epoch, y, -np.inf)
         best = int(np.argmax(comparable))
         split = name.split("/")[1]
         label = f"{split}: best {y[best]:.1f} after {x[best]:.4g} epochs"
-        rsum_axes.plot(x, y, "o-", color=colour, markersize=4, label=label)
-        rsum_axes.plot(x[best], y[best], "*", color=colour, markersize=14)
+        rsum_axes.plot(x, y, "o-", color=color, markersize=4, label=label)
+        rsum_axes.plot(x[best], y[best], "*", color=color, markersize=14)
         rsum_axes.legend(loc="lower right")
     rsum_axes.set_ylabel("rsum (at most 600)")
     rsum_axes.set_ylim(bottom=0)
