@@ -91,7 +91,7 @@ test-browser: setup-dev ## the search page in Chromium, which apt installs for r
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || \
 	  { echo "error: no Chromium; install it: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/browser
-test-wheel: setup-dev ## wheel and sdist, and each extra in an environment of its own (15 minutes)
+test-wheel: setup-dev ## wheel and sdist, and each extra in an environment of its own (20 minutes)
 	PYTHON=$(PYTHON) $(BIN)/python -m pytest tests/wheel
 NEWEST := $(VENV)/newest/bin/python
 test-newest: $(VENV)/uv ## the tests with the newest packages that pyproject.toml allows
