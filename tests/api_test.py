@@ -286,6 +286,26 @@ class TestExplain:
         parts = model.image_attributions(split.images[3], image)
         assert parts.sum() == pytest.approx(1, rel=1e-2)
 
+    def test_of_the_first_values_of_each_vector(self, model, run, split):
+        """config.dims: what a vector lacks has no part in the similarity."""
+        small = vse_jax.load(run, {"dims": 8})
+        picture, caption = split.images[3], split.captions[0]
+        image, text = small.encode_images([picture]), small.encode_captions([caption])
+        for found, whole in (
+            (image, model.encode_images([picture])),
+            (text, model.encode_captions([caption])),
+        ):
+            first = whole[:, : small.dim]
+            assert small.dim == 8
+            np.testing.assert_allclose(found, first / np.linalg.norm(first), atol=1e-6)
+        found = small.explain(picture, caption)
+        assert found.similarity == pytest.approx(float(image[0] @ text[0]), abs=1e-6)
+        assert abs(found.cells.sum() - found.similarity) < 1e-5
+        assert abs(sum(part for _, part in found.words) - found.similarity) < 1e-5
+        assert small.fingerprint != model.fingerprint
+        with pytest.raises(InputError, match=r"dims: 33 is more than embed_dim"):
+            vse_jax.load(run, {"dims": 33})
+
     def test_words_are_whole_and_in_order(self, model):
         found = model.caption_attributions(
             "A red BAR, café.", np.ones(model.dim, np.float32)

@@ -235,6 +235,10 @@ def test_fields_go_from_free_to_bound():
         ({"optimizer.rules": ((".*", 1.0, 0, 0.8),)}, "a group for the layer's number"),
         ({"optimizer.rules": (("(.*)", 1.0, 0, 1.5),)}, "with a decay, 0 … 1"),
         ({"optimizer.lora.on": "("}, "lora.on: not a regular expression"),
+        ({"dims": 1025}, "config.dims: 1025 is more than embed_dim = 1024"),
+        ({"loss.matryoshka": (64, 64)}, "matryoshka: needs rising numbers below"),
+        ({"loss.matryoshka": (0, 64)}, "matryoshka: needs rising numbers below"),
+        ({"loss.matryoshka": (64, 1024)}, "matryoshka: needs rising numbers below"),
         ({"interpolate.alphas": (0.5, 1.5)}, "alphas: 1.5 is not between 0 and 1"),
         ({"interpolate.alphas": ()}, "alphas: needs at least one number"),
         (

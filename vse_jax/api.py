@@ -49,6 +49,7 @@ from vse_jax.config import (
     takes_regions,
     typed,
     vector_fields,
+    vector_size,
     with_fields,
     with_paths,
 )
@@ -161,7 +162,13 @@ def model_of(config: Config, folder: AnyPath, name: str | None = None) -> "Model
     published = is_siglip(folder) or (
         is_zero_shot(config) and not (folder / "checkpoints").is_dir()
     )
-    loss = arrays["params"].get("loss", {})
+    if not published:
+        cutoff = read_cutoff(folder, vector_size(config))
+    elif config.dims is None:
+        loss = arrays["params"]["loss"]
+        cutoff = sigmoid_cutoff(float(loss["log_scale"]), float(loss["bias"]))
+    else:  # its sigmoid is of similarities of whole vectors
+        cutoff = None
     return Model(
         config,
         graphdef,
@@ -170,9 +177,7 @@ def model_of(config: Config, folder: AnyPath, name: str | None = None) -> "Model
         name,
         trained_on=config.data.name if not published else _published_on(name),
         languages=model_languages(folder),
-        cutoff=sigmoid_cutoff(float(loss["log_scale"]), float(loss["bias"]))
-        if published
-        else read_cutoff(folder),
+        cutoff=cutoff,
     )
 
 
@@ -214,7 +219,7 @@ class Model:
         self.trained_on = trained_on
         self.cutoff = cutoff
         self.languages: Sequence[str] = list(languages)
-        self.dim: int = config.embed_dim
+        self.dim: int = vector_size(config)
         self.takes_regions = takes_regions(config.image)
         self.batch_size: int = batch_sizes(config, 1)[0]
         self._config = config

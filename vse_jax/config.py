@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import difflib
 import enum
+import itertools
 import json
 import math
 import re
@@ -493,6 +494,9 @@ class LossConfig:
     ramp_epoch: int = field(
         1, "loss × (step in epoch / steps) in this epoch; -1: never", min=-1
     )
+    matryoshka: tuple[int, ...] = field(
+        (), "the loss is a mean over these first values of a vector, and all of them"
+    )
 
 
 @dataclass(frozen=True)
@@ -724,6 +728,13 @@ class Config:
         free=RESUME,
     )
     embed_dim: int = field(1024, "length of an embedding", min=1)
+    dims: int | None = field(
+        None,
+        "first values of an embedding that are used, once trained; None: all",
+        min=1,
+        free=RESUME,
+        vectors=True,
+    )
     weights: str | None = field(
         None,
         "the model that training starts from: a run's folder, a shared one or hf://; "
@@ -796,6 +807,12 @@ def _conflicts(c: Config) -> Iterator[tuple[str, str]]:
         yield "mesh", "every axis needs a positive number of devices, one may be -1"
     if c.batch_size % max(c.microbatches, 1):
         yield "microbatches", f"a batch of {c.batch_size} does not divide by it"
+
+    if c.dims is not None and c.dims > c.embed_dim:
+        yield "dims", f"{c.dims} is more than embed_dim = {c.embed_dim}"
+    lengths = (0, *c.loss.matryoshka, c.embed_dim)
+    if any(a >= b for a, b in itertools.pairwise(lengths)):
+        yield "loss.matryoshka", f"needs rising numbers below embed_dim = {c.embed_dim}"
 
     image, vit = c.image, c.image.vit
     if image.kind == "vit":
@@ -998,6 +1015,11 @@ def check_config(config: Config, where: str = "") -> None:
 def encoder_config(config: Config, name: str) -> ImageConfig | TextConfig:
     """config.image or config.text, by its name."""
     return config.image if name == "image" else config.text
+
+
+def vector_size(config: Config) -> int:
+    """How many values an embedding of a trained model has."""
+    return config.dims or config.embed_dim
 
 
 def takes_regions(image: ImageConfig) -> bool:

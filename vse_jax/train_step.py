@@ -31,6 +31,7 @@ from vse_jax.lora import adapter_shapes, init_adapters, merged
 from vse_jax.losses import batch_loss
 from vse_jax.microbatches import loss_and_gradients
 from vse_jax.models.build import abstract_model, build_model, merge_model, split_model
+from vse_jax.models.vse import prefix
 from vse_jax.ops import place
 from vse_jax.optimizer import Optimizer, Schedule
 
@@ -276,7 +277,17 @@ def train_step(
         params = merge(state.params, trainable).get("loss", {})
         loss = nnx.merge(trainer.loss_graphdef, params)
         ids = batch["image_ids"] if config.loss.mask_same_image else None
-        return batch_loss(loss, images, captions, schedule.epoch(state.step), ids, mesh)
+        epoch = schedule.epoch(state.step)
+        whole = batch_loss(loss, images, captions, epoch, ids, mesh)
+        if not (prefixes := config.loss.matryoshka):
+            return whole
+        # Matryoshka representation learning (Kusupati et al., 2022, Eq. 1), all
+        # prefixes with the same weight; as a mean it keeps the learning rate's scale.
+        sides = (images, config.image.normalise), (captions, config.text.normalise)
+        for dims in prefixes:
+            parts = (prefix(x, dims, normalize) for x, normalize in sides)
+            whole += batch_loss(loss, *parts, epoch, ids, mesh)
+        return whole / (1 + len(prefixes))
 
     loss, grads, batch_stats = loss_and_gradients(
         embed, loss_of, trainable, state.batch_stats, batch, config.microbatches

@@ -66,6 +66,7 @@ def test_training_fits_it_on_dev_and_evaluation_fits_it_again(
     assert (kept["split"], kept["images"]) == ("dev", 32)
     assert kept["recall"] == 0.9
     assert vse_jax.load(tmp_path).cutoff == kept["score"]
+    assert vse_jax.load(tmp_path, {"dims": 8}).cutoff is None
     # A run that goes on and is stopped has none: it would be an earlier model's.
     monkeypatch.setattr("vse_jax.train.evaluate", refuse)
     with pytest.raises(InputError, match="stopped"):
@@ -81,7 +82,7 @@ def test_training_fits_it_on_dev_and_evaluation_fits_it_again(
 
 def test_it_is_shared_with_the_model(tiny_config, tmp_path):
     folder = write_run(tiny_config, tmp_path / "run")
-    (folder / "cutoff.json").write_text('{"score": 0.25}')
+    (folder / "cutoff.json").write_text('{"score": 0.25, "dims": 32}')
     push(tiny_config, folder, None)
     assert vse_jax.load(folder / "share").cutoff == 0.25
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.helpers import tiny
 from tests.helpers.drafts import draft
@@ -21,6 +22,7 @@ from vse_jax.data.collate import (
     size_of,
 )
 from vse_jax.distributed.mesh import batch_sharding, put_batch
+from vse_jax.models.build import merge_model
 from vse_jax.planning.program import Program, read_program
 from vse_jax.train_step import train_step
 
@@ -179,3 +181,35 @@ def test_a_full_size_step_of_the_published_recipes_traces(name):
     towers = bert + 768 * 1024 + 1024 + 2048 * 1024 + 1024 + 2 * gpo
     resnet101, mlp = 42_500_160, 2048 * 512 + 512 + 2 * 512 + 512 * 1024 + 1024
     assert count == towers + (resnet101 if name == "coco_grid" else mlp)
+
+
+def test_matryoshka_is_the_mean_over_prefixes_on_any_mesh():
+    """Each prefix is a vector of its own, of length 1, under the same loss."""
+    config = bigru(region_config())
+    config.loss.update({"matryoshka": (2, 8), "vse_mean_warmup_epochs": 1})
+    batch = batch_of(config)
+    found = []
+    for devices in (1, 8):
+        mesh, optimizer, state, step = set_up(config, devices)
+        if devices == 1:
+            keys = jax.random.split(jax.random.fold_in(state.rng, 0))
+            rngs = nnx.Rngs(dropout=keys[0], size=keys[1])
+            model = merge_model(trainer_of(config).graphdef, state.weights)
+            arrays = jax.tree.map(jnp.asarray, batch)
+            sides = [np.array(x) for x in model(arrays, train=True, rngs=rngs)]
+        placed = put_batch(batch, batch_sharding(mesh))
+        _, metrics = step(state, placed, optimizer.trainable_groups(0))
+        found.append(float(metrics["loss"]))
+    losses = []
+    for dims in (2, 8, config.embed_dim):
+        images, captions = (x[:, :dims] for x in sides)
+        images = images / np.linalg.norm(images, axis=1, keepdims=True)
+        captions = captions / np.linalg.norm(captions, axis=1, keepdims=True)
+        similarity = images @ captions.T
+        positives = np.diag(similarity)
+        each = [
+            config.loss.margin + similarity - x for x in (positives[:, None], positives)
+        ]
+        each = [np.maximum(x, 0) * (1 - np.eye(len(x))) for x in each]
+        losses.append(sum(x.sum() for x in each))
+    assert found == pytest.approx([np.mean(losses)] * 2, rel=1e-4)

@@ -29,7 +29,7 @@ from vse_jax.data.images import scale_and_shift
 from vse_jax.data.tokenizers import caption_tokenizer, padded_lengths
 from vse_jax.distributed.runtime import matmul_precision
 from vse_jax.models.build import merge_model, split_model
-from vse_jax.models.vse import l2_normalize
+from vse_jax.models.vse import prefix
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _RESIZED = {
@@ -105,19 +105,21 @@ def encoder_functions(
     captions = {name: captions[name] for name in ("token_ids", "token_lengths")}
     images = image_shapes(config.image, 1)
     return {
-        "image": _function(vse.image, images, vse.normalize_images),
-        "text": _function(vse.text, captions, vse.normalize_captions),
+        "image": _function(vse.image, images, vse.dims, vse.normalize_images),
+        "text": _function(vse.text, captions, vse.dims, vse.normalize_captions),
     }
 
 
-def _function(encoder: nnx.Module, inputs: Shapes, normalise: bool) -> EncoderFunction:
+def _function(
+    encoder: nnx.Module, inputs: Shapes, dims: int | None, normalize: bool
+) -> EncoderFunction:
     graphdef, tree = split_model(encoder)
 
     def run(arrays: dict[str, Any], *values: Array) -> Array:
         held = merge(tree, arrays)
         module = nnx.merge(graphdef, held["params"], held["batch_stats"])
         pooled = module(dict(zip(inputs, values, strict=True)))
-        return l2_normalize(pooled) if normalise else pooled
+        return prefix(pooled, dims, normalize)
 
     return EncoderFunction(inputs, flatten(tree), run)
 

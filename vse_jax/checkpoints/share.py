@@ -39,6 +39,7 @@ from vse_jax.config import (
     own_vocabulary,
     save_shared_config,
     takes_regions,
+    vector_size,
 )
 from vse_jax.data.tokenizers import caption_tokenizer
 from vse_jax.data.vocabulary import copy_vocabulary
@@ -127,7 +128,7 @@ def _card(
     about = [
         ("image encoder", f"{image.kind}, {seen}, pooling {image.pool}"),
         ("text encoder", f"{text.kind}, pooling {text.pool}, `{vocabulary}`"),
-        ("vectors", f"{config.embed_dim} values"),
+        ("vectors", f"{vector_size(config)} values"),
         ("parameters", f"{parameters:,}, float32"),
     ]
     trained = 0.0  # when the best epoch was; earlier evaluations are of another

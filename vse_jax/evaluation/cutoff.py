@@ -64,6 +64,7 @@ def write_cutoff(workdir: AnyPath, split: Split, embeddings: Embeddings) -> None
         "split": split.name,
         "images": len(images),
         "captions": len(captions),
+        "dims": images.shape[1],
     }
     text = json.dumps(about, indent=1) + "\n"
     write_atomically(workdir / CUTOFF_FILE, text.encode())
@@ -78,8 +79,8 @@ def write_cutoff(workdir: AnyPath, split: Split, embeddings: Embeddings) -> None
     )
 
 
-def read_cutoff(folder: AnyPath) -> float | None:
-    """The similarity that a model's folder keeps; None: it was not fitted.
+def read_cutoff(folder: AnyPath, dims: int) -> float | None:
+    """The similarity that a model's folder keeps; None: none of vectors so long.
 
     Raises:
         InputError: cutoff.json has none.
@@ -87,7 +88,8 @@ def read_cutoff(folder: AnyPath) -> float | None:
     file = folder / CUTOFF_FILE
     if not file.is_file():
         return None
-    score = read_object(file).get("score")
+    found = read_object(file)
+    score = found.get("score")
     if not isinstance(score, float) or not math.isfinite(score):
         raise InputError(f"{file}: score is {score!r}, no number")
-    return score
+    return score if found.get("dims") == dims else None

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from vse_jax.base.cores import usable_cores
 from vse_jax.base.errors import InputError
 from vse_jax.base.progress import progress
-from vse_jax.config import Config, ImageConfig, takes_regions
+from vse_jax.config import Config, ImageConfig, takes_regions, vector_size
 from vse_jax.data.collate import (
     Batch,
     CaptionCollator,
@@ -250,7 +250,7 @@ class Embedder:
         model = self._placed(model)
         embedded = []
         for items, what in ((images, "images"), (captions, "captions")):
-            shape = (len(items.order), self.config.embed_dim)
+            shape = (len(items.order), vector_size(self.config))
             result = np.full(shape, np.nan, np.float32)
             for rows, numbers in self.encode(model, items, f"{split.name}: {what}"):
                 result[numbers] = rows
@@ -349,7 +349,7 @@ class Embedder:
         """
         images = Images(self.config.image, 1, lambda *_: None)
         captions = Captions(self.config, tokens)
-        vector = np.zeros((1, self.config.embed_dim), np.float32)
+        vector = np.zeros((1, vector_size(self.config)), np.float32)
         runs: list[tuple[str, Batch, np.ndarray]] = []
         for program, shapes in [
             (images.program, images.shapes(images.order, 1)),
@@ -388,7 +388,7 @@ class Embedder:
 
     def _program(self, name: str, shapes: Shapes):
         """What `CompileCache` wants to know: (its name, key, how to lower it)."""
-        dim = self.config.embed_dim if name in _ATTRIBUTIONS.values() else None
+        dim = vector_size(self.config) if name in _ATTRIBUTIONS.values() else None
 
         def lower() -> Lowered:
             with jax.default_matmul_precision(self._precision):

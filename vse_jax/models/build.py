@@ -27,6 +27,7 @@ def build_model(config: Config, *, rngs: nnx.Rngs) -> VSE:
         text=build_text_encoder(config, rngs=rngs),
         normalize_images=config.image.normalise,
         normalize_captions=config.text.normalise,
+        dims=config.dims,
         loss=build_loss(config, rngs=rngs),
     )
 

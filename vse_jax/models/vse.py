@@ -56,6 +56,7 @@ class VSE(nnx.Module):
         image, text: the encoders, called as (batch, train=…, rngs=…) → pooled vectors
             [b, d], float32.
         normalize_images, normalize_captions: divide the pooled vectors by their length.
+        dims: how many of a vector's first values a trained model gives; None: all.
         loss: what training descends (losses.py); its parameters belong to the model.
     """
 
@@ -66,12 +67,14 @@ class VSE(nnx.Module):
         *,
         normalize_images: bool = True,
         normalize_captions: bool = True,
+        dims: int | None = None,
         loss: nnx.Module | None = None,
     ):
         self.image = image
         self.text = text
         self.normalize_images = normalize_images
         self.normalize_captions = normalize_captions
+        self.dims = dims
         self.loss = loss
 
     def __call__(
@@ -93,7 +96,7 @@ class VSE(nnx.Module):
             rngs: stream `size`, needed when a grid model trains.
         """
         pooled = self.image(batch, train=train, rngs=rngs)
-        return l2_normalize(pooled) if self.normalize_images else pooled
+        return prefix(pooled, None if train else self.dims, self.normalize_images)
 
     def encode_captions(
         self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
@@ -107,7 +110,7 @@ class VSE(nnx.Module):
             rngs: stream `dropout`, needed when training from token ids.
         """
         pooled = self.text(batch, train=train, rngs=rngs)
-        return l2_normalize(pooled) if self.normalize_captions else pooled
+        return prefix(pooled, None if train else self.dims, self.normalize_captions)
 
     def caption_features(self, batch: Batch) -> Float[Array, "b t h"]:
         """Returns what 'token_features' may hold in place of batch['token_ids']."""
@@ -136,6 +139,14 @@ class VSE(nnx.Module):
         return _similarity_attributions(
             self.text, batch, vectors, self.normalize_captions
         )
+
+
+def prefix(
+    x: Float[Array, "b d"], dims: int | None, normalize: bool
+) -> Float[Array, "b p"]:
+    """The first `dims` values of each row (None: all), of unit length if wanted."""
+    x = x if dims is None else x[:, :dims]
+    return l2_normalize(x) if normalize else x
 
 
 def l2_normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
@@ -204,11 +215,13 @@ def attributions(
 def _similarity_attributions(encoder, batch, vectors, normalize: bool):
     method = attribution_method(encoder)
     features, mask = encoder.elements(batch)
-    weights = vectors
+    pooled = encoder.gpool(features, mask)
+    weights, dims = vectors, vectors.shape[1]
     if normalize:
-        pooled = encoder.gpool(features, mask)
-        length = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+        length = jnp.linalg.norm(pooled[:, :dims], axis=-1, keepdims=True)
         weights = vectors / (jnp.maximum(length, 1e-12) + 1e-8)
+    # The values beyond `dims` have no part in the similarity.
+    weights = jnp.pad(weights, ((0, 0), (0, pooled.shape[1] - dims)))
     parts = attributions(encoder.gpool, features, mask, weights).sum(axis=-1)
     if method == "exact":
         return parts, jnp.zeros(len(parts))
