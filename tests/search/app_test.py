@@ -787,15 +787,15 @@ def test_uploads_that_never_end_do_not_hold_their_places(serve):
 
 
 def test_an_upload_that_makes_progress_takes_its_time(serve):
-    server = serve(timeout_s=0.3)
+    server = serve(timeout_s=1.0)
     data = content("red") + bytes(20_000)
 
     async def slowly(step):
         for start in range(0, len(data), step):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
             yield data[start : start + step]
 
-    # In 0.7 s, longer than an answer may take; then as if it took minutes.
+    # In 1.4 s, longer than an answer may take; then as if it took minutes.
     assert server("POST", "/api/upload", {}, slowly(1500)).status == 200
     reply = server("POST", "/api/upload", {}, slowly(50))
     assert reply.status == 408
