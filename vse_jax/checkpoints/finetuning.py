@@ -28,16 +28,22 @@ def retention_splits(config: Config) -> list[Split]:
     Raises:
         InputError: as `read_splits`.
     """
-    about = config.eval.retention
-    if not (about.split or about.root or about.name):
+    about, name = config.eval.retention, _retention_name(config)
+    if name is None:
         return []
     fields = {
         "data.root": about.root or config.data.root,
         "data.name": about.name or config.data.name,
         "data.dev_captions": None,
     }
-    split = read_split(with_fields(config, fields), about.split or "test")
+    split = read_split(with_fields(config, fields), name)
     return [replace(split, name="retention")]
+
+
+def _retention_name(config: Config) -> str | None:
+    """The name of the split that config.eval.retention means; None: there is none."""
+    about = config.eval.retention
+    return about.split or ("test" if about.root or about.name else None)
 
 
 def make_report(
@@ -47,7 +53,7 @@ def make_report(
     about, data = config.eval.retention, config.data
     described = {
         data.dev_split: f"{data.name} {data.dev_split}",
-        "retention": f"{about.name or data.name} {about.split or 'test'}",
+        "retention": f"{about.name or data.name} {_retention_name(config)}",
     }
     # What was not scored before the first step is not compared.
     found = [split for split in described if all(split in x for x in models.values())]
